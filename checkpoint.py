@@ -1,0 +1,107 @@
+"""Checkpoints: EMA weights, atomic saving, loading with weights_only=True, and a model from its file."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_model import ConditionalDiffusion, ModelConfig
+
+FORMAT = "attribute-face-diffusion/1"
+
+
+class EMA:
+    """Exponential moving average of a model's parameters, with warm-up.
+
+    After update n the decay is min(decay, (1 + n) / (10 + n)): early averages forget the initialisation.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, num_updates: int) -> None:
+        decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+
+
+def save_atomically(state: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint so that ``path`` holds either the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's contents, on the CPU; only plain tensors and plain types are unpickled.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a checkpoint of this project, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: train one with train.py, or check the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).split("\n")[0][:100]
+        raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path} is not a checkpoint of this project: expected {FORMAT}, found {found}")
+    return state
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        ValueError: naming the first weight that does not fit, with both shapes.
+    """
+    own = model.state_dict()
+    for name in own.keys() | weights.keys():
+        ours = tuple(own[name].shape) if name in own else "absent"
+        theirs = tuple(weights[name].shape) if name in weights else "absent"
+        if ours != theirs:
+            raise ValueError(
+                f"{path} holds another architecture: {name} is {theirs} there and {ours} in this model"
+            )
+    model.load_state_dict(weights)
+
+
+def save_model(model: ConditionalDiffusion, path: str | Path, **facts: int | float | str) -> None:
+    """Write what inference needs: weights, configuration and plain ``facts`` about the training."""
+    save_atomically({"config": model.config.to_dict(), "model": model.state_dict(), **facts}, path)
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:
+    """The model in a checkpoint, in evaluation mode, built from the configuration inside: EMA weights
+    where the file has them (``last.pth``) next to the raw ones.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_checkpoint`` and ``load_weights``.
+    """
+    state = load_checkpoint(path)
+    try:
+        model = ConditionalDiffusion(ModelConfig(**state["config"]))
+        weights = state.get("ema", state["model"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is a checkpoint of another version: {error}") from None
+    load_weights(model, weights, path)
+    return model.to(device, memory_format=torch.channels_last).eval()

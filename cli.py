@@ -1,0 +1,63 @@
+"""What the scripts share at the command line: one-line errors, number types, a clean Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows every default and answers a wrong flag in one line, exit code 2."""
+
+    def __init__(self, description: str | None):
+        summary = (description or "").strip().split("\n\n")[0]
+        super().__init__(
+            description=summary,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def number(
+    kind: type, low: float, high: float = float("inf"), exclusive_low: bool = False
+) -> Callable[[str], float]:
+    """An argparse type: a finite int or float in [low, high], or in (low, high]."""
+    bounds = f"{'more than' if exclusive_low else 'at least'} {low}"
+    bounds += f" and at most {high}" if high != float("inf") else ""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high or (exclusive_low and value == low):
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {noun} {bounds}, got {text!r}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, 1)
+count = number(int, 0)
+positive = number(float, 0, exclusive_low=True)
+non_negative = number(float, 0)
+fraction = number(float, 0, 1)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call ``main``; a wrong value or a file that cannot be used (ValueError, OSError) becomes one line
+    on stderr and exit code 2, Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        prog = sys.argv[0].rsplit("/", 1)[-1]
+        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

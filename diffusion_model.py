@@ -1,0 +1,437 @@
+"""ConditionalDiffusion: UNet, VAE and noise schedule in one module, with its joint loss and the methods
+a user calls. Images go in and come out as uint8 (B, H, W, 3); attributes are rows (B, A) in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from autoencoder_model import AttributeVAE, PixelFirstStage
+from guidance import classifier_free
+from noise_schedule import LOSS_WEIGHTINGS, PREDICTIONS, Denoiser, NoiseSchedule
+from samplers import Steps, ddim, ddpm, last, randn_like, timestep_grid
+from unet_model import ConditionalUNet
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build the model again; plain types only, so it travels in checkpoints."""
+
+    attribute_names: tuple[str, ...]
+    image_size: int = 64
+    crop: int = 178  # how photographs were cropped for training, and are for editing
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    blocks_per_level: int = 2
+    self_attention_levels: tuple[int, ...] = (2, 3)
+    cross_attention_levels: tuple[int, ...] = (1, 2, 3)
+    num_heads: int = 4
+    patch_size: int = 1
+    dropout: float = 0.0
+    latent_dim: int = 512
+    schedule: str = "cosine"
+    num_timesteps: int = 1000
+    prediction: str = "v"
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"unknown prediction {self.prediction!r}: choose one of {', '.join(PREDICTIONS)}"
+            )
+        stride = self.patch_size * 2 ** (len(self.channels) - 1)
+        if self.image_size % stride:
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by {stride} (patch_size "
+                f"{self.patch_size} times 2 per downsampling of {len(self.channels)} levels)"
+            )
+
+    def to_dict(self) -> dict:
+        """The configuration as plain lists, strings and numbers."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the joint loss and the rates at which conditions are dropped in training."""
+
+    ae_weight: float = 0.1
+    kl_weight: float = 0.01
+    attr_weight: float = 0.1
+    free_bits: float = 0.02  # nats per latent dimension
+    loss_weighting: str = "min_snr"
+    cfg_dropout: float = 0.1
+    attr_dropout: float = 0.3
+    latent_dropout: float = 0.5
+
+    def __post_init__(self):
+        if self.loss_weighting not in LOSS_WEIGHTINGS:
+            raise ValueError(
+                f"unknown loss_weighting {self.loss_weighting!r}: choose one of "
+                f"{', '.join(LOSS_WEIGHTINGS)}"
+            )
+        for name in ("cfg_dropout", "attr_dropout", "latent_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability in [0, 1], got {getattr(self, name)}")
+
+
+def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float) -> Tensor:
+    """Attribute rows (B, A) with whole rows set to 0 with probability ``cfg_dropout``, and single
+    attributes with probability ``attr_dropout`` on average.
+
+    The rate at which a sample loses single attributes is drawn per sample, as U ** (1/p - 1) with U
+    uniform: it has mean p and reaches 1, so rows that name three of forty attributes occur.
+    """
+    device = attributes.device
+    keep = torch.rand(len(attributes), 1, device=device) >= cfg_dropout
+    if attr_dropout > 0:
+        rate = torch.rand(len(attributes), 1, device=device) ** (1 / attr_dropout - 1)
+        keep = keep & (torch.rand(attributes.shape, device=device) >= rate)
+    return attributes * keep
+
+
+def with_bar(steps: Steps, label: str, grid: list[int], progress: bool) -> Steps:
+    """The same steps behind a progress bar."""
+    return tqdm(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
+
+
+class ConditionalDiffusion(nn.Module):
+    """The whole model. ``forward`` is the joint training loss; the other public methods sample and edit.
+
+    Sampling methods take ``generator`` (a torch.Generator, on any device) for repeatable noise,
+    ``latent`` (B, latent_dim) or None for no semantic latent, and ``progress`` for a progress bar.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.schedule = NoiseSchedule(config.schedule, config.num_timesteps)
+        self.first_stage = PixelFirstStage()
+        num_attributes = len(config.attribute_names)
+        self.autoencoder = AttributeVAE(
+            config.image_size, latent_dim=config.latent_dim, num_attributes=num_attributes
+        )
+        self.unet = ConditionalUNet(
+            channels=config.channels,
+            num_attributes=num_attributes,
+            latent_dim=config.latent_dim,
+            blocks_per_level=config.blocks_per_level,
+            self_attention_levels=config.self_attention_levels,
+            cross_attention_levels=config.cross_attention_levels,
+            num_heads=config.num_heads,
+            patch_size=config.patch_size,
+            dropout=config.dropout,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_out.weight.device
+
+    # ---------------------------------------------------------------- training
+
+    def forward(
+        self,
+        images: Tensor,
+        attributes: Tensor,
+        loss: LossConfig,
+        t: Tensor | None = None,
+        eps: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Joint loss = diffusion + ae_weight (reconstruction + kl_weight kl + attr_weight attributes).
+
+        Args:
+            images: uint8 (B, H, W, 3).
+            attributes: (B, A) in [-1, 1].
+            loss: weights and dropping rates.
+            t, eps: timesteps (B,) and noise (B, C, H, W); drawn here where not given.
+
+        Returns:
+            the scalar terms under their names, their weighted sum under ``total``; the diffusion loss
+            of each sample (B,); and t (B,).
+        """
+        x0 = self.first_stage.encode(images)
+        terms, latent = self.autoencoder.losses(x0, attributes, loss.free_bits)
+        if t is None:
+            t = torch.randint(self.schedule.num_timesteps, (len(x0),), device=x0.device)
+        if eps is None:
+            eps = torch.randn_like(x0)
+        output = self.unet(
+            self.schedule.q_sample(x0, t, eps),
+            t,
+            drop_attributes(attributes, loss.cfg_dropout, loss.attr_dropout),
+            latent,
+            (torch.rand(len(x0), device=x0.device) >= loss.latent_dropout).float(),
+        )
+        target = self.schedule.target(self.config.prediction, x0, eps, t)
+        error = (output.float() - target).pow(2).mean((1, 2, 3))  # (B,)
+        per_sample = error * self.schedule.loss_weight(loss.loss_weighting, self.config.prediction, t)
+        terms["diffusion"] = per_sample.mean()
+        terms["total"] = terms["diffusion"] + loss.ae_weight * (
+            terms["reconstruction"]
+            + loss.kl_weight * terms["kl"]
+            + loss.attr_weight * terms["attributes"]
+        )
+        return terms, per_sample.detach(), t
+
+    # ---------------------------------------------------------------- conditions and denoisers
+
+    def denoiser(self, attributes: Tensor, latent: Tensor | None) -> Denoiser:
+        """The network under fixed conditions, as samplers take it."""
+
+        def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+            labels = torch.full((len(x_t),), t, device=x_t.device)
+            output = self.unet(x_t, labels, attributes, latent).to(x_t.dtype)
+            return self.schedule.to_x0_eps(self.config.prediction, output, x_t, t)
+
+        return denoise
+
+    def guided_denoiser(
+        self,
+        attributes: Tensor,
+        latent: Tensor | None = None,
+        cfg_scale: float = 1.0,
+        rescale: float = 0.0,
+        base: Tensor | None = None,
+    ) -> Denoiser:
+        """Classifier-free guidance from ``base`` (default: the unconditional, all-zero rows) towards
+        ``attributes``, in one batch. cfg_scale 1 is off and costs a single pass. The latent, which says
+        who is in the picture, is in both branches: guidance amplifies the attributes only."""
+        if cfg_scale == 1 and rescale == 0:
+            return self.denoiser(attributes, latent)
+        base = torch.zeros_like(attributes) if base is None else base
+        if cfg_scale == 0:
+            return self.denoiser(base, latent)
+        latents = None if latent is None else latent.repeat(2, 1)
+        both = self.denoiser(torch.cat([base, attributes]), latents)
+        return classifier_free(both, self.schedule, cfg_scale, rescale)
+
+    def _rows(self, attributes: Tensor | None, batch_size: int) -> Tensor:
+        """Attribute rows on the model's device; None means nothing specified, one row serves all."""
+        num_attributes = len(self.config.attribute_names)
+        if attributes is None:
+            return torch.zeros(batch_size, num_attributes, device=self.device)
+        if attributes.shape not in ((1, num_attributes), (batch_size, num_attributes)):
+            raise ValueError(
+                f"attributes must be ({batch_size}, {num_attributes}) or (1, {num_attributes}), got "
+                f"{tuple(attributes.shape)}"
+            )
+        return attributes.to(self.device, torch.float32).expand(batch_size, -1)
+
+    def _start(self, batch_size: int, image_size, generator: torch.Generator | None) -> Tensor:
+        height, width = image_size or (self.config.image_size, self.config.image_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return randn_like(torch.empty(batch_size, 3, height, width, device=self.device), generator)
+
+    # ---------------------------------------------------------------- sampling
+
+    @torch.no_grad()
+    def sample_steps(
+        self,
+        x_T: Tensor,
+        attributes: Tensor | None = None,
+        cfg_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        eta: float | None = 0.0,
+        generator: torch.Generator | None = None,
+        latent: Tensor | None = None,
+        rescale: float = 0.0,
+        progress: bool = False,
+    ) -> Steps:
+        """The reverse chain from noise x_T (B, 3, H, W), step by step: yields what samplers yield.
+        eta in [0, 1] is DDIM's; None samples with DDPM."""
+        rows = self._rows(attributes, len(x_T))
+        denoise = self.guided_denoiser(rows, latent, cfg_scale, rescale)
+        grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)
+        clip = self.first_stage.clip_x0
+        if eta is None:
+            steps = ddpm(denoise, self.schedule, x_T, grid, clip, generator)
+        else:
+            steps = ddim(denoise, self.schedule, x_T, grid, clip, generator, eta)
+        yield from with_bar(steps, "sampling", grid, progress)
+
+    def ddim_sample(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int] | None = None,
+        attributes: Tensor | None = None,
+        cfg_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        latent: Tensor | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Images drawn by DDIM: uint8 (batch_size, H, W, 3).
+
+        Args:
+            image_size: (H, W); the training size by default.
+            attributes: (batch_size, A) or (1, A) in [-1, 1]; None asks for nothing in particular.
+            cfg_scale: 0 unconditional, 1 conditional, more amplifies what the attributes ask.
+            num_inference_steps: network evaluations, 1 ... T.
+            eta: 0 deterministic given the noise, 1 as noisy as DDPM.
+
+        Raises:
+            ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
+        """
+        x_T = self._start(batch_size, image_size, generator)
+        steps = self.sample_steps(
+            x_T, attributes, cfg_scale, num_inference_steps, eta, generator, latent, progress=progress
+        )
+        return self.first_stage.decode(last(steps))
+
+    def ddpm_sample(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int] | None = None,
+        attributes: Tensor | None = None,
+        cfg_scale: float = 1.0,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | None = None,
+        latent: Tensor | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Images drawn by ancestral (DDPM) sampling, through all T timesteps unless told otherwise;
+        arguments and result as ``ddim_sample``."""
+        x_T = self._start(batch_size, image_size, generator)
+        num_steps = num_inference_steps or self.schedule.num_timesteps
+        steps = self.sample_steps(
+            x_T, attributes, cfg_scale, num_steps, None, generator, latent, progress=progress
+        )
+        return self.first_stage.decode(last(steps))
+
+    def interpolate_between_attributes(
+        self,
+        start: Tensor,
+        end: Tensor,
+        num_steps: int,
+        cfg_scale: float = 2.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | None = None,
+        latent: Tensor | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """A strip from ``start`` to ``end``, rows (1, A), linear in the attributes, every frame from the
+        same noise: uint8 (num_steps, H, W, 3), frame 0 at start and the last at end.
+
+        Raises:
+            ValueError: for fewer than two steps, or rows of another size.
+        """
+        if num_steps < 2:
+            raise ValueError(f"an interpolation needs at least 2 steps, got {num_steps}")
+        weight = torch.linspace(0, 1, num_steps, device=self.device)[:, None]
+        rows = torch.lerp(self._rows(start, 1), self._rows(end, 1), weight)  # (N, A)
+        x_T = self._start(1, None, generator).expand(num_steps, -1, -1, -1)
+        latent = None if latent is None else latent.expand(num_steps, -1)
+        steps = self.sample_steps(
+            x_T, rows, cfg_scale, num_inference_steps, 0.0, None, latent, progress=progress
+        )
+        return self.first_stage.decode(last(steps))
+
+    # ---------------------------------------------------------------- real images
+
+    def _photographs(self, images: Tensor) -> Tensor:
+        return self.first_stage.encode(images.to(self.device))
+
+    @torch.no_grad()
+    def encode_latent(self, images: Tensor) -> Tensor:
+        """The semantic latent of images uint8 (B, S, S, 3): the VAE's mean (B, latent_dim)."""
+        return self.autoencoder.encode(self._photographs(images))[0]
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The VAE's reconstruction of images uint8 (B, S, S, 3), in the same form."""
+        return self.first_stage.decode(self.autoencoder.decode(self.encode_latent(images)))
+
+    @torch.no_grad()
+    def predict_attributes(self, images: Tensor) -> Tensor:
+        """What the VAE's attribute head sees in images uint8 (B, S, S, 3): (B, A) in [-1, 1], the
+        expectation 2 p - 1 of an attribute present with probability p."""
+        return torch.tanh(self.autoencoder.attribute_logits(self.encode_latent(images)) / 2)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        images: Tensor,
+        attributes: Tensor,
+        latent: Tensor | None = None,
+        num_inference_steps: int = 50,
+        progress: bool = False,
+    ) -> Tensor:
+        """The noise x_T (B, 3, H, W) that leads to these images, by unguided DDIM inversion."""
+        x0 = self._photographs(images)
+        grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)[::-1]
+        denoise = self.denoiser(self._rows(attributes, len(x0)), latent)
+        return last(with_bar(ddim(denoise, self.schedule, x0, grid), "inverting", grid, progress))
+
+    @torch.no_grad()
+    def edit_steps(
+        self,
+        source_image: Tensor,
+        target_attributes: Tensor,
+        strengths: list[float],
+        num_inference_steps: int,
+        cfg_scale: float,
+        source_attributes: Tensor | None,
+        use_latent: bool,
+        progress: bool = False,
+    ) -> Iterator[Tensor]:
+        """Edits of one set of images at several strengths, inverting once; see manipulate_attributes."""
+        for strength in strengths:
+            if not 0 <= strength <= 1:
+                raise ValueError(f"strength must lie in [0, 1], got {strength}")
+        latent = self.encode_latent(source_image) if use_latent else None
+        if source_attributes is None:
+            source_attributes = self.predict_attributes(source_image)
+        source = self._rows(source_attributes, len(source_image))
+        target = self._rows(target_attributes, len(source_image))
+        target = torch.where(target == 0, source, target)
+        x_T = self.invert(source_image, source, latent, num_inference_steps, progress)
+        grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)
+        for strength in strengths:
+            denoise = self.guided_denoiser(target, latent, strength * cfg_scale, base=source)
+            steps = with_bar(ddim(denoise, self.schedule, x_T, grid), "editing", grid, progress)
+            yield self.first_stage.decode(last(steps))
+
+    def manipulate_attributes(
+        self,
+        source_image: Tensor,
+        target_attributes: Tensor,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        cfg_scale: float = 2.0,
+        source_attributes: Tensor | None = None,
+        use_latent: bool = True,
+        progress: bool = False,
+    ) -> Tensor:
+        """Edit photographs by named attributes: DDIM inversion under the source's own attributes, then
+        denoising under the target's.
+
+        Guidance runs from the source's prediction towards the target's with scale strength * cfg_scale,
+        so the edit is continuous in strength: 0 gives back the source's reconstruction, 1 the full edit.
+
+        Args:
+            source_image: uint8 (B, S, S, 3).
+            target_attributes: (B, A) or (1, A); 0 keeps what the source has.
+            strength: in [0, 1].
+            cfg_scale: how far the full edit goes; 1 is plain denoising under the target's attributes.
+            source_attributes: (B, A) or (1, A); read by ``predict_attributes`` where not given.
+            use_latent: condition on the source's semantic latent, which keeps who is in the picture.
+
+        Returns:
+            uint8 (B, S, S, 3).
+
+        Raises:
+            ValueError: for a strength outside [0, 1], or shapes that do not fit the model.
+        """
+        (edited,) = self.edit_steps(
+            source_image, target_attributes, [strength], num_inference_steps, cfg_scale,
+            source_attributes, use_latent, progress,
+        )  # fmt: skip
+        return edited

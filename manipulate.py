@@ -1,0 +1,244 @@
+"""Generate, interpolate and edit faces by named attributes with a trained checkpoint.
+
+Writes labelled grids, single images, an interpolation strip and GIF, an edit row, and manifest.json
+with everything needed to make them again. Attribute names and the model's shape come from the
+checkpoint; --data_root only serves to find a photograph where --source_image is not given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import cli
+
+# What is shown where no attributes are named, as far as the model knows them.
+SHOWN_REQUESTS = (
+    {"Male": 0, "Smiling": 1, "Young": 1, "Blond_Hair": 1},
+    {"Male": 1, "Smiling": 0, "Black_Hair": 1, "No_Beard": 1},
+    {"Male": 0, "Eyeglasses": 1, "Brown_Hair": 1, "Smiling": 1},
+    {"Male": 1, "Goatee": 1, "No_Beard": 0, "Smiling": 1},
+    {"Male": 0, "Wearing_Hat": 1, "Smiling": 1},
+    {"Male": 1, "Young": 0, "Gray_Hair": 1, "Eyeglasses": 1},
+    {"Male": 0, "Bangs": 1, "Black_Hair": 1, "Wearing_Lipstick": 1},
+    {"Male": 1, "Bald": 1, "Young": 0, "Smiling": 1},
+)
+SHOWN_EDITS = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair", "Bangs", "Wearing_Hat")
+SHOWN_INTERPOLATION = ({"Male": 1, "Smiling": 0}, {"Male": 0, "Smiling": 1})
+
+
+def parse_request(items: list[str]) -> dict[str, float]:
+    """['Smiling=1', 'Male=0'] -> {'Smiling': 1.0, 'Male': 0.0}.
+
+    Raises:
+        ValueError: for an item that is not NAME=NUMBER, or a name given twice.
+    """
+    request: dict[str, float] = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"expected NAME=VALUE such as Smiling=1, got {item!r}") from None
+        if name in request:
+            raise ValueError(f"{name} is given twice: {request[name]:g} and {value:g}")
+        request[name] = value
+    return request
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", default="./checkpoints/best_model.pth")
+    add("--mode", default="all", choices=("generate", "interpolate", "edit", "all"))
+    add("--output_dir", default="./outputs")
+    add("--data_root", help="folder in CelebA's layout: its first test image is edited by default")
+    add("--source_image", help="photograph to edit")
+    add("--attributes", nargs="+", default=[], metavar="NAME=VALUE", help="1 present, 0 absent")
+    add("--from", dest="start", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation start")
+    add("--to", dest="end", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation end")
+    add("--num_samples", type=cli.positive_int, default=8)
+    add("--cfg_scale", type=cli.non_negative, default=2.0, help="0 unconditional, 1 no guidance")
+    add("--manipulation_strength", type=cli.fraction, default=0.8, help="0 the source, 1 the full edit")
+    add("--interpolation_steps", type=cli.number(int, 2), default=10)
+    add("--num_inference_steps", type=cli.positive_int, default=50)
+    add("--seed", type=cli.count, default=0)
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args(argv)
+    if bool(args.start) != bool(args.end):
+        parser.error("--from and --to go together: name the attributes at both ends")
+    return args
+
+
+def caption(request: dict[str, float]) -> str:
+    """'Smiling, not Male, Young 0.5': what was asked, as written on a picture."""
+    words = {1.0: "{}", 0.0: "not {}"}
+    parts = [words.get(value, "{} {:g}").format(name, value) for name, value in request.items()]
+    return ", ".join(parts) or "anything"
+
+
+class Manipulation:
+    """A model, where to write, and what was written."""
+
+    def __init__(self, args: argparse.Namespace):
+        import torch
+
+        from checkpoint import load_model
+
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda, but torch sees no CUDA device here: use --device cpu")
+        device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+        self.args, self.out = args, Path(args.output_dir)
+        self.model = load_model(args.checkpoint, device)
+        self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
+        self.made: dict[str, dict] = {}
+
+    def vector(self, request: dict[str, float]):
+        """The attribute row (1, A) of a request."""
+        from celeba_dataset import create_attribute_vector
+
+        return create_attribute_vector(self.names, **request).unsqueeze(0)
+
+    def known(self, request: dict[str, float]) -> dict[str, float]:
+        """The part of a built-in request that this model has attributes for."""
+        return {name: value for name, value in request.items() if name in self.names}
+
+    def generator(self):
+        import torch
+
+        return torch.Generator().manual_seed(self.args.seed)
+
+    def generate(self) -> None:
+        """A labelled grid, and every image on its own."""
+        import torch
+
+        from visualize import save_grid, save_image
+
+        args = self.args
+        if args.attributes:
+            requests = [parse_request(args.attributes)] * args.num_samples
+        else:
+            shown = [self.known(request) for request in SHOWN_REQUESTS]
+            requests = [shown[i % len(shown)] for i in range(args.num_samples)]
+        images = self.model.ddim_sample(
+            len(requests),
+            attributes=torch.cat([self.vector(request) for request in requests]),
+            cfg_scale=args.cfg_scale,
+            num_inference_steps=args.num_inference_steps,
+            generator=self.generator(),
+            progress=True,
+        )
+        images = images.cpu().numpy()
+        single = [save_image(image, self.out / "samples" / f"{i:03d}.png") for i, image in enumerate(images)]
+        title = f"generated, cfg_scale {args.cfg_scale:g}, seed {args.seed}"
+        grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)
+        self.made["generate"] = {"grid": grid, "images": single, "attributes": requests}
+
+    def interpolate(self) -> None:
+        """A labelled strip and a GIF between two requests, from one noise."""
+        from visualize import save_gif, save_grid
+
+        args = self.args
+        if args.start:
+            start, end = parse_request(args.start), parse_request(args.end)
+        else:
+            start, end = map(self.known, SHOWN_INTERPOLATION)
+        images = self.model.interpolate_between_attributes(
+            self.vector(start),
+            self.vector(end),
+            args.interpolation_steps,
+            cfg_scale=args.cfg_scale,
+            num_inference_steps=args.num_inference_steps,
+            generator=self.generator(),
+            progress=True,
+        )
+        images = images.cpu().numpy()
+        labels = [f"{i / (len(images) - 1):.2f}" for i in range(len(images))]
+        title = f"from {caption(start)} to {caption(end)}"
+        strip = save_grid(self.out / "interpolation.png", images, labels, len(images), title=title)
+        gif = save_gif(self.out / "interpolation.gif", images)
+        self.made["interpolate"] = {"strip": strip, "gif": gif, "from": start, "to": end}
+
+    def edit(self, source: Path) -> None:
+        """A row: the source, its reconstruction, and one edit per attribute, or all named at once."""
+        import torch
+
+        from celeba_dataset import load_and_preprocess_image
+        from visualize import save_grid, save_image
+
+        args, config = self.args, self.model.config
+        image = load_and_preprocess_image(source, config.image_size, config.crop)
+        has = self.model.predict_attributes(image)[0]
+        if args.attributes:
+            request = parse_request(args.attributes)
+            edits = [{name: value} for name, value in request.items()]
+            edits += [request] if len(request) > 1 else []
+        else:  # turn every shown attribute into what the source is not
+            edits = [{name: float(has[self.names[name]] < 0)} for name in SHOWN_EDITS if name in self.names]
+        reconstruction, edited = self.model.manipulate_attributes(
+            image.repeat(len(edits), 1, 1, 1),
+            torch.cat([self.vector(edit) for edit in edits]),
+            [0.0, args.manipulation_strength],
+            args.num_inference_steps,
+            args.cfg_scale,
+            progress=True,
+        )
+        images = torch.cat([image, reconstruction[:1].cpu(), edited.cpu()]).numpy()
+        labels = ["source", "reconstruction", *map(caption, edits)]
+        title = f"edited, strength {args.manipulation_strength:g}, cfg_scale {args.cfg_scale:g}"
+        row = save_grid(self.out / "edit.png", images, labels, len(images), title=title)
+        single = [save_image(e, self.out / "edits" / f"{i:03d}.png") for i, e in enumerate(images[2:])]
+        self.made["edit"] = {"row": row, "images": single, "attributes": edits, "source": source}
+
+
+def find_source(args: argparse.Namespace) -> Path | None:
+    """The photograph to edit: --source_image, or the first test image of --data_root.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if args.source_image:
+        source = Path(args.source_image)
+    elif args.data_root:
+        from celeba_dataset import first_image
+
+        source = first_image(args.data_root, "test")
+    else:
+        return None
+    if not source.is_file():
+        raise FileNotFoundError(f"no source image at {source}: check --source_image")
+    return source
+
+
+def manipulate(args: argparse.Namespace) -> None:
+    """Run the modes asked for and write the manifest."""
+    source = find_source(args) if args.mode in ("edit", "all") else None
+    if args.mode == "edit" and source is None:
+        raise ValueError("--mode edit needs a photograph: give --source_image, or --data_root")
+    requests = [parse_request(items) for items in (args.attributes, args.start, args.end)]
+    work = Manipulation(args)
+    for request in requests:
+        work.vector(request)  # unknown names are refused before anything is drawn
+    if source:
+        from celeba_dataset import load_and_preprocess_image
+
+        load_and_preprocess_image(source, work.model.config.image_size, work.model.config.crop)
+    if args.mode in ("generate", "all"):
+        work.generate()
+    if args.mode in ("interpolate", "all"):
+        work.interpolate()
+    if source:
+        work.edit(source)
+    manifest = {"arguments": vars(args), "model": work.model.config.to_dict(), "made": work.made}
+    path = work.out / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=2, default=str) + "\n")
+    for mode, made in work.made.items():
+        print(f"{mode}: {made.get('grid') or made.get('strip') or made.get('row')}")
+    if args.mode == "all" and source is None:
+        print("edit: skipped, as there is no --source_image")
+    print(f"manifest: {path}")
+
+
+if __name__ == "__main__":
+    cli.run(lambda: manipulate(parse_args()))

@@ -1,0 +1,235 @@
+"""Train the conditional diffusion model jointly with its attribute-predicting VAE.
+
+Without --data_root it draws synthetic faces first. TensorBoard logs go to --log_dir, checkpoints to
+--save_dir: last.pth resumes exactly, best_model.pth (EMA weights, best validation loss) is for
+manipulate.py. One process, or several with `accelerate launch train.py ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from pathlib import Path
+
+import cli
+
+SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch is
+LOG_STEPS = 20  # steps averaged in one point of a training curve
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    data = parser.add_argument_group("data").add_argument
+    data("--data_root", help="folder in CelebA's layout; synthetic faces are drawn where not given")
+    data("--download", action="store_true", help="fetch CelebA into --data_root first")
+    data("--image_size", type=cli.positive_int, default=64, help="side of the square images")
+    data("--crop", type=int, default=178, choices=(178, 148, 140, 128), help="crop before resizing")
+    data("--data_fraction", type=cli.fraction, default=1.0, help="share of the training images to use")
+    data("--cache_dir", default="data/cache", help="where decoded images are kept")
+    data("--num_workers", type=cli.count, default=0, help="loader processes; 0 reads in this one")
+    model = parser.add_argument_group("model").add_argument
+    model("--channels", type=cli.positive_int, nargs="+", default=[64, 128, 256, 512])
+    model("--blocks_per_level", type=cli.positive_int, default=2)
+    model("--self_attention_levels", type=cli.count, nargs="*", default=[2, 3], help="0 is the finest")
+    model("--cross_attention_levels", type=cli.count, nargs="*", default=[1, 2, 3])
+    model("--num_heads", type=cli.positive_int, default=4)
+    model("--patch_size", type=cli.positive_int, default=1, help="pixel-unshuffle before the UNet")
+    model("--dropout", type=cli.fraction, default=0.0)
+    model("--latent_dim", type=cli.positive_int, default=512, help="size of the semantic latent")
+    model("--schedule", default="cosine", choices=("linear", "cosine"))
+    model("--num_timesteps", type=cli.positive_int, default=1000)
+    model("--prediction", default="v", choices=("eps", "x0", "v"))
+    loss = parser.add_argument_group("loss").add_argument
+    loss("--loss_weighting", default="min_snr", choices=("none", "min_snr"))
+    loss("--ae_weight", type=cli.non_negative, default=0.1, help="weight of the VAE's losses")
+    loss("--kl_weight", type=cli.non_negative, default=0.01)
+    loss("--attr_weight", type=cli.non_negative, default=0.1)
+    loss("--free_bits", type=cli.non_negative, default=0.02, help="nats per latent dimension")
+    loss("--cfg_dropout", type=cli.fraction, default=0.1, help="share of rows trained unconditionally")
+    loss("--attr_dropout", type=cli.fraction, default=0.3, help="share of single attributes dropped")
+    loss("--latent_dropout", type=cli.fraction, default=0.5, help="share trained without the latent")
+    optim = parser.add_argument_group("optimisation").add_argument
+    optim("--batch_size", type=cli.positive_int, default=16, help="per process and accumulation step")
+    optim("--grad_accum", type=cli.positive_int, default=1, help="batches per optimiser step")
+    optim("--epochs", type=cli.positive_int, default=100)
+    optim("--max_steps", type=cli.positive_int, help="end after this many optimiser steps")
+    optim("--max_minutes", type=cli.positive, help="end, learning rate annealed, after this time")
+    optim("--lr", type=cli.positive, default=2e-4)
+    optim("--warmup_steps", type=cli.count, default=200)
+    optim("--weight_decay", type=cli.non_negative, default=0.01)
+    optim("--grad_clip", type=cli.positive, default=1.0, help="largest gradient norm")
+    optim("--ema_decay", type=cli.fraction, default=0.9999)
+    add("--save_dir", default="./checkpoints")
+    add("--log_dir", default="./logs")
+    add("--save_interval", type=cli.positive_int, default=10, help="epochs between kept checkpoints")
+    add("--sample_interval", type=cli.positive_int, default=5, help="epochs between sample grids")
+    add("--val_images", type=cli.positive_int, default=1024, help="images of a validation pass")
+    add("--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from SAVE_DIR/last.pth")
+    add("--seed", type=cli.count, default=0)
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    add("--dry_run", action="store_true", help="one step of everything, nothing written")
+    args = parser.parse_args(argv)
+    if args.download and not args.data_root:
+        parser.error("--download needs --data_root, the folder to download into")
+    return args
+
+
+def make_accelerator(args: argparse.Namespace):
+    """The accelerate.Accelerator for the device and precision asked for."""
+    import torch
+    from accelerate import Accelerator
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but torch sees no CUDA device here: use --device cpu")
+    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
+    precision = args.mixed_precision
+    if precision == "auto":
+        fast = torch.cpu._is_avx512_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()
+        precision = "bf16" if fast else "no"
+    if precision == "fp16" and on_cpu:
+        raise ValueError("--mixed_precision fp16 needs a GPU: use bf16 or no on the CPU")
+    return Accelerator(
+        cpu=args.device == "cpu",
+        mixed_precision=precision,
+        gradient_accumulation_steps=args.grad_accum,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def load_datasets(args: argparse.Namespace, accelerator):
+    """The training and validation datasets; draws the synthetic faces where no folder is given."""
+    from celeba_dataset import CelebADataset, download_celeba
+
+    if args.download:
+        download_celeba(args.data_root)
+    root = args.data_root
+    if root is None:
+        from synthetic_faces import write_dataset
+
+        root = f"data/synthetic_faces_{args.image_size}"
+        with accelerator.main_process_first():
+            write_dataset(root, num_images=6000, image_size=args.image_size, seed=0)
+    common = {"image_size": args.image_size, "crop": args.crop, "cache_dir": args.cache_dir}
+    train_set = CelebADataset(root, "train", data_fraction=args.data_fraction, **common)
+    return train_set, CelebADataset(root, "val", **common)
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+
+    def __init__(self, accelerator):
+        self.accelerator, self.asked = accelerator, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __bool__(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.asked
+        if self.asked:  # one process's signal stops all at the same step
+            self.accelerator.set_trigger()
+        self.asked = self.accelerator.check_trigger()
+        return self.asked
+
+
+def dry_run(run) -> None:
+    """One training step and one validation batch, timed, with nothing written."""
+    from training import validate
+
+    run.args.val_images = run.args.batch_size
+    batches = run.batches()
+    run.update(batches)  # the first step allocates
+    started = time.perf_counter()
+    metrics = run.update(batches)
+    seconds = time.perf_counter() - started
+    losses = validate(run)
+    parameters = sum(p.numel() for p in run.raw_model.parameters()) / 1e6
+    rate = run.images_per_step / seconds
+    precision = run.accelerator.mixed_precision
+    print(f"{parameters:.1f} M parameters on {run.accelerator.device}, precision {precision}")
+    print(f"loss {float(metrics['terms']['total']):.4f}, validation loss {losses['total']:.4f}")
+    print(f"{rate:.1f} images/s, {len(run.train_set) / rate / 60:.1f} minutes an epoch")
+    if run.accelerator.device.type == "cuda":
+        import torch
+
+        print(f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory at most")
+    print("dry run: nothing was written")
+
+
+def train(args: argparse.Namespace) -> None:
+    """The training loop."""
+    accelerator = make_accelerator(args)
+    last, best = Path(args.save_dir) / "last.pth", Path(args.save_dir) / "best_model.pth"
+    if last.exists() and args.resume is None and not args.dry_run:
+        raise ValueError(f"{last} exists: go on from it with --resume, or choose another --save_dir")
+    train_set, val_set = load_datasets(args, accelerator)
+
+    from tqdm import tqdm
+
+    from training import Logger, TrainingRun, validate
+
+    run = TrainingRun(args, accelerator, train_set, val_set)
+    if args.resume is not None:
+        run.load(Path(args.resume or last))
+    if args.dry_run:
+        return dry_run(run)
+    main = accelerator.is_main_process
+    logger, stop, batches = Logger(run, args.log_dir), StopRequest(accelerator), run.batches()
+    bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main)
+    clock = run.clock()
+    saved = time.perf_counter()
+
+    def finish_epoch(epoch: int, final: bool) -> None:
+        losses = validate(run)
+        logger.scalars({f"validation/{name}": value for name, value in losses.items()})
+        if final or epoch % args.sample_interval == 0:
+            logger.pictures()
+        if main:
+            note = ", best so far" if run.save_if_best(losses, best) else ""
+            bar.write(f"epoch {epoch}, step {run.step}: validation loss {losses['total']:.4f}{note}")
+            if epoch % args.save_interval == 0:
+                run.save(last.with_name(f"epoch_{epoch:04d}.pth"))
+            run.save(last)
+
+    while run.progress < 1 and not stop:
+        step_started = time.perf_counter()
+        metrics = run.update(batches)
+        logger.add(metrics, time.perf_counter() - step_started)
+        run.seconds = clock()
+        if run.skipped:
+            bar.write(f"step {run.step}: the loss or its gradient is not finite, step skipped")
+        if run.step % LOG_STEPS == 0:
+            means = logger.flush()
+            bar.set_postfix(
+                loss=f"{means['loss/total']:.4f}", images_s=f"{means['speed/images_per_second']:.1f}"
+            )
+        bar.update()
+        if run.step % run.steps_per_epoch == 0 and run.progress < 1:
+            finish_epoch(run.step // run.steps_per_epoch, final=False)
+            saved = time.perf_counter()
+        elif main and time.perf_counter() - saved > SAVE_SECONDS:
+            run.save(last)
+            saved = time.perf_counter()
+    logger.flush()
+    if run.progress >= 1:
+        finish_epoch(-(-run.step // run.steps_per_epoch), final=True)
+    elif main:
+        run.save(last)
+        bar.write(f"stopped after step {run.step}; go on with --resume")
+    bar.close()
+
+
+def main() -> None:
+    args = parse_args()
+    train(args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

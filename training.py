@@ -1,0 +1,309 @@
+"""The state of a training run and what is done with it: a step, validation, pictures, saving, resuming.
+
+train.py holds the flags and the loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from celeba_dataset import CelebADataset, random_flip
+from checkpoint import EMA, load_checkpoint, load_weights, save_atomically, save_model
+from diffusion_model import ConditionalDiffusion, LossConfig, ModelConfig
+
+MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
+
+
+class BatchOrder:
+    """Image indices of every batch from number ``start`` on, for one process of ``world``: an endless
+    stream of epochs, each a permutation drawn from (seed, epoch), so that a resumed run sees what an
+    uninterrupted one would have seen."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world: int, start: int):
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.stride = batch_size * world
+        self.first = start * self.stride + rank * batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first, epoch, order = self.first, -1, []
+        while True:
+            batch = []
+            for position in range(first, first + self.batch_size):
+                if position // self.num_images != epoch:
+                    epoch = position // self.num_images
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+                batch.append(int(order[position % self.num_images]))
+            yield batch
+            first += self.stride
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed torch from these numbers, so that what is random in a step depends on nothing before it."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def learning_rate(args: argparse.Namespace, step: int, progress: float) -> float:
+    """Linear warm-up, then cosine annealing to zero over ``progress`` in [0, 1]."""
+    warmup = min(1.0, (step + 1) / (args.warmup_steps + 1))
+    return args.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class TrainingRun:
+    """Everything a run needs and its checkpoint keeps: model, EMA, optimiser, counters."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        train_set: CelebADataset,
+        val_set: CelebADataset,
+    ):
+        self.args, self.accelerator, self.train_set, self.val_set = args, accelerator, train_set, val_set
+        given = vars(args) | {"attribute_names": tuple(train_set.attribute_names)}
+        config = ModelConfig(**{field.name: given[field.name] for field in fields(ModelConfig)})
+        self.loss_config = LossConfig(**{field.name: given[field.name] for field in fields(LossConfig)})
+        seed_everything(args.seed)
+        model = ConditionalDiffusion(config)
+        model.to(accelerator.device, memory_format=torch.channels_last)
+        self.ema = EMA(model, args.ema_decay)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.raw_model = accelerator.unwrap_model(self.model)
+        self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
+        self.images_per_step = args.batch_size * args.grad_accum * accelerator.num_processes
+        self.steps_per_epoch = math.ceil(len(train_set) / self.images_per_step)
+        self.total_steps = args.epochs * self.steps_per_epoch
+        self.total_steps = min(self.total_steps, args.max_steps or self.total_steps)
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, by steps or by the clock, whichever is further."""
+        by_clock = self.seconds / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
+        return max(self.step / self.total_steps, by_clock)
+
+    def clock(self) -> Callable[[], float]:
+        """A clock of the run's seconds, those before a resume included. Several processes read rank
+        0's, so that all anneal and end alike."""
+        started = time.perf_counter() - self.seconds
+
+        def read() -> float:
+            seconds = time.perf_counter() - started
+            if self.accelerator.num_processes > 1:
+                seconds = float(broadcast(torch.tensor(seconds, device=self.accelerator.device)))
+            return seconds
+
+        return read
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Batches from the current step on."""
+        order = BatchOrder(
+            len(self.train_set),
+            self.args.batch_size,
+            self.args.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            start=self.step * self.args.grad_accum,
+        )
+        loader = DataLoader(
+            self.train_set,
+            batch_sampler=order,
+            num_workers=self.args.num_workers,
+            collate_fn=self.train_set.collate,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def to_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        device = self.accelerator.device
+        return (
+            batch["image"].to(device, non_blocking=True),
+            batch["attributes"].to(device, non_blocking=True),
+        )
+
+    def update(self, batches: Iterator[dict[str, Tensor]]) -> dict:
+        """One optimiser step over grad_accum batches: the loss terms of the last batch, its diffusion
+        loss and timestep per sample, the learning rate and the gradient norm before clipping.
+
+        Raises:
+            ValueError: after MAX_SKIPPED steps in a row with a non-finite loss or gradient.
+        """
+        args, accelerator = self.args, self.accelerator
+        rate = learning_rate(args, self.step, self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for micro in range(args.grad_accum):
+            batch = next(batches)
+            seed_everything(args.seed, self.step, micro, accelerator.process_index)
+            images, attributes = self.to_device(batch | {"image": random_flip(batch["image"])})
+            with accelerator.accumulate(self.model):
+                terms, per_sample, t = self.model(images, attributes, self.loss_config)
+                accelerator.backward(terms["total"])
+        norm = accelerator.clip_grad_norm_(self.raw_model.parameters(), args.grad_clip)
+        finite = math.isfinite(norm) and math.isfinite(terms["total"])
+        if finite or accelerator.scaler is not None:  # fp16's scaler skips by itself, to adapt its scale
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if finite:
+            self.ema.update(self.raw_model, self.step)
+        self.skipped = 0 if finite else self.skipped + 1
+        self.step += 1
+        if self.skipped >= MAX_SKIPPED:
+            raise ValueError(
+                f"the loss or its gradient was not finite {MAX_SKIPPED} steps in a row, up to step "
+                f"{self.step}: the last checkpoint is intact; lower --lr or --grad_clip and --resume"
+            )
+        return {"terms": terms, "per_sample": per_sample, "t": t, "lr": rate, "grad_norm": float(norm)}
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def recipe(self) -> dict:
+        """What decides the numbers a run produces; a resumed run must agree on all of it."""
+        names = ("batch_size", "grad_accum", "warmup_steps", "weight_decay", "grad_clip", "ema_decay")
+        recipe = {name: getattr(self.args, name) for name in (*names, "seed")}
+        recipe |= vars(self.loss_config) | self.raw_model.config.to_dict()
+        return recipe | {"images": len(self.train_set), "processes": self.accelerator.num_processes}
+
+    def save(self, path: Path) -> None:
+        """Write all state, so that loading it continues exactly."""
+        state = {
+            "config": self.raw_model.config.to_dict(),
+            "recipe": self.recipe(),
+            "model": self.raw_model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        save_atomically(state, path)
+
+    def load(self, path: Path) -> None:
+        """Continue from ``save``.
+
+        Raises:
+            FileNotFoundError, ValueError: no whole checkpoint, or one of another recipe.
+        """
+        state = load_checkpoint(path)
+        if "recipe" not in state:
+            raise ValueError(f"{path} holds inference weights only: --resume needs a last.pth")
+        for key, value in self.recipe().items():
+            if state["recipe"].get(key) != value:
+                raise ValueError(
+                    f"{path} was trained with {key} = {state['recipe'].get(key)}, this run has {value}: "
+                    f"resume with the same flags, or start afresh in another --save_dir"
+                )
+        load_weights(self.raw_model, state["model"], path)
+        load_weights(self.ema.model, state["ema"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+
+    def save_if_best(self, losses: dict[str, float], path: Path) -> bool:
+        """Keep the EMA weights as the best so far, if their validation loss is."""
+        if losses["total"] >= self.best:
+            return False
+        self.best = losses["total"]
+        save_model(self.ema.model, path, step=self.step, validation_loss=self.best)
+        return True
+
+
+# -------------------------------------------------------------------- looking at a run
+
+
+@torch.no_grad()
+def validate(run: TrainingRun) -> dict[str, float]:
+    """Every loss term over the validation split: EMA weights, fixed noise and timesteps, attributes
+    never dropped. Timesteps are spread evenly over the images."""
+    accelerator, model = run.accelerator, run.ema.model
+    config = replace(run.loss_config, cfg_dropout=0.0, attr_dropout=0.0)
+    total = min(run.args.val_images, len(run.val_set))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.linspace(0, model.schedule.num_timesteps - 1, total).long()[order]
+    batch_size, sums = run.args.batch_size, {}
+    stride = batch_size * accelerator.num_processes
+    for start in range(accelerator.process_index * batch_size, total, stride):
+        indices = list(range(start, min(start + batch_size, total)))
+        images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
+        seed_everything(0, start)
+        with accelerator.autocast():
+            terms, _, _ = model(images, attributes, config, timesteps[indices].to(images.device))
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.double() * len(indices)
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums)
+    return {name: float(value) / total for name, value in sums.items()}
+
+
+class Logger:
+    """TensorBoard: averages of the metrics between two writes, and pictures. Silent off rank 0."""
+
+    def __init__(self, run: TrainingRun, log_dir: str):
+        self.run = run
+        main = run.accelerator.is_main_process
+        self.writer = SummaryWriter(log_dir, purge_step=run.step) if main else None
+        self.steps, self.seconds, self.sums = 0, 0.0, {}
+
+    def add(self, metrics: dict, seconds: float) -> None:
+        """Take in one step's metrics."""
+        values = {f"loss/{name}": float(value) for name, value in metrics["terms"].items()}
+        values |= {"optimisation/grad_norm": metrics["grad_norm"], "optimisation/lr": metrics["lr"]}
+        quartile = metrics["t"] * 4 // self.run.raw_model.schedule.num_timesteps
+        for q in range(4):
+            chosen = metrics["per_sample"][quartile == q]
+            if len(chosen):
+                values[f"diffusion_by_timestep/quartile_{q + 1}"] = float(chosen.mean())
+        for name, value in values.items():
+            total, number = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + value, number + 1)
+        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+
+    def flush(self) -> dict[str, float]:
+        """Write the averages since the last flush, and return them."""
+        if not self.steps:
+            return {}
+        means = {name: total / number for name, (total, number) in self.sums.items()}
+        means["speed/images_per_second"] = self.steps * self.run.images_per_step / self.seconds
+        self.scalars(means)
+        self.steps, self.seconds, self.sums = 0, 0.0, {}
+        return means
+
+    def scalars(self, values: dict[str, float]) -> None:
+        """Write values under their names at the current step."""
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, self.run.step)
+            self.writer.flush()
+
+    def pictures(self, num_images: int = 8) -> None:
+        """EMA samples from fixed noise under the validation split's attributes, and the VAE's
+        reconstructions below their originals."""
+        if not self.writer:
+            return
+        run, model = self.run, self.run.ema.model
+        indices = list(range(min(num_images, len(run.val_set))))
+        images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
+        with run.accelerator.autocast():
+            generator = torch.Generator().manual_seed(0)
+            samples = model.ddim_sample(len(images), None, attributes, 2.0, 25, generator=generator)
+            reconstructions = model.reconstruct(images)
+        self.writer.add_images("samples", samples.cpu(), run.step, dataformats="NHWC")
+        pairs = torch.cat([images, reconstructions]).cpu()
+        self.writer.add_images("reconstructions", pairs, run.step, dataformats="NHWC")
+        self.writer.flush()

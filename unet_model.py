@@ -1,0 +1,280 @@
+"""The cross-attention UNet: (x_t, t, attributes, latent) -> prediction, and its embedders.
+
+The timestep enters every residual block as a scale and a shift. Attributes enter twice: as one token
+each, which image positions attend to, and summed into the timestep embedding, which reaches every
+block from the first step of training on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, or the most that divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Start a residual branch at zero, so that the block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """[cos(t w_i), sin(t w_i)] with w_i from 1 down to 1 / max_period: (B,) -> float32 (B, dim)
+    (Vaswani et al. 2017, arXiv:1706.03762). t in timesteps."""
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class ConditionEmbedding(nn.Module):
+    """Timestep, attributes and latent -> FiLM embedding (B, E) and context tokens (B, A + 1, C).
+
+    The token of attribute i is LayerNorm(name_i + a_i * value_i): affine in a_i before the norm, so
+    fractions lie between their ends, and a_i = 0 leaves the name alone, which says "unspecified".
+    The last token is the semantic latent, or a learned one where there is none.
+    """
+
+    def __init__(self, num_attributes: int, latent_dim: int, context_dim: int, embedding_dim: int):
+        super().__init__()
+        self.frequency_dim = embedding_dim // 2
+        self.time = nn.Sequential(
+            nn.Linear(self.frequency_dim, embedding_dim),
+            nn.SiLU(),
+            nn.Linear(embedding_dim, embedding_dim),
+        )
+        self.name = nn.Parameter(torch.randn(num_attributes, context_dim))
+        self.value = nn.Parameter(torch.randn(num_attributes, context_dim))
+        self.norm = nn.LayerNorm(context_dim)
+        # No bias: the all-zero row adds nothing, which is what makes it the unconditional branch.
+        self.attributes = nn.Linear(num_attributes, embedding_dim, bias=False)
+        self.latent = nn.Linear(latent_dim, embedding_dim, bias=False) if latent_dim else None
+        if latent_dim:
+            self.latent_token = nn.Linear(latent_dim, context_dim)
+            self.no_latent_token = nn.Parameter(torch.randn(context_dim))
+
+    def forward(
+        self, t: Tensor, attributes: Tensor, latent: Tensor | None, latent_keep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        embedding = self.time(sinusoidal_embedding(t, self.frequency_dim))  # (B, E)
+        embedding = embedding + self.attributes(attributes)
+        tokens = self.name + attributes[..., None] * self.value  # (B, A, C)
+        if self.latent is not None:
+            no_token = self.no_latent_token.expand(len(t), -1)  # (B, C)
+            if latent is None:
+                token = no_token
+            else:
+                keep = torch.ones_like(t) if latent_keep is None else latent_keep
+                keep = keep[:, None].to(latent.dtype)  # (B, 1)
+                token = keep * self.latent_token(latent) + (1 - keep) * no_token
+                embedding = embedding + keep * self.latent(latent)
+            tokens = torch.cat([tokens, token[:, None]], dim=1)  # (B, A + 1, C)
+        return embedding, self.norm(tokens)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(FiLM(norm(conv(norm(x))))), the second convolution starting at zero."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, dropout: float):
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.film = nn.Linear(embedding_dim, 2 * out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))  # (B, C_out, H, W)
+        scale, shift = self.film(F.silu(embedding))[..., None, None].chunk(2, dim=1)  # (B, C_out, 1, 1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """x + multi-head attention of the image positions over ``context`` tokens, or over themselves."""
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = group_norm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(context_dim or channels, 2 * channels)
+        self.out = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        height = x.shape[2]
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        source = tokens if context is None else context  # (B, N, C)
+        query = rearrange(self.query(tokens), "b n (k d) -> b k n d", k=self.num_heads)
+        key, value = rearrange(
+            self.key_value(source), "b n (two k d) -> two b k n d", two=2, k=self.num_heads
+        )
+        h = F.scaled_dot_product_attention(query, key, value)  # (B, heads, HW, C / heads)
+        h = self.out(rearrange(h, "b k n d -> b n (k d)"))
+        return x + rearrange(h, "b (h w) c -> b c h w", h=height)
+
+
+class Block(nn.Module):
+    """One residual block, then self-attention and cross-attention where the level has them."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int,
+        dropout: float,
+        num_heads: int,
+        self_attention: bool,
+        context_dim: int | None,
+    ):
+        super().__init__()
+        self.residual = ResidualBlock(in_channels, out_channels, embedding_dim, dropout)
+        self.self_attention = Attention(out_channels, num_heads) if self_attention else None
+        self.cross_attention = Attention(out_channels, num_heads, context_dim) if context_dim else None
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        x = self.residual(x, embedding)
+        if self.self_attention is not None:
+            x = self.self_attention(x)
+        if self.cross_attention is not None:
+            x = self.cross_attention(x, context)
+        return x
+
+
+class ConditionalUNet(nn.Module):
+    """UNet over ``channels`` levels, halving the side between them (Ronneberger et al. 2015,
+    arXiv:1505.04597; Ho et al. 2020, appendix B; cross-attention after Rombach et al. 2022,
+    arXiv:2112.10752).
+
+    Args:
+        image_channels: channels of x_t, 3 for pixels.
+        channels: width of each level, finest first.
+        num_attributes: A, the length of an attribute row.
+        latent_dim: size of the semantic latent, 0 for none.
+        blocks_per_level: residual blocks of each level, on the way down and again on the way up.
+        self_attention_levels, cross_attention_levels: levels (0 is the finest) whose blocks attend;
+            the bottleneck always does both.
+        num_heads: attention heads.
+        patch_size: p folds p x p pixels into channels before the first level and back after it
+            (pixel unshuffle), so that every level works on a p times smaller side.
+        dropout: inside the residual blocks.
+
+    Raises:
+        ValueError: for levels that do not exist, or channels the heads do not divide.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        num_attributes: int = 40,
+        latent_dim: int = 512,
+        blocks_per_level: int = 2,
+        self_attention_levels: Sequence[int] = (2, 3),
+        cross_attention_levels: Sequence[int] = (1, 2, 3),
+        num_heads: int = 4,
+        patch_size: int = 1,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        levels = len(channels)
+        for level in (*self_attention_levels, *cross_attention_levels):
+            if not 0 <= level < levels:
+                raise ValueError(f"attention at level {level}, but there are levels 0 ... {levels - 1}")
+            if channels[level] % num_heads:
+                raise ValueError(f"{num_heads} attention heads do not divide {channels[level]} channels")
+        self.patch_size = patch_size
+        self.stride = patch_size * 2 ** (levels - 1)
+        context_dim = max(channels[0], 128)
+        embedding_dim = 4 * context_dim
+        self.condition = ConditionEmbedding(num_attributes, latent_dim, context_dim, embedding_dim)
+
+        def block(c_in: int, c_out: int, level: int, attend: bool = False) -> Block:
+            return Block(
+                c_in,
+                c_out,
+                embedding_dim,
+                dropout,
+                num_heads,
+                self_attention=attend or level in self_attention_levels,
+                context_dim=context_dim if attend or level in cross_attention_levels else None,
+            )
+
+        patch_channels = image_channels * patch_size**2
+        self.stem = nn.Conv2d(patch_channels, channels[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.downsample, self.upsample = nn.ModuleList(), nn.ModuleList()
+        width = channels[0]
+        for level, c in enumerate(channels):
+            inputs = [width] + [c] * (blocks_per_level - 1)
+            self.down.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
+            width = c
+            if level < levels - 1:
+                self.downsample.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+        self.middle = nn.ModuleList([block(width, width, -1, attend=True), block(width, width, -1)])
+        for level, c in reversed(list(enumerate(channels))):
+            inputs = [width + c] + [2 * c] * (blocks_per_level - 1)
+            self.up.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
+            width = c
+            if level > 0:
+                self.upsample.append(nn.Conv2d(c, c, 3, padding=1))
+        self.norm_out = group_norm(width)
+        self.conv_out = zero_init(nn.Conv2d(width, patch_channels, 3, padding=1))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        attributes: Tensor,
+        latent: Tensor | None = None,
+        latent_keep: Tensor | None = None,
+    ) -> Tensor:
+        """Prediction at x_t, in the shape of x.
+
+        Args:
+            x: (B, C, H, W), H and W divisible by patch_size * 2 ** (levels - 1).
+            t: timesteps (B,).
+            attributes: (B, A) in [-1, 1]; 0 is unspecified.
+            latent: (B, latent_dim), or None for no latent anywhere in the batch.
+            latent_keep: (B,) 1 to use a sample's latent, 0 to do without; all 1 by default.
+
+        Raises:
+            ValueError: where H or W does not divide.
+        """
+        height, width = x.shape[2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"image size {height}x{width} is not divisible by {self.stride} (patch size "
+                f"{self.patch_size} times 2 to the power of the {len(self.down) - 1} downsamplings)"
+            )
+        embedding, context = self.condition(t, attributes, latent, latent_keep)
+        x = F.pixel_unshuffle(x, self.patch_size)  # (B, C p p, H / p, W / p)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = []
+        for level, blocks in enumerate(self.down):
+            for block in blocks:
+                x = block(x, embedding, context)
+                skips.append(x)
+            if level < len(self.downsample):
+                x = self.downsample[level](x)  # (B, C_l, H / 2, W / 2)
+        for block in self.middle:
+            x = block(x, embedding, context)
+        for level, blocks in enumerate(self.up):
+            for block in blocks:
+                x = block(torch.cat([x, skips.pop()], dim=1), embedding, context)
+            if level < len(self.upsample):
+                x = self.upsample[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.patch_size)  # (B, C, H, W)
