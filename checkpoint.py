@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_model import ConditionalDiffusion, ModelConfig
+from diffusion_model import ConditionalDiffusion
+from model_config import ModelConfig
 
 FORMAT = "attribute-face-diffusion/1"
 

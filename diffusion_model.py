@@ -3,8 +3,7 @@ a user calls. Images go in and come out as uint8 (B, H, W, 3); attributes are ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,73 +11,10 @@ from tqdm import tqdm
 
 from autoencoder_model import AttributeVAE, PixelFirstStage
 from guidance import classifier_free
-from noise_schedule import LOSS_WEIGHTINGS, PREDICTIONS, Denoiser, NoiseSchedule
+from model_config import LossConfig, ModelConfig
+from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Steps, ddim, ddpm, last, randn_like, timestep_grid
 from unet_model import ConditionalUNet
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything needed to build the model again; plain types only, so it travels in checkpoints."""
-
-    attribute_names: tuple[str, ...]
-    image_size: int = 64
-    crop: int = 178  # how photographs were cropped for training, and are for editing
-    channels: tuple[int, ...] = (64, 128, 256, 512)
-    blocks_per_level: int = 2
-    self_attention_levels: tuple[int, ...] = (2, 3)
-    cross_attention_levels: tuple[int, ...] = (1, 2, 3)
-    num_heads: int = 4
-    patch_size: int = 1
-    dropout: float = 0.0
-    latent_dim: int = 512
-    schedule: str = "cosine"
-    num_timesteps: int = 1000
-    prediction: str = "v"
-
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"unknown prediction {self.prediction!r}: choose one of {', '.join(PREDICTIONS)}"
-            )
-        stride = self.patch_size * 2 ** (len(self.channels) - 1)
-        if self.image_size % stride:
-            raise ValueError(
-                f"image_size {self.image_size} is not divisible by {stride} (patch_size "
-                f"{self.patch_size} times 2 per downsampling of {len(self.channels)} levels)"
-            )
-
-    def to_dict(self) -> dict:
-        """The configuration as plain lists, strings and numbers."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the joint loss and the rates at which conditions are dropped in training."""
-
-    ae_weight: float = 0.1
-    kl_weight: float = 0.01
-    attr_weight: float = 0.1
-    free_bits: float = 0.02  # nats per latent dimension
-    loss_weighting: str = "min_snr"
-    cfg_dropout: float = 0.1
-    attr_dropout: float = 0.3
-    latent_dropout: float = 0.5
-
-    def __post_init__(self):
-        if self.loss_weighting not in LOSS_WEIGHTINGS:
-            raise ValueError(
-                f"unknown loss_weighting {self.loss_weighting!r}: choose one of "
-                f"{', '.join(LOSS_WEIGHTINGS)}"
-            )
-        for name in ("cfg_dropout", "attr_dropout", "latent_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability in [0, 1], got {getattr(self, name)}")
 
 
 def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float) -> Tensor:
@@ -371,28 +307,32 @@ class ConditionalDiffusion(nn.Module):
         return last(with_bar(ddim(denoise, self.schedule, x0, grid), "inverting", grid, progress))
 
     @torch.no_grad()
-    def edit_steps(
+    def edit_strip(
         self,
         source_image: Tensor,
         target_attributes: Tensor,
-        strengths: list[float],
-        num_inference_steps: int,
-        cfg_scale: float,
-        source_attributes: Tensor | None,
-        use_latent: bool,
+        strengths: Sequence[float],
+        num_inference_steps: int = 50,
+        cfg_scale: float = 2.0,
+        source_attributes: Tensor | None = None,
+        use_latent: bool = True,
         progress: bool = False,
     ) -> Iterator[Tensor]:
-        """Edits of one set of images at several strengths, inverting once; see manipulate_attributes."""
+        """``manipulate_attributes`` at each of several strengths in turn, after one inversion. A single
+        source may have many targets."""
         for strength in strengths:
             if not 0 <= strength <= 1:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
-        latent = self.encode_latent(source_image) if use_latent else None
         if source_attributes is None:
             source_attributes = self.predict_attributes(source_image)
         source = self._rows(source_attributes, len(source_image))
-        target = self._rows(target_attributes, len(source_image))
-        target = torch.where(target == 0, source, target)
+        latent = self.encode_latent(source_image) if use_latent else None
         x_T = self.invert(source_image, source, latent, num_inference_steps, progress)
+        batch_size = len(target_attributes) if len(x_T) == 1 else len(x_T)
+        x_T, source = x_T.expand(batch_size, -1, -1, -1), source.expand(batch_size, -1)
+        latent = None if latent is None else latent.expand(batch_size, -1)
+        target = self._rows(target_attributes, batch_size)
+        target = torch.where(target == 0, source, target)
         grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)
         for strength in strengths:
             denoise = self.guided_denoiser(target, latent, strength * cfg_scale, base=source)
@@ -411,14 +351,13 @@ class ConditionalDiffusion(nn.Module):
         progress: bool = False,
     ) -> Tensor:
         """Edit photographs by named attributes: DDIM inversion under the source's own attributes, then
-        denoising under the target's.
-
-        Guidance runs from the source's prediction towards the target's with scale strength * cfg_scale,
-        so the edit is continuous in strength: 0 gives back the source's reconstruction, 1 the full edit.
+        denoising guided from the source's prediction towards the target's with scale
+        strength * cfg_scale. So the edit is continuous in strength, from the source's reconstruction
+        at 0 to the full edit at 1.
 
         Args:
             source_image: uint8 (B, S, S, 3).
-            target_attributes: (B, A) or (1, A); 0 keeps what the source has.
+            target_attributes: (B, A) or (1, A) in [-1, 1]; 0 keeps what the source has.
             strength: in [0, 1].
             cfg_scale: how far the full edit goes; 1 is plain denoising under the target's attributes.
             source_attributes: (B, A) or (1, A); read by ``predict_attributes`` where not given.
@@ -430,8 +369,14 @@ class ConditionalDiffusion(nn.Module):
         Raises:
             ValueError: for a strength outside [0, 1], or shapes that do not fit the model.
         """
-        (edited,) = self.edit_steps(
-            source_image, target_attributes, [strength], num_inference_steps, cfg_scale,
-            source_attributes, use_latent, progress,
-        )  # fmt: skip
+        (edited,) = self.edit_strip(
+            source_image,
+            target_attributes,
+            [strength],
+            num_inference_steps,
+            cfg_scale,
+            source_attributes,
+            use_latent,
+            progress,
+        )
         return edited

@@ -109,11 +109,17 @@ class Manipulation:
 
         return torch.Generator().manual_seed(self.args.seed)
 
+    def save_each(self, images, folder: str) -> list[Path]:
+        """Every image (N, H, W, 3) in a file of its own."""
+        from visualize import save_image
+
+        return [save_image(image, self.out / folder / f"{i:03d}.png") for i, image in enumerate(images)]
+
     def generate(self) -> None:
         """A labelled grid, and every image on its own."""
         import torch
 
-        from visualize import save_grid, save_image
+        from visualize import save_grid
 
         args = self.args
         if args.attributes:
@@ -130,7 +136,7 @@ class Manipulation:
             progress=True,
         )
         images = images.cpu().numpy()
-        single = [save_image(image, self.out / "samples" / f"{i:03d}.png") for i, image in enumerate(images)]
+        single = self.save_each(images, "samples")
         title = f"generated, cfg_scale {args.cfg_scale:g}, seed {args.seed}"
         grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)
         self.made["generate"] = {"grid": grid, "images": single, "attributes": requests}
@@ -165,7 +171,7 @@ class Manipulation:
         import torch
 
         from celeba_dataset import load_and_preprocess_image
-        from visualize import save_grid, save_image
+        from visualize import save_grid
 
         args, config = self.args, self.model.config
         image = load_and_preprocess_image(source, config.image_size, config.crop)
@@ -175,9 +181,10 @@ class Manipulation:
             edits = [{name: value} for name, value in request.items()]
             edits += [request] if len(request) > 1 else []
         else:  # turn every shown attribute into what the source is not
-            edits = [{name: float(has[self.names[name]] < 0)} for name in SHOWN_EDITS if name in self.names]
-        reconstruction, edited = self.model.manipulate_attributes(
-            image.repeat(len(edits), 1, 1, 1),
+            shown = [name for name in SHOWN_EDITS if name in self.names]
+            edits = [{name: float(has[self.names[name]] < 0)} for name in shown]
+        reconstruction, edited = self.model.edit_strip(
+            image,
             torch.cat([self.vector(edit) for edit in edits]),
             [0.0, args.manipulation_strength],
             args.num_inference_steps,
@@ -188,7 +195,7 @@ class Manipulation:
         labels = ["source", "reconstruction", *map(caption, edits)]
         title = f"edited, strength {args.manipulation_strength:g}, cfg_scale {args.cfg_scale:g}"
         row = save_grid(self.out / "edit.png", images, labels, len(images), title=title)
-        single = [save_image(e, self.out / "edits" / f"{i:03d}.png") for i, e in enumerate(images[2:])]
+        single = self.save_each(images[2:], "edits")
         self.made["edit"] = {"row": row, "images": single, "attributes": edits, "source": source}
 
 

@@ -16,11 +16,6 @@ from torch import Tensor
 # (x_t, t) -> (x0_hat, eps_hat), t an int: all that samplers and guidance know of a network.
 Denoiser = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
-SCHEDULES = ("linear", "cosine")
-PREDICTIONS = ("eps", "x0", "v")
-LOSS_WEIGHTINGS = ("none", "min_snr")
-
-
 def linear_beta(num_timesteps: int) -> Tensor:
     """beta_t rising linearly from 1e-4 to 0.02, float64 (T,), scaled by 1000 / T so that the end is
     equally noisy for every T (Ho et al. 2020, section 4)."""
@@ -37,6 +32,9 @@ def cosine_beta(num_timesteps: int, offset: float = 0.008) -> Tensor:
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
 
+BETAS = {"linear": linear_beta, "cosine": cosine_beta}
+
+
 class NoiseSchedule:
     """alpha_bar_t = prod_{i <= t} (1 - beta_i), kept in float64, and the quantities that follow.
 
@@ -48,13 +46,13 @@ class NoiseSchedule:
     """
 
     def __init__(self, kind: str = "cosine", num_timesteps: int = 1000):
-        if kind not in SCHEDULES:
-            raise ValueError(f"unknown noise schedule {kind!r}: choose one of {', '.join(SCHEDULES)}")
+        if kind not in BETAS:
+            raise ValueError(f"unknown noise schedule {kind!r}: choose one of {', '.join(BETAS)}")
         if num_timesteps < 2:
             raise ValueError(f"a noise schedule needs at least 2 timesteps, got {num_timesteps}")
         self.kind = kind
         self.num_timesteps = num_timesteps
-        self.beta = (linear_beta if kind == "linear" else cosine_beta)(num_timesteps)
+        self.beta = BETAS[kind](num_timesteps)
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)
         # One entry in front for t = -1; copies by device, so that indexing never waits for a transfer.
         self._table = {torch.device("cpu"): torch.cat([torch.ones(1).double(), self.alpha_bar])}

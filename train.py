@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import signal
 import time
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import cli
+from model_config import LOSS_WEIGHTINGS, PREDICTIONS, SCHEDULES, LossConfig, ModelConfig
 
 SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch is
 LOG_STEPS = 20  # steps averaged in one point of a training curve
@@ -24,32 +26,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data = parser.add_argument_group("data").add_argument
     data("--data_root", help="folder in CelebA's layout; synthetic faces are drawn where not given")
     data("--download", action="store_true", help="fetch CelebA into --data_root first")
-    data("--image_size", type=cli.positive_int, default=64, help="side of the square images")
-    data("--crop", type=int, default=178, choices=(178, 148, 140, 128), help="crop before resizing")
+    data("--image_size", type=cli.positive_int, help="side of the square images")
+    data("--crop", type=int, choices=(178, 148, 140, 128), help="crop before resizing")
     data("--data_fraction", type=cli.fraction, default=1.0, help="share of the training images to use")
     data("--cache_dir", default="data/cache", help="where decoded images are kept")
     data("--num_workers", type=cli.count, default=0, help="loader processes; 0 reads in this one")
     model = parser.add_argument_group("model").add_argument
-    model("--channels", type=cli.positive_int, nargs="+", default=[64, 128, 256, 512])
-    model("--blocks_per_level", type=cli.positive_int, default=2)
-    model("--self_attention_levels", type=cli.count, nargs="*", default=[2, 3], help="0 is the finest")
-    model("--cross_attention_levels", type=cli.count, nargs="*", default=[1, 2, 3])
-    model("--num_heads", type=cli.positive_int, default=4)
-    model("--patch_size", type=cli.positive_int, default=1, help="pixel-unshuffle before the UNet")
-    model("--dropout", type=cli.fraction, default=0.0)
-    model("--latent_dim", type=cli.positive_int, default=512, help="size of the semantic latent")
-    model("--schedule", default="cosine", choices=("linear", "cosine"))
-    model("--num_timesteps", type=cli.positive_int, default=1000)
-    model("--prediction", default="v", choices=("eps", "x0", "v"))
+    model("--channels", type=cli.positive_int, nargs="+", help="width of each level, finest first")
+    model("--blocks_per_level", type=cli.positive_int, help="residual blocks down, and again up")
+    model("--self_attention_levels", type=cli.count, nargs="*", help="0 is the finest; None the two coarsest")
+    model("--cross_attention_levels", type=cli.count, nargs="*", help="None: all but the finest")
+    model("--num_heads", type=cli.positive_int, help="attention heads")
+    model("--patch_size", type=cli.positive_int, help="pixel-unshuffle before the UNet")
+    model("--dropout", type=cli.fraction, help="inside the residual blocks")
+    model("--latent_dim", type=cli.positive_int, help="size of the semantic latent")
+    model("--schedule", choices=SCHEDULES, help="noise schedule")
+    model("--num_timesteps", type=cli.positive_int, help="length of the noise schedule")
+    model("--prediction", choices=PREDICTIONS, help="what the UNet predicts")
     loss = parser.add_argument_group("loss").add_argument
-    loss("--loss_weighting", default="min_snr", choices=("none", "min_snr"))
-    loss("--ae_weight", type=cli.non_negative, default=0.1, help="weight of the VAE's losses")
-    loss("--kl_weight", type=cli.non_negative, default=0.01)
-    loss("--attr_weight", type=cli.non_negative, default=0.1)
-    loss("--free_bits", type=cli.non_negative, default=0.02, help="nats per latent dimension")
-    loss("--cfg_dropout", type=cli.fraction, default=0.1, help="share of rows trained unconditionally")
-    loss("--attr_dropout", type=cli.fraction, default=0.3, help="share of single attributes dropped")
-    loss("--latent_dropout", type=cli.fraction, default=0.5, help="share trained without the latent")
+    loss("--loss_weighting", choices=LOSS_WEIGHTINGS, help="weight of each timestep")
+    loss("--ae_weight", type=cli.non_negative, help="weight of the VAE's losses")
+    loss("--kl_weight", type=cli.non_negative, help="weight of the KL divergence within them")
+    loss("--attr_weight", type=cli.non_negative, help="weight of the attribute loss within them")
+    loss("--free_bits", type=cli.non_negative, help="nats each latent dimension may keep at no cost")
+    loss("--cfg_dropout", type=cli.fraction, help="share of rows trained unconditionally")
+    loss("--attr_dropout", type=cli.fraction, help="share of single attributes dropped")
+    loss("--latent_dropout", type=cli.fraction, help="share trained without the latent")
     optim = parser.add_argument_group("optimisation").add_argument
     optim("--batch_size", type=cli.positive_int, default=16, help="per process and accumulation step")
     optim("--grad_accum", type=cli.positive_int, default=1, help="batches per optimiser step")
@@ -71,6 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
     add("--dry_run", action="store_true", help="one step of everything, nothing written")
+    own = (*fields(ModelConfig), *fields(LossConfig))
+    parser.set_defaults(**{f.name: f.default for f in own if f.default is not MISSING})
     args = parser.parse_args(argv)
     if args.download and not args.data_root:
         parser.error("--download needs --data_root, the folder to download into")

@@ -22,7 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from celeba_dataset import CelebADataset, random_flip
 from checkpoint import EMA, load_checkpoint, load_weights, save_atomically, save_model
-from diffusion_model import ConditionalDiffusion, LossConfig, ModelConfig
+from diffusion_model import ConditionalDiffusion
+from model_config import LossConfig, ModelConfig
 
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
 

@@ -95,11 +95,11 @@ def save_grid(path: str | Path, images: np.ndarray, labels: Sequence[str], colum
     return path
 
 
-def save_gif(path: str | Path, images: np.ndarray, milliseconds: int = 120, scale: int | None = None) -> Path:
+def save_gif(path: str | Path, images: np.ndarray, milliseconds: int = 120) -> Path:
     """An endless animation of images (N, H, W, 3), forward and back."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scale = scale or max(1, round(128 / images.shape[2]))
+    scale = max(1, round(128 / images.shape[2]))
     frames = [_scaled(image, scale) for image in images]
     frames += frames[-2:0:-1]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)

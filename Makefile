@@ -1,0 +1,30 @@
+# A newcomer's two commands: `make demo` and `make test`. Both create .venv and install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench
+.DEFAULT_GOAL := demo
+
+.venv/installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The clock starts before the installation, so the seconds reported include it.
+demo: export DEMO_STARTED := $(shell date +%s)
+demo: .venv/installed
+	$(BIN)/python benchmarks/demo.py
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -q
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/synthetic_probe.py

@@ -1,0 +1,79 @@
+"""What a model and its loss are made of, as plain values: the defaults of train.py's flags and what
+travels in checkpoints. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+SCHEDULES = ("linear", "cosine")
+PREDICTIONS = ("eps", "x0", "v")
+LOSS_WEIGHTINGS = ("none", "min_snr")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build the model again; plain types only, so it travels in checkpoints."""
+
+    attribute_names: tuple[str, ...]
+    image_size: int = 64
+    crop: int = 178  # how photographs were cropped for training, and are for editing
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    blocks_per_level: int = 2
+    self_attention_levels: tuple[int, ...] | None = None  # 0 is the finest; None: the two coarsest
+    cross_attention_levels: tuple[int, ...] | None = None  # None: all but the finest
+    num_heads: int = 4
+    patch_size: int = 1
+    dropout: float = 0.0
+    latent_dim: int = 512
+    schedule: str = "cosine"
+    num_timesteps: int = 1000
+    prediction: str = "v"
+
+    def __post_init__(self):
+        levels = range(len(self.channels))
+        if self.self_attention_levels is None:
+            object.__setattr__(self, "self_attention_levels", levels[-2:])
+        if self.cross_attention_levels is None:
+            object.__setattr__(self, "cross_attention_levels", levels[1:] or levels)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (list, range)):
+                object.__setattr__(self, field.name, tuple(value))
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("prediction", self.prediction, PREDICTIONS)
+        stride = self.patch_size * 2 ** (len(self.channels) - 1)
+        if self.image_size % stride:
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by {stride} (patch_size "
+                f"{self.patch_size} times 2 per downsampling of {len(self.channels)} levels)"
+            )
+
+    def to_dict(self) -> dict:
+        """The configuration as plain lists, strings and numbers."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the joint loss and the rates at which conditions are dropped in training."""
+
+    ae_weight: float = 0.1
+    kl_weight: float = 0.01
+    attr_weight: float = 0.1
+    free_bits: float = 0.02  # nats per latent dimension
+    loss_weighting: str = "min_snr"
+    cfg_dropout: float = 0.1
+    attr_dropout: float = 0.3
+    latent_dropout: float = 0.5
+
+    def __post_init__(self):
+        check_choice("loss_weighting", self.loss_weighting, LOSS_WEIGHTINGS)
+        for name in ("cfg_dropout", "attr_dropout", "latent_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability in [0, 1], got {getattr(self, name)}")

@@ -1,0 +1,63 @@
+"""Shared fixtures: a tiny folder of synthetic faces, and flags of a model that trains in seconds."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers on every machine
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it does
+
+TINY_FLAGS = [
+    *("--image_size", "32", "--channels", "16", "32", "--num_heads", "2", "--patch_size", "2"),
+    *("--latent_dim", "16", "--batch_size", "4", "--blocks_per_level", "1", "--device", "cpu"),
+    *("--mixed_precision", "no", "--warmup_steps", "2", "--val_images", "4"),
+]
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory):
+    """A folder of 40 synthetic faces at 32 pixels in CelebA's layout."""
+    from synthetic_faces import write_dataset
+
+    root = tmp_path_factory.mktemp("faces") / "faces"
+    write_dataset(root, num_images=40, image_size=32, seed=0, num_workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def flags(faces, tmp_path_factory):
+    """Command line for train.py: the tiny model on the tiny faces, without --save_dir and --log_dir."""
+    return ["--data_root", str(faces), "--cache_dir", str(tmp_path_factory.mktemp("cache")), *TINY_FLAGS]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(flags, tmp_path_factory):
+    """best_model.pth of a model trained for three steps on the tiny faces."""
+    import train
+
+    folder = tmp_path_factory.mktemp("run")
+    where = ["--save_dir", str(folder / "checkpoints"), "--log_dir", str(folder / "logs")]
+    train.train(train.parse_args([*flags, *where, "--max_steps", "3"]))
+    return folder / "checkpoints" / "best_model.pth"
+
+
+@pytest.fixture
+def make_model():
+    """Build a tiny ConditionalDiffusion over named attributes, every weight drawn (none left at its
+    zero initialisation, so that every path carries signal)."""
+    from diffusion_model import ConditionalDiffusion
+    from model_config import ModelConfig
+
+    def make(names=("Smiling", "Male", "Young"), **changes):
+        torch.manual_seed(0)
+        small = {"image_size": 16, "channels": (16, 32), "num_heads": 2, "latent_dim": 8}
+        model = ConditionalDiffusion(ModelConfig(names, **small | changes))
+        for parameter in model.unet.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+        return model.eval()
+
+    return make

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from celeba_dataset import attr_dict, create_attribute_vector, load_and_preprocess_image
+from diffusion_model import drop_attributes
+from model_config import LossConfig, ModelConfig
+from noise_schedule import NoiseSchedule
+
+
+def images(batch: int = 2, size: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+# ------------------------------------------------------------------ loss
+
+
+def test_total_is_the_weighted_sum_of_what_is_logged(make_model):
+    loss = LossConfig(ae_weight=0.3, kl_weight=0.7, attr_weight=0.2)
+    terms, per_sample, t = make_model()(images(4), torch.ones(4, 3), loss)
+    assert set(terms) == {"total", "diffusion", "reconstruction", "kl", "attributes"}
+    autoencoder = terms["reconstruction"] + 0.7 * terms["kl"] + 0.2 * terms["attributes"]
+    torch.testing.assert_close(terms["total"], terms["diffusion"] + 0.3 * autoencoder)
+    torch.testing.assert_close(per_sample.mean(), terms["diffusion"].detach())
+    assert t.shape == per_sample.shape == (4,)
+    assert all(value > 0 for value in terms.values())
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_diffusion_loss_is_the_mean_square_against_the_target(make_model, prediction):
+    model = make_model(prediction=prediction)
+    loss = LossConfig(loss_weighting="none", cfg_dropout=0, attr_dropout=0, latent_dropout=1)
+    x0 = model.first_stage.encode(images())
+    t, eps = torch.tensor([10, 900]), torch.randn(x0.shape)
+    terms, _, _ = model(images(), torch.ones(2, 3), loss, t, eps)
+    output = model.unet(model.schedule.q_sample(x0, t, eps), t, torch.ones(2, 3))
+    target = NoiseSchedule("cosine").target(prediction, x0, eps, t)
+    torch.testing.assert_close(terms["diffusion"], (output - target).pow(2).mean())
+
+
+def test_gradients_reach_the_whole_model_on_conditional_samples(make_model):
+    model = make_model()
+    loss = LossConfig(cfg_dropout=0, attr_dropout=0, latent_dropout=0)
+    terms, _, _ = model(images(), torch.ones(2, 3), loss)
+    terms["diffusion"].backward()
+    condition = model.unet.condition
+    for parameter in (condition.value, condition.attributes.weight, condition.latent.weight):
+        assert parameter.grad.abs().max() > 0
+    assert model.autoencoder.to_moments.weight.grad.abs().max() > 0  # through the latent token
+
+
+def test_rows_and_single_attributes_are_dropped_per_sample():
+    torch.manual_seed(0)
+    rows = torch.ones(20_000, 40)
+    whole = drop_attributes(rows, cfg_dropout=0.1, attr_dropout=0.0)
+    assert set(whole.sum(1).tolist()) == {0.0, 40.0}
+    assert abs((whole.sum(1) == 0).float().mean() - 0.1) < 0.01
+    single = drop_attributes(rows, cfg_dropout=0.0, attr_dropout=0.3)
+    assert abs((single == 0).float().mean() - 0.3) < 0.01
+    few = (single.sum(1) <= 5).float().mean()
+    assert 0.01 < few < 0.1, "rows that name a handful of attributes must occur"
+    assert torch.equal(drop_attributes(rows, 0.0, 0.0), rows)
+
+
+def test_dropping_does_not_depend_on_training_mode(make_model):
+    model = make_model()
+    loss = LossConfig(cfg_dropout=0.5, attr_dropout=0.5, latent_dropout=0.5)
+    totals = []
+    for mode in (True, False):
+        torch.manual_seed(5)
+        totals.append(model.train(mode)(images(8), torch.ones(8, 3), loss)[0]["total"])
+    assert totals[0] == totals[1]
+
+
+# ------------------------------------------------------------------ sampling
+
+
+def test_all_zero_row_is_the_unconditional_branch(make_model):
+    model = make_model()
+    common = {"num_inference_steps": 4}
+    zero = model.ddim_sample(2, attributes=torch.zeros(2, 3), generator=seeded(), **common)
+    assert torch.equal(zero, model.ddim_sample(2, attributes=None, generator=seeded(), **common))
+    rows = torch.ones(2, 3)
+    off = model.ddim_sample(2, attributes=rows, cfg_scale=0.0, generator=seeded(), **common)
+    assert torch.equal(zero, off)
+    assert not torch.equal(zero, model.ddim_sample(2, attributes=rows, generator=seeded(), **common))
+
+
+def test_guidance_runs_both_branches_as_one_batch_and_none_when_off(make_model):
+    model = make_model()
+    batches = []
+    model.unet.register_forward_hook(lambda module, args, out: batches.append(len(args[0])))
+    model.ddim_sample(3, attributes=torch.ones(1, 3), cfg_scale=2.0, num_inference_steps=2)
+    model.ddim_sample(3, attributes=torch.ones(1, 3), cfg_scale=1.0, num_inference_steps=2)
+    assert batches == [6, 6, 3, 3]
+
+
+def test_sampling_is_repeatable_and_the_shape_asked_for(make_model):
+    model = make_model()
+    first = model.ddim_sample(2, (16, 24), torch.ones(2, 3), 2.0, 3, eta=1.0, generator=seeded())
+    again = model.ddim_sample(2, (16, 24), torch.ones(2, 3), 2.0, 3, eta=1.0, generator=seeded())
+    assert first.shape == (2, 16, 24, 3)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, again)
+    other = model.ddpm_sample(2, (16, 24), torch.ones(2, 3), num_inference_steps=3)
+    assert other.shape == first.shape
+
+
+def test_ddpm_walks_the_whole_chain_by_default(make_model):
+    model = make_model(num_timesteps=12)
+    calls = []
+    model.unet.register_forward_hook(lambda module, args, out: calls.append(int(args[1][0])))
+    model.ddpm_sample(1)
+    assert calls == list(range(11, -1, -1))
+
+
+def test_interpolation_shares_one_noise_and_meets_its_ends(make_model):
+    model = make_model()
+    start, end = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[-1.0, 1.0, 0.0]])
+    strip = model.interpolate_between_attributes(start, end, 5, 1.0, 4, generator=seeded())
+    assert strip.shape == (5, 16, 16, 3)
+    for frame, row in ((0, start), (4, end), (2, (start + end) / 2)):
+        alone = model.ddim_sample(1, None, row, 1.0, 4, generator=seeded())
+        assert (strip[frame].int() - alone[0].int()).abs().max() <= 1
+    assert not torch.equal(strip[0], strip[4])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.ddim_sample(2, attributes=torch.ones(3, 3)), r"attributes must be \(2, 3\)"),
+        (lambda m: m.ddim_sample(2, attributes=torch.ones(2, 4)), r"got \(2, 4\)"),
+        (lambda m: m.ddim_sample(0), "batch_size"),
+        (lambda m: m.ddim_sample(1, (15, 16)), "15x16 is not divisible"),
+        (lambda m: m.ddim_sample(1, eta=1.5), "eta"),
+        (lambda m: m.ddim_sample(1, num_inference_steps=0), "num_inference_steps"),
+        (lambda m: m.ddim_sample(1, num_inference_steps=5000), "5000"),
+        (lambda m: m.interpolate_between_attributes(torch.ones(1, 3), torch.ones(1, 3), 1), "2 steps"),
+        (lambda m: m.manipulate_attributes(images(1), torch.ones(1, 3), strength=1.2), "strength"),
+        (lambda m: m.manipulate_attributes(images(1).float(), torch.ones(1, 3)), "uint8"),
+        (lambda m: m.manipulate_attributes(images(1, 32), torch.ones(1, 3)), "16x16 images, got 32x32"),
+    ],
+)
+def test_wrong_arguments_say_what_is_wrong(make_model, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make_model())
+
+
+def test_configuration_is_checked():
+    with pytest.raises(ValueError, match="image_size 60 is not divisible by 8"):
+        ModelConfig(("a",), image_size=60)
+    with pytest.raises(ValueError, match="prediction 'noise'"):
+        ModelConfig(("a",), prediction="noise")
+    with pytest.raises(ValueError, match="cfg_dropout"):
+        LossConfig(cfg_dropout=1.5)
+
+
+# ------------------------------------------------------------------ a model that has learnt something
+
+NAMES = ("Red", "Left")
+
+
+def toy_batch(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A square, red or green, on the left or the right, of any size: two attributes one can measure."""
+    rows = torch.randint(0, 2, (batch, 2)) * 2.0 - 1
+    pictures = torch.full((batch, 16, 16, 3), 60, dtype=torch.uint8)
+    for picture, (red, left), side in zip(pictures, rows, torch.randint(4, 7, (batch,)), strict=True):
+        corner = 1 if left > 0 else 15 - int(side)
+        picture[5 : 5 + side, corner : corner + side, 0 if red > 0 else 1] = 230
+    return pictures, rows
+
+
+def measured(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, 2): how red against green, and how far left against right, in about [-1, 1]."""
+    colour = pictures.float()[..., 0] - pictures.float()[..., 1]  # (B, H, W), +-170 in the square
+    colour = colour * (colour.abs() > 60)
+    ink = colour.abs()
+    side = ink[..., :8].sum((1, 2)) - ink[..., 8:].sum((1, 2))
+    total = ink.sum((1, 2)).clamp(min=1)
+    return torch.stack([colour.sum((1, 2)) / total, side / total], dim=1)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    from diffusion_model import ConditionalDiffusion
+
+    torch.manual_seed(0)
+    config = ModelConfig(NAMES, image_size=16, channels=(32, 64), num_heads=2, latent_dim=8)
+    model = ConditionalDiffusion(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    loss = LossConfig(attr_weight=1.0, loss_weighting="none", attr_dropout=0.2, latent_dropout=0.8)
+    for step in range(300):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 20) * (1 - step / 300)
+        terms, _, _ = model(*toy_batch(32), loss)
+        optimizer.zero_grad()
+        terms["total"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model.eval()
+
+
+def test_swapping_one_attribute_changes_the_picture_as_asked(trained):
+    for column in (0, 1):
+        row = torch.tensor([[1.0, 1.0]])
+        swapped = row.clone()
+        swapped[0, column] = -1
+        before, after = (
+            measured(trained.ddim_sample(8, None, r, 2.0, 20, generator=seeded())) for r in (row, swapped)
+        )
+        assert before[:, column].mean() > 0.6
+        assert after[:, column].mean() < -0.6
+        other = 1 - column
+        assert after[:, other].mean() > 0.6, "what was not swapped stays"
+
+
+def test_a_row_that_names_one_attribute_leaves_the_other_free(trained):
+    rows = torch.tensor([[1.0, 0.0]])
+    seen = measured(trained.ddim_sample(48, None, rows, 1.0, 20, generator=seeded()))
+    assert seen[:, 0].mean() > 0.6
+    assert 0.15 < (seen[:, 1] > 0).float().mean() < 0.85
+
+
+def test_fractions_lie_between(trained):
+    start, end = torch.tensor([[1.0, 1.0]]), torch.tensor([[-1.0, 1.0]])
+    strip = trained.interpolate_between_attributes(start, end, 9, 2.0, 20, generator=seeded())
+    redness = measured(strip)[:, 0]
+    assert redness[0] > 0.6 and redness[-1] < -0.6
+    assert (redness.diff() < 0.15).all(), "going from red to green it must not turn back"
+
+
+def test_edits_follow_strength_from_the_reconstruction_on(trained):
+    torch.manual_seed(7)
+    sources, rows = toy_batch(8)
+    target = rows.clone()
+    target[:, 1] = 0  # not named: keeps what the source has
+    target[:, 0] *= -1
+    part, full, none = trained.edit_strip(
+        sources, target, [0.3, 1.0, 0.0], 30, source_attributes=rows, use_latent=False
+    )
+    assert torch.equal(
+        none,
+        trained.manipulate_attributes(sources, target, 0.0, 30, source_attributes=rows, use_latent=False),
+    )
+    error = (none.float() - sources.float()).pow(2).mean().sqrt()
+    assert error < 12, f"strength 0 must give back the source, RMS error {error:.1f} of 255"
+    colour = [measured(pictures)[:, 0] * rows[:, 0] for pictures in (none, part, full)]
+    assert colour[0].mean() > 0.6 and colour[2].mean() < -0.5
+    assert colour[0].mean() >= colour[1].mean() >= colour[2].mean()
+    assert not torch.equal(part, none) and not torch.equal(part, full)
+    assert (measured(full)[:, 1] * rows[:, 1]).mean() > 0.6, "the side was not named and stays"
+
+
+def test_attribute_head_and_reconstruction_have_learnt(trained):
+    torch.manual_seed(8)
+    pictures, rows = toy_batch(64)
+    predicted = trained.predict_attributes(pictures)
+    assert predicted.abs().max() <= 1
+    assert ((predicted > 0) == (rows > 0)).float().mean() > 0.95
+    assert (measured(trained.reconstruct(pictures)) * rows).mean() > 0.4
+
+
+def test_the_readme_s_examples_run_as_written(make_model, tmp_path):
+    from PIL import Image
+
+    model = make_model(tuple(attr_dict), image_size=64)
+    path = tmp_path / "image.jpg"
+    Image.fromarray(images(1, 64)[0].numpy()).save(path)
+
+    attr_vector = create_attribute_vector(attr_dict, Smiling=1, Male=0, Young=1)
+    samples = model.ddim_sample(batch_size=4, image_size=(64, 64),
+        attributes=attr_vector.unsqueeze(0).repeat(4, 1), cfg_scale=2.0, num_inference_steps=3)  # fmt: skip
+    assert samples.shape == (4, 64, 64, 3)
+
+    interpolated = model.interpolate_between_attributes(
+        create_attribute_vector(attr_dict, **{"Male": 1, "Smiling": 0}).unsqueeze(0),
+        create_attribute_vector(attr_dict, **{"Male": 0, "Smiling": 1}).unsqueeze(0), num_steps=10,
+        num_inference_steps=2)  # fmt: skip
+    assert interpolated.shape == (10, 64, 64, 3)
+
+    source_image = load_and_preprocess_image(path)
+    target_attrs = create_attribute_vector(attr_dict, Smiling=1, Eyeglasses=1)
+    manipulated = model.manipulate_attributes(
+        source_image, target_attrs.unsqueeze(0), strength=0.8, num_inference_steps=2
+    )
+    assert manipulated.shape == (1, 64, 64, 3)

@@ -1,0 +1,157 @@
+"""Classifier-free guidance against the score it stands for, and its algebra."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from guidance import classifier_free
+from noise_schedule import NoiseSchedule
+from samplers import ddim, last, timestep_grid
+
+T = 1000
+SCALES = [-1.0, 0.0, 0.5, 1.0, 2.0, 7.5]
+
+
+@pytest.fixture(params=["linear", "cosine"])
+def schedule(request) -> NoiseSchedule:
+    return NoiseSchedule(request.param, T)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class PairDenoiser:
+    """A nonlinear denoiser that answers the first and the second half of its batch differently, and
+    records what it was asked."""
+
+    def __init__(self, schedule: NoiseSchedule):
+        self.schedule = schedule
+        self.asked: list[tuple[tuple[int, ...], int]] = []
+
+    def branch(self, x_t: Tensor, t: int, conditional: bool) -> tuple[Tensor, Tensor]:
+        output = torch.cos(2 * x_t) + 1 if conditional else torch.tanh(x_t.roll(1, -1)) - 0.3
+        return self.schedule.to_x0_eps("v", output, x_t, t)
+
+    def __call__(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        self.asked.append((tuple(x_t.shape), t))
+        halves = [self.branch(x, t, c) for x, c in zip(x_t.chunk(2), (False, True), strict=True)]
+        x0_hat, eps_hat = zip(*halves, strict=True)
+        return torch.cat(x0_hat), torch.cat(eps_hat)
+
+
+@pytest.mark.parametrize("t", [0, 400, 999])
+@pytest.mark.parametrize("cfg_scale", SCALES)
+def test_guidance_extrapolates_from_base_to_conditional(schedule, cfg_scale, t):
+    x_t, denoiser = noise(3, 3, 4, 5), PairDenoiser(schedule)
+    guided = classifier_free(denoiser, schedule, cfg_scale)(x_t, t)
+    assert denoiser.asked == [((6, 3, 4, 5), t)]  # both branches in one pass
+    base, conditional = denoiser.branch(x_t, t, False), denoiser.branch(x_t, t, True)
+    for ours, b, c in zip(guided, base, conditional, strict=True):
+        assert ours.shape == x_t.shape
+        torch.testing.assert_close(ours, (1 - cfg_scale) * b + cfg_scale * c, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("cfg_scale", SCALES)
+def test_guided_predictions_stay_consistent_with_x_t(schedule, cfg_scale, rescale):
+    x_t = noise(3, 3, 4, 5)
+    for t in (0, 400, 999):
+        x0_hat, eps_hat = classifier_free(PairDenoiser(schedule), schedule, cfg_scale, rescale)(x_t, t)
+        torch.testing.assert_close(schedule.q_sample(x0_hat, t, eps_hat), x_t, rtol=0, atol=1e-9)
+
+
+def test_a_sampler_takes_a_guided_denoiser_and_asks_once_a_step(schedule):
+    denoiser, grid = PairDenoiser(schedule), timestep_grid(T, 10)
+    x_T = noise(2, 3, 4, 5)
+    guided = last(ddim(classifier_free(denoiser, schedule, 1.0), schedule, x_T, grid))
+    assert denoiser.asked == [((4, 3, 4, 5), t) for t in grid[:-1]]
+    alone = last(ddim(lambda x_t, t: denoiser.branch(x_t, t, True), schedule, x_T, grid))
+    torch.testing.assert_close(guided, alone, rtol=1e-8, atol=1e-8)  # scale 1 is no guidance
+
+
+# ---------------------------------------------------------------- rescale
+
+
+@pytest.mark.parametrize("rescale", [0.3, 0.7, 1.0])
+def test_rescale_is_that_of_lin_et_al(schedule, rescale):
+    """Equations 15 and 16 on x0_hat, sample by sample, written in numpy."""
+    x_t, denoiser = noise(3, 3, 4, 5), PairDenoiser(schedule)
+    plain, _ = classifier_free(denoiser, schedule, 4.0)(x_t, 400)
+    ours, _ = classifier_free(denoiser, schedule, 4.0, rescale)(x_t, 400)
+    conditional, _ = denoiser.branch(x_t, 400, True)
+    for x_plain, x_cond, x_ours in zip(plain.numpy(), conditional.numpy(), ours.numpy(), strict=True):
+        rescaled = x_plain * np.std(x_cond) / np.std(x_plain)
+        expected = rescale * rescaled + (1 - rescale) * x_plain
+        np.testing.assert_allclose(x_ours, expected, rtol=1e-10, atol=1e-12)
+        if rescale == 1:
+            assert np.std(x_ours) == pytest.approx(np.std(x_cond), rel=1e-10)
+
+
+def test_rescale_changes_nothing_at_scale_1(schedule):
+    x_t, denoiser = noise(3, 3, 4, 5), PairDenoiser(schedule)
+    ours = classifier_free(denoiser, schedule, 1.0, 1.0)(x_t, 400)
+    torch.testing.assert_close(ours, denoiser.branch(x_t, 400, True), rtol=1e-10, atol=1e-10)
+
+
+# ---------------------------------------------------------------- Gaussian classes
+
+MEANS, WIDTH = (-0.8, 0.5), 0.4  # two classes, each as likely; the second is asked for
+
+
+def log_densities(schedule: NoiseSchedule, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    """(log p_t(x_t), log p_t(x_t | y)) up to constants, for x0 | y ~ N(MEANS[y], WIDTH^2)."""
+    alpha_bar = schedule.alpha_bar[t]
+    scale = (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt()
+    classes = torch.stack([Normal(alpha_bar.sqrt() * mean, scale).log_prob(x_t) for mean in MEANS])
+    return classes.logsumexp(0), classes[1]
+
+
+def class_denoiser(schedule: NoiseSchedule, one_class_base: bool = False):
+    """Exact predictions for the base (the mixture, or the first class alone) and the second class, by
+    Bayes' rule over the classes and Gaussian conditioning within each."""
+
+    def denoiser(x_t, t):
+        alpha_bar = schedule.alpha_bar[t]
+        variance = alpha_bar * WIDTH**2 + 1 - alpha_bar
+        gain = alpha_bar.sqrt() * WIDTH**2 / variance
+        base, conditional = x_t.chunk(2)
+        first, second = (mean + gain * (base - alpha_bar.sqrt() * mean) for mean in MEANS)
+        gaps = torch.stack([base - alpha_bar.sqrt() * mean for mean in MEANS])
+        share = torch.softmax(-gaps.pow(2) / (2 * variance), dim=0)
+        mixture = first if one_class_base else share[0] * first + share[1] * second
+        asked = MEANS[1] + gain * (conditional - alpha_bar.sqrt() * MEANS[1])
+        x0_hat = torch.cat([mixture, asked])
+        return x0_hat, (x_t - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
+
+    return denoiser
+
+
+@pytest.mark.parametrize("t", [5, 200, 600, 950])
+@pytest.mark.parametrize("cfg_scale", SCALES)
+def test_guided_score_is_that_of_the_sharpened_density(schedule, cfg_scale, t):
+    """eps_hat = -sqrt(1 - alpha_bar) d/dx log(p(x | y)^w p(x)^(1 - w)), differentiated by autograd."""
+    x_t = noise(50, 1, 1, 1).requires_grad_()
+    log_p, log_p_y = log_densities(schedule, x_t, t)
+    [score] = torch.autograd.grad((cfg_scale * log_p_y + (1 - cfg_scale) * log_p).sum(), x_t)
+    alpha_bar = schedule.alpha_bar[t]
+    x0_hat, eps_hat = classifier_free(class_denoiser(schedule), schedule, cfg_scale)(x_t.detach(), t)
+    torch.testing.assert_close(eps_hat, -(1 - alpha_bar).sqrt() * score, rtol=1e-9, atol=1e-9)
+    tweedie = (x_t.detach() + (1 - alpha_bar) * score) / alpha_bar.sqrt()
+    torch.testing.assert_close(x0_hat, tweedie, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0, 3.0])
+def test_guided_samples_centre_where_the_closed_form_says(schedule, cfg_scale):
+    """Between two Gaussians of one width the sharpened density is a Gaussian about base + w (asked -
+    base), the same quantile of which DDIM reaches from x_T."""
+    guided = classifier_free(class_denoiser(schedule, one_class_base=True), schedule, cfg_scale)
+    mean, quantile = MEANS[0] + cfg_scale * (MEANS[1] - MEANS[0]), noise(20, 1, 1, 1)
+    alpha_bar = schedule.alpha_bar[-1]
+    x_T = alpha_bar.sqrt() * mean + (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt() * quantile
+    samples = last(ddim(guided, schedule, x_T, timestep_grid(T, T)))
+    torch.testing.assert_close(samples, mean + WIDTH * quantile, rtol=0, atol=0.02)

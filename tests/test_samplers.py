@@ -1,0 +1,296 @@
+"""Samplers against diffusers, the exact posterior mean of a tiny dataset, and Gaussian closed forms."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
+from torch import Tensor
+
+from noise_schedule import NoiseSchedule
+from samplers import ddim, ddpm, last, timestep_grid
+
+T = 1000
+KINDS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+SPACINGS = ("leading", "trailing", "linspace")
+SAMPLERS = {
+    "ddpm": ddpm,
+    "ddim eta 0": ddim,
+    "ddim eta 0.5": partial(ddim, eta=0.5),
+    "ddim eta 1": partial(ddim, eta=1.0),
+}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=dtype)
+
+
+@pytest.fixture(params=KINDS)
+def schedule(request) -> NoiseSchedule:
+    return NoiseSchedule(request.param, T)
+
+
+# ---------------------------------------------------------------- grids
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 20, 50, 333, 999, T])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_grid_is_that_of_diffusers(spacing, num_steps):
+    theirs = DDIMScheduler(T, timestep_spacing=spacing)
+    theirs.set_timesteps(num_steps)
+    expected = theirs.timesteps.tolist()
+    if spacing == "linspace" and num_steps == 1:
+        expected = [T - 1]  # theirs is [0], which asks for no denoising
+    assert timestep_grid(T, num_steps, spacing) == [*expected, -1]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_grid_falls_strictly_and_ends_at_the_clean_image(spacing):
+    for num_timesteps in (2, 10, 37):
+        for num_steps in range(1, num_timesteps + 1):
+            grid = timestep_grid(num_timesteps, num_steps, spacing)
+            assert len(grid) == num_steps + 1
+            assert grid[0] < num_timesteps and grid[-1] == -1
+            assert all(t > s for t, s in pairwise(grid))
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [((10, 0), "got 0"), ((10, 11), "1 ... 10 .* got 11"), ((10, 5, "karras"), "'karras'")],
+)
+def test_wrong_grids_are_refused_in_one_line(args, named):
+    with pytest.raises(ValueError, match=named) as error:
+        timestep_grid(*args)
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- agreement with diffusers
+
+
+def dummy_network(x_t: Tensor, t: int) -> Tensor:
+    """Fixed and smooth, but mixing pixels and channels and changing with t."""
+    mixed = 0.9 * x_t + 0.5 * x_t.roll(1, -1) - 0.4 * x_t.flip(1) + 0.1
+    return torch.tanh(mixed) * (1.2 + math.cos(t / 150))
+
+
+def dummy_denoiser(schedule: NoiseSchedule, prediction: str):
+    return lambda x_t, t: schedule.to_x0_eps(prediction, dummy_network(x_t, t), x_t, t)
+
+
+def peer(scheduler_class, schedule: NoiseSchedule, prediction: str, **kwargs):
+    """diffusers' scheduler given our float64 alpha_bar (itself compared in test_noise_schedule), so that
+    steps agree to rounding and not only to float32."""
+    theirs = scheduler_class(T, prediction_type=PREDICTIONS[prediction], **kwargs)
+    theirs.alphas_cumprod = schedule.alpha_bar
+    return theirs
+
+
+def walk(scheduler, x_t: Tensor, timesteps: list[int], labels: list[int], **kwargs):
+    """Their trajectory as (x_t, x0_hat), the network asked with these labels."""
+    steps = []
+    for t, label in zip(timesteps, labels, strict=True):
+        step = scheduler.step(dummy_network(x_t, label), t, x_t, **kwargs)
+        x_t = step.prev_sample
+        steps.append((x_t, step.pred_original_sample))
+    return steps
+
+
+def assert_same_steps(ours, theirs, tolerance: float = 1e-9) -> None:
+    """Both are lists of (x_t, x0_hat); the difference is relative to the largest value of a tensor."""
+    assert len(ours) == len(theirs) > 0
+    for step, their_step in zip(ours, theirs, strict=True):
+        for a, b in zip(step, their_step, strict=True):
+            assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def states(steps) -> list[tuple[Tensor, Tensor]]:
+    return [(x_t, x0_hat) for _, _, x_t, x0_hat in steps]
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_walks_with_diffusers(schedule, eta, prediction, spacing, clip):
+    theirs = peer(DDIMScheduler, schedule, prediction, clip_sample=clip, timestep_spacing=spacing)
+    theirs.set_timesteps(20)
+    x_T, grid = noise(2, 3, 6, 5), timestep_grid(T, 20, spacing)
+    flags = {"eta": eta, "use_clipped_model_output": True, "generator": seeded(1)}
+    expected = walk(theirs, x_T, grid[:-1], grid[:-1], **flags)
+    ours = ddim(dummy_denoiser(schedule, prediction), schedule, x_T, grid, clip, seeded(1), eta)
+    assert_same_steps(states(ours), expected)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "spacing", "clip"),
+    [(T, "leading", True), *((20, spacing, clip) for spacing in SPACINGS for clip in (False, True))],
+)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddpm_walks_with_diffusers(schedule, prediction, num_steps, spacing, clip):
+    theirs = peer(DDPMScheduler, schedule, prediction, clip_sample=clip, variance_type="fixed_small")
+    grid = timestep_grid(T, num_steps, spacing)
+    theirs.set_timesteps(timesteps=grid[:-1])
+    x_T = noise(2, 3, 6, 5)
+    expected = walk(theirs, x_T, grid[:-1], grid[:-1], generator=seeded(1))
+    ours = ddpm(dummy_denoiser(schedule, prediction), schedule, x_T, grid, clip, seeded(1))
+    assert_same_steps(states(ours), expected)  # their last step adds noise of variance 1e-20
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_inversion_walks_with_diffusers(schedule, prediction, spacing):
+    theirs = peer(
+        DDIMInverseScheduler,
+        schedule,
+        prediction,
+        clip_sample=False,
+        set_alpha_to_one=False,  # the clean image counts as t = 0, as it does here
+        timestep_spacing=spacing,
+    )
+    theirs.initial_alpha_cumprod = schedule.alpha_bar[0]
+    theirs.set_timesteps(20)
+    x0, grid = noise(2, 3, 6, 5).clamp(-1, 1), timestep_grid(T, 20, spacing)[::-1]
+    assert grid[1:] == theirs.timesteps.tolist()
+    expected = walk(theirs, x0, grid[1:], [0, *grid[1:-1]])
+    ours = ddim(dummy_denoiser(schedule, prediction), schedule, x0, grid)
+    assert_same_steps(states(ours), expected)
+
+
+def test_float32_ddim_agrees_with_untouched_diffusers(schedule):
+    theirs = DDIMScheduler(T, beta_schedule=KINDS[schedule.kind], beta_start=1e-4, beta_end=0.02)
+    theirs.set_timesteps(20)
+    x_T, grid = noise(2, 3, 6, 5, dtype=torch.float32), timestep_grid(T, 20, "leading")
+    expected = walk(theirs, x_T, grid[:-1], grid[:-1], use_clipped_model_output=True)
+    ours = last(ddim(dummy_denoiser(schedule, "eps"), schedule, x_T, grid, clip_x0=True))
+    torch.testing.assert_close(ours, expected[-1][0], rtol=0, atol=1e-4)  # float32 both
+
+
+# ---------------------------------------------------------------- the road itself
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 20])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_timestep_is_visited_once_and_the_clean_image_reached(schedule, name, num_steps):
+    seen, grid = [], timestep_grid(T, num_steps)
+
+    def denoiser(x_t, t):
+        assert type(t) is int
+        seen.append(t)
+        return dummy_denoiser(schedule, "v")(x_t, t)
+
+    steps = list(SAMPLERS[name](denoiser, schedule, noise(1, 3, 4, 4), grid, generator=seeded(0)))
+    assert seen == grid[:-1]
+    assert [(step, t) for step, t, _, _ in steps] == list(enumerate(grid[1:]))
+    torch.testing.assert_close(steps[-1][2], steps[-1][3], rtol=1e-12, atol=1e-12)  # x_{-1} is x0_hat
+
+
+def test_no_nan_at_eta_1_in_float32(schedule):
+    """1 - alpha_bar_s - sigma^2 nears 0 for a long first stride, and may round to below it."""
+    denoiser, x_T = dummy_denoiser(schedule, "v"), noise(1, 3, 2, 2, dtype=torch.float32)
+    for grid in (timestep_grid(T, T), *([T - 1, s, -1] for s in range(T - 1))):
+        steps = ddim(denoiser, schedule, x_T, grid, generator=seeded(0), eta=1.0)
+        assert last(steps).isfinite().all()  # a NaN on the way stays
+
+
+@pytest.mark.parametrize(
+    ("grid", "eta", "named"),
+    [([9, -1], -0.1, "got -0.1"), ([9, -1], 1.1, "got 1.1"), ([-1, 9], 0.5, "inversion .* got 0.5")],
+)
+def test_wrong_eta_is_refused_in_one_line(schedule, grid, eta, named):
+    with pytest.raises(ValueError, match=named) as error:
+        last(ddim(dummy_denoiser(schedule, "v"), schedule, noise(1, 3, 4, 4), grid, eta=eta))
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- exact posterior means
+
+FACES = torch.rand(5, 3, 4, 4, generator=seeded(3), dtype=torch.float64) * 2 - 1
+
+
+def ideal_denoiser(schedule: NoiseSchedule, data: Tensor = FACES, width: float = 0.0):
+    """E[x0 | x_t] for x0 an item of data (N, ...), each as likely, plus width times normal noise."""
+
+    def denoiser(x_t, t):
+        alpha_bar = schedule.alpha_bar[t]
+        total = 1 - alpha_bar + alpha_bar * width**2  # variance of x_t about one item
+        gaps = x_t.flatten(1)[:, None] - alpha_bar.sqrt() * data.flatten(1)  # (B, N, D)
+        weight = torch.softmax(-gaps.pow(2).sum(-1) / (2 * total), dim=1)  # (B, N)
+        item = (weight @ data.flatten(1)).view_as(x_t)
+        x0_hat = item + alpha_bar.sqrt() * width**2 / total * (x_t - alpha_bar.sqrt() * item)
+        return x0_hat, (x_t - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
+
+    return denoiser
+
+
+@pytest.mark.parametrize("num_steps", [20, 50, T])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_ideal_denoiser_gives_the_dataset_back(schedule, name, num_steps):
+    x_T = noise(100, 3, 4, 4)
+    grid = timestep_grid(T, num_steps)
+    samples = last(SAMPLERS[name](ideal_denoiser(schedule), schedule, x_T, grid, generator=seeded(1)))
+    distance, nearest = (samples[:, None] - FACES).flatten(2).abs().amax(-1).min(1)
+    assert distance.max() < 1e-6
+    assert torch.bincount(nearest, minlength=len(FACES)).min() >= 8  # 20 each in the mean, s.d. 4
+
+
+@pytest.mark.parametrize("num_steps", [20, T])
+def test_ddim_with_eta_1_is_ddpm(schedule, num_steps):
+    denoiser, grid = ideal_denoiser(schedule, width=0.3), timestep_grid(T, num_steps)
+    expected = ddpm(denoiser, schedule, noise(4, 3, 4, 4), grid, generator=seeded(1))
+    ours = ddim(denoiser, schedule, noise(4, 3, 4, 4), grid, generator=seeded(1), eta=1.0)
+    assert_same_steps(states(ours), states(expected), 1e-7)
+
+
+def test_inverted_faces_come_back_better_with_more_steps(schedule):
+    """A first-order method there and back: twice the steps, half the error."""
+    x0 = FACES + 0.3 * noise(*FACES.shape, seed=9)
+    denoiser, errors = ideal_denoiser(schedule, width=0.3), []
+    for num_steps in (25, 50, 100, 200):
+        grid = timestep_grid(T, num_steps)
+        x_T = last(ddim(denoiser, schedule, x0, grid[::-1]))
+        assert 0.8 < x_T.std() < 1.2
+        errors.append((last(ddim(denoiser, schedule, x_T, grid)) - x0).pow(2).mean().sqrt().item())
+    assert all(0.4 < after / before < 0.65 for before, after in pairwise(errors))
+    assert errors[-1] < 0.02
+    grid = timestep_grid(T, 20)  # and an item of the dataset itself comes back as it was
+    x_T = last(ddim(ideal_denoiser(schedule), schedule, FACES, grid[::-1]))
+    torch.testing.assert_close(last(ddim(ideal_denoiser(schedule), schedule, x_T, grid)), FACES)
+
+
+# Gaussian data N(MU, WIDTH^2) is the same with a single item.
+MU, WIDTH = 0.6, 0.5
+
+
+def test_ddim_tends_to_the_probability_flow(schedule):
+    """x_T and x0 at the same quantile: (x0 - mu) / s = (x_T - sqrt(ab) mu) / sqrt(ab s^2 + 1 - ab)."""
+    denoiser = ideal_denoiser(schedule, torch.full((1, 1), MU).double(), WIDTH)
+    quantile, alpha_bar = noise(300, 1, 1, 1), schedule.alpha_bar[-1]
+    x0 = MU + WIDTH * quantile
+    x_T = alpha_bar.sqrt() * MU + (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt() * quantile
+    for start, end, order in ((x_T, x0, 1), (x0, x_T, -1)):
+        errors = []
+        for num_steps in (250, 500, T):
+            steps = ddim(denoiser, schedule, start, timestep_grid(T, num_steps)[::order])
+            errors.append((last(steps) - end).abs().max().item())
+        assert all(0.4 < after / before < 0.6 for before, after in pairwise(errors))
+        assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_of_gaussian_data_have_its_moments(schedule, name):
+    denoiser = ideal_denoiser(schedule, torch.full((1, 1), MU).double(), WIDTH)
+    x_T = noise(6_000, 1, 1, 1)
+    steps = SAMPLERS[name](denoiser, schedule, x_T, timestep_grid(T, T), generator=seeded(1))
+    samples = last(steps)
+    # Four standard errors (s / sqrt(n), s / sqrt(2 n)), and 0.8 % of s for the finite steps.
+    assert samples.mean().item() == pytest.approx(MU, abs=WIDTH * 4 / 6_000**0.5)
+    assert samples.std().item() == pytest.approx(WIDTH, rel=4 / 12_000**0.5 + 0.008)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unet_model import ConditionalUNet, sinusoidal_embedding
+
+
+def make_unet(**changes) -> ConditionalUNet:
+    torch.manual_seed(0)
+    small = {
+        "channels": (16, 32),
+        "num_attributes": 5,
+        "latent_dim": 8,
+        "num_heads": 2,
+        "blocks_per_level": 1,
+        "self_attention_levels": (1,),
+        "cross_attention_levels": (0, 1),
+    }
+    unet = ConditionalUNet(**small | changes)
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return unet
+
+
+def inputs(batch: int = 2, height: int = 16, width: int = 16):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 3, height, width, generator=generator)
+    t = torch.randint(1000, (batch,), generator=generator)
+    attributes = torch.randn(batch, 5, generator=generator).sign()
+    return x, t, attributes, torch.randn(batch, 8, generator=generator)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+@pytest.mark.parametrize("size", [(16, 16), (24, 40)])
+def test_output_has_the_input_s_shape(patch_size, size):
+    x, t, attributes, latent = inputs(2, *size)
+    assert make_unet(patch_size=patch_size)(x, t, attributes, latent).shape == x.shape
+
+
+def test_default_configuration_has_about_63_million_parameters():
+    with torch.device("meta"):
+        unet = ConditionalUNet()
+    assert 60e6 < sum(p.numel() for p in unet.parameters()) < 66e6
+
+
+def test_size_that_does_not_divide_is_refused_with_both_numbers():
+    with pytest.raises(ValueError, match=r"18x16.*divisible by 4"):
+        make_unet(patch_size=2)(*inputs(2, 18, 16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"self_attention_levels": (2,)}, "level 2"), ({"num_heads": 3}, "3 attention heads")],
+)
+def test_impossible_attention_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_unet(**changes)
+
+
+def test_starts_as_zero_and_every_parameter_learns():
+    """The output convolution starts at zero; once off it, gradients reach everything."""
+    x, t, attributes, latent = inputs()
+    assert not ConditionalUNet((3), (32, 64), 5, 8, self_attention_levels=(1,),
+                               cross_attention_levels=(1,))(x, t, attributes, latent).any()  # fmt: skip
+    unet = make_unet()
+    keep = torch.tensor([1.0, 0.0])
+    unet(x, t, attributes, latent, keep).pow(2).sum().backward()
+    silent = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_cross_attention_attends():
+    """With several tokens the attention's weights depend on the picture: cross-attention alone (the
+    summed embedding switched off) adds something different at different positions."""
+    unet = make_unet()
+    torch.nn.init.zeros_(unet.condition.attributes.weight)
+    attention = unet.down[1][0].cross_attention
+    seen = []
+    attention.register_forward_hook(lambda module, args, out: seen.append(out - args[0]))
+    x, t, attributes, _ = inputs(1)
+    out = unet(x, t, attributes)
+    added = seen[0]
+    assert added.std(dim=(2, 3)).mean() > 0.01 * added.abs().mean()
+    flipped = attributes.clone()
+    flipped[0, 2] *= -1
+    assert (unet(x, t, flipped) - out).abs().max() > 1e-4
+
+
+def test_no_latent_equals_every_latent_dropped():
+    x, t, attributes, latent = inputs()
+    unet = make_unet()
+    dropped = unet(x, t, attributes, latent, torch.zeros(2))
+    torch.testing.assert_close(dropped, unet(x, t, attributes, None))
+    assert (unet(x, t, attributes, latent) - dropped).abs().max() > 1e-3
+
+
+def test_latent_is_dropped_per_sample():
+    x, t, attributes, latent = inputs()
+    unet = make_unet()
+    mixed = unet(x, t, attributes, latent, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(mixed[:1], unet(x[:1], t[:1], attributes[:1], latent[:1]))
+    torch.testing.assert_close(mixed[1:], unet(x[1:], t[1:], attributes[1:]))
+
+
+def test_attributes_act_continuously():
+    """A fraction lands between its ends, and nearer to the nearer one."""
+    x, t, attributes, _ = inputs(1)
+    unet = make_unet()
+
+    def at(value: float) -> torch.Tensor:
+        row = attributes.clone()
+        row[0, 1] = value
+        return unet(x, t, row)
+
+    low, middle, high = at(-1), at(0.5), at(1)
+    span = (high - low).norm()
+    assert span > 1e-3
+    assert 0 < (middle - high).norm() < (middle - low).norm() < span
+
+
+def test_sinusoidal_embedding_tells_timesteps_apart():
+    embedding = sinusoidal_embedding(torch.arange(1000), 128)
+    assert embedding.shape == (1000, 128)
+    distance = torch.cdist(embedding, embedding) + 10 * torch.eye(1000)
+    assert distance.min() > 0.1
