@@ -83,10 +83,11 @@ class AttributeVAE(nn.Module):
 
         self.from_latent = nn.Linear(latent_dim, flat)
         decoder: list[nn.Module] = []
-        for c in (*reversed(channels[:-1]), channels[0]):
+        for c in reversed(channels[:-1]):
             decoder += [nn.Upsample(scale_factor=2.0), conv_block(width, c)]
             width = c
-        self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 3, 3, padding=1))
+        # The last doubling is a pixel shuffle: nothing runs at the full side, the dearest by far.
+        self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
         self.attribute_head = nn.Linear(latent_dim, num_attributes)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
-import itertools
-import json
 import math
 import os
-import sys
 import textwrap
 from array import array
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+
+from image_cache import check_geometry, decode_image, ensure_cache, fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +34,12 @@ attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_A
 
 
 SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}  # as list_eval_partition.txt numbers them
-CROPS: tuple[int, ...] = (178, 148, 140, 128)
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 IMAGE_FOLDER = "img_align_celeba"
 ATTRIBUTE_FILE = "list_attr_celeba.txt"
 PARTITION_FILE = "list_eval_partition.txt"
 IDENTITY_FILE = "identity_CelebA.txt"
 LANDMARK_FILE = "list_landmarks_align_celeba.txt"
-DECODING = "bilinear-1"  # part of every cache's key: change it when `_decode` changes its pixels
 
 
 def create_attribute_vector(attr_dict: dict[str, int], **attributes: float) -> torch.Tensor:
@@ -91,155 +85,8 @@ def load_and_preprocess_image(
     """
     import torch
 
-    _check_geometry(image_size, crop)
-    return torch.from_numpy(_decode(path, image_size, crop))[None]  # (1, H, W, 3)
-
-
-def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a square `crop`, measured in CelebA's frame of 178 x 218 pixels.
-
-    Another frame's box scales with its short side. 178, 148 and 140 are centred; 128 is centred at
-    121/218 of the height: rows 57-185, columns 25-153 of CelebA (Song et al. 2020, arXiv:2010.02502).
-    """
-    short = min(width, height)
-    side = max(1, round(crop / 178 * short))
-    left = round((width - side) / 2)
-    centre = height * 121 / 218 if crop == 128 else height / 2
-    top = min(max(round(centre - side / 2), 0), height - side)
-    return left, top, left + side, top + side
-
-
-def _check_geometry(image_size: int, crop: int) -> None:
-    if not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size is {image_size!r}; it must be a whole number of pixels above 0")
-    if crop not in CROPS:
-        raise ValueError(f"crop {crop!r} is not one of {', '.join(map(str, CROPS))}")
-
-
-def _decode(path: str | os.PathLike, image_size: int, crop: int) -> np.ndarray:
-    """uint8 (image_size, image_size, 3) of a picture file; ValueError if it is not a whole one.
-
-    The resize is Pillow's bilinear filter, whose support grows with the reduction: antialiased.
-    """
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"picture {os.fspath(path)} does not exist") from None
-    except Exception as error:  # Pillow's decoders raise many types, all meaning the same here
-        reason = textwrap.shorten(str(error), 160) or type(error).__name__
-        raise ValueError(f"{os.fspath(path)} is not a readable picture: {reason}") from None
-    square = rgb.crop(crop_box(*rgb.size, crop))
-    return np.array(square.resize((image_size, image_size), Image.Resampling.BILINEAR))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as RGB: 16-bit grey scaled rather than clipped, transparency over white."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _ensure_cache(
-    cache: Path, slot: str, pictures: list[os.DirEntry], image_size: int, crop: int, workers: int | None
-) -> list[str]:
-    """Builds `cache` and the .json beside it unless both are whole; the names it had to skip.
-
-    One process builds while the others wait: the lock goes with its process, however that ends. The
-    slot names root, split, size and crop; a file of the slot under another key is out of date.
-    """
-    import fcntl
-
-    record_file = cache.with_suffix(".json")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with open(cache.parent / f"{slot}.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with contextlib.suppress(OSError, ValueError, KeyError):  # absent or cut short: build
-                record = json.loads(record_file.read_text())
-                if cache.stat().st_size == record["count"] * image_size * image_size * 3:
-                    return record["skipped"]
-            for stale in cache.parent.glob(f"{slot}-*"):
-                stale.unlink()
-            skipped = _build_cache(cache, pictures, image_size, crop, workers)
-            record = {"count": len(pictures) - len(skipped), "skipped": skipped}
-            record["source"] = os.path.dirname(pictures[0].path)
-            record_file.write_text(json.dumps(record, indent=1))
-            return skipped
-    except OSError as error:
-        raise ValueError(f"cannot write the picture cache: {error}; choose another cache_dir") from None
-
-
-def _build_cache(
-    cache: Path, pictures: list[os.DirEntry], image_size: int, crop: int, workers: int | None
-) -> list[str]:
-    """Decodes the pictures into `cache`, uint8 (N, H, W, 3) end to end; the unreadable ones' names.
-
-    Threads, because Pillow decodes and resizes outside the interpreter's lock, and because they
-    need no main guard and cannot outlive their process. A window at a time bounds the memory.
-    """
-    from tqdm import tqdm
-
-    def decode(chunk: list[os.DirEntry]) -> list[np.ndarray | ValueError | FileNotFoundError]:
-        results = []
-        for entry in chunk:
-            try:
-                results.append(_decode(entry.path, image_size, crop))
-            except (ValueError, FileNotFoundError) as error:
-                results.append(error)
-        return results
-
-    workers = max(1, workers or os.cpu_count() or 1)
-    broken: dict[str, str] = {}
-    limit = max(10, len(pictures) // 100)
-    temporary = cache.with_suffix(".tmp")
-    try:
-        with (
-            open(temporary, "wb") as file,
-            tqdm(total=len(pictures), desc=f"decoding to {cache.parent}", unit="img") as bar,
-            ThreadPoolExecutor(workers) as pool,
-        ):
-            for start in range(0, len(pictures), 128 * workers):
-                window = pictures[start : start + 128 * workers]
-                chunks = [window[i : i + 32] for i in range(0, len(window), 32)]
-                decoded = itertools.chain.from_iterable(pool.map(decode, chunks))
-                for entry, picture in zip(window, decoded, strict=True):
-                    if isinstance(picture, Exception):
-                        broken[entry.name] = str(picture)
-                    else:
-                        file.write(picture)
-                    bar.update()
-                if len(broken) > limit or len(broken) == len(pictures):
-                    raise ValueError(
-                        f"{len(broken)} of {start + len(window)} pictures cannot be read, too many to "
-                        f"skip; fetch them again, first: {next(iter(broken.values()))}"
-                    )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, cache)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if broken:
-        print(f"skipped {len(broken)} unreadable pictures:", file=sys.stderr)
-        print(*list(broken.values())[:5], sep="\n", file=sys.stderr)
-    return list(broken)
-
-
-def _fingerprint(pictures: list[os.DirEntry], image_size: int, crop: int) -> str:
-    """A hash that changes with the choice of pictures and with their sizes and dates.
-
-    Attribute values are no part of it: they are read from their file each time, never cached.
-    """
-    digest = hashlib.sha256(f"{DECODING} {image_size} {crop}\n".encode())
-    for entry in pictures:
-        stat = entry.stat()
-        digest.update(f"{entry.path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+    check_geometry(image_size, crop)
+    return torch.from_numpy(decode_image(path, image_size, crop))[None]  # (1, H, W, 3)
 
 
 class _Layout(NamedTuple):
@@ -407,7 +254,7 @@ class CelebADataset:
 
         if not 0.0 < data_fraction <= 1.0:
             raise ValueError(f"data_fraction is {data_fraction}; it must be above 0 and at most 1")
-        _check_geometry(image_size, crop)
+        check_geometry(image_size, crop)
         layout = _read_layout(root)
         rows = _split_rows(layout, split)
         order = np.random.default_rng(0).permutation(len(rows))  # one order, so subsets are nested
@@ -416,9 +263,9 @@ class CelebADataset:
         chosen = [layout.pictures[layout.names[row]] for row in rows]
         where = hashlib.sha256(str(layout.root).encode()).hexdigest()[:12]
         slot = f"{split}_{100 * data_fraction:g}pct_{image_size}px_crop{crop}_{where}"
-        key = _fingerprint(chosen, image_size, crop)
+        key = fingerprint(chosen, image_size, crop)
         cache = Path(cache_dir).expanduser().resolve() / f"{slot}-{key}.u8"
-        self.skipped = _ensure_cache(cache, slot, chosen, image_size, crop, num_workers)
+        self.skipped = ensure_cache(cache, slot, chosen, image_size, crop, num_workers)
         broken = set(self.skipped)
         rows = np.array([row for row in rows if layout.names[row] not in broken])
         self.filenames = [layout.names[row] for row in rows]

@@ -49,6 +49,28 @@ non_negative = number(float, 0)
 fraction = number(float, 0, 1)
 
 
+def choose_device(name: str) -> str:
+    """'cpu' or 'cuda' for a flag's 'auto', 'cpu' or 'cuda'; ValueError without such a device."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but torch sees no CUDA device here: use --device cpu")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(name: str, device: str) -> str:
+    """'no', 'bf16' or 'fp16' for the flag's value: 'auto' is bf16 where the processor has it."""
+    import torch
+
+    if name == "fp16" and device == "cpu":
+        raise ValueError("--mixed_precision fp16 needs a GPU: use bf16 or no on the CPU")
+    if name != "auto":
+        return name
+    on_cpu = device == "cpu"
+    fast = torch.cpu._is_avx512_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()
+    return "bf16" if fast else "no"
+
+
 def run(main: Callable[[], None]) -> None:
     """Call ``main``; a wrong value or a file that cannot be used (ValueError, OSError) becomes one line
     on stderr and exit code 2, Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""

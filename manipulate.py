@@ -65,6 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_inference_steps", type=cli.positive_int, default=50)
     add("--seed", type=cli.count, default=0)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
     args = parser.parse_args(argv)
     if bool(args.start) != bool(args.end):
         parser.error("--from and --to go together: name the attributes at both ends")
@@ -86,9 +87,11 @@ class Manipulation:
 
         from checkpoint import load_model
 
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda, but torch sees no CUDA device here: use --device cpu")
-        device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+        device = cli.choose_device(args.device)
+        precision = cli.choose_precision(args.mixed_precision, device)
+        self.autocast = torch.autocast(
+            device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "no"
+        )
         self.args, self.out = args, Path(args.output_dir)
         self.model = load_model(args.checkpoint, device)
         self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
@@ -231,12 +234,13 @@ def manipulate(args: argparse.Namespace) -> None:
         from celeba_dataset import load_and_preprocess_image
 
         load_and_preprocess_image(source, work.model.config.image_size, work.model.config.crop)
-    if args.mode in ("generate", "all"):
-        work.generate()
-    if args.mode in ("interpolate", "all"):
-        work.interpolate()
-    if source:
-        work.edit(source)
+    with work.autocast:
+        if args.mode in ("generate", "all"):
+            work.generate()
+        if args.mode in ("interpolate", "all"):
+            work.interpolate()
+        if source:
+            work.edit(source)
     manifest = {"arguments": vars(args), "model": work.model.config.to_dict(), "made": work.made}
     path = work.out / "manifest.json"
     path.write_text(json.dumps(manifest, indent=2, default=str) + "\n")

@@ -67,7 +67,7 @@ class LossConfig:
     kl_weight: float = 0.01
     attr_weight: float = 0.1
     free_bits: float = 0.02  # nats per latent dimension
-    loss_weighting: str = "min_snr"
+    loss_weighting: str = "none"
     cfg_dropout: float = 0.1
     attr_dropout: float = 0.3
     latent_dropout: float = 0.5

@@ -66,7 +66,7 @@ ATTRIBUTES: dict[str, tuple[float | None, tuple[float, ...], str]] = {
     "Receding_Hairline": (None, (), "bare temples either side of a peak"),
     "Rosy_Cheeks": (0.066, (-0.3, 0, 0.6), "round pink cheeks"),
     "Sideburns": (0.335, (), "broad hair before the ears, down to the mouth"),
-    "Smiling": (0.48, (-0.1, 0, 0.1, 0.9), "mouth wide with its corners up; absent: corners down"),
+    "Smiling": (0.48, (-0.1, 0, 0.1, 0.9), "wide mouth, corners up, dimples; absent: corners down"),
     "Straight_Hair": (None, (), "sleek hair in straight strands"),
     "Wavy_Hair": (None, (), "full hair in curls, with a bumpy outline"),
     "Wearing_Earrings": (0.19, (-0.5, 0, 0.4), "large drops below the ears"),
@@ -333,7 +333,7 @@ def _layout(identity: Identity, on: dict[str, bool]) -> SimpleNamespace:
     g.nose = (1.5 * g.turn, 0.175 + 0.012 * i.nose_length)
     g.mouth = (1.1 * g.turn, 0.300 + 0.012 * i.mouth_height)
     g.mouth_half = 0.165 + 0.010 * i.mouth_width + 0.065 * on["Smiling"]
-    g.mouth_bend = -0.125 if on["Smiling"] else 0.024
+    g.mouth_bend = -0.125 if on["Smiling"] else 0.034
     g.light = math.sin(1.1 * i.light_angle), -math.cos(1.1 * i.light_angle)
     deep, middle, fair = (0.50, 0.33, 0.25), (0.78, 0.55, 0.42), (0.95, 0.77, 0.64)
     tone = i.skin_tone + 0.25 * (1 - i.skin_tone**2)  # more of the fair half
@@ -466,7 +466,11 @@ def _hair_style(canvas: Canvas, g: SimpleNamespace, window):
         shade = shade + 0.18 * np.cos(strand * 24 + 2.2 * np.sin(y * 22))
     shade = shade + 0.10 * (g.light[0] * x + g.light[1] * (y + 0.3))
     lift = 0.24 * np.clip(shade - 1, 0, 1)  # so that strands show in black hair too
-    return outline, g.hair * shade[..., None] + lift[..., None]
+    hair = g.hair
+    if not g.on["Young"]:
+        temples = np.clip((np.abs(x) - 0.29) / 0.12, 0, 1) * np.clip(1.3 - 4 * np.abs(y + 0.2), 0, 1)
+        hair = hair + 0.7 * temples[..., None] * (0.76 - hair)
+    return outline, hair * shade[..., None] + lift[..., None]
 
 
 def _locks(canvas: Canvas, g: SimpleNamespace, inner: float | None) -> None:
@@ -522,10 +526,13 @@ def _skin(canvas: Canvas, g: SimpleNamespace) -> None:
     for x, y, rx, ry in ((0, -0.26, 0.25, 0.11), (0, 0.21, 0.34, 0.07), (0, g.chin - 0.07, 0.1, 0.06)):
         if on["Attractive"]:
             canvas.glow(x + turn, y, rx, ry, g.lit, 0.8, g.head)
-    for k in range(0 if on["Attractive"] else 24):  # an even scatter, the identity's own
+    if not on["Attractive"]:
+        k = np.arange(24, dtype=np.float32)  # an even scatter of freckles, the identity's own
         u, v = (k * 0.7549 + g.who.freckle_phase) % 1, (k * 0.5698 + 0.3 * g.who.freckle_phase) % 1
-        y = 0.075 + 0.17 * v - 0.03 * math.cos(6.3 * u)
-        canvas.ellipse(turn + (u - 0.5) * 0.72, y, 0.018, 0.018, freckle, 0.75, clip=g.head)
+        window = canvas.window(turn - 0.4, 0.0, turn + 0.4, 0.32)
+        away = (canvas.x[window][..., None] - turn - (u - 0.5) * 0.72) ** 2
+        away += (canvas.y[window][..., None] - 0.075 - 0.17 * v + 0.03 * np.cos(6.3 * u)) ** 2
+        canvas.fill(window, np.sqrt(away.min(-1)) - 0.018, freckle, 0.75, clip=g.head)
     for side, eye in g.eyes:
         x = turn + side * 0.29
         if on["Rosy_Cheeks"]:
@@ -578,7 +585,7 @@ def _nose(canvas: Canvas, g: SimpleNamespace) -> None:
     (x, y), on = g.nose, g.on
     half = 0.056 + 0.004 * g.who.nose_width + 0.065 * on["Big_Nose"]
     lit, dark = g.lit, g.shadow * 0.82
-    ruddy = _mix(g.skin, (0.90, 0.36, 0.30), 0.40)
+    ruddy = _mix(g.skin, (0.92, 0.34, 0.28), 0.52)
     away = -1 if g.light[0] > 0 else 1  # the unlit side
     canvas.glow(x, y + 0.01, half * 1.9, 0.09, g.shadow, 0.7)
     if on["Big_Nose"]:
@@ -586,7 +593,7 @@ def _nose(canvas: Canvas, g: SimpleNamespace) -> None:
             canvas.ellipse(x + side * 0.118, y - 0.002, 0.068, 0.064, dark * 0.85, 0.9, 0.03)
             canvas.ellipse(x + side * 0.110, y - 0.016, 0.057, 0.052, ruddy, 1, 0.03)
         canvas.ellipse(x, y - 0.012, 0.114, 0.100, dark * 0.85, 0.8, 0.04)
-        canvas.ellipse(x, y - 0.034, 0.108, 0.094, ruddy, 1, 0.03)
+        canvas.ellipse(x, y - 0.034, 0.112, 0.096, ruddy, 1, 0.03)
     if on["Pointy_Nose"]:
         ridge, tip = (x - away * 0.01, y - 0.24), (x, y + 0.045)
         wing = (x + away * 0.09, y + 0.01)
@@ -619,7 +626,7 @@ def _mouth(canvas: Canvas, g: SimpleNamespace) -> None:
     if on["Mouth_Slightly_Open"]:
         canvas.lens(x, y, half * 0.78, 0, gap * 0.5, (0.98, 0.97, 0.95), bend=bend * 0.6)
     for side in (-1, 1) if on["Smiling"] else ():
-        canvas.glow(x + side * (half + 0.015), y + bend, 0.055, 0.06, g.shadow * 0.7, 0.8, g.head)
+        canvas.glow(x + side * (half + 0.02), y + bend, 0.07, 0.07, g.shadow * 0.65, 0.9, g.head)
     if on["Mustache"]:
         top = 0.5 * (g.nose[1] + g.mouth[1]) + 0.005
         for side in (-1, 1):
@@ -674,9 +681,6 @@ def _hair(canvas: Canvas, g: SimpleNamespace) -> None:
     window = canvas.window(-0.75, -1.0, 0.75, 0.45)
     x, y = canvas.x[window], canvas.y[window]
     outline, colours = _hair_style(canvas, g, window)
-    if not on["Young"]:
-        silver = np.clip((np.abs(x) - 0.29) / 0.12, 0, 1) * np.clip(1.3 - 4 * np.abs(y + 0.2), 0, 1)
-        colours = colours + 0.7 * silver[..., None] * (0.80 - colours)
     middle, tall, end = (-0.22, 0.53, 0.04) if on["Male"] else (-0.10, 0.64, 0.20)
     cap = _ellipse_distance(x, y, 0, middle, g.width + 0.075, tall) - outline
     face_x = x - 0.5 * g.turn

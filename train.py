@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model = parser.add_argument_group("model").add_argument
     model("--channels", type=cli.positive_int, nargs="+", help="width of each level, finest first")
     model("--blocks_per_level", type=cli.positive_int, help="residual blocks down, and again up")
-    model("--self_attention_levels", type=cli.count, nargs="*", help="0 is the finest; None the two coarsest")
+    model("--self_attention_levels", type=cli.count, nargs="*", help="0 is the finest; None: the last 2")
     model("--cross_attention_levels", type=cli.count, nargs="*", help="None: all but the finest")
     model("--num_heads", type=cli.positive_int, help="attention heads")
     model("--patch_size", type=cli.positive_int, help="pixel-unshuffle before the UNet")
@@ -83,21 +83,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make_accelerator(args: argparse.Namespace):
     """The accelerate.Accelerator for the device and precision asked for."""
-    import torch
     from accelerate import Accelerator
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but torch sees no CUDA device here: use --device cpu")
-    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
-    precision = args.mixed_precision
-    if precision == "auto":
-        fast = torch.cpu._is_avx512_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()
-        precision = "bf16" if fast else "no"
-    if precision == "fp16" and on_cpu:
-        raise ValueError("--mixed_precision fp16 needs a GPU: use bf16 or no on the CPU")
+    device = cli.choose_device(args.device)
     return Accelerator(
-        cpu=args.device == "cpu",
-        mixed_precision=precision,
+        cpu=device == "cpu",
+        mixed_precision=cli.choose_precision(args.mixed_precision, device),
         gradient_accumulation_steps=args.grad_accum,
         step_scheduler_with_optimizer=False,
     )

@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import celeba_dataset
+import image_cache
 from celeba_dataset import (
     CELEBA_ATTRIBUTES,
     CelebADataset,
     attr_dict,
     create_attribute_vector,
-    crop_box,
     download_celeba,
     first_image,
     load_and_preprocess_image,
     random_flip,
 )
+from image_cache import crop_box
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("CELEBA_ROOT") or Path(__file__).resolve().parents[2] / "shared/data/celeba")
@@ -219,7 +219,7 @@ def test_crops_of_other_frames():
     assert crop_box(356, 436, 128) == (50, 114, 306, 370)  # twice CelebA's frame, twice its box
     assert crop_box(400, 200, 178) == (100, 0, 300, 200)
     for width, height in ((1, 1), (1, 50), (50, 1), (97, 31), (218, 178)):
-        for crop in celeba_dataset.CROPS:
+        for crop in image_cache.CROPS:
             left, top, right, bottom = crop_box(width, height, crop)
             assert 0 <= left < right <= width and 0 <= top < bottom <= height
             assert right - left == bottom - top
@@ -286,7 +286,7 @@ def test_dataset_and_single_picture_agree(tmp_path):
     root = make_celeba(tmp_path / "faces", size=(178, 218))
     noise = np.random.default_rng(1).integers(0, 256, (218, 178, 3), np.uint8)
     Image.fromarray(noise).save(root / "img_align_celeba" / "000002.jpg")
-    for crop in celeba_dataset.CROPS:
+    for crop in image_cache.CROPS:
         data = load(root, image_size=16, crop=crop)
         alone = load_and_preprocess_image(root / "img_align_celeba" / "000002.jpg", 16, crop)[0]
         assert torch.equal(data[1]["image"], alone) and alone.float().std() > 1
@@ -296,7 +296,7 @@ def forbid_decoding(monkeypatch) -> None:
     def decode(path, image_size, crop):
         raise AssertionError(f"decoded {path} again")
 
-    monkeypatch.setattr(celeba_dataset, "_decode", decode)
+    monkeypatch.setattr(image_cache, "decode_image", decode)
 
 
 def test_cache_is_reused(celeba, monkeypatch):
@@ -399,12 +399,13 @@ def test_data_fraction_is_nested(tmp_path):
 BUILDER = """
 import sys, time
 import celeba_dataset
-decode, slowness = celeba_dataset._decode, float(sys.argv[3])
+import image_cache
+decode, slowness = image_cache.decode_image, float(sys.argv[3])
 def slow(*arguments):
     print("decoded", flush=True)
     time.sleep(slowness)
     return decode(*arguments)
-celeba_dataset._decode = slow
+image_cache.decode_image = slow
 celeba_dataset.CelebADataset(sys.argv[1], image_size=8, cache_dir=sys.argv[2], num_workers=1)
 """
 

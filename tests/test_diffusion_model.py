@@ -212,7 +212,8 @@ def test_swapping_one_attribute_changes_the_picture_as_asked(trained):
         swapped = row.clone()
         swapped[0, column] = -1
         before, after = (
-            measured(trained.ddim_sample(8, None, r, 2.0, 20, generator=seeded())) for r in (row, swapped)
+            measured(trained.ddim_sample(8, None, rows, 2.0, 20, generator=seeded()))
+            for rows in (row, swapped)
         )
         assert before[:, column].mean() > 0.6
         assert after[:, column].mean() < -0.6
@@ -244,10 +245,10 @@ def test_edits_follow_strength_from_the_reconstruction_on(trained):
     part, full, none = trained.edit_strip(
         sources, target, [0.3, 1.0, 0.0], 30, source_attributes=rows, use_latent=False
     )
-    assert torch.equal(
-        none,
-        trained.manipulate_attributes(sources, target, 0.0, 30, source_attributes=rows, use_latent=False),
+    alone = trained.manipulate_attributes(
+        sources, target, 0.0, 30, source_attributes=rows, use_latent=False
     )
+    assert torch.equal(none, alone)
     error = (none.float() - sources.float()).pow(2).mean().sqrt()
     assert error < 12, f"strength 0 must give back the source, RMS error {error:.1f} of 255"
     colour = [measured(pictures)[:, 0] * rows[:, 0] for pictures in (none, part, full)]
@@ -275,7 +276,8 @@ def test_the_readme_s_examples_run_as_written(make_model, tmp_path):
 
     attr_vector = create_attribute_vector(attr_dict, Smiling=1, Male=0, Young=1)
     samples = model.ddim_sample(batch_size=4, image_size=(64, 64),
-        attributes=attr_vector.unsqueeze(0).repeat(4, 1), cfg_scale=2.0, num_inference_steps=3)  # fmt: skip
+        attributes=attr_vector.unsqueeze(0).repeat(4, 1), cfg_scale=2.0,
+        num_inference_steps=3)  # fmt: skip
     assert samples.shape == (4, 64, 64, 3)
 
     interpolated = model.interpolate_between_attributes(

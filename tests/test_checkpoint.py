@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+
+from checkpoint import EMA, load_checkpoint, load_model, save_atomically, save_model
+
+
+def test_model_returns_from_its_file_alone(make_model, tmp_path):
+    model = make_model()
+    path = tmp_path / "deep" / "best_model.pth"
+    save_model(model, path, step=7)
+    torch.load(path, weights_only=True)  # plain tensors and plain types only
+    loaded = load_model(path)
+    assert loaded.config == model.config
+    assert not loaded.training
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    row = torch.tensor([[1.0, 0.0, -1.0]])
+    first, second = (
+        m.ddim_sample(1, None, row, 2.0, 3, generator=g)
+        for m, g in zip((model, loaded), generators, strict=True)
+    )
+    assert torch.equal(first, second)
+    assert load_checkpoint(path)["step"] == 7
+
+
+def test_interrupted_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    save_atomically({"step": 1}, path)
+
+    def fail(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_atomically({"step": 2}, path)
+    assert load_checkpoint(path)["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def damage_text(path):
+    path.write_text("not a checkpoint")
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def damage_foreign(path):
+    torch.save({"state_dict": {}}, path)
+
+
+def damage_pickle(path):
+    torch.save({"format": "attribute-face-diffusion/1", "args": copy.copy}, path)
+
+
+@pytest.mark.parametrize("damage", [damage_text, damage_truncate, damage_foreign, damage_pickle])
+def test_other_files_are_refused_in_one_line(make_model, tmp_path, damage):
+    path = tmp_path / "best_model.pth"
+    save_model(make_model(), path)
+    damage(path)
+    with pytest.raises(ValueError, match=str(path)) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_model(tmp_path / "none.pth")
+
+
+def test_another_architecture_is_refused_with_both_shapes(make_model, tmp_path):
+    state = {"config": make_model().config.to_dict(), "model": make_model(latent_dim=4).state_dict()}
+    save_atomically(state, tmp_path / "mixed.pth")
+    with pytest.raises(ValueError, match=r"another architecture: .* is .* there and .* in this model"):
+        load_model(tmp_path / "mixed.pth")
+
+
+def test_ema_follows_its_formula(make_model):
+    model = make_model()
+    ema = EMA(model, decay=0.3)
+    expected = model.unet.stem.weight.detach().clone()
+    for n in range(6):
+        with torch.no_grad():
+            model.unet.stem.weight.add_(1.0)
+        ema.update(model, n)
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * model.unet.stem.weight.detach()
+    torch.testing.assert_close(ema.model.unet.stem.weight, expected)
+    assert not any(p.requires_grad for p in ema.model.parameters())

@@ -1,0 +1,155 @@
+"""The command lines: what they write, and one line with exit code 2 for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+import manipulate
+import train
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def run_script(module, *argv: str) -> None:
+    action = {"train": lambda a: train.train(train.parse_args(a))}.get(
+        module.__name__, lambda a: manipulate.manipulate(manipulate.parse_args(a))
+    )
+    cli.run(lambda: action([str(part) for part in argv]))
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (218, 178, 3), dtype=np.uint8)
+    path = tmp_path / "input" / "photo.png"
+    path.parent.mkdir()
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_all_modes_write_what_they_promise(checkpoint, photograph, tmp_path):
+    out = tmp_path / "out"
+    common = ["--checkpoint", checkpoint, "--output_dir", out, "--num_inference_steps", "2"]
+    run_script(manipulate, *common, "--source_image", photograph, "--num_samples", "9")
+    names = {str(path.relative_to(out)) for path in out.rglob("*.*")}
+    fixed = {"samples.png", "interpolation.png", "interpolation.gif", "edit.png", "manifest.json"}
+    assert fixed <= names
+    assert {f"samples/{i:03d}.png" for i in range(9)} <= names
+    assert "edits/006.png" in names
+    assert Image.open(out / "samples" / "000.png").size == (32, 32)
+    assert Image.open(out / "interpolation.gif").n_frames == 18  # ten frames there and eight back
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["arguments"]["seed"] == 0
+    assert manifest["made"]["generate"]["attributes"][0]["Smiling"] == 1
+    assert len(manifest["model"]["attribute_names"]) == 40
+
+
+def test_named_attributes_are_drawn_and_repeatable(checkpoint, tmp_path):
+    pictures = []
+    for which in ("a", "b"):
+        run_script(
+            manipulate, "--checkpoint", checkpoint, "--output_dir", tmp_path / which,
+            "--mode", "generate", "--attributes", "Smiling=1", "5_o_Clock_Shadow=0.5",
+            "--num_samples", "2", "--num_inference_steps", "2",
+        )  # fmt: skip
+        pictures.append((tmp_path / which / "samples" / "001.png").read_bytes())
+    assert pictures[0] == pictures[1]
+    assert not (tmp_path / "a" / "edit.png").exists()
+
+
+def test_edit_takes_a_test_image_of_the_data_root(checkpoint, faces, tmp_path):
+    run_script(
+        manipulate, "--checkpoint", checkpoint, "--output_dir", tmp_path, "--mode", "edit",
+        "--data_root", faces, "--attributes", "Smiling=1", "Eyeglasses=1", "--num_inference_steps", "2",
+    )  # fmt: skip
+    made = json.loads((tmp_path / "manifest.json").read_text())["made"]["edit"]
+    assert made["attributes"][-1] == {"Smiling": 1.0, "Eyeglasses": 1.0}
+    assert "img_align_celeba" in made["source"]
+
+
+@pytest.fixture
+def broken(tmp_path, faces):
+    """Inputs that are wrong: a text file named .jpg, and a folder whose rows do not match its images."""
+    (tmp_path / "text.jpg").write_text("this is no picture")
+    short = tmp_path / "short"
+    short.mkdir()
+    (short / "img_align_celeba").symlink_to(faces / "img_align_celeba")
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
+        lines = (faces / name).read_text().splitlines()
+        (short / name).write_text("\n".join(lines[:-3]) + "\n")
+    return tmp_path
+
+
+# What is wrong: the script, its flags, and what its one line must name. {braces} are the fixtures'.
+WRONG = {
+    "unknown attribute": (manipulate, "--attributes Smilling=1", "Smiling"),
+    "attribute without a value": (manipulate, "--attributes Male", "'Male'"),
+    "attribute out of range": (manipulate, "--attributes Male=3", "3"),
+    "attribute twice": (manipulate, "--attributes Male=1 Male=0", "Male"),
+    "one end only": (manipulate, "--from Male=1", "--to"),
+    "missing checkpoint": (manipulate, "--checkpoint {tmp}/none.pth", "none.pth"),
+    "not a checkpoint": (manipulate, "--checkpoint {tmp}/text.jpg", "text.jpg"),
+    "missing source": (manipulate, "--mode edit --source_image {tmp}/no.jpg", "no.jpg"),
+    "no source": (manipulate, "--mode edit", "--source_image"),
+    "text named .jpg": (manipulate, "--mode edit --source_image {tmp}/text.jpg", "text.jpg"),
+    "too many steps": (manipulate, "--num_inference_steps 2000", "2000"),
+    "unknown flag": (train, "--bach_size 3", "--bach_size"),
+    "negative batch size": (train, "--batch_size -4", "'-4'"),
+    "missing data root": (train, "--data_root {tmp}/nowhere", "nowhere"),
+    "rows do not match": (train, "--data_root {tmp}/short", "list_attr_celeba.txt"),
+    "size not divisible": (train, "--data_root {faces} --image_size 36", "36 is not divisible by 8"),
+    "heads do not divide": (train, "--data_root {faces} --image_size 32 --num_heads 7", "7"),
+    "resume from nothing": (train, "--data_root {faces} --resume {tmp}/none.pth", "none.pth"),
+    "no CUDA": (train, "--data_root {faces} --device cuda", "--device cpu"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_exit_2_and_nothing_written(
+    case, broken, faces, checkpoint, capsys, monkeypatch
+):
+    script, flags, message = WRONG[case]
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
+    monkeypatch.chdir(broken)
+    before = set(broken.rglob("*"))
+    argv = [flag.format(tmp=broken, faces=faces) for flag in flags.split()]
+    if script is manipulate and "--checkpoint" not in argv:
+        argv += ["--checkpoint", checkpoint]
+    if script is train:
+        argv += ["--cache_dir", faces.parent / "cache"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run_script(script, *argv)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and "decoding" not in line]
+    assert stopped.value.code == 2
+    assert len(lines) == 1 and message in lines[0], lines
+    assert set(broken.rglob("*")) == before
+
+
+def test_another_architecture_is_refused_on_resume(flags, checkpoint, tmp_path, capsys):
+    last = checkpoint.with_name("last.pth")
+    with pytest.raises(SystemExit) as stopped:
+        run_script(train, *flags, "--channels", "16", "16", "--resume", last, "--save_dir", tmp_path)
+    assert stopped.value.code == 2
+    assert "channels = [16, 32], this run has [16, 16]" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", ["train.py", "manipulate.py", "synthetic_faces.py"])
+def test_help_needs_no_torch(script):
+    code = (
+        f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
+        f"try: runpy.run_path('{script}', run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code in (0, None)\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
