@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import face_attributes
 import synthetic_faces
 from benchmarks.synthetic_probe import balanced_accuracy, draw_labelled, train_probe
 from celeba_dataset import CELEBA_ATTRIBUTES, attr_dict
@@ -74,7 +75,7 @@ def test_identities_differ_and_are_not_attributes():
 
 @pytest.mark.parametrize("name", CELEBA_ATTRIBUTES)
 def test_every_attribute_is_visible(name):
-    beard = {"Male": 1, "No_Beard": -1} if name in synthetic_faces._BEARD else {}
+    beard = {"Male": 1, "No_Beard": -1} if name in face_attributes.BEARD else {}
     colour = {"Brown_Hair": -1} if name.endswith("_Hair") or name == "Bald" else {}
     for identity in identities(6):
         touched = change(identity, name, **{**beard, **colour})
