@@ -27,4 +27,5 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 
 bench: .venv/installed
+	$(BIN)/python benchmarks/train_memory.py
 	$(BIN)/python benchmarks/synthetic_probe.py

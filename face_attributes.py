@@ -123,6 +123,15 @@ def sample_identity(rng: np.random.Generator) -> Identity:
     return Identity(*(float(value) for value in rng.uniform(-1, 1, len(fields(Identity)))))
 
 
+def present(attributes: np.ndarray) -> dict[str, bool]:
+    """Which attributes a row (40,) has: name -> value above 0. Raises ValueError for another shape."""
+    if np.shape(attributes) != (len(CELEBA_ATTRIBUTES),):
+        raise ValueError(
+            f"attributes have shape {np.shape(attributes)}; give {len(CELEBA_ATTRIBUTES)} values"
+        )
+    return {name: bool(attributes[column] > 0) for name, column in attr_dict.items()}
+
+
 def attributes_are_possible(attributes: np.ndarray) -> bool:
     """Whether a row (40,) of values in {-1, 0, +1} holds no pair of IMPOSSIBLE (0 is absent)."""
     present = {name for name, column in attr_dict.items() if attributes[column] > 0}

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from celeba_dataset import CELEBA_ATTRIBUTES, attr_dict
-from face_attributes import Identity
-from face_canvas import Canvas, blur, ellipse_distance, hsv, mix, pose_of, to_pixels
+from face_attributes import Identity, present
+from face_canvas import Canvas, blur, ellipse_distance, hsv, mix
 
 EVERYWHERE = (slice(None), slice(None))
 
 
-def _layout(identity: Identity, on: dict[str, bool]) -> SimpleNamespace:
+def layout(identity: Identity, on: dict[str, bool]) -> SimpleNamespace:
     """Where the parts of a face lie and which colours they have, in portrait coordinates."""
     i, g = identity, SimpleNamespace(on=on, who=identity)
     g.width = 0.475 + 0.015 * i.head_width - 0.02 * on["Oval_Face"]
@@ -46,25 +45,6 @@ def _layout(identity: Identity, on: dict[str, bool]) -> SimpleNamespace:
     return g
 
 
-def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np.ndarray:
-    """Pixel (x, y) of left eye, right eye, nose tip, left and right mouth corner, float (5, 2)."""
-    g = _layout(identity, _present(attributes))
-    (_, left), (_, right) = g.eyes
-    (mouth_x, mouth_y), half = g.mouth, g.mouth_half
-    corner = mouth_y + g.mouth_bend * 0.6
-    points = ((left, g.eye_y), (right, g.eye_y), g.nose, (mouth_x - half, corner),
-              (mouth_x + half, corner))  # fmt: skip
-    return np.array([to_pixels(pose_of(identity), x, y, image_size) for x, y in points])
-
-
-def _present(attributes: np.ndarray) -> dict[str, bool]:
-    if np.shape(attributes) != (len(CELEBA_ATTRIBUTES),):
-        raise ValueError(
-            f"attributes have shape {np.shape(attributes)}; give {len(CELEBA_ATTRIBUTES)} values"
-        )
-    return {name: bool(attributes[column] > 0) for name, column in attr_dict.items()}
-
-
 def render(identity: Identity, attributes: np.ndarray, image_size: int) -> np.ndarray:
     """Draw a portrait, uint8 (image_size, image_size, 3); the same arguments, the same bytes.
 
@@ -73,8 +53,8 @@ def render(identity: Identity, attributes: np.ndarray, image_size: int) -> np.nd
     """
     if image_size < 16:
         raise ValueError(f"image_size is {image_size}; faces need at least 16 pixels")
-    on = _present(attributes)
-    canvas, face = Canvas(identity, image_size), _layout(identity, on)
+    on = present(attributes)
+    canvas, face = Canvas(identity, image_size), layout(identity, on)
     for draw in (_background, _body, _head, _skin, _beard, _nose, _mouth, _eyes, _brows, _hair,
                  _accessories):  # fmt: skip
         draw(canvas, face)
@@ -129,7 +109,7 @@ def _necktie(canvas: Canvas, g: SimpleNamespace, neck: float) -> None:
     for side in (-1, 1):
         inner, outer = side * 0.02, side * (neck + 0.05)
         collar = [(outer, 0.60), (inner, 0.75), (side * 0.13, 0.89), (outer + side * 0.05, 0.68)]
-        canvas.convex(collar[:: -side], white)
+        canvas.convex(collar[::-side], white)
     canvas.convex([(-0.05, 0.80), (0.05, 0.80), (0.11, 1.2), (-0.11, 1.2)], tie)
     canvas.convex([(-0.085, 0.72), (0.085, 0.72), (0.05, 0.82), (-0.05, 0.82)], tie * 0.75)
     canvas.stroke([(-0.06, 0.93), (0.07, 0.87)], 0.025, mix(tie, (1, 1, 1), 0.5))

@@ -16,6 +16,7 @@ from torch import Tensor
 # (x_t, t) -> (x0_hat, eps_hat), t an int: all that samplers and guidance know of a network.
 Denoiser = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
+
 def linear_beta(num_timesteps: int) -> Tensor:
     """beta_t rising linearly from 1e-4 to 0.02, float64 (T,), scaled by 1000 / T so that the end is
     equally noisy for every T (Ho et al. 2020, section 4)."""
@@ -30,6 +31,11 @@ def cosine_beta(num_timesteps: int, offset: float = 0.008) -> Tensor:
     t = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     f = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+
+
+def _require(what: str, value: str, last: str) -> None:
+    if value != last:
+        raise ValueError(f"unknown {what} {value!r}")
 
 
 BETAS = {"linear": linear_beta, "cosine": cosine_beta}
@@ -54,16 +60,19 @@ class NoiseSchedule:
         self.num_timesteps = num_timesteps
         self.beta = BETAS[kind](num_timesteps)
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)
-        # One entry in front for t = -1; copies by device, so that indexing never waits for a transfer.
-        self._table = {torch.device("cpu"): torch.cat([torch.ones(1).double(), self.alpha_bar])}
+        # One entry in front for t = -1. A copy for each device, so that indexing it never waits.
+        self._table = {"cpu": torch.cat([torch.ones(1).double(), self.alpha_bar])}
 
     def alpha_bar_at(self, t: int | Tensor, like: Tensor) -> Tensor:
-        """alpha_bar_t in float64, shaped to broadcast over ``like``: (1, 1, 1, 1) or (B, 1, 1, 1)."""
-        if like.device not in self._table:
-            self._table[like.device] = self._table[torch.device("cpu")].to(like.device)
-        table = self._table[like.device]
-        value = table[t + 1]
-        return value.reshape(-1, *[1] * (like.ndim - 1))
+        """alpha_bar_t in float64, ready to broadcast over ``like``: a scalar for an int t, else
+        (B, 1, 1, 1) on its device (in float32 on MPS, which has no float64)."""
+        if isinstance(t, int):
+            return self._table["cpu"][t + 1]
+        device = str(like.device)
+        if device not in self._table:
+            dtype = torch.float32 if like.device.type == "mps" else torch.float64
+            self._table[device] = self._table["cpu"].to(like.device, dtype)
+        return self._table[device][t + 1].reshape(-1, *[1] * (like.ndim - 1))
 
     def signal_and_noise(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t)) in the dtype of ``like``, ready to multiply it."""
@@ -75,19 +84,22 @@ class NoiseSchedule:
         signal, noise = self.signal_and_noise(t, x0)
         return signal * x0 + noise * eps
 
-    def q_posterior(self, x0: Tensor, x_t: Tensor, t: int, s: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(x_s | x_t, x0) for any s < t, by Bayes' rule on two Gaussians.
+    def posterior_variance(self, t: int, s: int) -> Tensor:
+        """Variance of q(x_s | x_t, x0) for any s < t, a float64 scalar: (1 - alpha_bar_s) /
+        (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s); for s = t - 1 it is Ho et al. 2020's
+        beta_tilde_t, equation 7."""
+        bar_t, bar_s = self._table["cpu"][t + 1], self._table["cpu"][s + 1]
+        return (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)
 
-        With alpha = alpha_bar_t / alpha_bar_s and beta = 1 - alpha the variance is
-        (1 - alpha_bar_s) / (1 - alpha_bar_t) * beta; for s = t - 1 this is Ho et al. 2020, equation 7.
-        """
+    def q_posterior(self, x0: Tensor, x_t: Tensor, t: int, s: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(x_s | x_t, x0) for any s < t, by Bayes' rule on two Gaussians
+        (Ho et al. 2020, equations 6 and 7, for the stride from t to s)."""
         bar_t, bar_s = self.alpha_bar_at(t, x_t), self.alpha_bar_at(s, x_t)
         alpha = bar_t / bar_s
         weight_x0 = bar_s.sqrt() * (1 - alpha) / (1 - bar_t)
         weight_xt = alpha.sqrt() * (1 - bar_s) / (1 - bar_t)
-        variance = (1 - bar_s) / (1 - bar_t) * (1 - alpha)
         mean = weight_x0.to(x_t.dtype) * x0 + weight_xt.to(x_t.dtype) * x_t
-        return mean, variance.to(x_t.dtype)
+        return mean, self.posterior_variance(t, s).to(x_t.dtype)
 
     def target(self, prediction: str, x0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """What a network of this prediction type should output; v = sqrt(alpha_bar_t) eps -
@@ -96,6 +108,7 @@ class NoiseSchedule:
             return eps
         if prediction == "x0":
             return x0
+        _require("prediction", prediction, "v")
         signal, noise = self.signal_and_noise(t, x0)
         return signal * eps - noise * x0
 
@@ -111,6 +124,7 @@ class NoiseSchedule:
             return (x_t - noise * output) / signal, output
         if prediction == "x0":
             return output, (x_t - signal * output) / noise
+        _require("prediction", prediction, "v")
         return signal * x_t - noise * output, noise * x_t + signal * output
 
     def eps_from_x0(self, x0: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
@@ -130,6 +144,7 @@ class NoiseSchedule:
         """
         if weighting == "none":
             return torch.ones(t.shape, device=t.device)
+        _require("loss weighting", weighting, "min_snr")
         snr = self.snr(t)
         per_x0 = snr.clamp(max=gamma)
         divisor = {"x0": 1, "eps": snr, "v": snr + 1}[prediction]

@@ -27,8 +27,8 @@ SPACINGS = ("leading", "trailing", "linspace")
 def timestep_grid(num_timesteps: int, num_inference_steps: int, spacing: str = "trailing") -> list[int]:
     """Timesteps to visit, descending, -1 last: num_inference_steps + 1 integers.
 
-    ``leading`` starts below T - 1 and visits 0, ``trailing`` visits T - 1, ``linspace`` visits both
-    (the names of Lin et al. 2023, arXiv:2305.08891, table 2).
+    ``leading`` visits 0 and starts a stride below T, ``trailing`` visits T - 1 and ends a stride above
+    -1, ``linspace`` visits both ends (the names of Lin et al. 2023, arXiv:2305.08891, table 2).
 
     Raises:
         ValueError: unless 1 <= num_inference_steps <= num_timesteps, or for an unknown spacing.
@@ -108,13 +108,12 @@ def ddim(
         raise ValueError(f"inversion is deterministic: eta must be 0 on an ascending grid, got {eta}")
     for step, (t, s) in enumerate(pairwise(grid)):
         x0_hat, eps_hat = _predictions(denoiser, schedule, x_t, max(t, 0), clip_x0)
-        signal, noise = schedule.signal_and_noise(s, x_t)
+        bar_s = schedule.alpha_bar_at(s, x_t)
+        variance = eta**2 * schedule.posterior_variance(t, s) if eta > 0 else 0.0
+        noise = (1 - bar_s - variance).clamp(min=0).sqrt()  # float64: the difference may be tiny
+        x_t = bar_s.sqrt().to(x_t.dtype) * x0_hat + noise.to(x_t.dtype) * eps_hat
         if eta > 0 and s >= 0:
-            variance = eta**2 * schedule.q_posterior(x0_hat, x_t, t, s)[1]
-            noise = (noise**2 - variance).clamp(min=0).sqrt()
-            x_t = signal * x0_hat + noise * eps_hat + variance.sqrt() * randn_like(x_t, generator)
-        else:
-            x_t = signal * x0_hat + noise * eps_hat
+            x_t = x_t + variance.sqrt().to(x_t.dtype) * randn_like(x_t, generator)
         yield step, s, x_t, x0_hat
 
 

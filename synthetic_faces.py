@@ -25,10 +25,12 @@ from face_attributes import (
     IMPOSSIBLE,
     Identity,
     attributes_are_possible,
+    present,
     sample_attributes,
     sample_identity,
 )
-from face_renderer import landmarks, render
+from face_canvas import pose_of, to_pixels
+from face_renderer import layout, render
 
 __all__ = [
     "ATTRIBUTES",
@@ -47,6 +49,17 @@ __all__ = [
 VERSION = 1  # of the drawing: another number, other pictures
 RECIPE = "synthetic_faces.json"  # in a dataset's folder: what was asked for
 IMAGES_PER_IDENTITY = 3
+
+
+def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np.ndarray:
+    """Pixel (x, y) of left eye, right eye, nose tip, left and right mouth corner, float (5, 2)."""
+    g = layout(identity, present(attributes))
+    (_, left), (_, right) = g.eyes
+    (mouth_x, mouth_y), half = g.mouth, g.mouth_half
+    corner = mouth_y + g.mouth_bend * 0.6
+    points = ((left, g.eye_y), (right, g.eye_y), g.nose, (mouth_x - half, corner),
+              (mouth_x + half, corner))  # fmt: skip
+    return np.array([to_pixels(pose_of(identity), x, y, image_size) for x, y in points])
 
 
 def draw_parameters(index: int, seed: int, balanced: bool = False) -> tuple[Identity, np.ndarray]:

@@ -149,7 +149,7 @@ def dry_run(run) -> None:
     rate = run.images_per_step / seconds
     precision = run.accelerator.mixed_precision
     print(f"{parameters:.1f} M parameters on {run.accelerator.device}, precision {precision}")
-    print(f"loss {float(metrics['terms']['total']):.4f}, validation loss {losses['total']:.4f}")
+    print(f"loss {float(metrics['terms']['total'].detach()):.4f}, validation loss {losses['total']:.4f}")
     print(f"{rate:.1f} images/s, {len(run.train_set) / rate / 60:.1f} minutes an epoch")
     if run.accelerator.device.type == "cuda":
         import torch
@@ -202,6 +202,7 @@ def train(args: argparse.Namespace) -> None:
             bar.write(f"step {run.step}: the loss or its gradient is not finite, step skipped")
         if run.step % LOG_STEPS == 0:
             means = logger.flush()
+            bar.total = max(run.step, round(run.step / run.progress))  # the clock may end it sooner
             bar.set_postfix(
                 loss=f"{means['loss/total']:.4f}", images_s=f"{means['speed/images_per_second']:.1f}"
             )

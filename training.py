@@ -53,7 +53,8 @@ class BatchOrder:
 
 def seed_everything(*numbers: int) -> None:
     """Seed torch from these numbers, so that what is random in a step depends on nothing before it."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+    entropy = (len(numbers), *numbers)  # numpy takes (1,) and (1, 0) for the same
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
 def learning_rate(args: argparse.Namespace, step: int, progress: float) -> float:
@@ -155,7 +156,7 @@ class TrainingRun:
                 terms, per_sample, t = self.model(images, attributes, self.loss_config)
                 accelerator.backward(terms["total"])
         norm = accelerator.clip_grad_norm_(self.raw_model.parameters(), args.grad_clip)
-        finite = math.isfinite(norm) and math.isfinite(terms["total"])
+        finite = math.isfinite(norm) and math.isfinite(terms["total"].detach())
         if finite or accelerator.scaler is not None:  # fp16's scaler skips by itself, to adapt its scale
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -263,7 +264,7 @@ class Logger:
 
     def add(self, metrics: dict, seconds: float) -> None:
         """Take in one step's metrics."""
-        values = {f"loss/{name}": float(value) for name, value in metrics["terms"].items()}
+        values = {f"loss/{name}": float(value.detach()) for name, value in metrics["terms"].items()}
         values |= {"optimisation/grad_norm": metrics["grad_norm"], "optimisation/lr": metrics["lr"]}
         quartile = metrics["t"] * 4 // self.run.raw_model.schedule.num_timesteps
         for q in range(4):

@@ -82,9 +82,7 @@ def judge(num_samples: int, num_probe_images: int, cfg_scale: float, num_inferen
         print(f"{name:<22}{value:6.3f}")
     title = f"samples under held-out rows, cfg_scale {cfg_scale:g}, {num_inference_steps} DDIM steps"
     save_grid(OUT / "judged.png", samples[:64].numpy(), [""] * 64, 16, title=title)
-    real = balanced_accuracy(
-        predict(probe, torch.from_numpy(held_out.images[:])), held_out.attributes
-    )
+    real = balanced_accuracy(predict(probe, torch.from_numpy(held_out.images[:])), held_out.attributes)
     return {
         "attribute_balanced_accuracy": round(float(accuracy.nanmean()), 4),
         "worst_attribute": names[int(accuracy.nan_to_num(1).argmin())],

@@ -223,9 +223,7 @@ def test_dataset_layout_and_worker_independence(tmp_path):
     two = read_folder(write_dataset(tmp_path / "two", 40, 32, 4, num_workers=2))
     assert one == two
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
-    lines = {
-        name: text.decode().splitlines() for name, text in one.items() if name.endswith(".txt")
-    }
+    lines = {name: text.decode().splitlines() for name, text in one.items() if name.endswith(".txt")}
     names = [f"{number:06d}.jpg" for number in range(1, 41)]
     assert [name for name in one if name.endswith(".jpg")] == [f"img_align_celeba/{n}" for n in names]
     header, *rows = lines["list_attr_celeba.txt"][1:]

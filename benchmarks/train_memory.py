@@ -1,0 +1,83 @@
+"""Count the memory of one training step at the default configuration, or measure it on a GPU.
+
+    python benchmarks/train_memory.py [--batch_size 16] [--image_size 64]
+
+Weights, gradients, Adam's moments and the EMA are counted from the parameters; activations as the bytes
+autograd really keeps between forward and backward, under bf16 autocast (each storage once). On CUDA the
+peak the allocator saw stands beside the count. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cli
+
+
+def count_step(batch_size: int, image_size: int, device: str) -> dict[str, float]:
+    """Bytes of each part of a training step of the default model, in GiB."""
+    import torch
+
+    from celeba_dataset import CELEBA_ATTRIBUTES
+    from checkpoint import EMA
+    from diffusion_model import ConditionalDiffusion
+    from model_config import LossConfig, ModelConfig
+
+    model = ConditionalDiffusion(ModelConfig(CELEBA_ATTRIBUTES, image_size=image_size))
+    model.to(device, memory_format=torch.channels_last)
+    ema = EMA(model, 0.999)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    images = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8)
+    attributes = torch.randn(batch_size, 40).sign().to(device)
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast(device, torch.bfloat16),
+    ):
+        terms, _, _ = model(images.to(device), attributes, LossConfig())
+    activations = sum(size for pointer, size in kept.items() if pointer not in own)
+    terms["total"].backward()
+    optimizer.step()
+    ema.update(model, 0)
+    number = sum(p.numel() for p in model.parameters())
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    moments = sum(value.numel() * value.element_size() for value in states)
+    sizes = {
+        "weights": 4 * number,
+        "gradients": 4 * number,
+        "optimizer": moments,
+        "ema": 4 * number,
+        "activations": activations,
+    }
+    result = {name: size / 2**30 for name, size in sizes.items()}
+    result["counted_gib"] = sum(result.values())
+    if device == "cuda":
+        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return {"parameters_millions": number / 1e6} | result
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--batch_size", type=cli.positive_int, default=16)
+    parser.add_argument("--image_size", type=cli.positive_int, default=64)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args()
+    sizes = count_step(args.batch_size, args.image_size, cli.choose_device(args.device))
+    for name, size in sizes.items():
+        print(f"{name:<22}{size:8.3f}")
+    print(json.dumps({name: round(size, 3) for name, size in sizes.items()}))
+
+
+if __name__ == "__main__":
+    cli.run(main)
