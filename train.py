@@ -135,7 +135,7 @@ class StopRequest:
 
 
 def dry_run(run) -> None:
-    """One training step and one validation batch, timed, with nothing written."""
+    """One training step and one validation batch, timed; no checkpoint, no log."""
     from training import validate
 
     run.args.val_images = run.args.batch_size
@@ -155,22 +155,55 @@ def dry_run(run) -> None:
         import torch
 
         print(f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory at most")
-    print("dry run: nothing was written")
+    print("dry run: no checkpoint and no log was written")
+
+
+def finish_epoch(run, logger, bar, final: bool = False) -> None:
+    """Validate, show samples, and save what is due."""
+    from training import validate
+
+    args, folder = run.args, Path(run.args.save_dir)
+    epoch = -(-run.step // run.steps_per_epoch)
+    losses = validate(run)
+    logger.scalars({f"validation/{name}": value for name, value in losses.items()})
+    if final or epoch % args.sample_interval == 0:
+        logger.pictures()
+    if run.accelerator.is_main_process:
+        note = ", best so far" if run.save_if_best(losses, folder / "best_model.pth") else ""
+        bar.write(f"epoch {epoch}, step {run.step}: validation loss {losses['total']:.4f}{note}")
+        if epoch % args.save_interval == 0:
+            run.save(folder / f"epoch_{epoch:04d}.pth")
+        run.save(folder / "last.pth")
+
+
+def check_flags(args: argparse.Namespace, accelerator) -> None:
+    """Refuse what cannot work before anything is drawn, decoded or written."""
+    import torch
+
+    from celeba_dataset import CELEBA_ATTRIBUTES
+    from diffusion_model import ConditionalDiffusion
+    from training import configure
+
+    last = Path(args.save_dir) / "last.pth"
+    if args.resume is None and last.exists() and not args.dry_run and accelerator.is_main_process:
+        raise ValueError(f"{last} exists: go on from it with --resume, or choose another --save_dir")
+    if args.resume is not None and not Path(args.resume or last).is_file():
+        raise FileNotFoundError(f"no checkpoint at {args.resume or last} to resume from")
+    with torch.device("meta"):
+        ConditionalDiffusion(configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES))
+    configure(LossConfig, args)
 
 
 def train(args: argparse.Namespace) -> None:
     """The training loop."""
-    accelerator = make_accelerator(args)
-    last, best = Path(args.save_dir) / "last.pth", Path(args.save_dir) / "best_model.pth"
-    if last.exists() and args.resume is None and not args.dry_run:
-        raise ValueError(f"{last} exists: go on from it with --resume, or choose another --save_dir")
-    train_set, val_set = load_datasets(args, accelerator)
-
     from tqdm import tqdm
 
-    from training import Logger, TrainingRun, validate
+    from training import Logger, TrainingRun
 
-    run = TrainingRun(args, accelerator, train_set, val_set)
+    accelerator = make_accelerator(args)
+    check_flags(args, accelerator)
+    run = TrainingRun(args, accelerator, *load_datasets(args, accelerator))
+    last = Path(args.save_dir) / "last.pth"
     if args.resume is not None:
         run.load(Path(args.resume or last))
     if args.dry_run:
@@ -178,54 +211,34 @@ def train(args: argparse.Namespace) -> None:
     main = accelerator.is_main_process
     logger, stop, batches = Logger(run, args.log_dir), StopRequest(accelerator), run.batches()
     bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main)
-    clock = run.clock()
-    saved = time.perf_counter()
-
-    def finish_epoch(epoch: int, final: bool) -> None:
-        losses = validate(run)
-        logger.scalars({f"validation/{name}": value for name, value in losses.items()})
-        if final or epoch % args.sample_interval == 0:
-            logger.pictures()
-        if main:
-            note = ", best so far" if run.save_if_best(losses, best) else ""
-            bar.write(f"epoch {epoch}, step {run.step}: validation loss {losses['total']:.4f}{note}")
-            if epoch % args.save_interval == 0:
-                run.save(last.with_name(f"epoch_{epoch:04d}.pth"))
-            run.save(last)
-
+    clock, saved = run.clock(), time.perf_counter()
     while run.progress < 1 and not stop:
-        step_started = time.perf_counter()
+        started = time.perf_counter()
         metrics = run.update(batches)
-        logger.add(metrics, time.perf_counter() - step_started)
+        logger.add(metrics, time.perf_counter() - started)
         run.seconds = clock()
+        bar.update()
         if run.skipped:
             bar.write(f"step {run.step}: the loss or its gradient is not finite, step skipped")
         if run.step % LOG_STEPS == 0:
             means = logger.flush()
             bar.total = max(run.step, round(run.step / run.progress))  # the clock may end it sooner
-            bar.set_postfix(
-                loss=f"{means['loss/total']:.4f}", images_s=f"{means['speed/images_per_second']:.1f}"
-            )
-        bar.update()
+            loss, rate = means["loss/total"], means["speed/images_per_second"]
+            bar.set_postfix(loss=f"{loss:.4f}", images_s=f"{rate:.1f}")
         if run.step % run.steps_per_epoch == 0 and run.progress < 1:
-            finish_epoch(run.step // run.steps_per_epoch, final=False)
+            finish_epoch(run, logger, bar)
             saved = time.perf_counter()
         elif main and time.perf_counter() - saved > SAVE_SECONDS:
             run.save(last)
             saved = time.perf_counter()
     logger.flush()
     if run.progress >= 1:
-        finish_epoch(-(-run.step // run.steps_per_epoch), final=True)
+        finish_epoch(run, logger, bar, final=True)
     elif main:
         run.save(last)
         bar.write(f"stopped after step {run.step}; go on with --resume")
     bar.close()
 
 
-def main() -> None:
-    args = parse_args()
-    train(args)
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(lambda: train(parse_args()))

@@ -63,6 +63,12 @@ def learning_rate(args: argparse.Namespace, step: int, progress: float) -> float
     return args.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def configure(kind: type, args: argparse.Namespace, **others):
+    """A configuration of this dataclass, its fields taken from the flags of the same names."""
+    given = vars(args) | others
+    return kind(**{field.name: given[field.name] for field in fields(kind)})
+
+
 class TrainingRun:
     """Everything a run needs and its checkpoint keeps: model, EMA, optimiser, counters."""
 
@@ -74,9 +80,8 @@ class TrainingRun:
         val_set: CelebADataset,
     ):
         self.args, self.accelerator, self.train_set, self.val_set = args, accelerator, train_set, val_set
-        given = vars(args) | {"attribute_names": tuple(train_set.attribute_names)}
-        config = ModelConfig(**{field.name: given[field.name] for field in fields(ModelConfig)})
-        self.loss_config = LossConfig(**{field.name: given[field.name] for field in fields(LossConfig)})
+        config = configure(ModelConfig, args, attribute_names=tuple(train_set.attribute_names))
+        self.loss_config = configure(LossConfig, args)
         seed_everything(args.seed)
         model = ConditionalDiffusion(config)
         model.to(accelerator.device, memory_format=torch.channels_last)

@@ -94,7 +94,7 @@ def judge(num_samples: int, num_probe_images: int, cfg_scale: float, num_inferen
 def main() -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--minutes", type=cli.positive, default=4.0, help="training time")
+    add("--minutes", type=cli.positive, default=4.5, help="training time")
     add("--num_images", type=cli.positive_int, default=6000, help="synthetic faces to draw")
     add("--num_samples", type=cli.positive_int, default=192, help="faces to draw for the probe")
     add("--num_probe_images", type=cli.positive_int, default=8000, help="faces to train the probe on")
@@ -108,9 +108,10 @@ def main() -> None:
     )
     command(
         *("train.py", "--data_root", FACES, "--max_minutes", args.minutes, "--batch_size", 16),
-        *("--channels", 64, 128, 192, "--patch_size", 2, "--blocks_per_level", 1),
-        *("--self_attention_levels", 2, "--cross_attention_levels", 2, "--latent_dim", 128),
-        *("--lr", 1e-3, "--ema_decay", 0.998, "--attr_dropout", 0.15, "--latent_dropout", 0.8),
+        *("--patch_size", 4, "--channels", 96, 192, 256, "--blocks_per_level", 1),
+        *("--self_attention_levels", "--cross_attention_levels", "--latent_dim", 128),
+        *("--lr", 1e-3, "--warmup_steps", 50, "--ema_decay", 0.998),
+        *("--attr_dropout", 0.15, "--latent_dropout", 0.8),
         *("--val_images", 128, "--save_dir", OUT / "checkpoints", "--log_dir", OUT / "logs"),
     )
     command(

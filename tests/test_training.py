@@ -118,7 +118,7 @@ def test_non_finite_gradients_skip_the_step_and_too_many_stop(flags, monkeypatch
 def test_dry_run_writes_nothing(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train.train(train.parse_args([*flags, "--dry_run"]))
-    assert "nothing was written" in capsys.readouterr().out
+    assert "no checkpoint and no log was written" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
