@@ -110,7 +110,7 @@ def main() -> None:
         *("train.py", "--data_root", FACES, "--max_minutes", args.minutes, "--batch_size", 16),
         *("--patch_size", 4, "--channels", 96, 192, 256, "--blocks_per_level", 1),
         *("--self_attention_levels", "--cross_attention_levels", "--latent_dim", 128),
-        *("--lr", 1e-3, "--warmup_steps", 50, "--ema_decay", 0.998),
+        *("--prediction", "x0", "--lr", 1.5e-3, "--warmup_steps", 50, "--ema_decay", 0.998),
         *("--attr_dropout", 0.15, "--latent_dropout", 0.8),
         *("--val_images", 128, "--save_dir", OUT / "checkpoints", "--log_dir", OUT / "logs"),
     )
