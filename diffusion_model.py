@@ -62,6 +62,7 @@ class ConditionalDiffusion(nn.Module):
             cross_attention_levels=config.cross_attention_levels,
             num_heads=config.num_heads,
             patch_size=config.patch_size,
+            coordinates=config.coordinates,
             dropout=config.dropout,
         )
 

@@ -69,11 +69,11 @@ def draw_parameters(index: int, seed: int, balanced: bool = False) -> tuple[Iden
     return identity, sample_attributes(np.random.default_rng((seed, 1, index)), balanced)
 
 
-def _write_picture(folder: Path, image_size: int, seed: int, index: int):
+def _write_picture(folder: Path, image_size: int, seed: int, balanced: bool, index: int):
     """Draw and save picture `index`; returns its attributes and its integer landmarks."""
     from PIL import Image
 
-    identity, attributes = draw_parameters(index, seed)
+    identity, attributes = draw_parameters(index, seed, balanced)
     picture = Image.fromarray(render(identity, attributes, image_size))
     picture.save(folder / f"{index + 1:06d}.jpg", quality=95, subsampling=0)
     points = np.rint(landmarks(identity, attributes, image_size)).astype(int)
@@ -96,10 +96,16 @@ def parallel_draw(draw, num_images: int, num_workers: int | None, description: s
 
 
 def write_dataset(
-    out: str | Path, num_images: int, image_size: int, seed: int, num_workers: int | None = None
+    out: str | Path,
+    num_images: int,
+    image_size: int,
+    seed: int,
+    balanced: bool = False,
+    num_workers: int | None = None,
 ) -> Path:
     """Draw `num_images` portraits into the folder `out`, in CelebA's own layout.
 
+    Attributes follow CelebA's frequencies, or each is there about half the time if ``balanced``.
     Picture i depends only on (seed, i). Every IMAGES_PER_IDENTITY pictures share an identity, and
     identities are split 80/10/10 into partitions 0, 1, 2. The folder appears when it is complete;
     one that already holds this very dataset is left alone. Returns `out` as a Path.
@@ -110,6 +116,7 @@ def write_dataset(
         asked = f"num_images {num_images}, image_size {image_size}, seed {seed}"
         raise ValueError(f"cannot draw {asked}; give 1 to 999999 images of 16 pixels or more, seed >= 0")
     recipe = {"drawing": VERSION, "num_images": num_images, "image_size": image_size, "seed": seed}
+    recipe["balanced"] = balanced
     if _holds(out, recipe):
         print(f"{out} already holds these {num_images} faces", file=sys.stderr)
         return out
@@ -117,7 +124,7 @@ def write_dataset(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         folder = Path(temporary) / "dataset"
         (folder / "img_align_celeba").mkdir(parents=True)
-        draw = partial(_write_picture, folder / "img_align_celeba", image_size, seed)
+        draw = partial(_write_picture, folder / "img_align_celeba", image_size, seed, balanced)
         rows = list(parallel_draw(draw, num_images, num_workers, "drawing faces"))
         _write_lists(folder, rows)
         (folder / RECIPE).write_text(json.dumps(recipe) + "\n")
@@ -159,6 +166,9 @@ def main() -> None:
     parser.add_argument("--num_images", type=number(int, 1, 999_999), default=6000, help="portraits")
     parser.add_argument("--image_size", type=number(int, 16), default=64, help="pixels per side")
     parser.add_argument("--seed", type=count, default=0, help="another seed, other faces")
+    parser.add_argument(
+        "--balanced", action="store_true", help="every attribute about half the time, not as in CelebA"
+    )
     parser.add_argument("--num_workers", type=positive_int, help="processes (None: one per processor)")
     write_dataset(**vars(parser.parse_args()))
 

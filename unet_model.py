@@ -36,6 +36,16 @@ def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> T
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def coordinate_channels(x: Tensor) -> Tensor:
+    """Where each pixel of x (B, C, H, W) is: its row and column in [-1, 1] and their sines and cosines
+    at one and two periods, (B, 10, H, W) (Liu et al. 2018, arXiv:1807.03247)."""
+    rows = torch.linspace(-1, 1, x.shape[2], device=x.device, dtype=x.dtype)
+    columns = torch.linspace(-1, 1, x.shape[3], device=x.device, dtype=x.dtype)
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))  # (2, H, W)
+    waves = [wave(math.pi * periods * grid) for periods in (1, 2) for wave in (torch.sin, torch.cos)]
+    return torch.cat([grid, *waves]).expand(len(x), -1, -1, -1)
+
+
 class ConditionEmbedding(nn.Module):
     """Timestep, attributes and latent -> FiLM embedding (B, E) and context tokens (B, A + 1, C).
 
@@ -169,6 +179,7 @@ class ConditionalUNet(nn.Module):
         num_heads: attention heads.
         patch_size: p folds p x p pixels into channels before the first level and back after it
             (pixel unshuffle), so that every level works on a p times smaller side.
+        coordinates: add ``coordinate_channels`` to the input.
         dropout: inside the residual blocks.
 
     Raises:
@@ -186,6 +197,7 @@ class ConditionalUNet(nn.Module):
         cross_attention_levels: Sequence[int] = (1, 2, 3),
         num_heads: int = 4,
         patch_size: int = 1,
+        coordinates: bool = False,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -213,7 +225,9 @@ class ConditionalUNet(nn.Module):
             )
 
         patch_channels = image_channels * patch_size**2
-        self.stem = nn.Conv2d(patch_channels, channels[0], 3, padding=1)
+        self.coordinates = coordinates
+        stem_channels = patch_channels + (10 if coordinates else 0)
+        self.stem = nn.Conv2d(stem_channels, channels[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.downsample, self.upsample = nn.ModuleList(), nn.ModuleList()
         width = channels[0]
@@ -261,6 +275,8 @@ class ConditionalUNet(nn.Module):
             )
         embedding, context = self.condition(t, attributes, latent, latent_keep)
         x = F.pixel_unshuffle(x, self.patch_size)  # (B, C p p, H / p, W / p)
+        if self.coordinates:
+            x = torch.cat([x, coordinate_channels(x)], dim=1)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = []
         for level, blocks in enumerate(self.down):

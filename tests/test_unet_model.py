@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unet_model import ConditionalUNet, sinusoidal_embedding
+from unet_model import ConditionalUNet, coordinate_channels, sinusoidal_embedding
 
 
 def make_unet(**changes) -> ConditionalUNet:
@@ -37,6 +37,15 @@ def inputs(batch: int = 2, height: int = 16, width: int = 16):
 def test_output_has_the_input_s_shape(patch_size, size):
     x, t, attributes, latent = inputs(2, *size)
     assert make_unet(patch_size=patch_size)(x, t, attributes, latent).shape == x.shape
+
+
+def test_coordinates_tell_positions_apart_at_any_size():
+    channels = coordinate_channels(torch.zeros(2, 3, 8, 12))
+    assert channels.shape == (2, 10, 8, 12)
+    assert len(torch.unique(channels[0].flatten(1).T, dim=0)) == 8 * 12
+    assert channels.abs().max() <= 1
+    x, t, attributes, latent = inputs(2, 24, 16)
+    assert make_unet(coordinates=True, patch_size=2)(x, t, attributes, latent).shape == x.shape
 
 
 def test_default_configuration_has_about_63_million_parameters():
