@@ -78,7 +78,7 @@ def judge(num_samples: int, num_probe_images: int, cfg_scale: float, num_inferen
 def main() -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--minutes", type=cli.positive, default=4.5, help="training time")
+    add("--minutes", type=cli.positive, default=5.0, help="training time")
     add("--num_images", type=cli.positive_int, default=6000, help="synthetic faces to draw")
     add("--num_samples", type=cli.positive_int, default=192, help="faces to draw for the probe")
     add("--num_probe_images", type=cli.positive_int, default=8000, help="faces to train the probe on")

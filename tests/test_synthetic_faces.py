@@ -260,7 +260,7 @@ def test_existing_folders(tmp_path, capsys):
     with pytest.raises(ValueError, match="already holds something else"):
         write_dataset(out, 4, 32, 0)
     (tmp_path / "empty").mkdir()
-    assert read_folder(write_dataset(tmp_path / "empty", 3, 32, 0, 1)) == read_folder(out)
+    assert read_folder(write_dataset(tmp_path / "empty", 3, 32, 0, num_workers=1)) == read_folder(out)
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
