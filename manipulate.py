@@ -169,29 +169,28 @@ class Manipulation:
         gif = save_gif(self.out / "interpolation.gif", images)
         self.made["interpolate"] = {"strip": strip, "gif": gif, "from": start, "to": end}
 
-    def edit(self, source: Path) -> None:
+    def edit(self, source: Path, image) -> None:
         """A row: the source, its reconstruction, and one edit per attribute, or all named at once."""
         import torch
 
-        from celeba_dataset import load_and_preprocess_image
         from visualize import save_grid
 
-        args, config = self.args, self.model.config
-        image = load_and_preprocess_image(source, config.image_size, config.crop)
-        has = self.model.predict_attributes(image)[0]
+        args = self.args
+        has = self.model.predict_attributes(image)
         if args.attributes:
             request = parse_request(args.attributes)
             edits = [{name: value} for name, value in request.items()]
             edits += [request] if len(request) > 1 else []
         else:  # turn every shown attribute into what the source is not
             shown = [name for name in SHOWN_EDITS if name in self.names]
-            edits = [{name: float(has[self.names[name]] < 0)} for name in shown]
+            edits = [{name: float(has[0, self.names[name]] < 0)} for name in shown]
         reconstruction, edited = self.model.edit_strip(
             image,
             torch.cat([self.vector(edit) for edit in edits]),
             [0.0, args.manipulation_strength],
             args.num_inference_steps,
             args.cfg_scale,
+            source_attributes=has,
             progress=True,
         )
         images = torch.cat([image, reconstruction[:1].cpu(), edited.cpu()]).numpy()
@@ -233,14 +232,15 @@ def manipulate(args: argparse.Namespace) -> None:
     if source:
         from celeba_dataset import load_and_preprocess_image
 
-        load_and_preprocess_image(source, work.model.config.image_size, work.model.config.crop)
+        config = work.model.config
+        image = load_and_preprocess_image(source, config.image_size, config.crop)
     with work.autocast:
         if args.mode in ("generate", "all"):
             work.generate()
         if args.mode in ("interpolate", "all"):
             work.interpolate()
         if source:
-            work.edit(source)
+            work.edit(source, image)
     manifest = {"arguments": vars(args), "model": work.model.config.to_dict(), "made": work.made}
     path = work.out / "manifest.json"
     path.write_text(json.dumps(manifest, indent=2, default=str) + "\n")
