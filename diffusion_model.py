@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoencoder_model import AttributeVAE, PixelFirstStage
-from guidance import classifier_free
+from guidance import classifier_free, weighed_with_input
 from model_config import LossConfig, ModelConfig
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Steps, ddim, ddpm, last, randn_like, timestep_grid
 from unet_model import ConditionalUNet
+
+EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half of it and twice it edit much alike
 
 
 def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float) -> Tensor:
@@ -62,7 +64,7 @@ class ConditionalDiffusion(nn.Module):
             cross_attention_levels=config.cross_attention_levels,
             num_heads=config.num_heads,
             patch_size=config.patch_size,
-            coordinates=config.coordinates,
+            attribute_maps=config.attribute_maps,
             dropout=config.dropout,
         )
 
@@ -301,10 +303,12 @@ class ConditionalDiffusion(nn.Module):
         num_inference_steps: int = 50,
         progress: bool = False,
     ) -> Tensor:
-        """The noise x_T (B, 3, H, W) that leads to these images, by unguided DDIM inversion."""
+        """The noise x_T (B, 3, H, W) that leads to these images, by unguided DDIM inversion of a
+        denoiser ``weighed_with_input``."""
         x0 = self._photographs(images)
         grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)[::-1]
         denoise = self.denoiser(self._rows(attributes, len(x0)), latent)
+        denoise = weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
         return last(with_bar(ddim(denoise, self.schedule, x0, grid), "inverting", grid, progress))
 
     @torch.no_grad()
@@ -337,6 +341,7 @@ class ConditionalDiffusion(nn.Module):
         grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)
         for strength in strengths:
             denoise = self.guided_denoiser(target, latent, strength * cfg_scale, base=source)
+            denoise = weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
             steps = with_bar(ddim(denoise, self.schedule, x_T, grid), "editing", grid, progress)
             yield self.first_stage.decode(last(steps))
 

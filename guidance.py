@@ -37,3 +37,22 @@ def classifier_free(
         return x0_hat, eps_hat
 
     return guided
+
+
+def weighed_with_input(denoiser: Denoiser, schedule: NoiseSchedule, error_std: float) -> Denoiser:
+    """x0_hat as the mean of two estimates of x0, each weighed by its precision: the network's, with an
+    error of standard deviation ``error_std``, and x_t / sqrt(alpha_bar_t), with an error of
+    sqrt(1 / alpha_bar_t - 1) (the posterior mean of two independent Gaussian measurements).
+
+    Near the clean image it trusts the image. Editing needs that: eps_hat there is the network's error
+    divided by next to no noise, and inversion would carry it off.
+    """
+
+    def weighed(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        x0_hat, _ = denoiser(x_t, t)
+        bar = schedule.alpha_bar_at(t, x_t)
+        share = error_std**2 * bar / (error_std**2 * bar + 1 - bar)  # of x_t / sqrt(alpha_bar)
+        x0_hat = x0_hat + (share * bar.rsqrt()).to(x_t.dtype) * x_t - share.to(x_t.dtype) * x0_hat
+        return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
+
+    return weighed

@@ -29,7 +29,7 @@ class ModelConfig:
     cross_attention_levels: tuple[int, ...] | None = None  # None: all but the finest
     num_heads: int = 4
     patch_size: int = 1
-    coordinates: bool = False  # tell the UNet where each pixel is; pays where faces are aligned
+    attribute_maps: bool = True  # learn where each attribute shows; pays where faces are aligned
     dropout: float = 0.0
     latent_dim: int = 512
     schedule: str = "cosine"

@@ -38,7 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model("--cross_attention_levels", type=cli.count, nargs="*", help="None: all but the finest")
     model("--num_heads", type=cli.positive_int, help="attention heads")
     model("--patch_size", type=cli.positive_int, help="pixel-unshuffle before the UNet")
-    model("--coordinates", action="store_true", help="tell the UNet where each pixel is")
+    switch = argparse.BooleanOptionalAction
+    model("--attribute_maps", action=switch, help="learn where each attribute shows")
     model("--dropout", type=cli.fraction, help="inside the residual blocks")
     model("--latent_dim", type=cli.positive_int, help="size of the semantic latent")
     model("--schedule", choices=SCHEDULES, help="noise schedule")

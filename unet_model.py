@@ -1,8 +1,8 @@
 """The cross-attention UNet: (x_t, t, attributes, latent) -> prediction, and its embedders.
 
-The timestep enters every residual block as a scale and a shift. Attributes enter twice: as one token
-each, which image positions attend to, and summed into the timestep embedding, which reaches every
-block from the first step of training on.
+The timestep enters every residual block as a scale and a shift. Attributes enter three times: as one
+token each, which image positions attend to; summed into the timestep embedding, which reaches every
+block from the first step of training on; and as a learned map each, added to the first features.
 """
 
 from __future__ import annotations
@@ -36,14 +36,25 @@ def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> T
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def coordinate_channels(x: Tensor) -> Tensor:
-    """Where each pixel of x (B, C, H, W) is: its row and column in [-1, 1] and their sines and cosines
-    at one and two periods, (B, 10, H, W) (Liu et al. 2018, arXiv:1807.03247)."""
-    rows = torch.linspace(-1, 1, x.shape[2], device=x.device, dtype=x.dtype)
-    columns = torch.linspace(-1, 1, x.shape[3], device=x.device, dtype=x.dtype)
-    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))  # (2, H, W)
-    waves = [wave(math.pi * periods * grid) for periods in (1, 2) for wave in (torch.sin, torch.cos)]
-    return torch.cat([grid, *waves]).expand(len(x), -1, -1, -1)
+class AttributeMaps(nn.Module):
+    """map_0 + sum_i a_i map_i: a learned picture of where each attribute shows, (B, A) -> (B, C, H, W).
+
+    Where pictures are aligned, as faces are, this says from the first steps of training on what
+    convolutions and attention learn slowly: which attribute changes which place. The maps start at
+    zero, lie on a grid of ``side`` x ``side`` and are resized to the features they are added to.
+    """
+
+    def __init__(self, num_attributes: int, channels: int, side: int = 16):
+        super().__init__()
+        self.shape = (channels, side, side)
+        self.maps = nn.Parameter(torch.zeros(num_attributes, math.prod(self.shape)))
+        self.always = nn.Parameter(torch.zeros(math.prod(self.shape)))
+
+    def forward(self, attributes: Tensor, size: torch.Size) -> Tensor:
+        maps = F.linear(attributes, self.maps.T, self.always).unflatten(1, self.shape)
+        if maps.shape[2:] == size:
+            return maps
+        return F.interpolate(maps, size, mode="bilinear")  # (B, C, H, W)
 
 
 class ConditionEmbedding(nn.Module):
@@ -179,7 +190,7 @@ class ConditionalUNet(nn.Module):
         num_heads: attention heads.
         patch_size: p folds p x p pixels into channels before the first level and back after it
             (pixel unshuffle), so that every level works on a p times smaller side.
-        coordinates: add ``coordinate_channels`` to the input.
+        attribute_maps: add ``AttributeMaps`` to the first features.
         dropout: inside the residual blocks.
 
     Raises:
@@ -197,7 +208,7 @@ class ConditionalUNet(nn.Module):
         cross_attention_levels: Sequence[int] = (1, 2, 3),
         num_heads: int = 4,
         patch_size: int = 1,
-        coordinates: bool = False,
+        attribute_maps: bool = True,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -225,9 +236,8 @@ class ConditionalUNet(nn.Module):
             )
 
         patch_channels = image_channels * patch_size**2
-        self.coordinates = coordinates
-        stem_channels = patch_channels + (10 if coordinates else 0)
-        self.stem = nn.Conv2d(stem_channels, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(patch_channels, channels[0], 3, padding=1)
+        self.maps = AttributeMaps(num_attributes, channels[0]) if attribute_maps else None
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.downsample, self.upsample = nn.ModuleList(), nn.ModuleList()
         width = channels[0]
@@ -275,9 +285,9 @@ class ConditionalUNet(nn.Module):
             )
         embedding, context = self.condition(t, attributes, latent, latent_keep)
         x = F.pixel_unshuffle(x, self.patch_size)  # (B, C p p, H / p, W / p)
-        if self.coordinates:
-            x = torch.cat([x, coordinate_channels(x)], dim=1)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        if self.maps is not None:
+            x = x + self.maps(attributes, x.shape[2:])
         skips = []
         for level, blocks in enumerate(self.down):
             for block in blocks:

@@ -78,7 +78,7 @@ def judge(num_samples: int, num_probe_images: int, cfg_scale: float, num_inferen
 def main() -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--minutes", type=cli.positive, default=5.0, help="training time")
+    add("--minutes", type=cli.positive, default=4.5, help="training time")
     add("--num_images", type=cli.positive_int, default=6000, help="synthetic faces to draw")
     add("--num_samples", type=cli.positive_int, default=192, help="faces to draw for the probe")
     add("--num_probe_images", type=cli.positive_int, default=8000, help="faces to train the probe on")
@@ -92,8 +92,8 @@ def main() -> None:
     )
     command(
         *("train.py", "--data_root", FACES, "--max_minutes", args.minutes, "--batch_size", 16),
-        *("--patch_size", 4, "--channels", 96, 192, 256, "--blocks_per_level", 1),
-        *("--self_attention_levels", "--cross_attention_levels", 1, 2, "--coordinates"),
+        *("--patch_size", 2, "--channels", 48, 96, 192, "--blocks_per_level", 1),
+        *("--self_attention_levels", "--cross_attention_levels"),  # both at the bottleneck only
         *("--latent_dim", 128, "--attr_dropout", 0.1, "--latent_dropout", 0.85),
         *("--prediction", "x0", "--lr", 1.5e-3, "--warmup_steps", 50, "--ema_decay", 0.998),
         *("--val_images", 128, "--save_dir", OUT / "checkpoints", "--log_dir", OUT / "logs"),

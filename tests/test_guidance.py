@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from guidance import classifier_free
+from guidance import classifier_free, weighed_with_input
 from noise_schedule import NoiseSchedule
 from samplers import ddim, last, timestep_grid
 
@@ -155,3 +155,29 @@ def test_guided_samples_centre_where_the_closed_form_says(schedule, cfg_scale):
     x_T = alpha_bar.sqrt() * mean + (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt() * quantile
     samples = last(ddim(guided, schedule, x_T, timestep_grid(T, T)))
     torch.testing.assert_close(samples, mean + WIDTH * quantile, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("t", [0, 30, 400, 999])
+def test_weighing_is_the_posterior_mean_of_two_measurements(schedule, t):
+    x_t, denoiser = noise(2, 3, 4, 5), PairDenoiser(schedule)
+    x0_hat, eps_hat = weighed_with_input(denoiser, schedule, 0.2)(x_t, t)
+    bar = float(schedule.alpha_bar[t])
+    measured, precision = x_t / bar**0.5, bar / (1 - bar)
+    expected = (denoiser(x_t, t)[0] / 0.2**2 + measured * precision) / (1 / 0.2**2 + precision)
+    torch.testing.assert_close(x0_hat, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(bar**0.5 * x0_hat + (1 - bar) ** 0.5 * eps_hat, x_t, rtol=1e-9, atol=1e-9)
+
+
+def test_weighing_keeps_inversion_sane_where_the_network_errs(schedule):
+    """A network that is wrong by 0.1 about a clean image: divided by the noise near t = 0, that error is
+    many times the noise itself, and inversion carries it into x_T."""
+    x0 = noise(1, 3, 8, 8, seed=1).clamp(-1, 1)
+
+    def wrong(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        x0_hat = x0 + 0.1 * torch.sin(20 * x_t)
+        return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
+
+    grid = timestep_grid(T, 50)[::-1]
+    plain = last(ddim(wrong, schedule, x0, grid))
+    weighed = last(ddim(weighed_with_input(wrong, schedule, 0.1), schedule, x0, grid))
+    assert weighed.std() < 1.5 < 2 < plain.std()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unet_model import ConditionalUNet, coordinate_channels, sinusoidal_embedding
+from unet_model import AttributeMaps, ConditionalUNet, sinusoidal_embedding
 
 
 def make_unet(**changes) -> ConditionalUNet:
@@ -39,13 +39,19 @@ def test_output_has_the_input_s_shape(patch_size, size):
     assert make_unet(patch_size=patch_size)(x, t, attributes, latent).shape == x.shape
 
 
-def test_coordinates_tell_positions_apart_at_any_size():
-    channels = coordinate_channels(torch.zeros(2, 3, 8, 12))
-    assert channels.shape == (2, 10, 8, 12)
-    assert len(torch.unique(channels[0].flatten(1).T, dim=0)) == 8 * 12
-    assert channels.abs().max() <= 1
-    x, t, attributes, latent = inputs(2, 24, 16)
-    assert make_unet(coordinates=True, patch_size=2)(x, t, attributes, latent).shape == x.shape
+def test_attribute_maps_add_up_at_any_size():
+    maps = AttributeMaps(5, 6, side=4)
+    _, _, attributes, _ = inputs()
+    assert not maps(attributes, (4, 4)).any()  # an untrained network starts without them
+    for parameter in maps.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    each = maps.maps.unflatten(1, (6, 4, 4))
+    expected = maps.always.view(6, 4, 4) + sum(attributes[1, i] * each[i] for i in range(5))
+    torch.testing.assert_close(maps(attributes, (4, 4))[1], expected)
+    torch.testing.assert_close(maps(torch.zeros(1, 5), (4, 4))[0], maps.always.view(6, 4, 4))
+    whole = maps(attributes, (8, 12))
+    assert whole.shape == (2, 6, 8, 12)
+    torch.testing.assert_close(whole.mean((2, 3)), maps(attributes, (4, 4)).mean((2, 3)), atol=0.1, rtol=0)
 
 
 def test_default_configuration_has_about_63_million_parameters():
