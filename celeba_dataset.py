@@ -331,6 +331,27 @@ def first_image(root: str | os.PathLike, split: str = "test") -> Path:
     return Path(layout.pictures[layout.names[_split_rows(layout, split)[0]]].path)
 
 
+def attribute_rows(root: str | os.PathLike, split: str = "test") -> torch.Tensor:
+    """The attribute rows (N, 40) of a split; no picture is read."""
+    import torch
+
+    layout = _read_layout(root)
+    return torch.from_numpy(layout.attributes[_split_rows(layout, split)].astype(np.float32))
+
+
+def complete_rows(
+    requests: torch.Tensor, rows: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Requests (B, A) with what they leave unspecified (0) taken from real rows (N, A): for each, one
+    drawn from those that agree best with what is named. A sample of p(unnamed | named)."""
+    import torch
+
+    agreement = requests.sign() @ rows.T  # (B, N)
+    ties = torch.rand(agreement.shape, generator=generator)
+    chosen = (agreement + 0.5 * ties).argmax(1)  # whole numbers: ties decide only among equals
+    return torch.where(requests == 0, rows[chosen], requests)
+
+
 def download_celeba(root: str | os.PathLike) -> Path:
     """Fetches CelebA (non-commercial research only) through torchvision; its folder, checked.
 

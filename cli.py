@@ -71,6 +71,15 @@ def choose_precision(name: str, device: str) -> str:
     return "bf16" if fast else "no"
 
 
+def autocast(name: str, device: str):
+    """torch.autocast for the flag's value of mixed precision."""
+    import torch
+
+    precision = choose_precision(name, device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device, dtype, enabled=precision != "no")
+
+
 def run(main: Callable[[], None]) -> None:
     """Call ``main``; a wrong value or a file that cannot be used (ValueError, OSError) becomes one line
     on stderr and exit code 2, Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
@@ -83,3 +92,22 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of SamplingConfig's fields that most runs leave alone; their defaults are the class's."""
+    from model_config import SPACINGS, SamplingConfig
+
+    add = parser.add_argument_group("sampling").add_argument
+    add("--spacing", choices=SPACINGS, default=SamplingConfig.spacing, help="of the timesteps visited")
+    add("--eta", type=fraction, default=0.0, help="noise of --sampler ddim: 1 as much as ddpm")
+    add("--rescale", type=fraction, default=0.0, help="guidance rescale, against over-exposure")
+    add(
+        "--guidance_interval",
+        type=fraction,
+        nargs=2,
+        default=SamplingConfig.guidance_interval,
+        metavar=("LOW", "HIGH"),
+        help="share of the timesteps, 0 clean ... 1 noise, in which guidance acts",
+    )
+    add("--dynamic_threshold", type=fraction, help="quantile of |x0| to clip at; 0.995 is usual")

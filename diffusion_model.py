@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoencoder_model import AttributeVAE, PixelFirstStage
-from guidance import classifier_free, weighed_with_input
-from model_config import LossConfig, ModelConfig
+from guidance import classifier_free, dynamic_threshold, guidance_interval, weighed_with_input
+from model_config import LossConfig, ModelConfig, SamplingConfig
 from noise_schedule import Denoiser, NoiseSchedule
-from samplers import Steps, ddim, ddpm, last, randn_like, timestep_grid
+from samplers import SAMPLERS, Generator, Steps, ddim, last, randn_like, timestep_grid
 from unet_model import ConditionalUNet
 
+DEFAULT_SAMPLING = SamplingConfig()
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half of it and twice it edit much alike
 
 
@@ -49,7 +50,7 @@ class ConditionalDiffusion(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.schedule = NoiseSchedule(config.schedule, config.num_timesteps)
+        self.schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
         self.first_stage = PixelFirstStage()
         num_attributes = len(config.attribute_names)
         self.autoencoder = AttributeVAE(
@@ -162,7 +163,7 @@ class ConditionalDiffusion(nn.Module):
             )
         return attributes.to(self.device, torch.float32).expand(batch_size, -1)
 
-    def _start(self, batch_size: int, image_size, generator: torch.Generator | None) -> Tensor:
+    def _start(self, batch_size: int, image_size, generator: Generator) -> Tensor:
         height, width = image_size or (self.config.image_size, self.config.image_size)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -175,25 +176,50 @@ class ConditionalDiffusion(nn.Module):
         self,
         x_T: Tensor,
         attributes: Tensor | None = None,
-        cfg_scale: float = 1.0,
-        num_inference_steps: int = 50,
-        eta: float | None = 0.0,
-        generator: torch.Generator | None = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        generator: Generator = None,
         latent: Tensor | None = None,
-        rescale: float = 0.0,
         progress: bool = False,
     ) -> Steps:
-        """The reverse chain from noise x_T (B, 3, H, W), step by step: yields what samplers yield.
-        eta in [0, 1] is DDIM's; None samples with DDPM."""
-        rows = self._rows(attributes, len(x_T))
-        denoise = self.guided_denoiser(rows, latent, cfg_scale, rescale)
-        grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)
+        """The reverse chain from noise x_T (B, 3, H, W), step by step: yields what samplers yield."""
+        rows, schedule = self._rows(attributes, len(x_T)), self.schedule
+        denoise = self.guided_denoiser(rows, latent, sampling.cfg_scale, sampling.rescale)
+        low, high = (share * schedule.num_timesteps for share in sampling.guidance_interval)
+        if low > 0 or high < schedule.num_timesteps:
+            denoise = guidance_interval(denoise, self.denoiser(rows, latent), low, high)
+        if sampling.dynamic_threshold is not None:
+            denoise = dynamic_threshold(denoise, schedule, sampling.dynamic_threshold)
+        grid = timestep_grid(schedule, sampling.num_inference_steps, sampling.spacing)
+        options = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
         clip = self.first_stage.clip_x0
-        if eta is None:
-            steps = ddpm(denoise, self.schedule, x_T, grid, clip, generator)
-        else:
-            steps = ddim(denoise, self.schedule, x_T, grid, clip, generator, eta)
+        steps = SAMPLERS[sampling.sampler](denoise, schedule, x_T, grid, clip, generator, **options)
         yield from with_bar(steps, "sampling", grid, progress)
+
+    def sample(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int] | None = None,
+        attributes: Tensor | None = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        generator: Generator = None,
+        latent: Tensor | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Images: uint8 (batch_size, H, W, 3).
+
+        Args:
+            image_size: (H, W); the training size by default.
+            attributes: (batch_size, A) or (1, A) in [-1, 1]; None asks for nothing in particular.
+            sampling: sampler, steps and guidance.
+            generator: one for the batch, or a list with one for each image
+                (``samplers.sample_generators``), which makes image i the same in any batch.
+
+        Raises:
+            ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
+        """
+        x_T = self._start(batch_size, image_size, generator)
+        steps = self.sample_steps(x_T, attributes, sampling, generator, latent, progress)
+        return self.first_stage.decode(last(steps))
 
     def ddim_sample(
         self,
@@ -203,27 +229,15 @@ class ConditionalDiffusion(nn.Module):
         cfg_scale: float = 1.0,
         num_inference_steps: int = 50,
         eta: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
         latent: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Images drawn by DDIM: uint8 (batch_size, H, W, 3).
-
-        Args:
-            image_size: (H, W); the training size by default.
-            attributes: (batch_size, A) or (1, A) in [-1, 1]; None asks for nothing in particular.
-            cfg_scale: 0 unconditional, 1 conditional, more amplifies what the attributes ask.
-            num_inference_steps: network evaluations, 1 ... T.
-            eta: 0 deterministic given the noise, 1 as noisy as DDPM.
-
-        Raises:
-            ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
-        """
-        x_T = self._start(batch_size, image_size, generator)
-        steps = self.sample_steps(
-            x_T, attributes, cfg_scale, num_inference_steps, eta, generator, latent, progress=progress
-        )
-        return self.first_stage.decode(last(steps))
+        """``sample`` by DDIM: num_inference_steps network evaluations in 1 ... T; eta from 0,
+        deterministic given the noise, to 1, as noisy as DDPM; cfg_scale 0 unconditional, 1 conditional,
+        more amplifies what the attributes ask."""
+        sampling = SamplingConfig("ddim", num_inference_steps, eta=eta, cfg_scale=cfg_scale)
+        return self.sample(batch_size, image_size, attributes, sampling, generator, latent, progress)
 
     def ddpm_sample(
         self,
@@ -232,18 +246,14 @@ class ConditionalDiffusion(nn.Module):
         attributes: Tensor | None = None,
         cfg_scale: float = 1.0,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
         latent: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Images drawn by ancestral (DDPM) sampling, through all T timesteps unless told otherwise;
-        arguments and result as ``ddim_sample``."""
-        x_T = self._start(batch_size, image_size, generator)
+        """``sample`` by ancestral (DDPM) sampling, through all T timesteps unless told otherwise."""
         num_steps = num_inference_steps or self.schedule.num_timesteps
-        steps = self.sample_steps(
-            x_T, attributes, cfg_scale, num_steps, None, generator, latent, progress=progress
-        )
-        return self.first_stage.decode(last(steps))
+        sampling = SamplingConfig("ddpm", num_steps, cfg_scale=cfg_scale)
+        return self.sample(batch_size, image_size, attributes, sampling, generator, latent, progress)
 
     def interpolate_between_attributes(
         self,
@@ -252,7 +262,7 @@ class ConditionalDiffusion(nn.Module):
         num_steps: int,
         cfg_scale: float = 2.0,
         num_inference_steps: int = 50,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
         latent: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
@@ -268,9 +278,8 @@ class ConditionalDiffusion(nn.Module):
         rows = torch.lerp(self._rows(start, 1), self._rows(end, 1), weight)  # (N, A)
         x_T = self._start(1, None, generator).expand(num_steps, -1, -1, -1)
         latent = None if latent is None else latent.expand(num_steps, -1)
-        steps = self.sample_steps(
-            x_T, rows, cfg_scale, num_inference_steps, 0.0, None, latent, progress=progress
-        )
+        sampling = SamplingConfig("ddim", num_inference_steps, cfg_scale=cfg_scale)
+        steps = self.sample_steps(x_T, rows, sampling, latent=latent, progress=progress)
         return self.first_stage.decode(last(steps))
 
     # ---------------------------------------------------------------- real images
@@ -306,7 +315,7 @@ class ConditionalDiffusion(nn.Module):
         """The noise x_T (B, 3, H, W) that leads to these images, by unguided DDIM inversion of a
         denoiser ``weighed_with_input``."""
         x0 = self._photographs(images)
-        grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)[::-1]
+        grid = timestep_grid(self.schedule, num_inference_steps)[::-1]
         denoise = self.denoiser(self._rows(attributes, len(x0)), latent)
         denoise = weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
         return last(with_bar(ddim(denoise, self.schedule, x0, grid), "inverting", grid, progress))
@@ -338,7 +347,7 @@ class ConditionalDiffusion(nn.Module):
         latent = None if latent is None else latent.expand(batch_size, -1)
         target = self._rows(target_attributes, batch_size)
         target = torch.where(target == 0, source, target)
-        grid = timestep_grid(self.schedule.num_timesteps, num_inference_steps)
+        grid = timestep_grid(self.schedule, num_inference_steps)
         for strength in strengths:
             denoise = self.guided_denoiser(target, latent, strength * cfg_scale, base=source)
             denoise = weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)

@@ -39,6 +39,32 @@ def classifier_free(
     return guided
 
 
+def guidance_interval(guided: Denoiser, conditional: Denoiser, lowest: int, highest: int) -> Denoiser:
+    """``guided`` at timesteps lowest ... highest, and the conditional prediction, at half the cost,
+    elsewhere: guidance harms variety at high noise and does nothing at low noise (Kynkaanniemi et al.
+    2024, arXiv:2404.07724)."""
+
+    def within(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        return (guided if lowest <= t <= highest else conditional)(x_t, t)
+
+    return within
+
+
+def dynamic_threshold(denoiser: Denoiser, schedule: NoiseSchedule, quantile: float) -> Denoiser:
+    """x0_hat clipped to [-s, s] and divided by s, s being that quantile of its |values| per sample, but
+    at least 1: large guidance scales then do not saturate (Saharia et al. 2022, arXiv:2205.11487,
+    section 2.3)."""
+
+    def thresholded(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        x0_hat, _ = denoiser(x_t, t)
+        s = x0_hat.flatten(1).abs().quantile(quantile, dim=1).clamp(min=1)
+        s = s.view(-1, *[1] * (x0_hat.ndim - 1))
+        x0_hat = x0_hat.clamp(-s, s) / s
+        return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
+
+    return thresholded
+
+
 def weighed_with_input(denoiser: Denoiser, schedule: NoiseSchedule, error_std: float) -> Denoiser:
     """x0_hat as the mean of two estimates of x0, each weighed by its precision: the network's, with an
     error of standard deviation ``error_std``, and x_t / sqrt(alpha_bar_t), with an error of
@@ -51,8 +77,9 @@ def weighed_with_input(denoiser: Denoiser, schedule: NoiseSchedule, error_std: f
     def weighed(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         x0_hat, _ = denoiser(x_t, t)
         bar = schedule.alpha_bar_at(t, x_t)
-        share = error_std**2 * bar / (error_std**2 * bar + 1 - bar)  # of x_t / sqrt(alpha_bar)
-        x0_hat = x0_hat + (share * bar.rsqrt()).to(x_t.dtype) * x_t - share.to(x_t.dtype) * x0_hat
+        weight = error_std**2 * bar.sqrt() / (error_std**2 * bar + 1 - bar)
+        share = weight * bar.sqrt()  # of x_t / sqrt(alpha_bar), which may be infinite
+        x0_hat = weight.to(x_t.dtype) * x_t + (1 - share).to(x_t.dtype) * x0_hat
         return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
 
     return weighed

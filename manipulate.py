@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import cli
+from model_config import SAMPLERS, SamplingConfig, configure
 
 # What is shown where no attributes are named, as far as the model knows them.
 SHOWN_REQUESTS = (
@@ -55,6 +56,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output_dir", default="./outputs")
     add("--data_root", help="folder in CelebA's layout: its first test image is edited by default")
     add("--source_image", help="photograph to edit")
+    add(
+        "--complete",
+        action="store_true",
+        help="draw the attributes a request leaves open from the test rows of --data_root that agree",
+    )
     add("--attributes", nargs="+", default=[], metavar="NAME=VALUE", help="1 present, 0 absent")
     add("--from", dest="start", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation start")
     add("--to", dest="end", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation end")
@@ -63,10 +69,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--manipulation_strength", type=cli.fraction, default=0.8, help="0 the source, 1 the full edit")
     add("--interpolation_steps", type=cli.number(int, 2), default=10)
     add("--num_inference_steps", type=cli.positive_int, default=50)
+    add("--sampler", default=SamplingConfig.sampler, choices=SAMPLERS, help="of generated faces")
+    cli.add_sampling_flags(parser)
     add("--seed", type=cli.count, default=0)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
     args = parser.parse_args(argv)
+    if args.complete and not args.data_root:
+        parser.error("--complete takes its rows from --data_root: give the folder")
     if bool(args.start) != bool(args.end):
         parser.error("--from and --to go together: name the attributes at both ends")
     return args
@@ -83,15 +93,11 @@ class Manipulation:
     """A model, where to write, and what was written."""
 
     def __init__(self, args: argparse.Namespace):
-        import torch
-
         from checkpoint import load_model
 
         device = cli.choose_device(args.device)
-        precision = cli.choose_precision(args.mixed_precision, device)
-        self.autocast = torch.autocast(
-            device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), precision != "no"
-        )
+        self.autocast = cli.autocast(args.mixed_precision, device)
+        self.sampling = configure(SamplingConfig, args)
         self.args, self.out = args, Path(args.output_dir)
         self.model = load_model(args.checkpoint, device)
         self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
@@ -102,6 +108,17 @@ class Manipulation:
         from celeba_dataset import create_attribute_vector
 
         return create_attribute_vector(self.names, **request).unsqueeze(0)
+
+    def rows(self, requests: list[dict[str, float]]):
+        """The attribute rows (N, A) of requests to generate, completed if asked for."""
+        import torch
+
+        rows = torch.cat([self.vector(request) for request in requests])
+        if self.args.complete:
+            from celeba_dataset import attribute_rows, complete_rows
+
+            rows = complete_rows(rows, attribute_rows(self.args.data_root), self.generator())
+        return rows
 
     def known(self, request: dict[str, float]) -> dict[str, float]:
         """The part of a built-in request that this model has attributes for."""
@@ -120,8 +137,7 @@ class Manipulation:
 
     def generate(self) -> None:
         """A labelled grid, and every image on its own."""
-        import torch
-
+        from samplers import sample_generators
         from visualize import save_grid
 
         args = self.args
@@ -130,12 +146,11 @@ class Manipulation:
         else:
             shown = [self.known(request) for request in SHOWN_REQUESTS]
             requests = [shown[i % len(shown)] for i in range(args.num_samples)]
-        images = self.model.ddim_sample(
+        images = self.model.sample(
             len(requests),
-            attributes=torch.cat([self.vector(request) for request in requests]),
-            cfg_scale=args.cfg_scale,
-            num_inference_steps=args.num_inference_steps,
-            generator=self.generator(),
+            attributes=self.rows(requests),
+            sampling=self.sampling,
+            generator=sample_generators(args.seed, range(len(requests))),
             progress=True,
         )
         images = images.cpu().numpy()
@@ -153,9 +168,12 @@ class Manipulation:
             start, end = parse_request(args.start), parse_request(args.end)
         else:
             start, end = map(self.known, SHOWN_INTERPOLATION)
+        whole, changed = self.rows([start]), self.vector(end)
+        if self.args.complete:  # both ends of one row
+            changed = changed.where(changed != 0, whole)
         images = self.model.interpolate_between_attributes(
-            self.vector(start),
-            self.vector(end),
+            whole,
+            changed,
             args.interpolation_steps,
             cfg_scale=args.cfg_scale,
             num_inference_steps=args.num_inference_steps,

@@ -3,11 +3,14 @@ travels in checkpoints. Imports nothing heavy."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import asdict, dataclass, fields
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("eps", "x0", "v")
 LOSS_WEIGHTINGS = ("none", "min_snr")
+SAMPLERS = ("ddim", "ddpm", "dpm_solver")
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -34,6 +37,7 @@ class ModelConfig:
     latent_dim: int = 512
     schedule: str = "cosine"
     num_timesteps: int = 1000
+    zero_terminal_snr: bool = False
     prediction: str = "v"
 
     def __post_init__(self):
@@ -48,6 +52,8 @@ class ModelConfig:
                 object.__setattr__(self, field.name, tuple(value))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("prediction", self.prediction, PREDICTIONS)
+        if self.zero_terminal_snr and self.prediction == "eps":
+            raise ValueError("zero_terminal_snr leaves no image at the last timestep: predict v or x0")
         stride = self.patch_size * 2 ** (len(self.channels) - 1)
         if self.image_size % stride:
             raise ValueError(
@@ -78,3 +84,33 @@ class LossConfig:
         for name in ("cfg_dropout", "attr_dropout", "latent_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are drawn: what a report needs to be compared with another."""
+
+    sampler: str = "dpm_solver"
+    num_inference_steps: int = 20  # network evaluations
+    spacing: str = "trailing"
+    eta: float = 0.0  # of DDIM: 0 deterministic, 1 as noisy as DDPM
+    cfg_scale: float = 2.0  # 0 unconditional, 1 no guidance
+    rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # of t / T, where guidance acts
+    dynamic_threshold: float | None = None  # quantile of |x0_hat|
+
+    def __post_init__(self):
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("spacing", self.spacing, SPACINGS)
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval must rise within 0 ... 1, got {low} and {high}")
+        if self.dynamic_threshold is not None and not 0 < self.dynamic_threshold <= 1:
+            raise ValueError(f"dynamic_threshold is a quantile in (0, 1], got {self.dynamic_threshold}")
+
+
+def configure(kind: type, args: Namespace, **others):
+    """A configuration of this dataclass, its fields taken from the flags of the same names."""
+    given = vars(args) | others
+    return kind(**{field.name: given[field.name] for field in fields(kind)})

@@ -44,6 +44,9 @@ BETAS = {"linear": linear_beta, "cosine": cosine_beta}
 class NoiseSchedule:
     """alpha_bar_t = prod_{i <= t} (1 - beta_i), kept in float64, and the quantities that follow.
 
+    ``zero_terminal_snr`` shifts and scales sqrt(alpha_bar) so that x_{T-1} is pure noise (Lin et al.
+    2023, arXiv:2305.08891, algorithm 1); a network must then predict v or x0.
+
     Every method takes ``t`` as an int or as an integer tensor (B,), in -1 ... T-1, and image tensors
     (B, C, H, W) of any float dtype; results have the image's dtype and device.
 
@@ -51,7 +54,7 @@ class NoiseSchedule:
         ValueError: for an unknown schedule or fewer than two timesteps.
     """
 
-    def __init__(self, kind: str = "cosine", num_timesteps: int = 1000):
+    def __init__(self, kind: str = "cosine", num_timesteps: int = 1000, zero_terminal_snr: bool = False):
         if kind not in BETAS:
             raise ValueError(f"unknown noise schedule {kind!r}: choose one of {', '.join(BETAS)}")
         if num_timesteps < 2:
@@ -60,6 +63,11 @@ class NoiseSchedule:
         self.num_timesteps = num_timesteps
         self.beta = BETAS[kind](num_timesteps)
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)
+        if zero_terminal_snr:
+            signal = self.alpha_bar.sqrt()
+            signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+            self.alpha_bar = signal**2
+            self.beta = torch.cat([self.beta[:1], 1 - self.alpha_bar[1:] / self.alpha_bar[:-1]])
         # One entry in front for t = -1. A copy for each device, so that indexing it never waits.
         self._table = {"cpu": torch.cat([torch.ones(1).double(), self.alpha_bar])}
 
@@ -135,6 +143,12 @@ class NoiseSchedule:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), float64 (B,)."""
         alpha_bar = self.alpha_bar_at(t, t)
         return alpha_bar / (1 - alpha_bar)
+
+    def half_log_snr(self, t: int | Tensor) -> Tensor:
+        """lambda_t = log(sqrt(alpha_bar_t) / sqrt(1 - alpha_bar_t)), float64 in the shape of t; infinite
+        for t = -1, and very low (about -23) at a terminal SNR of zero."""
+        bar = self._table["cpu"][t + 1].clamp(min=1e-20)
+        return 0.5 * (bar.log() - torch.log1p(-bar))
 
     def loss_weight(self, weighting: str, prediction: str, t: Tensor, gamma: float = 5.0) -> Tensor:
         """Weight of each sample's mean squared error, float32 (B,).

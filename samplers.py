@@ -10,29 +10,35 @@ x_t is the sample. Tensors are (B, C, H, W).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from model_config import SPACINGS
 from noise_schedule import Denoiser, NoiseSchedule
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
+Generator = torch.Generator | Sequence[torch.Generator] | None
 
-SPACINGS = ("leading", "trailing", "linspace")
 
-
-def timestep_grid(num_timesteps: int, num_inference_steps: int, spacing: str = "trailing") -> list[int]:
+def timestep_grid(
+    schedule: NoiseSchedule, num_inference_steps: int, spacing: str = "trailing"
+) -> list[int]:
     """Timesteps to visit, descending, -1 last: num_inference_steps + 1 integers.
 
     ``leading`` visits 0 and starts a stride below T, ``trailing`` visits T - 1 and ends a stride above
-    -1, ``linspace`` visits both ends (the names of Lin et al. 2023, arXiv:2305.08891, table 2).
+    -1, ``linspace`` visits both ends (the names of Lin et al. 2023, arXiv:2305.08891, table 2);
+    ``quadratic`` visits both with sqrt(t) evenly spaced (Song et al. 2021, arXiv:2010.02502, appendix
+    D.2) and ``log_snr`` with the log-SNR evenly spaced (Lu et al. 2022, arXiv:2206.00927, section 3.3),
+    as nearly as whole timesteps allow.
 
     Raises:
-        ValueError: unless 1 <= num_inference_steps <= num_timesteps, or for an unknown spacing.
+        ValueError: unless 1 <= num_inference_steps <= T, or for an unknown spacing.
     """
+    num_timesteps = schedule.num_timesteps
     if not 1 <= num_inference_steps <= num_timesteps:
         raise ValueError(
             f"num_inference_steps must lie in 1 ... {num_timesteps} (the timesteps the model was "
@@ -44,15 +50,41 @@ def timestep_grid(num_timesteps: int, num_inference_steps: int, spacing: str = "
         grid = np.round(np.arange(num_inference_steps, 0, -1) * num_timesteps / num_inference_steps) - 1
     elif spacing == "linspace":
         grid = np.linspace(num_timesteps - 1, 0, num_inference_steps).round()
+    elif spacing == "quadratic":
+        grid = _distinct(np.linspace((num_timesteps - 1) ** 0.5, 0, num_inference_steps) ** 2)
+    elif spacing == "log_snr":
+        log_snr = schedule.half_log_snr(torch.arange(num_timesteps)).numpy()  # falls with t
+        if schedule.alpha_bar[-1] == 0:  # its log-SNR is infinite: go on as before it
+            log_snr[-1] = 2 * log_snr[-2] - log_snr[-3]
+        wanted = np.linspace(log_snr[-1], log_snr[0], num_inference_steps)
+        grid = _distinct(np.interp(wanted, log_snr[::-1], np.arange(num_timesteps)[::-1]))
     else:
         raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
     return [*map(int, grid), -1]
 
 
-def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise in the shape of x, drawn on the generator's own device."""
+def _distinct(grid: np.ndarray) -> np.ndarray:
+    """A falling grid of whole timesteps, no two the same: the nearest, moved where they would meet."""
+    steps, length = grid.round().astype(int), len(grid)
+    for i in range(length):
+        highest = steps[i - 1] - 1 if i else steps[0]
+        steps[i] = max(min(steps[i], highest), length - 1 - i)
+    return steps
+
+
+def randn_like(x: Tensor, generator: Generator) -> Tensor:
+    """Standard normal noise in the shape of x, drawn on the generator's own device; from a list of
+    generators, one for each sample, so that sample i does not depend on its batch."""
+    if isinstance(generator, Sequence):
+        return torch.cat([randn_like(x[i : i + 1], each) for i, each in enumerate(generator)])
     device = generator.device if generator is not None else x.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+
+
+def sample_generators(seed: int, samples: range) -> list[torch.Generator]:
+    """A generator for each of these sample numbers, independent of the others."""
+    seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in samples]
+    return [torch.Generator().manual_seed(each) for each in seeds]
 
 
 def _predictions(
@@ -72,7 +104,7 @@ def ddpm(
     x_t: Tensor,
     grid: list[int],
     clip_x0: bool = False,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
 ) -> Steps:
     """Ancestral sampling: x_s ~ q(x_s | x_t, x0_hat), with the posterior's full variance for the
     stride actually taken (Ho et al. 2020, algorithm 2)."""
@@ -89,7 +121,7 @@ def ddim(
     x_t: Tensor,
     grid: list[int],
     clip_x0: bool = False,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     eta: float = 0.0,
 ) -> Steps:
     """x_s = sqrt(alpha_bar_s) x0_hat + sqrt(1 - alpha_bar_s - sigma^2) eps_hat + sigma z, with
@@ -115,6 +147,36 @@ def ddim(
         if eta > 0 and s >= 0:
             x_t = x_t + variance.sqrt().to(x_t.dtype) * randn_like(x_t, generator)
         yield step, s, x_t, x0_hat
+
+
+def dpm_solver(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_t: Tensor,
+    grid: list[int],
+    clip_x0: bool = False,
+    generator: Generator = None,
+) -> Steps:
+    """DPM-Solver++(2M): x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D, exact for
+    an x0_hat that is linear in lambda = log(alpha / sigma), D being x0_hat extrapolated by half a step
+    from the two latest predictions (Lu et al. 2022, arXiv:2211.01095, algorithm 2). The last step, to
+    the clean image, is of first order. Deterministic: the generator is not used.
+    """
+    before = None  # (x0_hat, width of the step in lambda)
+    for step, (t, s) in enumerate(pairwise(grid)):
+        x0_hat, _ = _predictions(denoiser, schedule, x_t, t, clip_x0)
+        d, width = x0_hat, float(schedule.half_log_snr(s) - schedule.half_log_snr(t))
+        if before is not None and s >= 0:
+            d = x0_hat + width / (2 * before[1]) * (x0_hat - before[0])
+        before = x0_hat, width
+        bar_t, bar_s = schedule.alpha_bar_at(t, x_t), schedule.alpha_bar_at(s, x_t)
+        ratio = ((1 - bar_s) / (1 - bar_t)).sqrt()
+        weight = bar_s.sqrt() - bar_t.sqrt() * ratio
+        x_t = ratio.to(x_t.dtype) * x_t + weight.to(x_t.dtype) * d
+        yield step, s, x_t, x0_hat
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
 
 
 def last(steps: Steps) -> Tensor:

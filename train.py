@@ -14,7 +14,14 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import cli
-from model_config import LOSS_WEIGHTINGS, PREDICTIONS, SCHEDULES, LossConfig, ModelConfig
+from model_config import (
+    LOSS_WEIGHTINGS,
+    PREDICTIONS,
+    SCHEDULES,
+    LossConfig,
+    ModelConfig,
+    configure,
+)
 
 SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch is
 LOG_STEPS = 20  # steps averaged in one point of a training curve
@@ -44,6 +51,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model("--latent_dim", type=cli.positive_int, help="size of the semantic latent")
     model("--schedule", choices=SCHEDULES, help="noise schedule")
     model("--num_timesteps", type=cli.positive_int, help="length of the noise schedule")
+    zero = "end the noise schedule in pure noise"
+    model("--zero_terminal_snr", action="store_true", help=zero)
     model("--prediction", choices=PREDICTIONS, help="what the UNet predicts")
     loss = parser.add_argument_group("loss").add_argument
     loss("--loss_weighting", choices=LOSS_WEIGHTINGS, help="weight of each timestep")
@@ -184,7 +193,6 @@ def check_flags(args: argparse.Namespace, accelerator) -> None:
 
     from celeba_dataset import CELEBA_ATTRIBUTES
     from diffusion_model import ConditionalDiffusion
-    from training import configure
 
     last = Path(args.save_dir) / "last.pth"
     if args.resume is None and last.exists() and not args.dry_run and accelerator.is_main_process:

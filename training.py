@@ -9,7 +9,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from celeba_dataset import CelebADataset, random_flip
 from checkpoint import EMA, load_checkpoint, load_weights, save_atomically, save_model
 from diffusion_model import ConditionalDiffusion
-from model_config import LossConfig, ModelConfig
+from model_config import LossConfig, ModelConfig, configure
 
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
 
@@ -61,12 +61,6 @@ def learning_rate(args: argparse.Namespace, step: int, progress: float) -> float
     """Linear warm-up, then cosine annealing to zero over ``progress`` in [0, 1]."""
     warmup = min(1.0, (step + 1) / (args.warmup_steps + 1))
     return args.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def configure(kind: type, args: argparse.Namespace, **others):
-    """A configuration of this dataclass, its fields taken from the flags of the same names."""
-    given = vars(args) | others
-    return kind(**{field.name: given[field.name] for field in fields(kind)})
 
 
 class TrainingRun:

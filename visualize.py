@@ -104,3 +104,29 @@ def save_gif(path: str | Path, images: np.ndarray, milliseconds: int = 120) -> P
     frames += frames[-2:0:-1]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
     return path
+
+
+def save_curves(
+    path: str | Path,
+    curves: dict[str, Sequence[tuple[float, ...]]],
+    x_label: str,
+    y_labels: Sequence[str],
+) -> Path:
+    """One plot beside the other for each of ``y_labels``; a curve is named and made of points
+    (x, y of the first plot, y of the second, ...)."""
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(5 * len(y_labels), 3.6), layout="constrained")
+    for column, (axes, y_label) in enumerate(
+        zip(figure.subplots(1, len(y_labels), squeeze=False)[0], y_labels, strict=True), start=1
+    ):
+        for name, points in curves.items():
+            points = sorted(points)
+            axes.plot([p[0] for p in points], [p[column] for p in points], "o-", label=name)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    return path

@@ -39,10 +39,11 @@ def command(script: str, *flags: object) -> None:
 def judge(num_samples: int, num_probe_images: int, cfg_scale: float, num_inference_steps: int) -> dict:
     """Draw faces under held-out attribute rows, and let the probe say which attributes it sees."""
     import torch
-    from synthetic_probe import balanced_accuracy, predict, train_probe
+    from synthetic_probe import predict, train_probe
 
     from celeba_dataset import CelebADataset
     from checkpoint import load_model
+    from evaluation import balanced_accuracy
     from visualize import save_grid
 
     probe = train_probe(num_images=num_probe_images)
@@ -101,6 +102,8 @@ def main() -> None:
     command(
         *("manipulate.py", "--checkpoint", CHECKPOINT, "--data_root", FACES, "--output_dir", OUT),
         *("--num_samples", 16, "--num_inference_steps", 30, "--manipulation_strength", 1),
+        *("--complete", "--cfg_scale", 1.5, "--from", "Blond_Hair=1", "Smiling=0", "Bald=0"),
+        *("Wearing_Hat=0", "Eyeglasses=0", "--to", "Blond_Hair=0", "Black_Hair=1", "Smiling=1"),
     )
     print("\njudging samples with a probe trained on rendered faces", flush=True)
     result = judge(args.num_samples, args.num_probe_images, cfg_scale=2.0, num_inference_steps=20)

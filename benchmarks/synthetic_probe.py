@@ -143,19 +143,6 @@ def predict(probe, pictures, batch_size: int = 256):
         return torch.cat([probe(batch).float() for batch in pictures.split(batch_size)])
 
 
-def balanced_accuracy(logits, attributes):
-    """Mean of true positive and true negative rate per attribute, (40,); NaN where one is undefined.
-
-    Args: logits (N, 40), present where above 0; attributes (N, 40), +1 present, -1 absent,
-    rows of 0 (unspecified) are left out of that attribute.
-    """
-    right = (logits > 0) == (attributes > 0)
-    present, absent = attributes > 0, attributes < 0
-    positive = (right & present).sum(0) / present.sum(0)
-    negative = (right & absent).sum(0) / absent.sum(0)
-    return (positive + negative) / 2
-
-
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--num_images", type=positive_int, default=14000, help="faces to train on")
@@ -164,6 +151,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=positive_int, default=4, help="passes over the faces")
     parser.add_argument("--seed", type=count, default=0, help="faces and weights")
     options = parser.parse_args()
+    from evaluation import balanced_accuracy
+
     start = time.perf_counter()
     probe = train_probe(options.num_images, options.image_size, options.seed, options.epochs)
     seconds = time.perf_counter() - start

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from guidance import classifier_free, weighed_with_input
+from guidance import classifier_free, dynamic_threshold, guidance_interval, weighed_with_input
 from noise_schedule import NoiseSchedule
 from samplers import ddim, last, timestep_grid
 
@@ -66,7 +66,7 @@ def test_guided_predictions_stay_consistent_with_x_t(schedule, cfg_scale, rescal
 
 
 def test_a_sampler_takes_a_guided_denoiser_and_asks_once_a_step(schedule):
-    denoiser, grid = PairDenoiser(schedule), timestep_grid(T, 10)
+    denoiser, grid = PairDenoiser(schedule), timestep_grid(schedule, 10)
     x_T = noise(2, 3, 4, 5)
     guided = last(ddim(classifier_free(denoiser, schedule, 1.0), schedule, x_T, grid))
     assert denoiser.asked == [((4, 3, 4, 5), t) for t in grid[:-1]]
@@ -153,7 +153,7 @@ def test_guided_samples_centre_where_the_closed_form_says(schedule, cfg_scale):
     mean, quantile = MEANS[0] + cfg_scale * (MEANS[1] - MEANS[0]), noise(20, 1, 1, 1)
     alpha_bar = schedule.alpha_bar[-1]
     x_T = alpha_bar.sqrt() * mean + (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt() * quantile
-    samples = last(ddim(guided, schedule, x_T, timestep_grid(T, T)))
+    samples = last(ddim(guided, schedule, x_T, timestep_grid(schedule, T)))
     torch.testing.assert_close(samples, mean + WIDTH * quantile, rtol=0, atol=0.02)
 
 
@@ -177,7 +177,27 @@ def test_weighing_keeps_inversion_sane_where_the_network_errs(schedule):
         x0_hat = x0 + 0.1 * torch.sin(20 * x_t)
         return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
 
-    grid = timestep_grid(T, 50)[::-1]
+    grid = timestep_grid(schedule, 50)[::-1]
     plain = last(ddim(wrong, schedule, x0, grid))
     weighed = last(ddim(weighed_with_input(wrong, schedule, 0.1), schedule, x0, grid))
     assert weighed.std() < 1.5 < 2 < plain.std()
+
+
+def test_guidance_acts_within_its_interval_only(schedule):
+    guided = classifier_free(PairDenoiser(schedule), schedule, 3.0)
+    plain = PairDenoiser(schedule)
+    x_t, within = noise(2, 3, 4, 5), guidance_interval(guided, plain, 200, 600)
+    for t in (0, 199, 601, 999):
+        torch.testing.assert_close(within(x_t, t), plain(x_t, t), rtol=0, atol=0)
+    for t in (200, 400, 600):
+        torch.testing.assert_close(within(x_t, t), guided(x_t, t), rtol=0, atol=0)
+
+
+def test_dynamic_threshold_divides_by_the_quantile_where_that_exceeds_1(schedule):
+    small, large = noise(1, 3, 8, 8).clamp(-0.9, 0.9), 4 * noise(1, 3, 8, 8, seed=1)
+    x0, x_t = torch.cat([small, large]), noise(2, 3, 8, 8, seed=2)
+    x0_hat, eps_hat = dynamic_threshold(lambda x, t: (x0, x), schedule, 0.9)(x_t, 300)
+    torch.testing.assert_close(x0_hat[0], small[0])
+    s = np.quantile(large.abs().numpy(), 0.9)
+    torch.testing.assert_close(x0_hat[1], large[0].clamp(-s, s) / s)
+    torch.testing.assert_close(schedule.q_sample(x0_hat, 300, eps_hat), x_t)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from noise_schedule import NoiseSchedule
 
@@ -42,6 +43,15 @@ def test_alpha_bar_matches_diffusers(schedule):
     torch.testing.assert_close(schedule.alpha_bar, in_double, rtol=1e-4, atol=0)
     torch.testing.assert_close(schedule.alpha_bar[:-1], in_double[:-1], rtol=2e-5, atol=0)
     torch.testing.assert_close(schedule.alpha_bar, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_zero_terminal_snr_is_that_of_diffusers(schedule):
+    ours = NoiseSchedule(schedule.kind, T, zero_terminal_snr=True)
+    theirs = rescale_zero_terminal_snr(schedule.beta)
+    torch.testing.assert_close(ours.beta, theirs, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours.alpha_bar, torch.cumprod(1 - theirs, 0), rtol=1e-9, atol=1e-15)
+    assert ours.alpha_bar[-1] == 0
+    assert ours.alpha_bar[0] == pytest.approx(float(schedule.alpha_bar[0]))
 
 
 def test_cosine_alpha_bar_is_the_squared_cosine():

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from noise_schedule import NoiseSchedule
-from samplers import ddim, ddpm, last, timestep_grid
+from samplers import ddim, ddpm, dpm_solver, last, sample_generators, timestep_grid
 
 T = 1000
 KINDS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -23,6 +23,7 @@ SAMPLERS = {
     "ddim eta 0": ddim,
     "ddim eta 0.5": partial(ddim, eta=0.5),
     "ddim eta 1": partial(ddim, eta=1.0),
+    "dpm_solver": dpm_solver,
 }
 
 
@@ -50,14 +51,15 @@ def test_grid_is_that_of_diffusers(spacing, num_steps):
     expected = theirs.timesteps.tolist()
     if spacing == "linspace" and num_steps == 1:
         expected = [T - 1]  # theirs is [0], which asks for no denoising
-    assert timestep_grid(T, num_steps, spacing) == [*expected, -1]
+    assert timestep_grid(NoiseSchedule("cosine", T), num_steps, spacing) == [*expected, -1]
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [*SPACINGS, "quadratic", "log_snr"])
 def test_every_grid_falls_strictly_and_ends_at_the_clean_image(spacing):
     for num_timesteps in (2, 10, 37):
+        schedule = NoiseSchedule("cosine", num_timesteps)
         for num_steps in range(1, num_timesteps + 1):
-            grid = timestep_grid(num_timesteps, num_steps, spacing)
+            grid = timestep_grid(schedule, num_steps, spacing)
             assert len(grid) == num_steps + 1
             assert grid[0] < num_timesteps and grid[-1] == -1
             assert all(t > s for t, s in pairwise(grid))
@@ -69,8 +71,17 @@ def test_every_grid_falls_strictly_and_ends_at_the_clean_image(spacing):
 )
 def test_wrong_grids_are_refused_in_one_line(args, named):
     with pytest.raises(ValueError, match=named) as error:
-        timestep_grid(*args)
+        timestep_grid(NoiseSchedule("cosine", args[0]), *args[1:])
     assert "\n" not in str(error.value)
+
+
+def test_grids_are_even_in_what_they_say(schedule):
+    root = [t**0.5 for t in timestep_grid(schedule, 20, "quadratic")[:-1]]
+    log_snr = schedule.half_log_snr(torch.tensor(timestep_grid(schedule, 20, "log_snr")[:-1]))
+    for values in (-torch.tensor(root), log_snr):
+        width = (values[-1] - values[0]) / 19
+        middle = values.diff()[7:13]  # towards the ends whole timesteps lie too far apart
+        assert ((middle - width).abs() < 0.3 * width).all()
 
 
 # ---------------------------------------------------------------- agreement with diffusers
@@ -123,7 +134,7 @@ def states(steps) -> list[tuple[Tensor, Tensor]]:
 def test_ddim_walks_with_diffusers(schedule, eta, prediction, spacing, clip):
     theirs = peer(DDIMScheduler, schedule, prediction, clip_sample=clip, timestep_spacing=spacing)
     theirs.set_timesteps(20)
-    x_T, grid = noise(2, 3, 6, 5), timestep_grid(T, 20, spacing)
+    x_T, grid = noise(2, 3, 6, 5), timestep_grid(schedule, 20, spacing)
     flags = {"eta": eta, "use_clipped_model_output": True, "generator": seeded(1)}
     expected = walk(theirs, x_T, grid[:-1], grid[:-1], **flags)
     ours = ddim(dummy_denoiser(schedule, prediction), schedule, x_T, grid, clip, seeded(1), eta)
@@ -137,7 +148,7 @@ def test_ddim_walks_with_diffusers(schedule, eta, prediction, spacing, clip):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_ddpm_walks_with_diffusers(schedule, prediction, num_steps, spacing, clip):
     theirs = peer(DDPMScheduler, schedule, prediction, clip_sample=clip, variance_type="fixed_small")
-    grid = timestep_grid(T, num_steps, spacing)
+    grid = timestep_grid(schedule, num_steps, spacing)
     theirs.set_timesteps(timesteps=grid[:-1])
     x_T = noise(2, 3, 6, 5)
     expected = walk(theirs, x_T, grid[:-1], grid[:-1], generator=seeded(1))
@@ -158,17 +169,43 @@ def test_inversion_walks_with_diffusers(schedule, prediction, spacing):
     )
     theirs.initial_alpha_cumprod = schedule.alpha_bar[0]
     theirs.set_timesteps(20)
-    x0, grid = noise(2, 3, 6, 5).clamp(-1, 1), timestep_grid(T, 20, spacing)[::-1]
+    x0, grid = noise(2, 3, 6, 5).clamp(-1, 1), timestep_grid(schedule, 20, spacing)[::-1]
     assert grid[1:] == theirs.timesteps.tolist()
     expected = walk(theirs, x0, grid[1:], [0, *grid[1:-1]])
     ours = ddim(dummy_denoiser(schedule, prediction), schedule, x0, grid)
     assert_same_steps(states(ours), expected)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 20])
+@pytest.mark.parametrize("spacing", ["trailing", "log_snr"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_dpm_solver_walks_with_diffusers(schedule, prediction, spacing, num_steps):
+    theirs = peer(
+        DPMSolverMultistepScheduler,
+        schedule,
+        prediction,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+        beta_schedule=KINDS[schedule.kind],
+        beta_start=1e-4,
+        beta_end=0.02,
+    )
+    grid = timestep_grid(schedule, num_steps, spacing)
+    theirs.set_timesteps(timesteps=grid[:-1])
+    sigma = (1 / schedule.alpha_bar[grid[:-1]] - 1).sqrt()  # theirs are float32
+    theirs.sigmas = torch.cat([sigma, torch.zeros(1)])
+    x_T = noise(2, 3, 6, 5)
+    ours = list(dpm_solver(dummy_denoiser(schedule, prediction), schedule, x_T, grid))
+    for (_, s, x_s, _), t in zip(ours, grid[:-1], strict=True):
+        x_T = theirs.step(dummy_network(x_T, t), t, x_T).prev_sample
+        assert (x_s - x_T).abs().max() <= 1e-5 * x_T.abs().max(), s  # they step in float32
+
+
 def test_float32_ddim_agrees_with_untouched_diffusers(schedule):
     theirs = DDIMScheduler(T, beta_schedule=KINDS[schedule.kind], beta_start=1e-4, beta_end=0.02)
     theirs.set_timesteps(20)
-    x_T, grid = noise(2, 3, 6, 5, dtype=torch.float32), timestep_grid(T, 20, "leading")
+    x_T, grid = noise(2, 3, 6, 5, dtype=torch.float32), timestep_grid(schedule, 20, "leading")
     expected = walk(theirs, x_T, grid[:-1], grid[:-1], use_clipped_model_output=True)
     ours = last(ddim(dummy_denoiser(schedule, "eps"), schedule, x_T, grid, clip_x0=True))
     torch.testing.assert_close(ours, expected[-1][0], rtol=0, atol=1e-4)  # float32 both
@@ -180,7 +217,7 @@ def test_float32_ddim_agrees_with_untouched_diffusers(schedule):
 @pytest.mark.parametrize("num_steps", [1, 2, 20])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_timestep_is_visited_once_and_the_clean_image_reached(schedule, name, num_steps):
-    seen, grid = [], timestep_grid(T, num_steps)
+    seen, grid = [], timestep_grid(schedule, num_steps)
 
     def denoiser(x_t, t):
         assert type(t) is int
@@ -196,7 +233,7 @@ def test_every_timestep_is_visited_once_and_the_clean_image_reached(schedule, na
 def test_no_nan_at_eta_1_in_float32(schedule):
     """1 - alpha_bar_s - sigma^2 nears 0 for a long first stride, and may round to below it."""
     denoiser, x_T = dummy_denoiser(schedule, "v"), noise(1, 3, 2, 2, dtype=torch.float32)
-    for grid in (timestep_grid(T, T), *([T - 1, s, -1] for s in range(T - 1))):
+    for grid in (timestep_grid(schedule, T), *([T - 1, s, -1] for s in range(T - 1))):
         steps = ddim(denoiser, schedule, x_T, grid, generator=seeded(0), eta=1.0)
         assert last(steps).isfinite().all()  # a NaN on the way stays
 
@@ -235,7 +272,7 @@ def ideal_denoiser(schedule: NoiseSchedule, data: Tensor = FACES, width: float =
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_ideal_denoiser_gives_the_dataset_back(schedule, name, num_steps):
     x_T = noise(100, 3, 4, 4)
-    grid = timestep_grid(T, num_steps)
+    grid = timestep_grid(schedule, num_steps)
     samples = last(SAMPLERS[name](ideal_denoiser(schedule), schedule, x_T, grid, generator=seeded(1)))
     distance, nearest = (samples[:, None] - FACES).flatten(2).abs().amax(-1).min(1)
     assert distance.max() < 1e-6
@@ -244,7 +281,7 @@ def test_ideal_denoiser_gives_the_dataset_back(schedule, name, num_steps):
 
 @pytest.mark.parametrize("num_steps", [20, T])
 def test_ddim_with_eta_1_is_ddpm(schedule, num_steps):
-    denoiser, grid = ideal_denoiser(schedule, width=0.3), timestep_grid(T, num_steps)
+    denoiser, grid = ideal_denoiser(schedule, width=0.3), timestep_grid(schedule, num_steps)
     expected = ddpm(denoiser, schedule, noise(4, 3, 4, 4), grid, generator=seeded(1))
     ours = ddim(denoiser, schedule, noise(4, 3, 4, 4), grid, generator=seeded(1), eta=1.0)
     assert_same_steps(states(ours), states(expected), 1e-7)
@@ -255,13 +292,13 @@ def test_inverted_faces_come_back_better_with_more_steps(schedule):
     x0 = FACES + 0.3 * noise(*FACES.shape, seed=9)
     denoiser, errors = ideal_denoiser(schedule, width=0.3), []
     for num_steps in (25, 50, 100, 200):
-        grid = timestep_grid(T, num_steps)
+        grid = timestep_grid(schedule, num_steps)
         x_T = last(ddim(denoiser, schedule, x0, grid[::-1]))
         assert 0.8 < x_T.std() < 1.2
         errors.append((last(ddim(denoiser, schedule, x_T, grid)) - x0).pow(2).mean().sqrt().item())
     assert all(0.4 < after / before < 0.65 for before, after in pairwise(errors))
     assert errors[-1] < 0.02
-    grid = timestep_grid(T, 20)  # and an item of the dataset itself comes back as it was
+    grid = timestep_grid(schedule, 20)  # and an item of the dataset itself comes back as it was
     x_T = last(ddim(ideal_denoiser(schedule), schedule, FACES, grid[::-1]))
     torch.testing.assert_close(last(ddim(ideal_denoiser(schedule), schedule, x_T, grid)), FACES)
 
@@ -279,17 +316,59 @@ def test_ddim_tends_to_the_probability_flow(schedule):
     for start, end, order in ((x_T, x0, 1), (x0, x_T, -1)):
         errors = []
         for num_steps in (250, 500, T):
-            steps = ddim(denoiser, schedule, start, timestep_grid(T, num_steps)[::order])
+            steps = ddim(denoiser, schedule, start, timestep_grid(schedule, num_steps)[::order])
             errors.append((last(steps) - end).abs().max().item())
         assert all(0.4 < after / before < 0.6 for before, after in pairwise(errors))
         assert errors[-1] < 0.02
+
+
+def test_dpm_solver_is_of_second_order(schedule):
+    """Against the probability flow's closed form, down to a noise level short of the first-order last
+    step: halving the stride leaves about a quarter of the error, and less than DDIM has."""
+    denoiser = ideal_denoiser(schedule, torch.full((1, 1), MU).double(), WIDTH)
+    quantile = noise(300, 1, 1, 1)
+
+    def flow(t: int) -> Tensor:
+        bar = schedule.alpha_bar[t]
+        return bar.sqrt() * MU + (bar * WIDTH**2 + 1 - bar).sqrt() * quantile
+
+    errors = {}
+    for sampler in (dpm_solver, ddim):
+        for num_steps in (20, 40, 80):
+            grid = [round(900 - i * 800 / num_steps) for i in range(num_steps + 1)]
+            x_s = last(sampler(denoiser, schedule, flow(900), grid))
+            errors[sampler, num_steps] = (x_s - flow(100)).abs().max().item()
+    for num_steps in (20, 40):
+        assert errors[dpm_solver, 2 * num_steps] < 0.35 * errors[dpm_solver, num_steps]
+        assert errors[dpm_solver, num_steps] < 0.5 * errors[ddim, num_steps]
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim eta 1"])
+def test_each_sample_may_have_its_own_noise(schedule, name):
+    """With one generator a sample, sample 2 of 4 is sample 0 of a batch that starts there."""
+    denoiser, grid, x_T = dummy_denoiser(schedule, "v"), timestep_grid(schedule, 5), noise(4, 3, 4, 4)
+    whole = SAMPLERS[name](denoiser, schedule, x_T, grid, generator=sample_generators(7, range(4)))
+    part = SAMPLERS[name](denoiser, schedule, x_T[2:], grid, generator=sample_generators(7, range(2, 4)))
+    torch.testing.assert_close(last(whole)[2:], last(part))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_terminal_snr_of_zero_is_walked_too(name):
+    for kind in KINDS:
+        schedule = NoiseSchedule(kind, T, zero_terminal_snr=True)
+        for spacing in (*SPACINGS, "log_snr"):
+            grid = timestep_grid(schedule, 12, spacing)
+            steps = SAMPLERS[name](
+                dummy_denoiser(schedule, "v"), schedule, noise(1, 3, 4, 4), grid, generator=seeded(0)
+            )
+            assert last(steps).isfinite().all()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_of_gaussian_data_have_its_moments(schedule, name):
     denoiser = ideal_denoiser(schedule, torch.full((1, 1), MU).double(), WIDTH)
     x_T = noise(6_000, 1, 1, 1)
-    steps = SAMPLERS[name](denoiser, schedule, x_T, timestep_grid(T, T), generator=seeded(1))
+    steps = SAMPLERS[name](denoiser, schedule, x_T, timestep_grid(schedule, T), generator=seeded(1))
     samples = last(steps)
     # Four standard errors (s / sqrt(n), s / sqrt(2 n)), and 0.8 % of s for the finite steps.
     assert samples.mean().item() == pytest.approx(MU, abs=WIDTH * 4 / 6_000**0.5)

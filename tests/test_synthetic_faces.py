@@ -13,8 +13,9 @@ from PIL import Image
 
 import face_attributes
 import synthetic_faces
-from benchmarks.synthetic_probe import balanced_accuracy, draw_labelled, train_probe
+from benchmarks.synthetic_probe import draw_labelled, train_probe
 from celeba_dataset import CELEBA_ATTRIBUTES, attr_dict
+from evaluation import balanced_accuracy
 from synthetic_faces import (
     IMPOSSIBLE,
     attributes_are_possible,

@@ -1,0 +1,349 @@
+"""Measure a checkpoint: one command, one table, one JSON.
+
+Samples are drawn under attribute rows of a held-out split and compared with a reference split: Frechet
+and kernel distance, precision, recall, density, coverage; control of the attributes asked for;
+diversity; the nearest training image of each sample; and the VAE. Features come from a classifier
+trained here with --train_classifier, and from Inception where its weights are at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import cli
+from model_config import SAMPLERS, SamplingConfig, configure
+
+NAMED = 3  # attributes in a short request
+GUESTS = 8  # rows, and samples of each, behind the diversity figure; pairs in the neighbour picture
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", default="./checkpoints/best_model.pth")
+    add("--data_root", required=True, help="folder in CelebA's layout")
+    add("--classifier", default="./checkpoints/evaluation_classifier.pth")
+    add("--train_classifier", action="store_true", help="train the classifier and write it there")
+    add("--classifier_epochs", type=cli.positive_int, default=12)
+    add("--inception_weights", help="Inception weights of torch-fidelity, for features beside ours")
+    add("--num_samples", type=cli.number(int, 32), default=1000)
+    add("--cfg_scale", type=cli.non_negative, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
+    add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])
+    add("--num_inference_steps", type=cli.positive_int, nargs="+", default=[20])
+    cli.add_sampling_flags(parser)
+    splits = ("train", "val", "test")
+    add("--attribute_split", default="test", choices=splits, help="whose attribute rows are asked for")
+    add("--reference_split", default="train", choices=splits, help="whose images are compared with")
+    add("--batch_size", type=cli.positive_int, default=50)
+    add("--output_dir", default="./outputs/evaluation")
+    add("--cache_dir", default="data/cache")
+    add("--seed", type=cli.count, default=0)
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    return parser.parse_args(argv)
+
+
+def settings(args: argparse.Namespace) -> list[SamplingConfig]:
+    """Every combination of the samplers, step counts and guidance scales asked for."""
+    combinations = product(args.sampler, args.num_inference_steps, args.cfg_scale)
+    return [
+        configure(SamplingConfig, args, sampler=sampler, num_inference_steps=steps, cfg_scale=scale)
+        for sampler, steps, scale in combinations
+    ]
+
+
+def get_classifier(args: argparse.Namespace, dataset, config, device: str):
+    """The evaluation classifier, trained first if asked for, and what its file says about it.
+
+    Raises:
+        FileNotFoundError, ValueError: where there is none, or one for other attributes.
+    """
+    from checkpoint import load_checkpoint, load_weights, save_atomically
+    from evaluation import EvaluationClassifier, balanced_accuracy, file_hash, read, train_classifier
+
+    path = Path(args.classifier)
+    if args.train_classifier:
+        model = train_classifier(dataset("train"), args.classifier_epochs, seed=args.seed, device=device)
+        test = dataset("test")
+        accuracy = balanced_accuracy(read(model, test.images)[1], test.attributes)
+        state = {
+            "classifier": model.state_dict(),
+            "attribute_names": list(config.attribute_names),
+            "balanced_accuracy": accuracy.tolist(),
+            "crop": config.crop,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(state, path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no evaluation classifier at {path}: add --train_classifier")
+    state = load_checkpoint(path)
+    if "classifier" not in state or state["attribute_names"] != list(config.attribute_names):
+        raise ValueError(f"{path} is no evaluation classifier of this checkpoint's attributes")
+    model = EvaluationClassifier(len(config.attribute_names)).to(device)
+    load_weights(model, state["classifier"], path)
+    mean = float(sum(state["balanced_accuracy"]) / len(state["balanced_accuracy"]))
+    facts = {"hash": file_hash(path), "test_balanced_accuracy": mean}
+    print(f"evaluation classifier {facts['hash']}: balanced accuracy {mean:.4f} on the test split")
+    return model.eval(), facts
+
+
+class Evaluation:
+    """A model, its judge, and the images it is measured against."""
+
+    def __init__(self, args: argparse.Namespace):
+        from celeba_dataset import CelebADataset
+        from checkpoint import load_model
+        from evaluation import file_hash, inception_features, read
+
+        device = cli.choose_device(args.device)
+        self.args, self.out = args, Path(args.output_dir)
+        self.model = load_model(args.checkpoint, device)
+        self.autocast = cli.autocast(args.mixed_precision, device)
+        config = self.model.config
+        sets: dict[str, CelebADataset] = {}
+
+        def dataset(split: str) -> CelebADataset:
+            common = {"image_size": config.image_size, "crop": config.crop}
+            if split not in sets:
+                sets[split] = CelebADataset(args.data_root, split, cache_dir=args.cache_dir, **common)
+            return sets[split]
+
+        self.classifier, facts = get_classifier(args, dataset, config, device)
+        spaces = {"classifier": lambda images, label="": read(self.classifier, images, label)[0]}
+        if args.inception_weights:
+            spaces["inception"] = inception_features(args.inception_weights, device)
+        self.spaces = spaces
+        self.held_out, self.train, reference = map(
+            dataset, (args.attribute_split, "train", args.reference_split)
+        )
+        self.reference = {
+            name: features(reference.images, f"{name} features of the {args.reference_split} split")
+            for name, features in spaces.items()
+        }
+        self.protocol = {
+            "checkpoint": file_hash(args.checkpoint),
+            "evaluation_classifier": facts,
+            "image_size": config.image_size,
+            "crop": config.crop,
+            "num_samples": args.num_samples,
+            "attribute_split": args.attribute_split,
+            "reference": f"{args.reference_split}, {len(reference)} images",
+            "seed": args.seed,
+            "precision": cli.choose_precision(args.mixed_precision, device),
+        }
+
+    def draw(self, rows, sampling: SamplingConfig, bar, seed: int):
+        """One image for each attribute row (N, A), image i from its own seed: uint8 (N, H, W, 3)."""
+        import torch
+
+        from samplers import sample_generators
+
+        parts = []
+        for start in range(0, len(rows), self.args.batch_size):
+            batch = rows[start : start + self.args.batch_size]
+            generators = sample_generators(seed, range(start, start + len(batch)))
+            with self.autocast:
+                images = self.model.sample(len(batch), None, batch, sampling, generators)
+            parts.append(images.cpu())
+            bar.update(len(batch))
+        return torch.cat(parts)
+
+    def rows(self):
+        """What is asked for: rows of the held-out split, and the same with NAMED attributes left."""
+        import torch
+
+        number = torch.arange(self.args.num_samples) % len(self.held_out)
+        rows = self.held_out.attributes[number]
+        generator = torch.Generator().manual_seed(self.args.seed)
+        order = torch.rand(rows.shape, generator=generator).argsort(1)
+        return rows, rows * (order < NAMED)
+
+    def measure(self, sampling: SamplingConfig, bar) -> dict:
+        """Every figure of one setting; writes its pictures."""
+        import torch
+
+        from evaluation import balanced_accuracy, distances, interval, nearest, read
+        from visualize import save_grid
+
+        args, (rows, short) = self.args, self.rows()
+        images = self.draw(rows, sampling, bar, args.seed)
+        result = {
+            space: distances(features(images), self.reference[space])
+            for space, features in self.spaces.items()
+        }
+        features, logits = read(self.classifier, images)
+
+        def control(chosen):
+            return float(balanced_accuracy(logits[chosen], rows[chosen]).nanmean())
+
+        each = balanced_accuracy(logits, rows)
+        names = self.model.config.attribute_names
+        result["attributes"] = {
+            "balanced_accuracy": control(torch.arange(len(rows))),
+            "interval": interval(control, len(rows)),
+            "each": dict(zip(names, each.tolist(), strict=True)),
+        }
+        few = self.draw(short[: len(short) // 4], sampling, bar, args.seed + 1)
+        seen = balanced_accuracy(read(self.classifier, few)[1], short[: len(few)])
+        result["attributes"]["balanced_accuracy_of_three_named"] = float(seen.nanmean())
+
+        alike = self.draw(rows[:GUESTS].repeat_interleave(GUESTS, 0), sampling, bar, args.seed + 2)
+        groups = read(self.classifier, alike)[0].view(GUESTS, GUESTS, -1)
+        spread = torch.stack([torch.pdist(group).mean() for group in groups]).mean()
+        reference = self.reference["classifier"]
+        some = reference[:: max(1, len(reference) // 500)]
+        result["diversity"] = {"one_row_over_reference": float(spread / torch.pdist(some).mean())}
+
+        known = self.train_features()
+        closest, which = nearest(features, known)
+        result["memorisation"] = {
+            "median_distance_to_train": float(closest.median()),
+            "median_distance_of_held_out": float(self.held_out_distance()),
+        }
+        name = f"{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
+        title = (
+            f"{sampling.sampler}, {sampling.num_inference_steps} steps, cfg_scale {sampling.cfg_scale:g}"
+        )
+        save_grid(self.out / f"samples_{name}.png", images[:64].numpy(), [""] * 64, 16, title=title)
+        suspects = closest.argsort()[:GUESTS]
+        pairs = torch.cat([images[suspects], torch.as_tensor(self.train.images[which[suspects]])])
+        labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["train"] * GUESTS
+        title = "the samples closest to a training image, and that image"
+        save_grid(self.out / f"nearest_{name}.png", pairs.numpy(), labels, GUESTS, title=title)
+        return {"sampling": asdict(sampling)} | result
+
+    def train_features(self):
+        """Classifier features of the training images, read once."""
+        from evaluation import read
+
+        if self.args.reference_split == "train":
+            return self.reference["classifier"]
+        if not hasattr(self, "_train_features"):
+            self._train_features = read(self.classifier, self.train.images, "training images")[0]
+        return self._train_features
+
+    def held_out_distance(self):
+        """Median distance of a held-out image to the nearest training image: what no memory gives."""
+        from evaluation import nearest, read
+
+        images = self.held_out.images[: self.args.num_samples]
+        return nearest(read(self.classifier, images)[0], self.train_features())[0].median()
+
+    def real(self) -> dict:
+        """The same figures for held-out photographs: what a perfect model would score."""
+        from evaluation import balanced_accuracy, distances, read
+
+        images = self.held_out.images[: self.args.num_samples]
+        result = {
+            space: distances(features(images), self.reference[space])
+            for space, features in self.spaces.items()
+        }
+        seen = balanced_accuracy(
+            read(self.classifier, images)[1], self.held_out.attributes[: len(images)]
+        )
+        return result | {"attributes": {"balanced_accuracy": float(seen.nanmean())}}
+
+    def autoencoder(self, number: int = 500) -> dict:
+        """How well the VAE keeps held-out images."""
+        import torch
+        from torchmetrics.functional.image import (
+            peak_signal_noise_ratio,
+            structural_similarity_index_measure,
+        )
+
+        from evaluation import balanced_accuracy, in_batches, read
+
+        parts = []
+        for batch in in_batches(self.held_out.images[:number], label="reconstructions"):
+            with self.autocast:
+                mu = self.model.encode_latent(batch)
+                parts.append((mu, self.model.reconstruct(batch), self.model.predict_attributes(batch)))
+        mu, reconstructions, attributes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        originals = torch.as_tensor(self.held_out.images[:number])
+        pictures = [x.permute(0, 3, 1, 2).float() / 255 for x in (reconstructions, originals)]
+        features = [read(self.classifier, x)[0] for x in (reconstructions, originals)]
+        accuracy = balanced_accuracy(attributes, self.held_out.attributes[:number])
+        return {
+            "psnr": float(peak_signal_noise_ratio(*pictures, data_range=1.0)),
+            "ssim": float(structural_similarity_index_measure(*pictures, data_range=1.0)),
+            "feature_distance": float(1 - torch.cosine_similarity(*features).mean()),
+            "active_dimensions": int((mu.float().var(0) > 0.01).sum()),
+            "latent_dim": mu.shape[1],
+            "attribute_balanced_accuracy": float(accuracy.nanmean()),
+        }
+
+
+def table(report: dict) -> str:
+    """The report as Markdown."""
+    lines = ["# Evaluation", "", *(f"- {k}: {v}" for k, v in report["protocol"].items()), ""]
+    for space in [s for s in ("classifier", "inception") if s in report["real"]]:
+        columns = ["sampler", "steps", "cfg", "Frechet", "kernel x 1000", "precision", "recall"]
+        columns += ["density", "coverage", "attributes", "three named"]
+        lines += [f"Features: {space}. Intervals are 95 %.", ""]
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for entry in [*report["settings"], report["real"]]:
+            sampling, d, a = entry.get("sampling"), entry[space], entry["attributes"]
+            name = ["held-out photographs", "", ""]
+            if sampling:
+                name = [sampling[k] for k in ("sampler", "num_inference_steps", "cfg_scale")]
+            spread = (d["frechet_interval"][1] - d["frechet_interval"][0]) / 2
+            cells = [
+                *map(str, name),
+                f"{d['frechet']:.2f} ± {spread:.2f}",
+                f"{1000 * d['kernel']:.1f}",
+                *(f"{d[k]:.3f}" for k in ("precision", "recall", "density", "coverage")),
+                f"{a['balanced_accuracy']:.3f}",
+                f"{a['balanced_accuracy_of_three_named']:.3f}" if sampling else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    vae = ", ".join(f"{k} {v:.4g}" for k, v in report["autoencoder"].items())
+    return "\n".join([*lines, f"VAE: {vae}", ""])
+
+
+def plot(report: dict, path: Path) -> None:
+    """Frechet distance and attribute accuracy over what was varied: guidance scale, or steps."""
+    from visualize import save_curves
+
+    entries = report["settings"]
+    for key, label in (("cfg_scale", "cfg_scale"), ("num_inference_steps", "network evaluations")):
+        if len({entry["sampling"][key] for entry in entries}) < 2:
+            continue
+        curves: dict[str, list] = {}
+        other = "num_inference_steps" if key == "cfg_scale" else "cfg_scale"
+        for entry in entries:
+            s = entry["sampling"]
+            point = (s[key], entry["classifier"]["frechet"], entry["attributes"]["balanced_accuracy"])
+            curves.setdefault(f"{s['sampler']}, {other} {s[other]:g}", []).append(point)
+        save_curves(path / f"sweep_{key}.png", curves, label, ["Frechet distance", "attribute accuracy"])
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure every setting and write the report."""
+    from tqdm import tqdm
+
+    todo = settings(args)
+    work = Evaluation(args)
+    work.out.mkdir(parents=True, exist_ok=True)
+    each = args.num_samples + args.num_samples // 4 + GUESTS**2
+    with tqdm(total=each * len(todo), desc="sampling", unit="image") as bar:
+        measured = [work.measure(sampling, bar) for sampling in todo]
+    report = {
+        "protocol": work.protocol,
+        "settings": measured,
+        "real": work.real(),
+        "autoencoder": work.autoencoder(),
+    }
+    (work.out / "report.json").write_text(json.dumps(report, indent=1))
+    (work.out / "report.md").write_text(table(report))
+    plot(report, work.out)
+    print(table(report))
+    print(f"written: {work.out}/report.json, report.md and pictures")
+
+
+if __name__ == "__main__":
+    cli.run(lambda: evaluate(parse_args()))

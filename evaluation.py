@@ -1,0 +1,241 @@
+"""What numbers say about images: distances between sets of features, and the classifier they come from.
+
+Features are float tensors (N, D), one row an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
+
+
+# -------------------------------------------------------------------- distances between feature sets
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) between the Gaussians fitted to two sets
+    (Heusel et al. 2017, arXiv:1706.08500). Biased upwards for few images: compare equal counts."""
+    a, b = a.double(), b.double()
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    # The product of two covariances has real, non-negative eigenvalues; rounding makes them complex.
+    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * root)
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy under the kernel (x . y / D + 1)^3 (Binkowski et al.
+    2018, arXiv:1801.01401). Near 0 for two sets of one distribution, also slightly below."""
+    a, b = a.double(), b.double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        k = kernel(x, x)
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
+    """Balls around each image, as wide as its distance to the k-th neighbour of its own set, stand for
+    a set's manifold. precision, recall: share of fake within real balls and the reverse (Kynkaanniemi
+    et al. 2019, arXiv:1904.06991); density: real balls around a fake, over k; coverage: share of real
+    balls that hold a fake (Naeem et al. 2020, arXiv:2002.09797).
+
+    Raises:
+        ValueError: unless both sets have more than k images.
+    """
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"{k} neighbours need more images than {min(len(real), len(fake))}")
+    real, fake = real.float(), fake.float()
+    real_radius = torch.cdist(real, real).kthvalue(k + 1).values  # the first is the image itself
+    fake_radius = torch.cdist(fake, fake).kthvalue(k + 1).values
+    distance = torch.cdist(real, fake)  # (R, F)
+    inside = distance < real_radius[:, None]
+    return {
+        "precision": float(inside.any(0).float().mean()),
+        "recall": float((distance < fake_radius).any(1).float().mean()),
+        "density": float(inside.sum(0).float().mean() / k),
+        "coverage": float((distance.min(1).values < real_radius).float().mean()),
+    }
+
+
+def balanced_accuracy(logits: Tensor, attributes: Tensor) -> Tensor:
+    """Mean of true positive and true negative rate per attribute, (A,); NaN where one is undefined.
+
+    Args: logits (N, A), present where above 0; attributes (N, A), +1 present, -1 absent; where 0
+    (unspecified), the image is left out of that attribute.
+    """
+    right = (logits > 0) == (attributes > 0)
+    present, absent = attributes > 0, attributes < 0
+    positive = (right & present).sum(0) / present.sum(0)
+    negative = (right & absent).sum(0) / absent.sum(0)
+    return (positive + negative) / 2
+
+
+def interval(
+    statistic: Callable[..., float], *sizes: int, num_resamples: int = 100, seed: int = 0
+) -> tuple[float, float]:
+    """A 95 % interval: the statistic's value and 1.96 bootstrap standard errors to either side (Efron &
+    Tibshirani 1993, section 13.3). ``statistic`` takes one tensor of row numbers for each of ``sizes``.
+    Percentiles would be off: a resample's repeated images alone raise a Frechet distance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = [
+        statistic(*(torch.randint(size, (size,), generator=generator) for size in sizes))
+        for _ in range(num_resamples)
+    ]
+    value = statistic(*map(torch.arange, sizes))
+    error = 1.96 * float(torch.tensor(values).double().std())
+    return value - error, value + error
+
+
+def distances(fake: Tensor, real: Tensor) -> dict:
+    """All of the above between two feature sets, with intervals for the two distances. Neighbourhoods
+    are taken from as many real images as there are fake ones."""
+    size = (len(fake), len(real))
+
+    def frechet(i: Tensor, j: Tensor) -> float:
+        return frechet_distance(fake[i], real[j])
+
+    some = real[torch.linspace(0, len(real) - 1, min(len(fake), len(real))).long()]
+
+    def kernel(i: Tensor, j: Tensor) -> float:
+        return kernel_distance(fake[i], some[j])
+
+    return {
+        "frechet": frechet_distance(fake, real),
+        "frechet_interval": interval(frechet, *size),
+        "kernel": kernel_distance(fake, some),
+        "kernel_interval": interval(kernel, len(fake), len(some), num_resamples=30),
+    } | precision_recall_density_coverage(some, fake)
+
+
+def nearest(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each query's features to the nearest of ``known``, and which that is."""
+    closest = [torch.cdist(part, known).min(1) for part in queries.split(500)]
+    return torch.cat([c.values for c in closest]), torch.cat([c.indices for c in closest])
+
+
+# -------------------------------------------------------------------- the evaluation classifier
+
+
+class EvaluationClassifier(nn.Module):
+    """A ResNet-18 (He et al. 2015, arXiv:1512.03385) that reads attributes from clean images, through
+    128 features on the way. It judges and never guides: it shares no weights with the models it judges.
+    """
+
+    def __init__(self, num_attributes: int, num_features: int = 128):
+        super().__init__()
+        from torchvision.models import resnet18
+
+        self.backbone = resnet18(num_classes=num_features)
+        # Features of mean 0 and variance 1 over the training images, so that distances have a scale.
+        self.standardise = nn.BatchNorm1d(num_features, affine=False)
+        self.backbone.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)  # for small images
+        self.head = nn.Linear(num_features, num_attributes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, D)."""
+        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if x.shape[2:] != (FEATURE_SIDE, FEATURE_SIDE):
+            x = F.interpolate(x, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
+        return self.standardise(self.backbone(x.contiguous(memory_format=torch.channels_last)).float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> logits (B, A), positive where the attribute is seen."""
+        return self.head(F.relu(self.features(images))).float()
+
+
+def in_batches(images, batch_size: int = 250, label: str = "") -> Iterator[Tensor]:
+    """uint8 images (N, H, W, 3), an array or a tensor, batch by batch as tensors."""
+    starts = range(0, len(images), batch_size)
+    for start in tqdm(starts, label, leave=False, unit="batch", disable=not label):
+        yield torch.as_tensor(images[start : start + batch_size])
+
+
+@torch.no_grad()
+def read(classifier: EvaluationClassifier, images, label: str = "") -> tuple[Tensor, Tensor]:
+    """Features (N, D) and logits (N, A) of uint8 images (N, H, W, 3), on the CPU."""
+    device = classifier.head.weight.device
+    features = [classifier.features(batch.to(device)) for batch in in_batches(images, label=label)]
+    features = torch.cat(features)
+    return features.cpu(), classifier.head(F.relu(features)).cpu()
+
+
+def train_classifier(
+    train_set, epochs: int = 12, batch_size: int = 64, lr: float = 2e-3, seed: int = 0, device="cpu"
+) -> EvaluationClassifier:
+    """Train on a dataset's images with balanced binary cross-entropy: both classes of an attribute
+    weigh the same, so that logit 0 is the threshold of balanced accuracy."""
+    from celeba_dataset import random_flip
+
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = EvaluationClassifier(len(train_set.attribute_names))
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    steps = len(train_set) // batch_size
+    if not steps:
+        raise ValueError(f"training needs at least {batch_size} images, got {len(train_set)}")
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps, pct_start=0.2)
+    targets = (train_set.attributes + 1) / 2
+    share = targets.mean(0).clamp(1e-3, 1 - 1e-3)
+    weights = 0.5 * (targets / share + (1 - targets) / (1 - share))
+    bar = tqdm(total=epochs * steps, desc="evaluation classifier", unit="step")
+    for _ in range(epochs):
+        order = torch.randperm(len(train_set), generator=generator)
+        for rows in order[: steps * batch_size].split(batch_size):
+            images = torch.from_numpy(train_set.images[rows.numpy()])
+            shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
+            images = random_flip(torch.roll(images, shift, dims=(1, 2)), generator).to(device)
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                logits = model(images)
+            loss = F.binary_cross_entropy_with_logits(
+                logits, targets[rows].to(device), weights[rows].to(device)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    bar.close()
+    return model.eval()
+
+
+def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor]:
+    """The 2048 features of Inception-v3 that Frechet distances are usually quoted in, from torch-
+    fidelity's weights file: a function of uint8 images (N, H, W, 3).
+
+    Raises:
+        FileNotFoundError: where the file is not there.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"no Inception weights at {weights}: see torch-fidelity's releases")
+    network = FeatureExtractorInceptionV3("fid", ["2048"], str(weights)).to(device).eval()
+
+    @torch.no_grad()
+    def features(images, label: str = "") -> Tensor:
+        batches = in_batches(images, 50, label)
+        return torch.cat([network(b.permute(0, 3, 1, 2).to(device))[0].cpu() for b in batches])
+
+    return features
+
+
+def file_hash(path: str | Path) -> str:
+    """The first 12 hexadecimal digits of a file's SHA-256, to tell checkpoints apart."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
