@@ -26,6 +26,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: .venv/installed
+# The quick form of those that need no photographs; each file's docstring has the full command.
+bench: .venv/installed-dev
 	$(BIN)/python benchmarks/train_memory.py
+	$(BIN)/python benchmarks/data_loading.py --num_workers 0
+	$(BIN)/python benchmarks/train_step.py --batch_size 4 --rounds 2
 	$(BIN)/python benchmarks/synthetic_probe.py

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -56,39 +58,22 @@ def settings(args: argparse.Namespace) -> list[SamplingConfig]:
     ]
 
 
-def get_classifier(args: argparse.Namespace, dataset, config, device: str):
-    """The evaluation classifier, trained first if asked for, and what its file says about it.
+def make_classifier(args: argparse.Namespace, dataset, config, device: str) -> None:
+    """Train the evaluation classifier, test it, and write both to --classifier."""
+    from checkpoint import save_atomically
+    from evaluation import balanced_accuracy, read, train_classifier
 
-    Raises:
-        FileNotFoundError, ValueError: where there is none, or one for other attributes.
-    """
-    from checkpoint import load_checkpoint, load_weights, save_atomically
-    from evaluation import EvaluationClassifier, balanced_accuracy, file_hash, read, train_classifier
-
-    path = Path(args.classifier)
-    if args.train_classifier:
-        model = train_classifier(dataset("train"), args.classifier_epochs, seed=args.seed, device=device)
-        test = dataset("test")
-        accuracy = balanced_accuracy(read(model, test.images)[1], test.attributes)
-        state = {
-            "classifier": model.state_dict(),
-            "attribute_names": list(config.attribute_names),
-            "balanced_accuracy": accuracy.tolist(),
-            "crop": config.crop,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(state, path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no evaluation classifier at {path}: add --train_classifier")
-    state = load_checkpoint(path)
-    if "classifier" not in state or state["attribute_names"] != list(config.attribute_names):
-        raise ValueError(f"{path} is no evaluation classifier of this checkpoint's attributes")
-    model = EvaluationClassifier(len(config.attribute_names)).to(device)
-    load_weights(model, state["classifier"], path)
-    mean = float(sum(state["balanced_accuracy"]) / len(state["balanced_accuracy"]))
-    facts = {"hash": file_hash(path), "test_balanced_accuracy": mean}
-    print(f"evaluation classifier {facts['hash']}: balanced accuracy {mean:.4f} on the test split")
-    return model.eval(), facts
+    model = train_classifier(dataset("train"), args.classifier_epochs, seed=args.seed, device=device)
+    test = dataset("test")
+    accuracy = balanced_accuracy(read(model, test.images)[1], test.attributes)
+    state = {
+        "classifier": model.state_dict(),
+        "attribute_names": list(config.attribute_names),
+        "balanced_accuracy": accuracy.tolist(),
+        "crop": config.crop,
+    }
+    Path(args.classifier).parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(state, args.classifier)
 
 
 class Evaluation:
@@ -97,13 +82,14 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace):
         from celeba_dataset import CelebADataset
         from checkpoint import load_model
-        from evaluation import file_hash, inception_features, read
+        from evaluation import file_hash, inception_features, load_classifier, read
 
         device = cli.choose_device(args.device)
         self.args, self.out = args, Path(args.output_dir)
         self.model = load_model(args.checkpoint, device)
         self.autocast = cli.autocast(args.mixed_precision, device)
         config = self.model.config
+        self.names = config.attribute_names
         sets: dict[str, CelebADataset] = {}
 
         def dataset(split: str) -> CelebADataset:
@@ -112,7 +98,11 @@ class Evaluation:
                 sets[split] = CelebADataset(args.data_root, split, cache_dir=args.cache_dir, **common)
             return sets[split]
 
-        self.classifier, facts = get_classifier(args, dataset, config, device)
+        if args.train_classifier:
+            make_classifier(args, dataset, config, device)
+        self.classifier, facts = load_classifier(args.classifier, config.attribute_names, device)
+        accuracy = f"balanced accuracy {facts['test_balanced_accuracy']:.4f} on the test split"
+        print(f"evaluation classifier {facts['hash']}: {accuracy}")
         spaces = {"classifier": lambda images, label="": read(self.classifier, images, label)[0]}
         if args.inception_weights:
             spaces["inception"] = inception_features(args.inception_weights, device)
@@ -137,20 +127,10 @@ class Evaluation:
         }
 
     def draw(self, rows, sampling: SamplingConfig, bar, seed: int):
-        """One image for each attribute row (N, A), image i from its own seed: uint8 (N, H, W, 3)."""
-        import torch
+        """Images (N, H, W, 3) under attribute rows (N, A)."""
+        from evaluation import draw
 
-        from samplers import sample_generators
-
-        parts = []
-        for start in range(0, len(rows), self.args.batch_size):
-            batch = rows[start : start + self.args.batch_size]
-            generators = sample_generators(seed, range(start, start + len(batch)))
-            with self.autocast:
-                images = self.model.sample(len(batch), None, batch, sampling, generators)
-            parts.append(images.cpu())
-            bar.update(len(batch))
-        return torch.cat(parts)
+        return draw(self.model, rows, sampling, self.autocast, seed, self.args.batch_size, bar)
 
     def rows(self):
         """What is asked for: rows of the held-out split, and the same with NAMED attributes left."""
@@ -166,86 +146,86 @@ class Evaluation:
         """Every figure of one setting; writes its pictures."""
         import torch
 
-        from evaluation import balanced_accuracy, distances, interval, nearest, read
-        from visualize import save_grid
+        from evaluation import balanced_accuracy, interval, nearest, read
 
         args, (rows, short) = self.args, self.rows()
         images = self.draw(rows, sampling, bar, args.seed)
-        result = {
-            space: distances(features(images), self.reference[space])
-            for space, features in self.spaces.items()
-        }
         features, logits = read(self.classifier, images)
 
         def control(chosen):
             return float(balanced_accuracy(logits[chosen], rows[chosen]).nanmean())
 
-        each = balanced_accuracy(logits, rows)
-        names = self.model.config.attribute_names
-        result["attributes"] = {
-            "balanced_accuracy": control(torch.arange(len(rows))),
-            "interval": interval(control, len(rows)),
-            "each": dict(zip(names, each.tolist(), strict=True)),
-        }
         few = self.draw(short[: len(short) // 4], sampling, bar, args.seed + 1)
         seen = balanced_accuracy(read(self.classifier, few)[1], short[: len(few)])
-        result["attributes"]["balanced_accuracy_of_three_named"] = float(seen.nanmean())
-
+        each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
+        control_of = {
+            "balanced_accuracy": control(torch.arange(len(rows))),
+            "interval": interval(control, len(rows)),
+            "balanced_accuracy_of_three_named": float(seen.nanmean()),
+            "each": {name: None if math.isnan(value) else value for name, value in each},
+        }
         alike = self.draw(rows[:GUESTS].repeat_interleave(GUESTS, 0), sampling, bar, args.seed + 2)
         groups = read(self.classifier, alike)[0].view(GUESTS, GUESTS, -1)
         spread = torch.stack([torch.pdist(group).mean() for group in groups]).mean()
         reference = self.reference["classifier"]
         some = reference[:: max(1, len(reference) // 500)]
-        result["diversity"] = {"one_row_over_reference": float(spread / torch.pdist(some).mean())}
-
-        known = self.train_features()
-        closest, which = nearest(features, known)
-        result["memorisation"] = {
+        closest, which = nearest(features, self.train_features)
+        self.pictures(sampling, images, closest, which)
+        return {
+            "sampling": asdict(sampling),
+            **self.distances(images),
+            "attributes": control_of,
+            "diversity_of_one_row_over_reference": float(spread / torch.pdist(some).mean()),
             "median_distance_to_train": float(closest.median()),
-            "median_distance_of_held_out": float(self.held_out_distance()),
         }
+
+    def distances(self, images) -> dict[str, dict]:
+        """Every distance to the reference, in every feature space."""
+        from evaluation import distances
+
+        return {
+            space: distances(features(images), self.reference[space])
+            for space, features in self.spaces.items()
+        }
+
+    def pictures(self, sampling: SamplingConfig, images, closest, which) -> None:
+        """A grid of samples, and the samples nearest to training images beside those."""
+        import torch
+
+        from visualize import save_grid
+
         name = f"{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
-        title = (
-            f"{sampling.sampler}, {sampling.num_inference_steps} steps, cfg_scale {sampling.cfg_scale:g}"
-        )
+        title = name.replace("_", " ")
         save_grid(self.out / f"samples_{name}.png", images[:64].numpy(), [""] * 64, 16, title=title)
         suspects = closest.argsort()[:GUESTS]
-        pairs = torch.cat([images[suspects], torch.as_tensor(self.train.images[which[suspects]])])
+        pairs = torch.cat(
+            [images[suspects], torch.as_tensor(self.train.images[which[suspects].numpy()])]
+        )
         labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["train"] * GUESTS
         title = "the samples closest to a training image, and that image"
         save_grid(self.out / f"nearest_{name}.png", pairs.numpy(), labels, GUESTS, title=title)
-        return {"sampling": asdict(sampling)} | result
 
+    @cached_property
     def train_features(self):
-        """Classifier features of the training images, read once."""
+        """Classifier features of the training images."""
         from evaluation import read
 
         if self.args.reference_split == "train":
             return self.reference["classifier"]
-        if not hasattr(self, "_train_features"):
-            self._train_features = read(self.classifier, self.train.images, "training images")[0]
-        return self._train_features
-
-    def held_out_distance(self):
-        """Median distance of a held-out image to the nearest training image: what no memory gives."""
-        from evaluation import nearest, read
-
-        images = self.held_out.images[: self.args.num_samples]
-        return nearest(read(self.classifier, images)[0], self.train_features())[0].median()
+        return read(self.classifier, self.train.images, "training images")[0]
 
     def real(self) -> dict:
         """The same figures for held-out photographs: what a perfect model would score."""
-        from evaluation import balanced_accuracy, distances, read
+        from evaluation import balanced_accuracy, nearest, read
 
         images = self.held_out.images[: self.args.num_samples]
-        result = {
-            space: distances(features(images), self.reference[space])
-            for space, features in self.spaces.items()
+        features, logits = read(self.classifier, images)
+        seen = balanced_accuracy(logits, self.held_out.attributes[: len(images)])
+        return {
+            **self.distances(images),
+            "attributes": {"balanced_accuracy": float(seen.nanmean())},
+            "median_distance_to_train": float(nearest(features, self.train_features)[0].median()),
         }
-        seen = balanced_accuracy(
-            read(self.classifier, images)[1], self.held_out.attributes[: len(images)]
-        )
-        return result | {"attributes": {"balanced_accuracy": float(seen.nanmean())}}
 
     def autoencoder(self, number: int = 500) -> dict:
         """How well the VAE keeps held-out images."""
@@ -329,13 +309,14 @@ def evaluate(args: argparse.Namespace) -> None:
     todo = settings(args)
     work = Evaluation(args)
     work.out.mkdir(parents=True, exist_ok=True)
+    real = work.real()  # before the long part: too few images are refused here
     each = args.num_samples + args.num_samples // 4 + GUESTS**2
     with tqdm(total=each * len(todo), desc="sampling", unit="image") as bar:
         measured = [work.measure(sampling, bar) for sampling in todo]
     report = {
         "protocol": work.protocol,
         "settings": measured,
-        "real": work.real(),
+        "real": real,
         "autoencoder": work.autoencoder(),
     }
     (work.out / "report.json").write_text(json.dumps(report, indent=1))

@@ -6,13 +6,19 @@ Features are float tensors (N, D), one row an image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from celeba_dataset import random_flip
+from checkpoint import load_checkpoint, load_weights
+from diffusion_model import ConditionalDiffusion
+from model_config import SamplingConfig
+from samplers import sample_generators
 
 FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
 
@@ -178,16 +184,13 @@ def train_classifier(
 ) -> EvaluationClassifier:
     """Train on a dataset's images with balanced binary cross-entropy: both classes of an attribute
     weigh the same, so that logit 0 is the threshold of balanced accuracy."""
-    from celeba_dataset import random_flip
-
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = EvaluationClassifier(len(train_set.attribute_names))
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    batch_size = min(batch_size, len(train_set))
     steps = len(train_set) // batch_size
-    if not steps:
-        raise ValueError(f"training needs at least {batch_size} images, got {len(train_set)}")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps, pct_start=0.2)
     targets = (train_set.attributes + 1) / 2
     share = targets.mean(0).clamp(1e-3, 1 - 1e-3)
@@ -212,6 +215,52 @@ def train_classifier(
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     bar.close()
     return model.eval()
+
+
+def load_classifier(
+    path: str | Path, attribute_names: Sequence[str], device: str = "cpu"
+) -> tuple[EvaluationClassifier, dict]:
+    """The evaluation classifier in a file, and what reports say of it: its hash and its balanced
+    accuracy on the test split.
+
+    Raises:
+        FileNotFoundError, ValueError: where there is none, or one for other attributes.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no evaluation classifier at {path}: evaluate.py --train_classifier")
+    state = load_checkpoint(path)
+    if "classifier" not in state:
+        raise ValueError(f"{path} holds no evaluation classifier: evaluate.py --train_classifier")
+    if state["attribute_names"] != list(attribute_names):
+        raise ValueError(
+            f"{path} reads {len(state['attribute_names'])} attributes, the checkpoint has other "
+            f"{len(attribute_names)}: train a classifier on the checkpoint's data"
+        )
+    model = EvaluationClassifier(len(attribute_names)).to(device, memory_format=torch.channels_last)
+    load_weights(model, state["classifier"], path)
+    accuracy = torch.tensor(state["balanced_accuracy"]).nanmean()
+    return model.eval(), {"hash": file_hash(path), "test_balanced_accuracy": float(accuracy)}
+
+
+def draw(
+    model: ConditionalDiffusion,
+    rows: Tensor,
+    sampling: SamplingConfig,
+    autocast,
+    seed: int = 0,
+    batch_size: int = 50,
+    bar: tqdm | None = None,
+) -> Tensor:
+    """One image for each attribute row (N, A), image i from its own seed: uint8 (N, H, W, 3)."""
+    parts = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        generators = sample_generators(seed, range(start, start + len(batch)))
+        with autocast:
+            parts.append(model.sample(len(batch), None, batch, sampling, generators).cpu())
+        if bar is not None:
+            bar.update(len(batch))
+    return torch.cat(parts)
 
 
 def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor]:

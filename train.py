@@ -74,6 +74,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     optim("--weight_decay", type=cli.non_negative, default=0.01)
     optim("--grad_clip", type=cli.positive, default=1.0, help="largest gradient norm")
     optim("--ema_decay", type=cli.fraction, default=0.9999)
+    optim("--compile", action="store_true", help="torch.compile the UNet; pays on long runs")
+    optim("--gradient_checkpointing", action="store_true", help="less memory, a third more time")
     add("--save_dir", default="./checkpoints")
     add("--log_dir", default="./logs")
     add("--save_interval", type=cli.positive_int, default=10, help="epochs between kept checkpoints")

@@ -80,6 +80,9 @@ class TrainingRun:
         model = ConditionalDiffusion(config)
         model.to(accelerator.device, memory_format=torch.channels_last)
         self.ema = EMA(model, args.ema_decay)
+        model.unet.gradient_checkpointing = args.gradient_checkpointing
+        if args.compile:
+            model.unet.compile()
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
         )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -193,9 +194,15 @@ class ConditionalUNet(nn.Module):
         attribute_maps: add ``AttributeMaps`` to the first features.
         dropout: inside the residual blocks.
 
+    Set ``gradient_checkpointing`` to keep only the blocks' inputs for the backward pass and compute the
+    rest anew: less memory, about a third more time, the same gradients (Chen et al. 2016,
+    arXiv:1604.06174).
+
     Raises:
         ValueError: for levels that do not exist, or channels the heads do not divide.
     """
+
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -257,6 +264,11 @@ class ConditionalUNet(nn.Module):
         self.norm_out = group_norm(width)
         self.conv_out = zero_init(nn.Conv2d(width, patch_channels, 3, padding=1))
 
+    def _run(self, block: Block, *inputs: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
     def forward(
         self,
         x: Tensor,
@@ -291,15 +303,15 @@ class ConditionalUNet(nn.Module):
         skips = []
         for level, blocks in enumerate(self.down):
             for block in blocks:
-                x = block(x, embedding, context)
+                x = self._run(block, x, embedding, context)
                 skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)  # (B, C_l, H / 2, W / 2)
         for block in self.middle:
-            x = block(x, embedding, context)
+            x = self._run(block, x, embedding, context)
         for level, blocks in enumerate(self.up):
             for block in blocks:
-                x = block(torch.cat([x, skips.pop()], dim=1), embedding, context)
+                x = self._run(block, torch.cat([x, skips.pop()], dim=1), embedding, context)
             if level < len(self.upsample):
                 x = self.upsample[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
         x = self.conv_out(F.silu(self.norm_out(x)))

@@ -36,34 +36,30 @@ def command(script: str, *flags: object) -> None:
         sys.exit(done.returncode)
 
 
-def judge(num_samples: int, num_probe_images: int, cfg_scale: float, num_inference_steps: int) -> dict:
+def judge(num_samples: int, num_probe_images: int) -> dict:
     """Draw faces under held-out attribute rows, and let the probe say which attributes it sees."""
     import torch
     from synthetic_probe import predict, train_probe
+    from tqdm import tqdm
 
     from celeba_dataset import CelebADataset
     from checkpoint import load_model
-    from evaluation import balanced_accuracy
+    from evaluation import balanced_accuracy, draw
+    from model_config import SamplingConfig
     from visualize import save_grid
 
     probe = train_probe(num_images=num_probe_images)
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")
     attributes = held_out.attributes[:num_samples]
-    model = load_model(CHECKPOINT)
-    with torch.autocast("cpu", torch.bfloat16):
-        samples = model.ddim_sample(
-            len(attributes),
-            attributes=attributes,
-            cfg_scale=cfg_scale,
-            num_inference_steps=num_inference_steps,
-            generator=torch.Generator().manual_seed(0),
-            progress=True,
-        )
+    sampling = SamplingConfig(cfg_scale=2.0, num_inference_steps=10)
+    with tqdm(total=num_samples, desc="faces to judge", unit="img") as bar:
+        model, autocast = load_model(CHECKPOINT), cli.autocast("auto", "cpu")
+        samples = draw(model, attributes, sampling, autocast, bar=bar)
     accuracy = balanced_accuracy(predict(probe, samples), attributes)
     names = held_out.attribute_names
     for value, name in sorted(zip(accuracy.tolist(), names, strict=True)):
         print(f"{name:<22}{value:6.3f}")
-    title = f"samples under held-out rows, cfg_scale {cfg_scale:g}, {num_inference_steps} DDIM steps"
+    title = f"samples under held-out rows, cfg_scale {sampling.cfg_scale:g}"
     save_grid(OUT / "judged.png", samples[:64].numpy(), [""] * 64, 16, title=title)
     real = balanced_accuracy(
         predict(probe, torch.from_numpy(held_out.images[:].copy())), held_out.attributes
@@ -106,7 +102,7 @@ def main() -> None:
         *("Wearing_Hat=0", "Eyeglasses=0", "--to", "Blond_Hair=0", "Black_Hair=1", "Smiling=1"),
     )
     print("\njudging samples with a probe trained on rendered faces", flush=True)
-    result = judge(args.num_samples, args.num_probe_images, cfg_scale=2.0, num_inference_steps=20)
+    result = judge(args.num_samples, args.num_probe_images)
     print(f"pictures: {OUT}/samples.png, interpolation.png, interpolation.gif, edit.png, judged.png")
     print(json.dumps(result | {"seconds": round(time.time() - started, 1)}))
 

@@ -179,3 +179,11 @@ def test_seeds_of_different_steps_differ():
         seed_everything(*numbers)
         draws.add(float(torch.rand(())))
     assert len(draws) == 4
+
+
+def test_speed_and_memory_flags_reach_the_unet_and_not_the_average(flags, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    run = make_run(flags, "--gradient_checkpointing", "--compile")
+    assert compiled == [run.raw_model.unet]
+    assert run.raw_model.unet.gradient_checkpointing and not run.ema.model.unet.gradient_checkpointing

@@ -141,3 +141,17 @@ def test_sinusoidal_embedding_tells_timesteps_apart():
     assert embedding.shape == (1000, 128)
     distance = torch.cdist(embedding, embedding) + 10 * torch.eye(1000)
     assert distance.min() > 0.1
+
+
+def test_gradient_checkpointing_leaves_output_and_gradients_as_they_are():
+    gradients = []
+    for checkpointing in (False, True):
+        unet = make_unet()
+        unet.gradient_checkpointing = checkpointing
+        calls = []
+        unet.middle[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        unet(*inputs()).square().mean().backward()
+        assert len(calls) == 1 + checkpointing  # once more in the backward pass
+        gradients.append([p.grad for p in unet.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)

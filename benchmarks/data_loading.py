@@ -1,0 +1,160 @@
+"""Images per second of our loader against torchvision's way, on the same files and workers.
+
+    python benchmarks/data_loading.py --data_root /path/to/celeba
+
+torchvision's way: its CelebA class (the checksum of the full archive set aside), decode, crop and
+resize of each item in a DataLoader. Ours: decode once into a memory-mapped cache, then gather batches.
+First and later epochs, and peak memory, each loader in a process of its own. Without --data_root it
+reads synthetic faces. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cli
+
+BATCH = 64
+
+
+def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: Path):
+    """A DataLoader as torchvision's users write it."""
+    import torch
+    from torchvision import transforms
+    from torchvision.datasets import CelebA
+
+    class Celeba(CelebA):
+        def _check_integrity(self) -> bool:
+            return True
+
+    # CelebA insists on every annotation file; those a folder lacks are written with zeros.
+    folder = scratch / "celeba"
+    folder.mkdir()
+    for entry in root.iterdir():
+        (folder / entry.name).symlink_to(entry.resolve())
+    names = [line.split()[0] for line in (root / "list_attr_celeba.txt").read_text().splitlines()[2:]]
+    zeros = {"list_bbox_celeba.txt": 4, "list_landmarks_align_celeba.txt": 10}
+    for file, columns in zeros.items():
+        if not (folder / file).exists():
+            header = " ".join(f"c{i}" for i in range(columns))
+            rows = "\n".join(f"{name} {'0 ' * columns}" for name in names)
+            (folder / file).write_text(f"{len(names)}\n{header}\n{rows}\n")
+    if not (folder / "identity_CelebA.txt").exists():
+        (folder / "identity_CelebA.txt").write_text("\n".join(f"{name} 0" for name in names) + "\n")
+    crop = min(178, *_size(next((root / "img_align_celeba").glob("*.jpg"))))
+    transform = transforms.Compose(
+        [
+            transforms.CenterCrop(crop),
+            transforms.Resize(image_size, antialias=True),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+        ]
+    )
+    dataset = Celeba(str(scratch), "train", "attr", transform)
+    generator = torch.Generator().manual_seed(0)
+    return torch.utils.data.DataLoader(
+        dataset, BATCH, shuffle=True, num_workers=num_workers, drop_last=True, generator=generator
+    )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.size
+
+
+def our_loader(root: Path, image_size: int, num_workers: int, scratch: Path):
+    """Our dataset behind the DataLoader that training uses."""
+    import torch
+
+    from celeba_dataset import CelebADataset
+
+    dataset = CelebADataset(root, "train", image_size, cache_dir=scratch)
+    sampler = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(dataset), BATCH, True)
+    return torch.utils.data.DataLoader(
+        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=dataset.collate
+    )
+
+
+def _epoch(loader, flip, limit: int) -> tuple[int, float]:
+    """Images and seconds of one pass, or of its first ``limit`` batches."""
+    images, started = 0, time.perf_counter()
+    for step, batch in enumerate(loader):
+        if flip:
+            batch = flip(batch["image"])
+        images += BATCH
+        if step + 1 == limit:
+            break
+    return images, time.perf_counter() - started
+
+
+def _work(name: str, root: str, image_size: int, num_workers: int, limit: int, results) -> None:
+    from celeba_dataset import random_flip
+
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.perf_counter()
+        build = {"ours": our_loader, "torchvision": torchvision_loader}[name]
+        loader = build(Path(root), image_size, num_workers, Path(scratch))
+        flip = random_flip if name == "ours" else None
+        preparing = time.perf_counter() - started
+        images, seconds = _epoch(loader, flip, limit)
+        first = images / (seconds + preparing)
+        images, seconds = _epoch(loader, flip, limit)
+    kib = sum(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    results.put({"first": first, "later": images / seconds, "peak_mib": kib / 1024})
+
+
+def measure(root: str, image_size: int, num_workers: int, limit: int) -> dict[str, dict[str, float]]:
+    """Both loaders, each in a fresh process."""
+    context, measured = multiprocessing.get_context("spawn"), {}
+    for name in ("torchvision", "ours"):
+        results = context.Queue()
+        process = context.Process(
+            target=_work, args=(name, root, image_size, num_workers, limit, results)
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise ValueError(f"the {name} loader failed, see above")
+        measured[name] = results.get()
+    return measured
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--data_root", help="folder in CelebA's layout")
+    parser.add_argument("--image_size", type=cli.positive_int, default=64)
+    parser.add_argument("--num_workers", type=cli.count, nargs="+", default=[0, 2])
+    parser.add_argument("--batches", type=cli.positive_int, default=100, help="of an epoch, at most")
+    args = parser.parse_args()
+    root = args.data_root
+    if root is None:
+        from synthetic_faces import write_dataset
+
+        root = "data/synthetic_faces"
+        write_dataset(root, num_images=6000, image_size=args.image_size, seed=0)
+    best = {"torchvision": 0.0, "ours": 0.0}
+    print(f"{'loader':<14}{'workers':>8}{'first epoch, images/s':>23}{'later':>12}{'peak MiB':>10}")
+    for workers in args.num_workers:
+        for name, row in measure(root, args.image_size, workers, args.batches).items():
+            print(
+                f"{name:<14}{workers:>8}{row['first']:>23.0f}{row['later']:>12.0f}{row['peak_mib']:>10.0f}"
+            )
+            best[name] = max(best[name], row["later"])
+    rates = {f"{name}_images_per_second": round(rate) for name, rate in best.items()}
+    print(json.dumps({"speedup_vs_torchvision": round(best["ours"] / best["torchvision"], 1)} | rates))
+
+
+if __name__ == "__main__":
+    cli.run(main)

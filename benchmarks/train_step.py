@@ -1,0 +1,194 @@
+"""Optimiser steps per second of our UNet and of its peers, alternating, with what the machine can do.
+
+    python benchmarks/train_step.py
+
+Peers: diffusers' UNet2DConditionModel with the same channels, blocks, attention levels and 40 context
+tokens, as it ships (float32) and under our precision, memory format and optimiser; and
+denoising-diffusion-pytorch's Unet as it ships. FLOPs are counted by torch; the ceiling is the fastest of
+a few bfloat16 convolutions and matrix products in the same run. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cli
+
+CHANNELS, BLOCKS, TOKENS, SIDE = (64, 128, 256, 512), 2, 40, 64
+
+
+def ours():
+    """Our UNet at its defaults, without the latent token, which the peers have no place for."""
+    from unet_model import ConditionalUNet
+
+    unet = ConditionalUNet(channels=CHANNELS, blocks_per_level=BLOCKS, latent_dim=0)
+    return unet, lambda x, t, rows: unet(x, t, rows)
+
+
+def diffusers():
+    """diffusers' text-conditioned UNet: attention from the second level on, as ours."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    width = max(CHANNELS[0], 128)
+    levels = len(CHANNELS) - 1
+    unet = UNet2DConditionModel(
+        sample_size=SIDE,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=CHANNELS,
+        layers_per_block=BLOCKS,
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * levels),
+        up_block_types=(*["CrossAttnUpBlock2D"] * levels, "UpBlock2D"),
+        cross_attention_dim=width,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+    )
+    tokens = torch.nn.Parameter(torch.randn(TOKENS, width))
+    unet.register_parameter("tokens", tokens)
+    return unet, lambda x, t, rows: unet(x, t, rows[..., None] * tokens).sample
+
+
+def ddpm_pytorch():
+    """denoising-diffusion-pytorch's unconditional Unet at the same widths."""
+    from denoising_diffusion_pytorch import Unet
+
+    unet = Unet(dim=CHANNELS[0], dim_mults=tuple(c // CHANNELS[0] for c in CHANNELS), flash_attn=False)
+    return unet, lambda x, t, rows: unet(x, t)
+
+
+class Contender:
+    """A network, its optimiser, and one training step of it."""
+
+    def __init__(self, build: Callable, tuned: bool, device: str, batch_size: int):
+        import torch
+
+        torch.manual_seed(0)
+        self.network, self.call = build()
+        self.network.to(device)
+        if tuned:
+            self.network.to(memory_format=torch.channels_last)
+        self.tuned, self.device = tuned, device
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=tuned or None)
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(batch_size, 3, SIDE, SIDE, generator=generator).to(device)
+        self.t = torch.randint(1000, (batch_size,), generator=generator).to(device)
+        self.rows = torch.randn(batch_size, TOKENS, generator=generator).sign().to(device)
+        self.seconds: list[float] = []
+
+    def step(self) -> None:
+        """Forward, backward, clip, update."""
+        import torch
+
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.tuned):
+            loss = (self.call(self.x, self.t, self.rows).float() - self.x).pow(2).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def timed(self) -> None:
+        """One step, its seconds kept."""
+        self.seconds.append(_seconds(self.step, self.device))
+
+    def gflop(self) -> float:
+        """GFLOP per image of forward and backward, as torch counts them."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            self.step()
+        return counter.get_total_flops() / 1e9 / len(self.x)
+
+
+def _seconds(what: Callable[[], object], device: str) -> float:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    what()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def ceiling(device: str) -> dict[str, float]:
+    """GFLOP/s of the fastest bfloat16 convolution and matrix product of a few sizes."""
+    import torch
+    import torch.nn.functional as F
+
+    def best(work: Callable[[], object], gflop: float) -> float:
+        work()
+        return gflop / min(_seconds(work, device) for _ in range(5))
+
+    rates = {"convolution": 0.0, "matmul": 0.0}
+    with torch.inference_mode():
+        for channels, side in ((128, 32), (256, 16), (256, 32), (512, 16)):
+            x = torch.randn(16, channels, side, side, device=device, dtype=torch.bfloat16)
+            x = x.to(memory_format=torch.channels_last)
+            w = torch.randn(channels, channels, 3, 3, device=device, dtype=torch.bfloat16)
+            w = w.to(memory_format=torch.channels_last)
+            gflop = 2 * 9 * channels**2 * side**2 * 16 / 1e9
+            rate = best(lambda x=x, w=w: F.conv2d(x, w, padding=1), gflop)
+            rates["convolution"] = max(rates["convolution"], rate)
+        for size in (1024, 2048):
+            a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+            rates["matmul"] = max(rates["matmul"], best(lambda a=a: a @ a, 2 * size**3 / 1e9))
+    return rates
+
+
+def measure(batch_size: int, rounds: int, device: str) -> dict:
+    """Run all contenders in turn, print the table, return the figures."""
+    contenders = {
+        "ours": Contender(ours, True, device, batch_size),
+        "diffusers, as shipped": Contender(diffusers, False, device, batch_size),
+        "diffusers, our precision": Contender(diffusers, True, device, batch_size),
+        "denoising-diffusion-pytorch": Contender(ddpm_pytorch, False, device, batch_size),
+    }
+    gflop = {name: contender.gflop() for name, contender in contenders.items()}  # warms up, too
+    for _ in range(rounds):
+        for contender in contenders.values():
+            contender.timed()
+    limits = ceiling(device)
+    rate, reached = {}, {}
+    print(f"{'':<30}{'M parameters':>13}{'GFLOP/image':>13}{'images/s':>10}{'GFLOP/s':>9}")
+    for name, contender in contenders.items():
+        rate[name] = batch_size / statistics.median(contender.seconds)
+        reached[name] = rate[name] * gflop[name]
+        millions = sum(p.numel() for p in contender.network.parameters()) / 1e6
+        print(f"{name:<30}{millions:>13.1f}{gflop[name]:>13.1f}{rate[name]:>10.2f}{reached[name]:>9.0f}")
+    print(f"bfloat16 ceilings: {limits['convolution']:.0f} convolution, {limits['matmul']:.0f} matmul")
+    return {
+        "speedup_vs_diffusers_as_shipped": round(rate["ours"] / rate["diffusers, as shipped"], 3),
+        "speedup_vs_diffusers_same_precision": round(rate["ours"] / rate["diffusers, our precision"], 3),
+        "speedup_vs_ddpm_pytorch": round(rate["ours"] / rate["denoising-diffusion-pytorch"], 3),
+        "ceiling_fraction": round(reached["ours"] / limits["convolution"], 3),
+        "images_per_second": round(rate["ours"], 2),
+        "batch_size": batch_size,
+        "device": device,
+    }
+
+
+def main() -> None:
+    import torch
+
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--batch_size", type=cli.positive_int, default=16)
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="steps of each, in turn")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args()
+    device = cli.choose_device(args.device)
+    result = measure(args.batch_size, args.rounds, device)
+    if device == "cuda":
+        result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    print(json.dumps(result | {"torch": torch.__version__, "threads": torch.get_num_threads()}))
+
+
+if __name__ == "__main__":
+    cli.run(main)

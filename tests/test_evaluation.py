@@ -1,0 +1,133 @@
+"""Distances between feature sets against closed forms and torchmetrics; the classifier; the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torchmetrics.image.kid import poly_mmd
+
+import cli
+import evaluate
+from evaluation import (
+    distances,
+    draw,
+    frechet_distance,
+    interval,
+    kernel_distance,
+    nearest,
+    precision_recall_density_coverage,
+)
+from model_config import SamplingConfig
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def whitened(number: int, dim: int, seed: int) -> torch.Tensor:
+    """Features of mean exactly 0 and covariance exactly 1."""
+    x = normal(number, dim, seed=seed)
+    x = x - x.mean(0)
+    return x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
+
+
+def test_frechet_distance_of_gaussians_has_its_closed_form():
+    a, b = whitened(50, 4, 0), whitened(70, 4, 1)
+    assert frechet_distance(a, b) == pytest.approx(0, abs=1e-6)
+    shift, scale = torch.tensor([1.0, -2, 0, 0.5]).double(), torch.tensor([1.0, 2, 3, 0.5]).double()
+    expected = float((shift**2).sum() + ((scale - 1) ** 2).sum())  # they commute
+    assert frechet_distance(a, b * scale + shift) == pytest.approx(expected, abs=1e-6)
+    mixed = normal(4, 4, seed=3)  # not commuting: against the square root by eigenvectors
+    c = b @ mixed
+    values, vectors = torch.linalg.eigh(torch.cov(a.T) * 0 + torch.cov((a * scale).T))
+    root = vectors @ values.sqrt().diag() @ vectors.T
+    inner = torch.linalg.eigvalsh(root @ torch.cov(c.T) @ root).sqrt().sum()
+    expected = (a * scale).var(0).sum() + c.var(0).sum() - 2 * inner
+    assert frechet_distance(a * scale, c) == pytest.approx(float(expected), rel=1e-8)
+
+
+def test_kernel_distance_is_that_of_torchmetrics():
+    a, b = normal(40, 6), normal(40, 6, seed=1) + 0.5
+
+    def k(x, y):
+        return (x @ y.T / 6 + 1) ** 3
+
+    assert kernel_distance(a, b) == pytest.approx(float(poly_mmd(k(a, a), k(a, b), k(b, b))), rel=1e-9)
+    same = [kernel_distance(normal(40, 6, seed=i), normal(40, 6, seed=100 + i)) for i in range(60)]
+    assert abs(sum(same) / 60) < 2.6 * torch.tensor(same).std() / math.sqrt(60)  # unbiased
+
+
+def test_neighbourhoods_tell_quality_from_variety():
+    real = normal(400, 8)
+    same = precision_recall_density_coverage(real, normal(400, 8, seed=1))
+    assert same["precision"] > 0.85 and same["recall"] > 0.85 and 0.8 < same["density"] < 1.2
+    narrow = precision_recall_density_coverage(real, 0.2 * normal(400, 8, seed=1))
+    assert narrow["precision"] > 0.95 and narrow["recall"] < 0.1 and narrow["coverage"] < 0.6
+    far = precision_recall_density_coverage(real, normal(400, 8, seed=1) + 10)
+    assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+    with pytest.raises(ValueError, match="more images than 5"):
+        precision_recall_density_coverage(real, real[:5])
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    hits = 0
+    for seed in range(100):
+        x = normal(80, seed=seed)
+        low, high = interval(lambda i, x=x: float(x[i].mean()), 80, seed=seed)
+        hits += low <= 0 <= high
+    assert 87 <= hits <= 99
+
+
+def test_distances_and_nearest():
+    real, fake = normal(60, 5), normal(40, 5, seed=1)
+    figures = distances(fake, real)
+    assert figures["frechet_interval"][0] < figures["frechet"] < figures["frechet_interval"][1]
+    values, which = nearest(real[7:9] + 1e-6, real)
+    assert which.tolist() == [7, 8] and values.max() < 1e-4
+
+
+def test_image_i_does_not_depend_on_the_batch(make_model):
+    model, sampling = make_model(), SamplingConfig(num_inference_steps=3)
+    rows = torch.tensor([[1.0, -1, 1], [-1, 1, 1], [1, 1, 1]])
+    whole = draw(model, rows, sampling, nullcontext(), batch_size=3)
+    alone = draw(model, rows, sampling, nullcontext(), batch_size=1)
+    assert (whole.int() - alone.int()).abs().max() <= 1
+    assert (whole[0].int() - whole[2].int()).abs().max() > 1
+
+
+def run_evaluate(*argv) -> None:
+    cli.run(lambda: evaluate.evaluate(evaluate.parse_args([str(part) for part in argv])))
+
+
+def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, faces, tmp_path, capsys):
+    out, classifier = tmp_path / "out", tmp_path / "classifier.pth"
+    common = ["--checkpoint", checkpoint, "--data_root", faces, "--classifier", classifier]
+    common += ["--cache_dir", tmp_path / "cache", "--attribute_split", "train", "--output_dir", out]
+    common += ["--num_samples", 32, "--num_inference_steps", 2]
+    with pytest.raises(SystemExit) as stop:
+        run_evaluate(*common)
+    assert stop.value.code == 2
+    assert "--train_classifier" in capsys.readouterr().err and not out.exists()
+    run_evaluate(*common, "--train_classifier", "--classifier_epochs", 1, "--cfg_scale", 0, 2)
+    report = json.loads((out / "report.json").read_text())
+    protocol = report["protocol"]
+    assert protocol["num_samples"] == 32 and protocol["crop"] == 178
+    assert [entry["sampling"]["cfg_scale"] for entry in report["settings"]] == [0, 2]
+    for entry in report["settings"]:
+        assert entry["classifier"]["frechet"] > 0
+        assert 0 <= entry["attributes"]["balanced_accuracy"] <= 1
+        assert len(entry["attributes"]["each"]) == 40
+        assert entry["median_distance_to_train"] > 0
+    assert report["autoencoder"]["psnr"] > 5 and report["real"]["classifier"]["precision"] == 1
+    text = (out / "report.md").read_text()
+    assert protocol["checkpoint"] in text and text.count("| dpm_solver |") == 2
+    pictures = {path.name for path in out.glob("*.png")}
+    assert pictures >= {
+        "samples_dpm_solver_2_cfg2.png",
+        "nearest_dpm_solver_2_cfg0.png",
+        "sweep_cfg_scale.png",
+    }
