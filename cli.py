@@ -96,17 +96,28 @@ def run(main: Callable[[], None]) -> None:
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of SamplingConfig's fields that most runs leave alone; their defaults are the class's."""
-    from model_config import SPACINGS, SamplingConfig
+    from model_config import SPACINGS
+    from model_config import SamplingConfig as default
 
     add = parser.add_argument_group("sampling").add_argument
-    add("--spacing", choices=SPACINGS, default=SamplingConfig.spacing, help="of the timesteps visited")
-    add("--eta", type=fraction, default=0.0, help="noise of --sampler ddim: 1 as much as ddpm")
-    add("--rescale", type=fraction, default=0.0, help="guidance rescale, against over-exposure")
+    add("--spacing", choices=SPACINGS, default=default.spacing, help="of the timesteps visited")
+    add(
+        "--eta",
+        type=fraction,
+        default=default.eta,
+        help="noise of DDIM: 1 as much as DDPM",
+    )
+    add(
+        "--rescale",
+        type=fraction,
+        default=default.rescale,
+        help="of guidance, against over-exposure",
+    )
     add(
         "--guidance_interval",
         type=fraction,
         nargs=2,
-        default=SamplingConfig.guidance_interval,
+        default=default.guidance_interval,
         metavar=("LOW", "HIGH"),
         help="share of the timesteps, 0 clean ... 1 noise, in which guidance acts",
     )

@@ -142,7 +142,7 @@ class ConditionalDiffusion(nn.Module):
         """Classifier-free guidance from ``base`` (default: the unconditional, all-zero rows) towards
         ``attributes``, in one batch. cfg_scale 1 is off and costs a single pass. The latent, which says
         who is in the picture, is in both branches: guidance amplifies the attributes only."""
-        if cfg_scale == 1 and rescale == 0:
+        if cfg_scale == 1:  # where rescaling changes nothing either
             return self.denoiser(attributes, latent)
         base = torch.zeros_like(attributes) if base is None else base
         if cfg_scale == 0:
@@ -183,7 +183,8 @@ class ConditionalDiffusion(nn.Module):
     ) -> Steps:
         """The reverse chain from noise x_T (B, 3, H, W), step by step: yields what samplers yield."""
         rows, schedule = self._rows(attributes, len(x_T)), self.schedule
-        denoise = self.guided_denoiser(rows, latent, sampling.cfg_scale, sampling.rescale)
+        cfg_scale = 1.0 if attributes is None else sampling.cfg_scale  # nothing to amplify
+        denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
         low, high = (share * schedule.num_timesteps for share in sampling.guidance_interval)
         if low > 0 or high < schedule.num_timesteps:
             denoise = guidance_interval(denoise, self.denoiser(rows, latent), low, high)
@@ -260,9 +261,8 @@ class ConditionalDiffusion(nn.Module):
         start: Tensor,
         end: Tensor,
         num_steps: int,
-        cfg_scale: float = 2.0,
-        num_inference_steps: int = 50,
-        generator: Generator = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        generator: torch.Generator | None = None,
         latent: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
@@ -276,11 +276,11 @@ class ConditionalDiffusion(nn.Module):
             raise ValueError(f"an interpolation needs at least 2 steps, got {num_steps}")
         weight = torch.linspace(0, 1, num_steps, device=self.device)[:, None]
         rows = torch.lerp(self._rows(start, 1), self._rows(end, 1), weight)  # (N, A)
-        x_T = self._start(1, None, generator).expand(num_steps, -1, -1, -1)
+        if generator is None:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         latent = None if latent is None else latent.expand(num_steps, -1)
-        sampling = SamplingConfig("ddim", num_inference_steps, cfg_scale=cfg_scale)
-        steps = self.sample_steps(x_T, rows, sampling, latent=latent, progress=progress)
-        return self.first_stage.decode(last(steps))
+        same = [generator.clone_state() for _ in range(num_steps)]
+        return self.sample(num_steps, None, rows, sampling, same, latent, progress)
 
     # ---------------------------------------------------------------- real images
 

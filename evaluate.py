@@ -38,15 +38,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_inference_steps", type=cli.positive_int, nargs="+", default=[20])
     cli.add_sampling_flags(parser)
     splits = ("train", "val", "test")
-    add("--attribute_split", default="test", choices=splits, help="whose attribute rows are asked for")
-    add("--reference_split", default="train", choices=splits, help="whose images are compared with")
+    add("--attribute_split", default="val", choices=splits, help="whose attribute rows are asked for")
+    add("--reference_split", default="test", choices=splits, help="whose images are compared with")
     add("--batch_size", type=cli.positive_int, default=50)
     add("--output_dir", default="./outputs/evaluation")
     add("--cache_dir", default="data/cache")
     add("--seed", type=cli.count, default=0)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.attribute_split == args.reference_split:
+        split = args.reference_split
+        parser.error(f"--attribute_split and --reference_split are both {split}, and must differ")
+    return args
 
 
 def settings(args: argparse.Namespace) -> list[SamplingConfig]:
@@ -83,6 +87,7 @@ class Evaluation:
         from celeba_dataset import CelebADataset
         from checkpoint import load_model
         from evaluation import file_hash, inception_features, load_classifier, read
+        from samplers import timestep_grid
 
         device = cli.choose_device(args.device)
         self.args, self.out = args, Path(args.output_dir)
@@ -98,18 +103,27 @@ class Evaluation:
                 sets[split] = CelebADataset(args.data_root, split, cache_dir=args.cache_dir, **common)
             return sets[split]
 
+        for sampling in settings(args):  # refused before anything long
+            timestep_grid(self.model.schedule, sampling.num_inference_steps, sampling.spacing)
+        if args.inception_weights:
+            inception = inception_features(args.inception_weights, device)
         if args.train_classifier:
             make_classifier(args, dataset, config, device)
-        self.classifier, facts = load_classifier(args.classifier, config.attribute_names, device)
+        self.classifier, facts = load_classifier(
+            args.classifier, config.attribute_names, config.crop, device
+        )
         accuracy = f"balanced accuracy {facts['test_balanced_accuracy']:.4f} on the test split"
         print(f"evaluation classifier {facts['hash']}: {accuracy}")
         spaces = {"classifier": lambda images, label="": read(self.classifier, images, label)[0]}
         if args.inception_weights:
-            spaces["inception"] = inception_features(args.inception_weights, device)
+            spaces["inception"] = inception
         self.spaces = spaces
         self.held_out, self.train, reference = map(
             dataset, (args.attribute_split, "train", args.reference_split)
         )
+        self.number = min(args.num_samples, len(self.held_out))
+        if self.number < args.num_samples:
+            print(f"{self.number} samples: the {args.attribute_split} split has no more rows")
         self.reference = {
             name: features(reference.images, f"{name} features of the {args.reference_split} split")
             for name, features in spaces.items()
@@ -119,7 +133,7 @@ class Evaluation:
             "evaluation_classifier": facts,
             "image_size": config.image_size,
             "crop": config.crop,
-            "num_samples": args.num_samples,
+            "num_samples": self.number,
             "attribute_split": args.attribute_split,
             "reference": f"{args.reference_split}, {len(reference)} images",
             "seed": args.seed,
@@ -136,8 +150,7 @@ class Evaluation:
         """What is asked for: rows of the held-out split, and the same with NAMED attributes left."""
         import torch
 
-        number = torch.arange(self.args.num_samples) % len(self.held_out)
-        rows = self.held_out.attributes[number]
+        rows = self.held_out.attributes[: self.number]
         generator = torch.Generator().manual_seed(self.args.seed)
         order = torch.rand(rows.shape, generator=generator).argsort(1)
         return rows, rows * (order < NAMED)
@@ -146,22 +159,24 @@ class Evaluation:
         """Every figure of one setting; writes its pictures."""
         import torch
 
-        from evaluation import balanced_accuracy, interval, nearest, read
+        from evaluation import balanced_accuracy, nearest, pooled_accuracy, read, with_error
 
         args, (rows, short) = self.args, self.rows()
         images = self.draw(rows, sampling, bar, args.seed)
         features, logits = read(self.classifier, images)
 
-        def control(chosen):
-            return float(balanced_accuracy(logits[chosen], rows[chosen]).nanmean())
-
-        few = self.draw(short[: len(short) // 4], sampling, bar, args.seed + 1)
-        seen = balanced_accuracy(read(self.classifier, few)[1], short[: len(few)])
+        whole, whole_error = with_error(
+            lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
+        )
+        short = short[: len(short) // 4]
+        seen = read(self.classifier, self.draw(short, sampling, bar, args.seed + 1))[1]
+        few, few_error = with_error(lambda i: pooled_accuracy(seen[i], short[i]), len(short))
         each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
-        control_of = {
-            "balanced_accuracy": control(torch.arange(len(rows))),
-            "interval": interval(control, len(rows)),
-            "balanced_accuracy_of_three_named": float(seen.nanmean()),
+        control = {
+            "balanced_accuracy": whole,
+            "balanced_accuracy_error": whole_error,
+            "three_named": few,
+            "three_named_error": few_error,
             "each": {name: None if math.isnan(value) else value for name, value in each},
         }
         alike = self.draw(rows[:GUESTS].repeat_interleave(GUESTS, 0), sampling, bar, args.seed + 2)
@@ -173,20 +188,21 @@ class Evaluation:
         self.pictures(sampling, images, closest, which)
         return {
             "sampling": asdict(sampling),
-            **self.distances(images),
-            "attributes": control_of,
+            **self.distances(images, features),
+            "attributes": control,
             "diversity_of_one_row_over_reference": float(spread / torch.pdist(some).mean()),
             "median_distance_to_train": float(closest.median()),
         }
 
-    def distances(self, images) -> dict[str, dict]:
+    def distances(self, images, classifier_features) -> dict[str, dict]:
         """Every distance to the reference, in every feature space."""
         from evaluation import distances
 
-        return {
-            space: distances(features(images), self.reference[space])
-            for space, features in self.spaces.items()
-        }
+        found = {"classifier": distances(classifier_features, self.reference["classifier"])}
+        if "inception" in self.spaces:
+            features = self.spaces["inception"](images)
+            found["inception"] = distances(features, self.reference["inception"])
+        return found
 
     def pictures(self, sampling: SamplingConfig, images, closest, which) -> None:
         """A grid of samples, and the samples nearest to training images beside those."""
@@ -196,11 +212,10 @@ class Evaluation:
 
         name = f"{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
         title = name.replace("_", " ")
-        save_grid(self.out / f"samples_{name}.png", images[:64].numpy(), [""] * 64, 16, title=title)
+        shown = images[:64].numpy()
+        save_grid(self.out / f"samples_{name}.png", shown, [""] * len(shown), 16, title=title)
         suspects = closest.argsort()[:GUESTS]
-        pairs = torch.cat(
-            [images[suspects], torch.as_tensor(self.train.images[which[suspects].numpy()])]
-        )
+        pairs = torch.cat([images[suspects], torch.tensor(self.train.images[which[suspects].numpy()])])
         labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["train"] * GUESTS
         title = "the samples closest to a training image, and that image"
         save_grid(self.out / f"nearest_{name}.png", pairs.numpy(), labels, GUESTS, title=title)
@@ -218,11 +233,11 @@ class Evaluation:
         """The same figures for held-out photographs: what a perfect model would score."""
         from evaluation import balanced_accuracy, nearest, read
 
-        images = self.held_out.images[: self.args.num_samples]
+        images = self.held_out.images[: self.number]
         features, logits = read(self.classifier, images)
         seen = balanced_accuracy(logits, self.held_out.attributes[: len(images)])
         return {
-            **self.distances(images),
+            **self.distances(images, features),
             "attributes": {"balanced_accuracy": float(seen.nanmean())},
             "median_distance_to_train": float(nearest(features, self.train_features)[0].median()),
         }
@@ -237,13 +252,14 @@ class Evaluation:
 
         from evaluation import balanced_accuracy, in_batches, read
 
-        parts = []
+        model, parts = self.model, []
         for batch in in_batches(self.held_out.images[:number], label="reconstructions"):
-            with self.autocast:
-                mu = self.model.encode_latent(batch)
-                parts.append((mu, self.model.reconstruct(batch), self.model.predict_attributes(batch)))
+            with self.autocast, torch.no_grad():
+                mu = model.encode_latent(batch)
+                image = model.first_stage.decode(model.autoencoder.decode(mu))
+                parts.append((mu, image, model.autoencoder.attribute_logits(mu)))
         mu, reconstructions, attributes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-        originals = torch.as_tensor(self.held_out.images[:number])
+        originals = torch.tensor(self.held_out.images[:number])
         pictures = [x.permute(0, 3, 1, 2).float() / 255 for x in (reconstructions, originals)]
         features = [read(self.classifier, x)[0] for x in (reconstructions, originals)]
         accuracy = balanced_accuracy(attributes, self.held_out.attributes[:number])
@@ -263,21 +279,20 @@ def table(report: dict) -> str:
     for space in [s for s in ("classifier", "inception") if s in report["real"]]:
         columns = ["sampler", "steps", "cfg", "Frechet", "kernel x 1000", "precision", "recall"]
         columns += ["density", "coverage", "attributes", "three named"]
-        lines += [f"Features: {space}. Intervals are 95 %.", ""]
+        lines += [f"Features: {space}. Errors are half of a 95 % interval.", ""]
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for entry in [*report["settings"], report["real"]]:
             sampling, d, a = entry.get("sampling"), entry[space], entry["attributes"]
             name = ["held-out photographs", "", ""]
             if sampling:
                 name = [sampling[k] for k in ("sampler", "num_inference_steps", "cfg_scale")]
-            spread = (d["frechet_interval"][1] - d["frechet_interval"][0]) / 2
             cells = [
                 *map(str, name),
-                f"{d['frechet']:.2f} ± {spread:.2f}",
+                f"{d['frechet']:.2f} ± {d['frechet_error']:.2f}",
                 f"{1000 * d['kernel']:.1f}",
                 *(f"{d[k]:.3f}" for k in ("precision", "recall", "density", "coverage")),
                 f"{a['balanced_accuracy']:.3f}",
-                f"{a['balanced_accuracy_of_three_named']:.3f}" if sampling else "",
+                f"{a['three_named']:.3f}" if sampling else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
@@ -310,17 +325,13 @@ def evaluate(args: argparse.Namespace) -> None:
     work = Evaluation(args)
     work.out.mkdir(parents=True, exist_ok=True)
     real = work.real()  # before the long part: too few images are refused here
-    each = args.num_samples + args.num_samples // 4 + GUESTS**2
+    report = {"protocol": work.protocol, "real": real, "autoencoder": work.autoencoder(), "settings": []}
+    each = work.number + work.number // 4 + GUESTS**2
     with tqdm(total=each * len(todo), desc="sampling", unit="image") as bar:
-        measured = [work.measure(sampling, bar) for sampling in todo]
-    report = {
-        "protocol": work.protocol,
-        "settings": measured,
-        "real": real,
-        "autoencoder": work.autoencoder(),
-    }
-    (work.out / "report.json").write_text(json.dumps(report, indent=1))
-    (work.out / "report.md").write_text(table(report))
+        for sampling in todo:
+            report["settings"].append(work.measure(sampling, bar))
+            (work.out / "report.json").write_text(json.dumps(report, indent=1))
+            (work.out / "report.md").write_text(table(report))
     plot(report, work.out)
     print(table(report))
     print(f"written: {work.out}/report.json, report.md and pictures")

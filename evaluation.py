@@ -6,6 +6,7 @@ Features are float tensors (N, D), one row an image.
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,8 +32,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     (Heusel et al. 2017, arXiv:1706.08500). Biased upwards for few images: compare equal counts."""
     a, b = a.double(), b.double()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    # The product of two covariances has real, non-negative eigenvalues; rounding makes them complex.
-    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
+    values, vectors = torch.linalg.eigh(cov_a)
+    half = vectors * values.clamp(min=0).sqrt() @ vectors.T  # S_a^(1/2); S_a S_b has the eigenvalues of
+    root = torch.linalg.eigvalsh(half @ cov_b @ half).clamp(min=0).sqrt().sum()  # S_a^1/2 S_b S_a^1/2
     shift = (a.mean(0) - b.mean(0)).square().sum()
     return float(shift + cov_a.trace() + cov_b.trace() - 2 * root)
 
@@ -89,41 +91,46 @@ def balanced_accuracy(logits: Tensor, attributes: Tensor) -> Tensor:
     return (positive + negative) / 2
 
 
-def interval(
+def pooled_accuracy(logits: Tensor, requests: Tensor) -> float:
+    """Balanced accuracy over all named cells of requests (N, A) together, for requests so short that
+    single attributes are seldom named."""
+    logits, requests = logits[requests != 0][:, None], requests[requests != 0][:, None]
+    return float(balanced_accuracy(logits, requests))
+
+
+def with_error(
     statistic: Callable[..., float], *sizes: int, num_resamples: int = 100, seed: int = 0
 ) -> tuple[float, float]:
-    """A 95 % interval: the statistic's value and 1.96 bootstrap standard errors to either side (Efron &
-    Tibshirani 1993, section 13.3). ``statistic`` takes one tensor of row numbers for each of ``sizes``.
-    Percentiles would be off: a resample's repeated images alone raise a Frechet distance.
+    """The statistic's value, and 1.96 bootstrap standard errors: half the width of a 95 % interval
+    (Efron & Tibshirani 1993, section 13.3). ``statistic`` takes one tensor of row numbers for each of
+    ``sizes``. Percentiles would be off: a resample's repeated images alone raise a Frechet distance.
     """
     generator = torch.Generator().manual_seed(seed)
     values = [
         statistic(*(torch.randint(size, (size,), generator=generator) for size in sizes))
         for _ in range(num_resamples)
     ]
-    value = statistic(*map(torch.arange, sizes))
-    error = 1.96 * float(torch.tensor(values).double().std())
-    return value - error, value + error
+    return statistic(*map(torch.arange, sizes)), 1.96 * float(torch.tensor(values).double().std())
 
 
-def distances(fake: Tensor, real: Tensor) -> dict:
-    """All of the above between two feature sets, with intervals for the two distances. Neighbourhoods
-    are taken from as many real images as there are fake ones."""
-    size = (len(fake), len(real))
-
-    def frechet(i: Tensor, j: Tensor) -> float:
-        return frechet_distance(fake[i], real[j])
-
+def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
+    """All of the above between two feature sets, with errors (95 %) of the two distances. Neighbourhoods
+    and kernel distance take as many real images as there are fake ones, at most."""
     some = real[torch.linspace(0, len(real) - 1, min(len(fake), len(real))).long()]
-
-    def kernel(i: Tensor, j: Tensor) -> float:
-        return kernel_distance(fake[i], some[j])
-
+    wide = fake.shape[1] > 512  # 2048 dimensions take seconds a resample
+    frechet, frechet_error = with_error(
+        lambda i, j: frechet_distance(fake[i], real[j]),
+        *(len(fake), len(real)),
+        num_resamples=5 if wide else 100,
+    )
+    kernel, kernel_error = with_error(
+        lambda i, j: kernel_distance(fake[i], some[j]), len(fake), len(some), num_resamples=30
+    )
     return {
-        "frechet": frechet_distance(fake, real),
-        "frechet_interval": interval(frechet, *size),
-        "kernel": kernel_distance(fake, some),
-        "kernel_interval": interval(kernel, len(fake), len(some), num_resamples=30),
+        "frechet": frechet,
+        "frechet_error": frechet_error,
+        "kernel": kernel,
+        "kernel_error": kernel_error,
     } | precision_recall_density_coverage(some, fake)
 
 
@@ -167,7 +174,7 @@ def in_batches(images, batch_size: int = 250, label: str = "") -> Iterator[Tenso
     """uint8 images (N, H, W, 3), an array or a tensor, batch by batch as tensors."""
     starts = range(0, len(images), batch_size)
     for start in tqdm(starts, label, leave=False, unit="batch", disable=not label):
-        yield torch.as_tensor(images[start : start + batch_size])
+        yield torch.tensor(images[start : start + batch_size])  # a copy: memory maps are read-only
 
 
 @torch.no_grad()
@@ -218,7 +225,7 @@ def train_classifier(
 
 
 def load_classifier(
-    path: str | Path, attribute_names: Sequence[str], device: str = "cpu"
+    path: str | Path, attribute_names: Sequence[str], crop: int, device: str = "cpu"
 ) -> tuple[EvaluationClassifier, dict]:
     """The evaluation classifier in a file, and what reports say of it: its hash and its balanced
     accuracy on the test split.
@@ -235,6 +242,11 @@ def load_classifier(
         raise ValueError(
             f"{path} reads {len(state['attribute_names'])} attributes, the checkpoint has other "
             f"{len(attribute_names)}: train a classifier on the checkpoint's data"
+        )
+    if state["crop"] != crop:
+        raise ValueError(
+            f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
+            f"cropped to {crop}: train a classifier on the checkpoint's data"
         )
     model = EvaluationClassifier(len(attribute_names)).to(device, memory_format=torch.channels_last)
     load_weights(model, state["classifier"], path)
@@ -274,7 +286,10 @@ def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor
 
     if not Path(weights).is_file():
         raise FileNotFoundError(f"no Inception weights at {weights}: see torch-fidelity's releases")
-    network = FeatureExtractorInceptionV3("fid", ["2048"], str(weights)).to(device).eval()
+    try:
+        network = FeatureExtractorInceptionV3("fid", ["2048"], str(weights)).to(device).eval()
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{weights} holds no Inception weights of torch-fidelity: {error}") from None
 
     @torch.no_grad()
     def features(images, label: str = "") -> Tensor:

@@ -39,7 +39,9 @@ def classifier_free(
     return guided
 
 
-def guidance_interval(guided: Denoiser, conditional: Denoiser, lowest: int, highest: int) -> Denoiser:
+def guidance_interval(
+    guided: Denoiser, conditional: Denoiser, lowest: float, highest: float
+) -> Denoiser:
     """``guided`` at timesteps lowest ... highest, and the conditional prediction, at half the cost,
     elsewhere: guidance harms variety at high noise and does nothing at low noise (Kynkaanniemi et al.
     2024, arXiv:2404.07724)."""

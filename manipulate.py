@@ -69,7 +69,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--manipulation_strength", type=cli.fraction, default=0.8, help="0 the source, 1 the full edit")
     add("--interpolation_steps", type=cli.number(int, 2), default=10)
     add("--num_inference_steps", type=cli.positive_int, default=50)
-    add("--sampler", default=SamplingConfig.sampler, choices=SAMPLERS, help="of generated faces")
+    add(
+        "--sampler",
+        default=SamplingConfig.sampler,
+        choices=SAMPLERS,
+        help="of new faces; edits use DDIM",
+    )
     cli.add_sampling_flags(parser)
     add("--seed", type=cli.count, default=0)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -146,9 +151,10 @@ class Manipulation:
         else:
             shown = [self.known(request) for request in SHOWN_REQUESTS]
             requests = [shown[i % len(shown)] for i in range(args.num_samples)]
+        rows = self.rows(requests)
         images = self.model.sample(
             len(requests),
-            attributes=self.rows(requests),
+            attributes=rows,
             sampling=self.sampling,
             generator=sample_generators(args.seed, range(len(requests))),
             progress=True,
@@ -158,6 +164,7 @@ class Manipulation:
         title = f"generated, cfg_scale {args.cfg_scale:g}, seed {args.seed}"
         grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)
         self.made["generate"] = {"grid": grid, "images": single, "attributes": requests}
+        self.made["generate"] |= {"rows": rows.tolist()}
 
     def interpolate(self) -> None:
         """A labelled strip and a GIF between two requests, from one noise."""
@@ -175,8 +182,7 @@ class Manipulation:
             whole,
             changed,
             args.interpolation_steps,
-            cfg_scale=args.cfg_scale,
-            num_inference_steps=args.num_inference_steps,
+            sampling=self.sampling,
             generator=self.generator(),
             progress=True,
         )

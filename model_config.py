@@ -103,6 +103,8 @@ class SamplingConfig:
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("spacing", self.spacing, SPACINGS)
+        if self.eta > 0 and self.sampler != "ddim":
+            raise ValueError(f"eta is the noise of sampler ddim, got eta {self.eta} with {self.sampler}")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must rise within 0 ... 1, got {low} and {high}")

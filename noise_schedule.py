@@ -145,8 +145,8 @@ class NoiseSchedule:
         return alpha_bar / (1 - alpha_bar)
 
     def half_log_snr(self, t: int | Tensor) -> Tensor:
-        """lambda_t = log(sqrt(alpha_bar_t) / sqrt(1 - alpha_bar_t)), float64 in the shape of t; infinite
-        for t = -1, and very low (about -23) at a terminal SNR of zero."""
+        """lambda_t = log(sqrt(alpha_bar_t) / sqrt(1 - alpha_bar_t)), float64 in the shape of t (on the
+        CPU); infinite for t = -1, and very low (about -23) at a terminal SNR of zero."""
         bar = self._table["cpu"][t + 1].clamp(min=1e-20)
         return 0.5 * (bar.log() - torch.log1p(-bar))
 

@@ -74,9 +74,16 @@ def _distinct(grid: np.ndarray) -> np.ndarray:
 
 def randn_like(x: Tensor, generator: Generator) -> Tensor:
     """Standard normal noise in the shape of x, drawn on the generator's own device; from a list of
-    generators, one for each sample, so that sample i does not depend on its batch."""
+    generators, one for each sample, so that sample i does not depend on its batch.
+
+    Raises:
+        ValueError: for a list of another length.
+    """
     if isinstance(generator, Sequence):
-        return torch.cat([randn_like(x[i : i + 1], each) for i, each in enumerate(generator)])
+        if len(generator) != len(x):
+            raise ValueError(f"{len(generator)} generators for {len(x)} samples: give one for each")
+        each = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype) for g in generator]
+        return torch.stack(each).to(x.device)
     device = generator.device if generator is not None else x.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
@@ -158,9 +165,9 @@ def dpm_solver(
     generator: Generator = None,
 ) -> Steps:
     """DPM-Solver++(2M): x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D, exact for
-    an x0_hat that is linear in lambda = log(alpha / sigma), D being x0_hat extrapolated by half a step
-    from the two latest predictions (Lu et al. 2022, arXiv:2211.01095, algorithm 2). The last step, to
-    the clean image, is of first order. Deterministic: the generator is not used.
+    a constant x0_hat = D; D is x0_hat extrapolated by half a step in lambda = log(alpha / sigma) from
+    the two latest predictions, which makes it second order (Lu et al. 2022, arXiv:2211.01095, algorithm
+    2). The last step, to the clean image, is first order. Deterministic: the generator is not used.
     """
     before = None  # (x0_hat, width of the step in lambda)
     for step, (t, s) in enumerate(pairwise(grid)):

@@ -45,11 +45,11 @@ def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: P
     for file, columns in zeros.items():
         if not (folder / file).exists():
             header = " ".join(f"c{i}" for i in range(columns))
-            rows = "\n".join(f"{name} {'0 ' * columns}" for name in names)
+            rows = "\n".join(" ".join([name, *["0"] * columns]) for name in names)
             (folder / file).write_text(f"{len(names)}\n{header}\n{rows}\n")
     if not (folder / "identity_CelebA.txt").exists():
         (folder / "identity_CelebA.txt").write_text("\n".join(f"{name} 0" for name in names) + "\n")
-    crop = min(178, *_size(next((root / "img_align_celeba").glob("*.jpg"))))
+    crop = min(178, *_size(next((root / "img_align_celeba").iterdir())))
     transform = transforms.Compose(
         [
             transforms.CenterCrop(crop),
@@ -89,8 +89,8 @@ def _epoch(loader, flip, limit: int) -> tuple[int, float]:
     """Images and seconds of one pass, or of its first ``limit`` batches."""
     images, started = 0, time.perf_counter()
     for step, batch in enumerate(loader):
-        if flip:
-            batch = flip(batch["image"])
+        if flip:  # what training does with a batch; torchvision's has done it for each item
+            flip(batch["image"]).permute(0, 3, 1, 2).float().div_(255)
         images += BATCH
         if step + 1 == limit:
             break
@@ -107,7 +107,8 @@ def _work(name: str, root: str, image_size: int, num_workers: int, limit: int, r
         flip = random_flip if name == "ours" else None
         preparing = time.perf_counter() - started
         images, seconds = _epoch(loader, flip, limit)
-        first = images / (seconds + preparing)
+        total = len(loader.dataset)
+        first = total / (preparing + seconds * total / images)
         images, seconds = _epoch(loader, flip, limit)
     kib = sum(
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

@@ -60,7 +60,7 @@ def judge(num_samples: int, num_probe_images: int) -> dict:
     for value, name in sorted(zip(accuracy.tolist(), names, strict=True)):
         print(f"{name:<22}{value:6.3f}")
     title = f"samples under held-out rows, cfg_scale {sampling.cfg_scale:g}"
-    save_grid(OUT / "judged.png", samples[:64].numpy(), [""] * 64, 16, title=title)
+    save_grid(OUT / "judged.png", samples[:64].numpy(), [""] * len(samples[:64]), 16, title=title)
     real = balanced_accuracy(
         predict(probe, torch.from_numpy(held_out.images[:].copy())), held_out.attributes
     )

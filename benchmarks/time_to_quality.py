@@ -3,18 +3,20 @@
     python benchmarks/time_to_quality.py --data_root /path/to/celeba --minutes 15
 
 Peers: diffusers' UNet2DModel with its DDPM recipe, and denoising-diffusion-pytorch's Unet and
-GaussianDiffusion; each once as it ships (float32) and once tuned (bfloat16, channels-last, a network of
-about our compute). Every model is then judged by the same evaluation classifier, against the training
-split. Prints the table, saves a grid of each; the last line is one JSON object.
+GaussianDiffusion, at widths a CPU can train; each once as it ships (float32) and once tuned (bfloat16,
+channels-last, a network of about our compute, our learning rate and its annealing). They are
+unconditional; ours draws under the attribute rows of the validation split. Every model is then judged by
+the same evaluation classifier, against the test split. Prints the table, saves a grid of each; the last
+line is one JSON object.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,8 +28,9 @@ RECIPE = (
     *("--patch_size", "2", "--channels", "64", "128", "256", "--blocks_per_level", "1"),
     *("--self_attention_levels", "--cross_attention_levels", "--latent_dim", "128"),
     *("--prediction", "x0", "--lr", "1e-3", "--warmup_steps", "100", "--ema_decay", "0.998"),
-    *("--attr_dropout", "0.15", "--latent_dropout", "0.8", "--val_images", "128"),
+    *("--attr_dropout", "0.15", "--latent_dropout", "0.8", "--val_images", "128", "--device", "cpu"),
 )
+TUNED_LR = 1e-3
 
 
 class Diffusers:
@@ -40,6 +43,7 @@ class Diffusers:
         self.network = UNet2DModel(
             sample_size=64,
             block_out_channels=channels,
+            norm_num_groups=math.gcd(32, *channels),
             down_block_types=(*["DownBlock2D"] * plain, "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * plain),
         )
@@ -66,7 +70,7 @@ class Diffusers:
 
 
 class DDPMPytorch:
-    """Unet and GaussianDiffusion as in denoising-diffusion-pytorch's README, Adam 8e-5, EMA 0.995."""
+    """Unet and GaussianDiffusion as in denoising-diffusion-pytorch's README, learning rate 8e-5."""
 
     def __init__(self, dim: int):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
@@ -108,8 +112,12 @@ def train_peer(peer, images, minutes: float, tuned: bool, label: str):
             rows = torch.randint(len(images), (batch_size,))
             batch = random_flip(torch.as_tensor(images[rows.numpy()]))
             x0 = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
+            rate = peer.lr * min(1, (seen + 1) / (100 * batch_size))
+            if tuned:
+                done = (time.perf_counter() - started) / (60 * minutes)
+                rate *= TUNED_LR / peer.lr * 0.5 * (1 + math.cos(math.pi * min(1, done)))
             for group in optimizer.param_groups:
-                group["lr"] = peer.lr * min(1, (seen + 1) / (100 * batch_size))
+                group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
                 loss = peer.loss(network, x0)
             loss.backward()
@@ -142,7 +150,14 @@ def train_ours(args, folder: Path):
     """train.py as a user runs it; the checkpoint's model and how many images it saw."""
     from checkpoint import load_checkpoint, load_model
 
-    argv = [sys.executable, "train.py", "--data_root", args.data_root, "--cache_dir", args.cache_dir]
+    argv = [
+        sys.executable,
+        "train.py",
+        "--data_root",
+        str(Path(args.data_root).resolve()),
+        "--cache_dir",
+        args.cache_dir,
+    ]
     argv += ["--max_minutes", str(args.minutes), "--batch_size", "16", *RECIPE]
     argv += ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
     if subprocess.run(argv, cwd=ROOT, check=False).returncode:
@@ -171,17 +186,25 @@ def main() -> None:
     from visualize import save_grid
 
     out = Path(args.output_dir).resolve()
-    classifier, facts = load_classifier(args.classifier, CELEBA_ATTRIBUTES)
-    train_set, test_set = (
-        CelebADataset(args.data_root, split, 64, cache_dir=args.cache_dir) for split in ("train", "test")
+    classifier, facts = load_classifier(args.classifier, CELEBA_ATTRIBUTES, 178)
+    train_set, asked, real = (
+        CelebADataset(args.data_root, split, 64, cache_dir=args.cache_dir)
+        for split in ("train", "val", "test")
     )
-    reference = read(classifier, train_set.images, "training images")[0]
-    rows = test_set.attributes[torch.arange(args.num_samples) % len(test_set)]
+    reference = read(classifier, real.images)[0]
+    rows = asked.attributes[torch.arange(args.num_samples) % len(asked)]
+    peers = {
+        "diffusers as shipped": (Diffusers((32, 64, 128, 256)), False),
+        "diffusers tuned": (Diffusers((16, 32, 64, 128)), True),
+        "ddpm-pytorch as shipped": (DDPMPytorch(32), False),
+        "ddpm-pytorch tuned": (DDPMPytorch(16), True),
+    }
     table: dict[str, dict] = {}
 
     def judge(name: str, images, seen: int) -> None:
         features, logits = read(classifier, images)
         table[name] = distances(features, reference) | {"images_seen": seen}
+        print(f"{name}: Frechet {table[name]['frechet']:.2f} after {seen} images", flush=True)
         accuracy = float(balanced_accuracy(logits, rows).nanmean())
         table[name]["attribute_balanced_accuracy"] = accuracy
         path = out / f"{name.replace(' ', '_')}.png"
@@ -190,14 +213,7 @@ def main() -> None:
     model, seen = train_ours(args, out / time.strftime("run_%Y%m%d_%H%M%S"))
     sampling = SamplingConfig(cfg_scale=args.cfg_scale)
     judge("ours", draw(model, rows, sampling, cli.autocast("auto", "cpu")), seen)
-    peers: dict[str, tuple[Callable, bool]] = {
-        "diffusers as shipped": (lambda: Diffusers((32, 64, 128, 256)), False),
-        "diffusers tuned": (lambda: Diffusers((16, 32, 64, 128)), True),
-        "ddpm-pytorch as shipped": (lambda: DDPMPytorch(32), False),
-        "ddpm-pytorch tuned": (lambda: DDPMPytorch(16), True),
-    }
-    for name, (build, tuned) in peers.items():
-        peer = build()
+    for name, (peer, tuned) in peers.items():
         network, seen = train_peer(peer, train_set.images, args.minutes, tuned, name)
         judge(name, draw_peer(peer, network, args.num_samples, args.num_inference_steps, tuned), seen)
 

@@ -5,7 +5,7 @@ import torch
 
 from celeba_dataset import attr_dict, create_attribute_vector, load_and_preprocess_image
 from diffusion_model import drop_attributes
-from model_config import LossConfig, ModelConfig
+from model_config import LossConfig, ModelConfig, SamplingConfig
 from noise_schedule import NoiseSchedule
 
 
@@ -120,13 +120,15 @@ def test_ddpm_walks_the_whole_chain_by_default(make_model):
     assert calls == list(range(11, -1, -1))
 
 
-def test_interpolation_shares_one_noise_and_meets_its_ends(make_model):
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
+def test_interpolation_shares_one_noise_and_meets_its_ends(make_model, sampler):
     model = make_model()
     start, end = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[-1.0, 1.0, 0.0]])
-    strip = model.interpolate_between_attributes(start, end, 5, 1.0, 4, generator=seeded())
+    sampling = SamplingConfig(sampler, num_inference_steps=4, cfg_scale=1.0)
+    strip = model.interpolate_between_attributes(start, end, 5, sampling, seeded())
     assert strip.shape == (5, 16, 16, 3)
     for frame, row in ((0, start), (4, end), (2, (start + end) / 2)):
-        alone = model.ddim_sample(1, None, row, 1.0, 4, generator=seeded())
+        alone = model.sample(1, None, row, sampling, seeded())
         assert (strip[frame].int() - alone[0].int()).abs().max() <= 1
     assert not torch.equal(strip[0], strip[4])
 
@@ -139,6 +141,7 @@ def test_interpolation_shares_one_noise_and_meets_its_ends(make_model):
         (lambda m: m.ddim_sample(0), "batch_size"),
         (lambda m: m.ddim_sample(1, (15, 16)), "15x16 is not divisible"),
         (lambda m: m.ddim_sample(1, eta=1.5), "eta"),
+        (lambda m: m.sample(3, generator=[seeded()] * 2), "2 generators for 3 samples"),
         (lambda m: m.ddim_sample(1, num_inference_steps=0), "num_inference_steps"),
         (lambda m: m.ddim_sample(1, num_inference_steps=5000), "5000"),
         (lambda m: m.interpolate_between_attributes(torch.ones(1, 3), torch.ones(1, 3), 1), "2 steps"),
@@ -232,7 +235,7 @@ def test_a_row_that_names_one_attribute_leaves_the_other_free(trained):
 
 def test_fractions_lie_between(trained):
     start, end = torch.tensor([[1.0, 1.0]]), torch.tensor([[-1.0, 1.0]])
-    strip = trained.interpolate_between_attributes(start, end, 9, 2.0, 20, generator=seeded())
+    strip = trained.interpolate_between_attributes(start, end, 9, generator=seeded())
     redness = measured(strip)[:, 0]
     assert redness[0] > 0.6 and redness[-1] < -0.6
     assert (redness.diff() < 0.15).all(), "going from red to green it must not turn back"
@@ -285,7 +288,7 @@ def test_the_readme_s_examples_run_as_written(make_model, tmp_path):
     interpolated = model.interpolate_between_attributes(
         create_attribute_vector(attr_dict, **{"Male": 1, "Smiling": 0}).unsqueeze(0),
         create_attribute_vector(attr_dict, **{"Male": 0, "Smiling": 1}).unsqueeze(0), num_steps=10,
-        num_inference_steps=2)  # fmt: skip
+        sampling=SamplingConfig(num_inference_steps=2))  # fmt: skip
     assert interpolated.shape == (10, 64, 64, 3)
 
     source_image = load_and_preprocess_image(path)

@@ -16,12 +16,14 @@ from evaluation import (
     distances,
     draw,
     frechet_distance,
-    interval,
     kernel_distance,
     nearest,
+    pooled_accuracy,
     precision_recall_density_coverage,
+    with_error,
 )
 from model_config import SamplingConfig
+from synthetic_faces import write_dataset
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -43,7 +45,7 @@ def test_frechet_distance_of_gaussians_has_its_closed_form():
     assert frechet_distance(a, b * scale + shift) == pytest.approx(expected, abs=1e-6)
     mixed = normal(4, 4, seed=3)  # not commuting: against the square root by eigenvectors
     c = b @ mixed
-    values, vectors = torch.linalg.eigh(torch.cov(a.T) * 0 + torch.cov((a * scale).T))
+    values, vectors = torch.linalg.eigh(torch.cov((a * scale).T))
     root = vectors @ values.sqrt().diag() @ vectors.T
     inner = torch.linalg.eigvalsh(root @ torch.cov(c.T) @ root).sqrt().sum()
     expected = (a * scale).var(0).sum() + c.var(0).sum() - 2 * inner
@@ -52,11 +54,7 @@ def test_frechet_distance_of_gaussians_has_its_closed_form():
 
 def test_kernel_distance_is_that_of_torchmetrics():
     a, b = normal(40, 6), normal(40, 6, seed=1) + 0.5
-
-    def k(x, y):
-        return (x @ y.T / 6 + 1) ** 3
-
-    assert kernel_distance(a, b) == pytest.approx(float(poly_mmd(k(a, a), k(a, b), k(b, b))), rel=1e-9)
+    assert kernel_distance(a, b) == pytest.approx(float(poly_mmd(a, b)), rel=1e-9)
     same = [kernel_distance(normal(40, 6, seed=i), normal(40, 6, seed=100 + i)) for i in range(60)]
     assert abs(sum(same) / 60) < 2.6 * torch.tensor(same).std() / math.sqrt(60)  # unbiased
 
@@ -77,15 +75,23 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     hits = 0
     for seed in range(100):
         x = normal(80, seed=seed)
-        low, high = interval(lambda i, x=x: float(x[i].mean()), 80, seed=seed)
-        hits += low <= 0 <= high
+        value, error = with_error(lambda i, x=x: float(x[i].mean()), 80, seed=seed)
+        assert value == pytest.approx(float(x.mean()))
+        hits += abs(value) <= error
     assert 87 <= hits <= 99
+
+
+def test_short_requests_are_judged_together():
+    requests = torch.tensor([[1.0, 0, -1], [0, 1, 0], [0, -1, 1]])
+    logits = torch.tensor([[1.0, 9, 1], [9, -1, 9], [9, -1, 1]])  # 2 of 3 present, 1 of 2 absent
+    assert pooled_accuracy(logits, requests) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
 def test_distances_and_nearest():
     real, fake = normal(60, 5), normal(40, 5, seed=1)
     figures = distances(fake, real)
-    assert figures["frechet_interval"][0] < figures["frechet"] < figures["frechet_interval"][1]
+    assert figures["frechet"] == frechet_distance(fake, real)
+    assert 0 < figures["frechet_error"] < 10 and 0 < figures["kernel_error"] < 10
     values, which = nearest(real[7:9] + 1e-6, real)
     assert which.tolist() == [7, 8] and values.max() < 1e-4
 
@@ -103,10 +109,12 @@ def run_evaluate(*argv) -> None:
     cli.run(lambda: evaluate.evaluate(evaluate.parse_args([str(part) for part in argv])))
 
 
-def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, faces, tmp_path, capsys):
-    out, classifier = tmp_path / "out", tmp_path / "classifier.pth"
+def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_path, capsys):
+    out, classifier, faces = tmp_path / "out", tmp_path / "classifier.pth", tmp_path / "faces"
+    write_dataset(faces, num_images=100, image_size=32, seed=0, num_workers=1)
     common = ["--checkpoint", checkpoint, "--data_root", faces, "--classifier", classifier]
     common += ["--cache_dir", tmp_path / "cache", "--attribute_split", "train", "--output_dir", out]
+    common += ["--reference_split", "val"]
     common += ["--num_samples", 32, "--num_inference_steps", 2]
     with pytest.raises(SystemExit) as stop:
         run_evaluate(*common)
@@ -122,7 +130,7 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, faces, 
         assert 0 <= entry["attributes"]["balanced_accuracy"] <= 1
         assert len(entry["attributes"]["each"]) == 40
         assert entry["median_distance_to_train"] > 0
-    assert report["autoencoder"]["psnr"] > 5 and report["real"]["classifier"]["precision"] == 1
+    assert report["autoencoder"]["psnr"] > 5 and report["real"]["classifier"]["frechet"] > 0
     text = (out / "report.md").read_text()
     assert protocol["checkpoint"] in text and text.count("| dpm_solver |") == 2
     pictures = {path.name for path in out.glob("*.png")}

@@ -149,7 +149,7 @@ def test_gradient_checkpointing_leaves_output_and_gradients_as_they_are():
         unet = make_unet()
         unet.gradient_checkpointing = checkpointing
         calls = []
-        unet.middle[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        unet.middle[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         unet(*inputs()).square().mean().backward()
         assert len(calls) == 1 + checkpointing  # once more in the backward pass
         gradients.append([p.grad for p in unet.parameters()])
