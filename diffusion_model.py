@@ -237,7 +237,7 @@ class ConditionalDiffusion(nn.Module):
         """``sample`` by DDIM: num_inference_steps network evaluations in 1 ... T; eta from 0,
         deterministic given the noise, to 1, as noisy as DDPM; cfg_scale 0 unconditional, 1 conditional,
         more amplifies what the attributes ask."""
-        sampling = SamplingConfig("ddim", num_inference_steps, eta=eta, cfg_scale=cfg_scale)
+        sampling = SamplingConfig("ddim", num_inference_steps, "trailing", eta, cfg_scale)
         return self.sample(batch_size, image_size, attributes, sampling, generator, latent, progress)
 
     def ddpm_sample(
@@ -253,7 +253,7 @@ class ConditionalDiffusion(nn.Module):
     ) -> Tensor:
         """``sample`` by ancestral (DDPM) sampling, through all T timesteps unless told otherwise."""
         num_steps = num_inference_steps or self.schedule.num_timesteps
-        sampling = SamplingConfig("ddpm", num_steps, cfg_scale=cfg_scale)
+        sampling = SamplingConfig("ddpm", num_steps, "trailing", cfg_scale=cfg_scale)
         return self.sample(batch_size, image_size, attributes, sampling, generator, latent, progress)
 
     def interpolate_between_attributes(

@@ -174,7 +174,8 @@ def in_batches(images, batch_size: int = 250, label: str = "") -> Iterator[Tenso
     """uint8 images (N, H, W, 3), an array or a tensor, batch by batch as tensors."""
     starts = range(0, len(images), batch_size)
     for start in tqdm(starts, label, leave=False, unit="batch", disable=not label):
-        yield torch.tensor(images[start : start + batch_size])  # a copy: memory maps are read-only
+        batch = images[start : start + batch_size]
+        yield batch if isinstance(batch, Tensor) else torch.from_numpy(batch.copy())  # maps: read-only
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ class SamplingConfig:
 
     sampler: str = "dpm_solver"
     num_inference_steps: int = 20  # network evaluations
-    spacing: str = "trailing"
+    spacing: str = "log_snr"
     eta: float = 0.0  # of DDIM: 0 deterministic, 1 as noisy as DDPM
     cfg_scale: float = 2.0  # 0 unconditional, 1 no guidance
     rescale: float = 0.0

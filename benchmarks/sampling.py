@@ -103,7 +103,8 @@ def equal_quality(model, classifier, autocast, args) -> dict[str, float]:
     rows = asked.attributes[torch.arange(args.num_samples) % len(asked)]
     scores = {}
     for sampler, steps in (("ddim", 100), ("ddim", 20), (SamplingConfig.sampler, 20)):
-        sampling = SamplingConfig(sampler, steps, cfg_scale=args.cfg_scale)
+        spacing = "trailing" if sampler == "ddim" else SamplingConfig.spacing
+        sampling = SamplingConfig(sampler, steps, spacing, cfg_scale=args.cfg_scale)
         with tqdm(total=len(rows), desc=f"{sampler} {steps}", unit="image") as bar:
             images = draw(model, rows, sampling, autocast, bar=bar)
         scores[f"{sampler} {steps}"] = frechet_distance(read(classifier, images)[0], reference)
