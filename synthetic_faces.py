@@ -80,6 +80,13 @@ def _write_picture(folder: Path, image_size: int, seed: int, balanced: bool, ind
     return attributes.astype(int), points.ravel()
 
 
+def _worker_signals() -> None:
+    """Ctrl-C is the parent's to handle; SIGTERM ends a worker, whatever handler the parent had when it
+    forked: one that only takes note would leave the pool waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def parallel_draw(draw, num_images: int, num_workers: int | None, description: str):
     """Yield draw(0) ... draw(num_images - 1) in order, from `num_workers` processes (None: all
     processors) under a progress bar. `draw` must pickle; nothing here uses BLAS threads."""
@@ -90,8 +97,7 @@ def parallel_draw(draw, num_images: int, num_workers: int | None, description: s
     if workers == 1:
         yield from bar(map(draw, range(num_images)))
         return
-    quiet = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    with multiprocessing.Pool(workers, signal.signal, quiet) as pool:
+    with multiprocessing.Pool(workers, _worker_signals) as pool:
         yield from bar(pool.imap(draw, range(num_images), chunksize=16))
 
 

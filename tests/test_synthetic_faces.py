@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from synthetic_faces import (
     attributes_are_possible,
     draw_parameters,
     landmarks,
+    parallel_draw,
     render,
     sample_attributes,
     sample_identity,
@@ -286,3 +288,12 @@ def test_wrong_flags_are_one_line_and_exit_code_2(tmp_path, flags):
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("synthetic_faces.py: ")
     assert not any(tmp_path.iterdir())
+
+
+def test_workers_end_though_the_parent_only_notes_sigterm():
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        for _ in range(5):
+            assert len(list(parallel_draw(abs, 4, 2, "numbers"))) == 4
+    finally:
+        signal.signal(signal.SIGTERM, before)
