@@ -26,9 +26,12 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The quick form of those that need no photographs; each file's docstring has the full command.
+# The quick form of each, on synthetic faces; each file's docstring has the full command.
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/train_memory.py
 	$(BIN)/python benchmarks/data_loading.py --num_workers 0
 	$(BIN)/python benchmarks/train_step.py --batch_size 4 --rounds 2
+	$(BIN)/python benchmarks/sampling.py --batch_size 2 --num_inference_steps 5 --rounds 2
+	$(BIN)/python benchmarks/time_to_quality.py --minutes 0.5 --num_samples 64 --num_inference_steps 10 \
+		--classifier_epochs 1 --output_dir outputs/quick_time_to_quality
 	$(BIN)/python benchmarks/synthetic_probe.py

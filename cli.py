@@ -96,29 +96,14 @@ def run(main: Callable[[], None]) -> None:
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of SamplingConfig's fields that most runs leave alone; their defaults are the class's."""
-    from model_config import SPACINGS
-    from model_config import SamplingConfig as default
+    from model_config import SPACINGS, SamplingConfig
 
     add = parser.add_argument_group("sampling").add_argument
-    add("--spacing", choices=SPACINGS, default=default.spacing, help="of the timesteps visited")
-    add(
-        "--eta",
-        type=fraction,
-        default=default.eta,
-        help="noise of DDIM: 1 as much as DDPM",
-    )
-    add(
-        "--rescale",
-        type=fraction,
-        default=default.rescale,
-        help="of guidance, against over-exposure",
-    )
-    add(
-        "--guidance_interval",
-        type=fraction,
-        nargs=2,
-        default=default.guidance_interval,
-        metavar=("LOW", "HIGH"),
-        help="share of the timesteps, 0 clean ... 1 noise, in which guidance acts",
-    )
+    add("--spacing", choices=SPACINGS, help="of the timesteps visited")
+    add("--eta", type=fraction, help="noise of DDIM: 1 as much as DDPM")
+    add("--rescale", type=fraction, help="of guidance, against over-exposure")
+    acts = "share of the timesteps, 0 clean ... 1 noise, in which guidance acts"
+    add("--guidance_interval", type=fraction, nargs=2, metavar=("LOW", "HIGH"), help=acts)
     add("--dynamic_threshold", type=fraction, help="quantile of |x0| to clip at; 0.995 is usual")
+    names = ("spacing", "eta", "rescale", "guidance_interval", "dynamic_threshold")
+    parser.set_defaults(**{name: getattr(SamplingConfig, name) for name in names})

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 import cli
-from model_config import SAMPLERS, SamplingConfig, configure
+from model_config import SAMPLERS, ModelConfig, SamplingConfig, configure
 
 NAMED = 3  # attributes in a short request
 GUESTS = 8  # rows, and samples of each, behind the diversity figure; pairs in the neighbour picture
@@ -62,13 +62,22 @@ def settings(args: argparse.Namespace) -> list[SamplingConfig]:
     ]
 
 
-def make_classifier(args: argparse.Namespace, dataset, config, device: str) -> None:
+def dataset(args: argparse.Namespace, config: ModelConfig, split: str):
+    """A split as the model of this configuration sees it."""
+    from celeba_dataset import CelebADataset
+
+    return CelebADataset(
+        args.data_root, split, config.image_size, crop=config.crop, cache_dir=args.cache_dir
+    )
+
+
+def make_classifier(args: argparse.Namespace, config: ModelConfig) -> None:
     """Train the evaluation classifier, test it, and write both to --classifier."""
     from checkpoint import save_atomically
     from evaluation import balanced_accuracy, read, train_classifier
 
-    model = train_classifier(dataset("train"), args.classifier_epochs, seed=args.seed, device=device)
-    test = dataset("test")
+    device, test = cli.choose_device(args.device), dataset(args, config, "test")
+    model = train_classifier(dataset(args, config, "train"), args.classifier_epochs, args.seed, device)
     accuracy = balanced_accuracy(read(model, test.images)[1], test.attributes)
     state = {
         "classifier": model.state_dict(),
@@ -76,15 +85,15 @@ def make_classifier(args: argparse.Namespace, dataset, config, device: str) -> N
         "balanced_accuracy": accuracy.tolist(),
         "crop": config.crop,
     }
-    Path(args.classifier).parent.mkdir(parents=True, exist_ok=True)
     save_atomically(state, args.classifier)
 
 
 class Evaluation:
     """A model, its judge, and the images it is measured against."""
 
-    def __init__(self, args: argparse.Namespace):
-        from celeba_dataset import CelebADataset
+    def __init__(self, args: argparse.Namespace, todo: list[SamplingConfig]):
+        import torch
+
         from checkpoint import load_model
         from evaluation import file_hash, inception_features, load_classifier, read
         from samplers import timestep_grid
@@ -95,39 +104,31 @@ class Evaluation:
         self.autocast = cli.autocast(args.mixed_precision, device)
         config = self.model.config
         self.names = config.attribute_names
-        sets: dict[str, CelebADataset] = {}
-
-        def dataset(split: str) -> CelebADataset:
-            common = {"image_size": config.image_size, "crop": config.crop}
-            if split not in sets:
-                sets[split] = CelebADataset(args.data_root, split, cache_dir=args.cache_dir, **common)
-            return sets[split]
-
-        for sampling in settings(args):  # refused before anything long
+        for sampling in todo:  # refused before anything long
             timestep_grid(self.model.schedule, sampling.num_inference_steps, sampling.spacing)
-        if args.inception_weights:
-            inception = inception_features(args.inception_weights, device)
+        weights = args.inception_weights
+        self.inception = inception_features(weights, device) if weights else None
         if args.train_classifier:
-            make_classifier(args, dataset, config, device)
+            make_classifier(args, config)
         self.classifier, facts = load_classifier(
             args.classifier, config.attribute_names, config.crop, device
         )
         accuracy = f"balanced accuracy {facts['test_balanced_accuracy']:.4f} on the test split"
         print(f"evaluation classifier {facts['hash']}: {accuracy}")
-        spaces = {"classifier": lambda images, label="": read(self.classifier, images, label)[0]}
-        if args.inception_weights:
-            spaces["inception"] = inception
-        self.spaces = spaces
-        self.held_out, self.train, reference = map(
-            dataset, (args.attribute_split, "train", args.reference_split)
-        )
+        splits = (args.attribute_split, "train", args.reference_split)
+        self.held_out, self.train, reference = (dataset(args, config, split) for split in splits)
         self.number = min(args.num_samples, len(self.held_out))
         if self.number < args.num_samples:
             print(f"{self.number} samples: the {args.attribute_split} split has no more rows")
-        self.reference = {
-            name: features(reference.images, f"{name} features of the {args.reference_split} split")
-            for name, features in spaces.items()
-        }
+        # What is asked for: rows of the held-out split; and a quarter of them, all but NAMED left open.
+        self.rows = self.held_out.attributes[: self.number]
+        generator = torch.Generator().manual_seed(args.seed)
+        order = torch.rand(self.rows.shape, generator=generator).argsort(1)
+        self.short = (self.rows * (order < NAMED))[: self.number // 4]
+        label = f"{args.reference_split} split"
+        self.reference = {"classifier": read(self.classifier, reference.images, label)[0]}
+        if self.inception:
+            self.reference["inception"] = self.inception(reference.images, f"Inception, {label}")
         self.protocol = {
             "checkpoint": file_hash(args.checkpoint),
             "evaluation_classifier": facts,
@@ -146,29 +147,19 @@ class Evaluation:
 
         return draw(self.model, rows, sampling, self.autocast, seed, self.args.batch_size, bar)
 
-    def rows(self):
-        """What is asked for: rows of the held-out split, and the same with NAMED attributes left."""
-        import torch
-
-        rows = self.held_out.attributes[: self.number]
-        generator = torch.Generator().manual_seed(self.args.seed)
-        order = torch.rand(rows.shape, generator=generator).argsort(1)
-        return rows, rows * (order < NAMED)
-
     def measure(self, sampling: SamplingConfig, bar) -> dict:
         """Every figure of one setting; writes its pictures."""
         import torch
 
         from evaluation import balanced_accuracy, nearest, pooled_accuracy, read, with_error
 
-        args, (rows, short) = self.args, self.rows()
+        args, rows, short = self.args, self.rows, self.short
         images = self.draw(rows, sampling, bar, args.seed)
         features, logits = read(self.classifier, images)
 
         whole, whole_error = with_error(
             lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
         )
-        short = short[: len(short) // 4]
         seen = read(self.classifier, self.draw(short, sampling, bar, args.seed + 1))[1]
         few, few_error = with_error(lambda i: pooled_accuracy(seen[i], short[i]), len(short))
         each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
@@ -199,9 +190,8 @@ class Evaluation:
         from evaluation import distances
 
         found = {"classifier": distances(classifier_features, self.reference["classifier"])}
-        if "inception" in self.spaces:
-            features = self.spaces["inception"](images)
-            found["inception"] = distances(features, self.reference["inception"])
+        if self.inception:
+            found["inception"] = distances(self.inception(images), self.reference["inception"])
         return found
 
     def pictures(self, sampling: SamplingConfig, images, closest, which) -> None:
@@ -321,8 +311,14 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure every setting and write the report."""
     from tqdm import tqdm
 
+    from celeba_dataset import CELEBA_ATTRIBUTES
+
     todo = settings(args)
-    work = Evaluation(args)
+    if args.train_classifier and not Path(args.checkpoint).is_file():
+        make_classifier(args, ModelConfig(CELEBA_ATTRIBUTES))
+        print(f"written: {args.classifier}; no checkpoint at {args.checkpoint} to measure")
+        return
+    work = Evaluation(args, todo)
     work.out.mkdir(parents=True, exist_ok=True)
     real = work.real()  # before the long part: too few images are refused here
     report = {"protocol": work.protocol, "real": real, "autoencoder": work.autoencoder(), "settings": []}

@@ -187,33 +187,39 @@ def read(classifier: EvaluationClassifier, images, label: str = "") -> tuple[Ten
     return features.cpu(), classifier.head(F.relu(features)).cpu()
 
 
-def train_classifier(
-    train_set, epochs: int = 12, batch_size: int = 64, lr: float = 2e-3, seed: int = 0, device="cpu"
-) -> EvaluationClassifier:
-    """Train on a dataset's images with balanced binary cross-entropy: both classes of an attribute
-    weigh the same, so that logit 0 is the threshold of balanced accuracy."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = EvaluationClassifier(len(train_set.attribute_names))
-    model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    batch_size = min(batch_size, len(train_set))
-    steps = len(train_set) // batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps, pct_start=0.2)
-    targets = (train_set.attributes + 1) / 2
-    share = targets.mean(0).clamp(1e-3, 1 - 1e-3)
+def fit_classifier(
+    model: nn.Module,
+    batch_of: Callable[[Tensor], Tensor],
+    attributes: Tensor,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    generator: torch.Generator,
+    label: str,
+) -> nn.Module:
+    """Train ``model`` with balanced binary cross-entropy: both classes of an attribute weigh the same,
+    so that logit 0 is the threshold of balanced accuracy.
+
+    Args: batch_of: images of these row numbers, augmented, on the model's device; attributes (N, A).
+    """
+    device = next(model.parameters()).device
+    total, batch_size = len(attributes), min(batch_size, len(attributes))
+    steps = epochs * (total // batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.2)
+    targets = (attributes + 1) / 2
+    share = targets.mean(0).clamp(1 / total, 1 - 1 / total)
     weights = 0.5 * (targets / share + (1 - targets) / (1 - share))
-    bar = tqdm(total=epochs * steps, desc="evaluation classifier", unit="step")
+    bar = tqdm(total=steps, desc=label, unit="step")
     for _ in range(epochs):
-        order = torch.randperm(len(train_set), generator=generator)
-        for rows in order[: steps * batch_size].split(batch_size):
-            images = torch.from_numpy(train_set.images[rows.numpy()])
-            shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
-            images = random_flip(torch.roll(images, shift, dims=(1, 2)), generator).to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
+        order = torch.randperm(total, generator=generator)
+        for rows in order[: total // batch_size * batch_size].split(batch_size):
+            images = batch_of(rows)
+            with torch.autocast(device.type, torch.bfloat16):
                 logits = model(images)
             loss = F.binary_cross_entropy_with_logits(
-                logits, targets[rows].to(device), weights[rows].to(device)
+                logits.float(), targets[rows].to(device), weights[rows].to(device)
             )
             optimizer.zero_grad()
             loss.backward()
@@ -223,6 +229,31 @@ def train_classifier(
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     bar.close()
     return model.eval()
+
+
+def train_classifier(train_set, epochs: int, seed: int = 0, device="cpu") -> EvaluationClassifier:
+    """An evaluation classifier of a dataset's images, flipped and shifted by up to 3 pixels."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = EvaluationClassifier(len(train_set.attribute_names))
+    model.to(device, memory_format=torch.channels_last)
+
+    def batch_of(rows: Tensor) -> Tensor:
+        images = torch.from_numpy(train_set.images[rows.numpy()])
+        shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
+        return random_flip(torch.roll(images, shift, dims=(1, 2)), generator).to(device)
+
+    return fit_classifier(
+        model,
+        batch_of,
+        train_set.attributes,
+        epochs,
+        batch_size=64,
+        lr=2e-3,
+        weight_decay=0.05,
+        generator=generator,
+        label="evaluation classifier",
+    )
 
 
 def load_classifier(

@@ -163,8 +163,8 @@ class Manipulation:
         single = self.save_each(images, "samples")
         title = f"generated, cfg_scale {args.cfg_scale:g}, seed {args.seed}"
         grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)
-        self.made["generate"] = {"grid": grid, "images": single, "attributes": requests}
-        self.made["generate"] |= {"rows": rows.tolist()}
+        asked = {"attributes": requests, "rows": rows.tolist()}
+        self.made["generate"] = {"grid": grid, "images": single, **asked}
 
     def interpolate(self) -> None:
         """A labelled strip and a GIF between two requests, from one noise."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_config import SPACINGS
+from model_config import SPACINGS, check_choice
 from noise_schedule import Denoiser, NoiseSchedule
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
@@ -38,6 +38,7 @@ def timestep_grid(
     Raises:
         ValueError: unless 1 <= num_inference_steps <= T, or for an unknown spacing.
     """
+    check_choice("spacing", spacing, SPACINGS)
     num_timesteps = schedule.num_timesteps
     if not 1 <= num_inference_steps <= num_timesteps:
         raise ValueError(
@@ -52,14 +53,12 @@ def timestep_grid(
         grid = np.linspace(num_timesteps - 1, 0, num_inference_steps).round()
     elif spacing == "quadratic":
         grid = _distinct(np.linspace((num_timesteps - 1) ** 0.5, 0, num_inference_steps) ** 2)
-    elif spacing == "log_snr":
+    else:
         log_snr = schedule.half_log_snr(torch.arange(num_timesteps)).numpy()  # falls with t
         if schedule.alpha_bar[-1] == 0:  # its log-SNR is infinite: go on as before it
             log_snr[-1] = 2 * log_snr[-2] - log_snr[-3]
         wanted = np.linspace(log_snr[-1], log_snr[0], num_inference_steps)
         grid = _distinct(np.interp(wanted, log_snr[::-1], np.arange(num_timesteps)[::-1]))
-    else:
-        raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
     return [*map(int, grid), -1]
 
 

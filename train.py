@@ -27,26 +27,19 @@ SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch i
 LOG_STEPS = 20  # steps averaged in one point of a training curve
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
-    add = parser.add_argument
-    data = parser.add_argument_group("data").add_argument
-    data("--data_root", help="folder in CelebA's layout; synthetic faces are drawn where not given")
-    data("--download", action="store_true", help="fetch CelebA into --data_root first")
-    data("--image_size", type=cli.positive_int, help="side of the square images")
-    data("--crop", type=int, choices=(178, 148, 140, 128), help="crop before resizing")
-    data("--data_fraction", type=cli.fraction, default=1.0, help="share of the training images to use")
-    data("--cache_dir", default="data/cache", help="where decoded images are kept")
-    data("--num_workers", type=cli.count, default=0, help="loader processes; 0 reads in this one")
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of ModelConfig's and LossConfig's fields; their defaults are the classes'."""
     model = parser.add_argument_group("model").add_argument
+    model("--image_size", type=cli.positive_int, help="side of the square images")
+    model("--crop", type=int, choices=(178, 148, 140, 128), help="of photographs, before resizing")
     model("--channels", type=cli.positive_int, nargs="+", help="width of each level, finest first")
     model("--blocks_per_level", type=cli.positive_int, help="residual blocks down, and again up")
     model("--self_attention_levels", type=cli.count, nargs="*", help="0 is the finest; None: the last 2")
     model("--cross_attention_levels", type=cli.count, nargs="*", help="None: all but the finest")
     model("--num_heads", type=cli.positive_int, help="attention heads")
     model("--patch_size", type=cli.positive_int, help="pixel-unshuffle before the UNet")
-    switch = argparse.BooleanOptionalAction
-    model("--attribute_maps", action=switch, help="learn where each attribute shows")
+    maps = "learn where each attribute shows"
+    model("--attribute_maps", action=argparse.BooleanOptionalAction, help=maps)
     model("--dropout", type=cli.fraction, help="inside the residual blocks")
     model("--latent_dim", type=cli.positive_int, help="size of the semantic latent")
     model("--schedule", choices=SCHEDULES, help="noise schedule")
@@ -63,6 +56,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     loss("--cfg_dropout", type=cli.fraction, help="share of rows trained unconditionally")
     loss("--attr_dropout", type=cli.fraction, help="share of single attributes dropped")
     loss("--latent_dropout", type=cli.fraction, help="share trained without the latent")
+    own = (*fields(ModelConfig), *fields(LossConfig))
+    parser.set_defaults(**{f.name: f.default for f in own if f.default is not MISSING})
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    data = parser.add_argument_group("data").add_argument
+    data("--data_root", help="folder in CelebA's layout; synthetic faces are drawn where not given")
+    data("--download", action="store_true", help="fetch CelebA into --data_root first")
+    data("--data_fraction", type=cli.fraction, default=1.0, help="share of the training images to use")
+    data("--cache_dir", default="data/cache", help="where decoded images are kept")
+    data("--num_workers", type=cli.count, default=0, help="loader processes; 0 reads in this one")
+    add_model_flags(parser)
     optim = parser.add_argument_group("optimisation").add_argument
     optim("--batch_size", type=cli.positive_int, default=16, help="per process and accumulation step")
     optim("--grad_accum", type=cli.positive_int, default=1, help="batches per optimiser step")
@@ -86,8 +93,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
     add("--dry_run", action="store_true", help="one step of everything, nothing written")
-    own = (*fields(ModelConfig), *fields(LossConfig))
-    parser.set_defaults(**{f.name: f.default for f in own if f.default is not MISSING})
     args = parser.parse_args(argv)
     if args.download and not args.data_root:
         parser.error("--download needs --data_root, the folder to download into")

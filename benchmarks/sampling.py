@@ -12,7 +12,6 @@ rows. The last line is one JSON object.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time
@@ -27,23 +26,11 @@ def diffusers_pipeline(config, tuned: bool):
     """A function that draws images as diffusers' pipelines do, with a network of the checkpoint's
     shape; ``tuned`` in bfloat16 and channels-last."""
     import torch
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers import DDIMScheduler
+    from train_step import diffusers_unet
 
-    cross = [level in config.cross_attention_levels for level in range(len(config.channels))]
-    width, patch = max(config.channels[0], 128), 3 * config.patch_size**2
-    side = config.image_size // config.patch_size
-    unet = UNet2DConditionModel(
-        sample_size=side,
-        in_channels=patch,
-        out_channels=patch,
-        block_out_channels=config.channels,
-        layers_per_block=config.blocks_per_level,
-        down_block_types=["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in cross],
-        up_block_types=["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(cross)],
-        cross_attention_dim=width,
-        attention_head_dim=config.num_heads,  # diffusers reads this as the number of heads
-        norm_num_groups=math.gcd(32, *config.channels),
-    ).eval()
+    unet, width = diffusers_unet(config)
+    unet.eval()
     if tuned:
         unet.to(memory_format=torch.channels_last)
 
@@ -51,7 +38,7 @@ def diffusers_pipeline(config, tuned: bool):
     def draw(number: int, num_steps: int, cfg_scale: float) -> None:
         scheduler = DDIMScheduler(config.num_timesteps, prediction_type="v_prediction")
         scheduler.set_timesteps(num_steps)
-        x = torch.randn(number, patch, side, side)
+        x = torch.randn(number, unet.config.in_channels, *[unet.config.sample_size] * 2)
         tokens = torch.randn(number, len(config.attribute_names), width)
         tokens = torch.cat([torch.zeros_like(tokens), tokens])
         with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
@@ -115,27 +102,36 @@ def equal_quality(model, classifier, autocast, args) -> dict[str, float]:
 def main() -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", required=True)
+    add("--checkpoint", help="without it, the speed of an untrained model with train.py's defaults")
     add("--data_root", help="folder in CelebA's layout; without it, speed only")
     add("--classifier", default="./checkpoints/evaluation_classifier.pth")
     add("--num_samples", type=cli.positive_int, default=500, help="behind each Frechet distance")
     add("--cfg_scale", type=cli.non_negative, default=1.0, help="of the Frechet distances")
     add("--batch_size", type=cli.positive_int, default=16, help="of the speed")
+    add("--num_inference_steps", type=cli.positive_int, default=20, help="of the speed")
     add("--rounds", type=cli.positive_int, default=3)
     add("--cache_dir", default="data/cache")
     args = parser.parse_args()
+    if args.data_root and not args.checkpoint:
+        parser.error("--data_root is for the quality of a trained --checkpoint: give one")
 
+    from celeba_dataset import CELEBA_ATTRIBUTES
     from checkpoint import load_model
+    from diffusion_model import ConditionalDiffusion
     from evaluation import load_classifier
-    from model_config import SamplingConfig
+    from model_config import ModelConfig, SamplingConfig
 
-    model, autocast = load_model(args.checkpoint), cli.autocast("auto", "cpu")
+    autocast = cli.autocast("auto", "cpu")
+    if args.checkpoint:
+        model = load_model(args.checkpoint)
+    else:
+        model = ConditionalDiffusion(ModelConfig(CELEBA_ATTRIBUTES)).eval()
     if args.data_root:
         config = model.config
         classifier, _ = load_classifier(args.classifier, config.attribute_names, config.crop)
-    rates = equal_steps(model, autocast, args.batch_size, 20, args.rounds)
+    rates = equal_steps(model, autocast, args.batch_size, args.num_inference_steps, args.rounds)
     for name, rate in rates.items():
-        print(f"20 DDIM steps, {name}: {rate:.2f} images/s")
+        print(f"{args.num_inference_steps} DDIM steps, {name}: {rate:.2f} images/s")
     result = {
         "speedup_vs_diffusers": round(rates["ours"] / rates["diffusers as shipped"], 2),
         "speedup_vs_diffusers_same_precision": round(

@@ -92,7 +92,6 @@ def train_probe(
     seed: int = 0,
     epochs: int = 4,
     batch_size: int = 64,
-    lr: float = 3e-3,
     num_workers: int | None = None,
 ):
     """A trained probe in eval mode: uint8 (B, H, W, 3) -> logits (B, 40), positive for present.
@@ -100,39 +99,25 @@ def train_probe(
     Draws `num_images` faces with balanced attributes and trains on the CPU in bfloat16.
     """
     import torch
-    from torch.nn import functional
-    from tqdm import tqdm
+
+    from evaluation import fit_classifier
 
     pictures, attributes = draw_labelled(num_images, image_size, seed, True, num_workers)
-    targets = (attributes + 1) / 2
-    # both classes weigh the same, so that a logit of 0 is the balanced threshold
-    share = targets.mean(0).clamp(1 / num_images, 1 - 1 / num_images)
-    weights = targets * (0.5 / share) + (1 - targets) * (0.5 / (1 - share))
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = build_probe()
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=lr, weight_decay=0.02)
-    total = epochs * (num_images // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total, pct_start=0.2)
-    bar = tqdm(total=total, desc="training probe", unit="step")
-    for _ in range(epochs):
-        order = torch.randperm(num_images, generator=generator)
-        for chosen in order[: num_images // batch_size * batch_size].split(batch_size):
-            batch = _augment(pictures[chosen], generator)
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = probe(batch)
-            loss = functional.binary_cross_entropy_with_logits(
-                logits.float(), targets[chosen], weights[chosen]
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    bar.close()
-    return probe.eval()
+    return fit_classifier(
+        probe,
+        lambda rows: _augment(pictures[rows], generator),
+        attributes,
+        epochs,
+        batch_size,
+        lr=3e-3,
+        weight_decay=0.02,
+        generator=generator,
+        label="training probe",
+    )
 
 
 def predict(probe, pictures, batch_size: int = 256):

@@ -13,6 +13,7 @@ products in the same run. The last line is one JSON object.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -22,37 +23,48 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
+from celeba_dataset import CELEBA_ATTRIBUTES
+from model_config import ModelConfig
 
-CHANNELS, BLOCKS, TOKENS, SIDE = (64, 128, 256, 512), 2, 40, 64
+CONFIG = ModelConfig(CELEBA_ATTRIBUTES)
 
 
 def ours():
     """Our UNet at its defaults, without the latent token, which the peers have no place for."""
     from unet_model import ConditionalUNet
 
-    unet = ConditionalUNet(channels=CHANNELS, blocks_per_level=BLOCKS, latent_dim=0)
+    unet = ConditionalUNet(latent_dim=0)
     return unet, lambda x, t, rows: unet(x, t, rows)
 
 
-def diffusers():
-    """diffusers' text-conditioned UNet: attention from the second level on, as ours."""
-    import torch
+def diffusers_unet(config: ModelConfig):
+    """diffusers' text-conditioned UNet with the channels, blocks and cross-attention of ours, and the
+    width of its context tokens."""
     from diffusers import UNet2DConditionModel
 
-    width = max(CHANNELS[0], 128)
-    levels = len(CHANNELS) - 1
+    cross = [level in config.cross_attention_levels for level in range(len(config.channels))]
+    width, folded = max(config.channels[0], 128), 3 * config.patch_size**2
     unet = UNet2DConditionModel(
-        sample_size=SIDE,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=CHANNELS,
-        layers_per_block=BLOCKS,
-        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * levels),
-        up_block_types=(*["CrossAttnUpBlock2D"] * levels, "UpBlock2D"),
+        sample_size=config.image_size // config.patch_size,
+        in_channels=folded,
+        out_channels=folded,
+        block_out_channels=config.channels,
+        layers_per_block=config.blocks_per_level,
+        down_block_types=["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in cross],
+        up_block_types=["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(cross)],
         cross_attention_dim=width,
-        attention_head_dim=4,  # diffusers reads this as the number of heads
+        attention_head_dim=config.num_heads,  # diffusers reads this as the number of heads
+        norm_num_groups=math.gcd(32, *config.channels),
     )
-    tokens = torch.nn.Parameter(torch.randn(TOKENS, width))
+    return unet, width
+
+
+def diffusers():
+    """The same at our defaults, its tokens learned vectors times the attributes."""
+    import torch
+
+    unet, width = diffusers_unet(CONFIG)
+    tokens = torch.nn.Parameter(torch.randn(len(CONFIG.attribute_names), width))
     unet.register_parameter("tokens", tokens)
     return unet, lambda x, t, rows: unet(x, t, rows[..., None] * tokens).sample
 
@@ -61,7 +73,8 @@ def ddpm_pytorch():
     """denoising-diffusion-pytorch's unconditional Unet at the same widths."""
     from denoising_diffusion_pytorch import Unet
 
-    unet = Unet(dim=CHANNELS[0], dim_mults=tuple(c // CHANNELS[0] for c in CHANNELS), flash_attn=False)
+    first, *_ = CONFIG.channels
+    unet = Unet(dim=first, dim_mults=tuple(c // first for c in CONFIG.channels), flash_attn=False)
     return unet, lambda x, t, rows: unet(x, t)
 
 
@@ -79,9 +92,12 @@ class Contender:
         self.tuned, self.device = tuned, device
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=tuned or None)
         generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(batch_size, 3, SIDE, SIDE, generator=generator).to(device)
+        side = CONFIG.image_size
+        self.x = torch.randn(batch_size, 3, side, side, generator=generator).to(device)
         self.t = torch.randint(1000, (batch_size,), generator=generator).to(device)
-        self.rows = torch.randn(batch_size, TOKENS, generator=generator).sign().to(device)
+        self.rows = (
+            torch.randn(batch_size, len(CONFIG.attribute_names), generator=generator).sign().to(device)
+        )
         self.seconds: list[float] = []
 
     def step(self) -> None:

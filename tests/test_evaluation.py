@@ -120,7 +120,10 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
         run_evaluate(*common)
     assert stop.value.code == 2
     assert "--train_classifier" in capsys.readouterr().err and not out.exists()
-    run_evaluate(*common, "--train_classifier", "--classifier_epochs", 1, "--cfg_scale", 0, 2)
+    training = ("--train_classifier", "--classifier_epochs", 1)
+    run_evaluate(*common, *training, "--checkpoint", tmp_path / "none.pth")
+    assert "no checkpoint" in capsys.readouterr().out and not out.exists()
+    run_evaluate(*common, "--cfg_scale", 0, 2)
     report = json.loads((out / "report.json").read_text())
     protocol = report["protocol"]
     assert protocol["num_samples"] == 32 and protocol["crop"] == 178

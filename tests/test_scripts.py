@@ -144,7 +144,7 @@ def test_another_architecture_is_refused_on_resume(flags, checkpoint, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", ["train.py", "manipulate.py", "synthetic_faces.py"])
+@pytest.mark.parametrize("script", ["train.py", "manipulate.py", "evaluate.py", "synthetic_faces.py"])
 def test_help_needs_no_torch(script):
     code = (
         f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
