@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norm import Norm
+
 
 class PixelFirstStage:
     """Stored images <-> x0 for diffusion in pixels: uint8 (B, H, W, 3) <-> float (B, 3, H, W) in
@@ -36,9 +38,7 @@ class PixelFirstStage:
 
 def conv_block(in_channels: int, out_channels: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1),
-        nn.GroupNorm(math.gcd(8, out_channels), out_channels),
-        nn.SiLU(),
+        nn.Conv2d(in_channels, out_channels, 3, padding=1), Norm(out_channels, groups=8)
     )
 
 

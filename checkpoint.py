@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Conditio
         raise ValueError(f"{path} is a checkpoint of another version: {error}") from None
     load_weights(model, weights, path)
     return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def file_hash(path: str | Path) -> str:
+    """The first 12 hexadecimal digits of a file's SHA-256, to tell checkpoints apart."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -186,7 +186,7 @@ class ConditionalDiffusion(nn.Module):
         cfg_scale = 1.0 if attributes is None else sampling.cfg_scale  # nothing to amplify
         denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
         low, high = (share * schedule.num_timesteps for share in sampling.guidance_interval)
-        if low > 0 or high < schedule.num_timesteps:
+        if cfg_scale not in (0, 1) and (low > 0 or high < schedule.num_timesteps):
             denoise = guidance_interval(denoise, self.denoiser(rows, latent), low, high)
         if sampling.dynamic_threshold is not None:
             denoise = dynamic_threshold(denoise, schedule, sampling.dynamic_threshold)

@@ -9,6 +9,7 @@ trained here with --train_classifier, and from Inception where its weights are a
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 from dataclasses import asdict
@@ -20,6 +21,7 @@ import cli
 from model_config import SAMPLERS, ModelConfig, SamplingConfig, configure
 
 NAMED = 3  # attributes in a short request
+FEWEST = 32  # samples that any of this can be said of
 GUESTS = 8  # rows, and samples of each, behind the diversity figure; pairs in the neighbour picture
 
 
@@ -32,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--train_classifier", action="store_true", help="train the classifier and write it there")
     add("--classifier_epochs", type=cli.positive_int, default=12)
     add("--inception_weights", help="Inception weights of torch-fidelity, for features beside ours")
-    add("--num_samples", type=cli.number(int, 32), default=1000)
+    add("--num_samples", type=cli.number(int, FEWEST), default=1000)
     add("--cfg_scale", type=cli.non_negative, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
     add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])
     add("--num_inference_steps", type=cli.positive_int, nargs="+", default=[20])
@@ -94,8 +96,8 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace, todo: list[SamplingConfig]):
         import torch
 
-        from checkpoint import load_model
-        from evaluation import file_hash, inception_features, load_classifier, read
+        from checkpoint import file_hash, load_model
+        from evaluation import inception_features, load_classifier, read
         from samplers import timestep_grid
 
         device = cli.choose_device(args.device)
@@ -118,6 +120,9 @@ class Evaluation:
         splits = (args.attribute_split, "train", args.reference_split)
         self.held_out, self.train, reference = (dataset(args, config, split) for split in splits)
         self.number = min(args.num_samples, len(self.held_out))
+        if self.number < FEWEST:
+            split = args.attribute_split
+            raise ValueError(f"{self.number} images in the {split} split: at least {FEWEST} are needed")
         if self.number < args.num_samples:
             print(f"{self.number} samples: the {args.attribute_split} split has no more rows")
         # What is asked for: rows of the held-out split; and a quarter of them, all but NAMED left open.
@@ -137,6 +142,11 @@ class Evaluation:
             "num_samples": self.number,
             "attribute_split": args.attribute_split,
             "reference": f"{args.reference_split}, {len(reference)} images",
+            "data": hashlib.sha256(reference.images).hexdigest()[:12],
+            "rescale": args.rescale,
+            "eta": args.eta,
+            "guidance_interval": tuple(args.guidance_interval),
+            "dynamic_threshold": args.dynamic_threshold,
             "seed": args.seed,
             "precision": cli.choose_precision(args.mixed_precision, device),
         }
@@ -151,7 +161,7 @@ class Evaluation:
         """Every figure of one setting; writes its pictures."""
         import torch
 
-        from evaluation import balanced_accuracy, nearest, pooled_accuracy, read, with_error
+        from evaluation import balanced_accuracy, mean_error, nearest, pooled_accuracy, read, with_error
 
         args, rows, short = self.args, self.rows, self.short
         images = self.draw(rows, sampling, bar, args.seed)
@@ -162,26 +172,30 @@ class Evaluation:
         )
         seen = read(self.classifier, self.draw(short, sampling, bar, args.seed + 1))[1]
         few, few_error = with_error(lambda i: pooled_accuracy(seen[i], short[i]), len(short))
+        # What is common is drawn, and asked for, more often: others' requests are met this well.
+        chance = [pooled_accuracy(seen, short.roll(shift, 0)) for shift in range(1, len(short))]
         each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
         control = {
             "balanced_accuracy": whole,
             "balanced_accuracy_error": whole_error,
             "three_named": few,
             "three_named_error": few_error,
+            "three_named_by_chance": sum(chance) / len(chance),
             "each": {name: None if math.isnan(value) else value for name, value in each},
         }
         alike = self.draw(rows[:GUESTS].repeat_interleave(GUESTS, 0), sampling, bar, args.seed + 2)
         groups = read(self.classifier, alike)[0].view(GUESTS, GUESTS, -1)
-        spread = torch.stack([torch.pdist(group).mean() for group in groups]).mean()
         reference = self.reference["classifier"]
         some = reference[:: max(1, len(reference) // 500)]
+        spread = torch.stack([torch.pdist(group).mean() for group in groups]) / torch.pdist(some).mean()
         closest, which = nearest(features, self.train_features)
         self.pictures(sampling, images, closest, which)
         return {
             "sampling": asdict(sampling),
             **self.distances(images, features),
             "attributes": control,
-            "diversity_of_one_row_over_reference": float(spread / torch.pdist(some).mean()),
+            "diversity_of_one_row_over_reference": float(spread.mean()),
+            "diversity_error": mean_error(spread),
             "median_distance_to_train": float(closest.median()),
         }
 
@@ -240,7 +254,7 @@ class Evaluation:
             structural_similarity_index_measure,
         )
 
-        from evaluation import balanced_accuracy, in_batches, read
+        from evaluation import balanced_accuracy, in_batches
 
         model, parts = self.model, []
         for batch in in_batches(self.held_out.images[:number], label="reconstructions"):
@@ -251,12 +265,14 @@ class Evaluation:
         mu, reconstructions, attributes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         originals = torch.tensor(self.held_out.images[:number])
         pictures = [x.permute(0, 3, 1, 2).float() / 255 for x in (reconstructions, originals)]
-        features = [read(self.classifier, x)[0] for x in (reconstructions, originals)]
+        pairs = zip(reconstructions.split(250), originals.split(250), strict=True)
+        device = model.device
+        perceptual = [self.classifier.perceptual_distance(a.to(device), b.to(device)) for a, b in pairs]
         accuracy = balanced_accuracy(attributes, self.held_out.attributes[:number])
         return {
             "psnr": float(peak_signal_noise_ratio(*pictures, data_range=1.0)),
             "ssim": float(structural_similarity_index_measure(*pictures, data_range=1.0)),
-            "feature_distance": float(1 - torch.cosine_similarity(*features).mean()),
+            "perceptual_distance": float(torch.cat(perceptual).mean()),
             "active_dimensions": int((mu.float().var(0) > 0.01).sum()),
             "latent_dim": mu.shape[1],
             "attribute_balanced_accuracy": float(accuracy.nanmean()),
@@ -267,22 +283,32 @@ def table(report: dict) -> str:
     """The report as Markdown."""
     lines = ["# Evaluation", "", *(f"- {k}: {v}" for k, v in report["protocol"].items()), ""]
     for space in [s for s in ("classifier", "inception") if s in report["real"]]:
-        columns = ["sampler", "steps", "cfg", "Frechet", "kernel x 1000", "precision", "recall"]
-        columns += ["density", "coverage", "attributes", "three named"]
+        columns = [
+            "sampler",
+            "spacing",
+            "steps",
+            "cfg",
+            "Frechet",
+            "kernel x 1000",
+            "precision",
+            "recall",
+        ]
+        columns += ["density", "coverage", "attributes", "three named (by chance)"]
         lines += [f"Features: {space}. Errors are half of a 95 % interval.", ""]
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for entry in [*report["settings"], report["real"]]:
             sampling, d, a = entry.get("sampling"), entry[space], entry["attributes"]
-            name = ["held-out photographs", "", ""]
+            name = [report["protocol"]["attribute_split"] + " images", "", "", ""]
             if sampling:
-                name = [sampling[k] for k in ("sampler", "num_inference_steps", "cfg_scale")]
+                keys = ("sampler", "spacing", "num_inference_steps", "cfg_scale")
+                name = [sampling[key] for key in keys]
             cells = [
                 *map(str, name),
                 f"{d['frechet']:.2f} ± {d['frechet_error']:.2f}",
-                f"{1000 * d['kernel']:.1f}",
+                f"{1000 * d['kernel']:.1f} ± {1000 * d['kernel_error']:.1f}",
                 *(f"{d[k]:.3f}" for k in ("precision", "recall", "density", "coverage")),
                 f"{a['balanced_accuracy']:.3f}",
-                f"{a['three_named']:.3f}" if sampling else "",
+                f"{a['three_named']:.3f} ({a['three_named_by_chance']:.3f})" if sampling else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")

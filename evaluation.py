@@ -5,7 +5,6 @@ Features are float tensors (N, D), one row an image.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from celeba_dataset import random_flip
-from checkpoint import load_checkpoint, load_weights
+from checkpoint import file_hash, load_checkpoint, load_weights
 from diffusion_model import ConditionalDiffusion
 from model_config import SamplingConfig
 from samplers import sample_generators
@@ -54,9 +53,11 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
 
 
-def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
-    """Balls around each image, as wide as its distance to the k-th neighbour of its own set, stand for
-    a set's manifold. precision, recall: share of fake within real balls and the reverse (Kynkaanniemi
+def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
+    """What each image contributes to precision and density (F,), recall and coverage (R,), their means.
+
+    Balls around each image, as wide as its distance to the k-th neighbour of its own set, stand for a
+    set's manifold. precision, recall: share of fake within real balls and the reverse (Kynkaanniemi
     et al. 2019, arXiv:1904.06991); density: real balls around a fake, over k; coverage: share of real
     balls that hold a fake (Naeem et al. 2020, arXiv:2002.09797).
 
@@ -70,12 +71,13 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) ->
     fake_radius = torch.cdist(fake, fake).kthvalue(k + 1).values
     distance = torch.cdist(real, fake)  # (R, F)
     inside = distance < real_radius[:, None]
-    return {
-        "precision": float(inside.any(0).float().mean()),
-        "recall": float((distance < fake_radius).any(1).float().mean()),
-        "density": float(inside.sum(0).float().mean() / k),
-        "coverage": float((distance.min(1).values < real_radius).float().mean()),
+    values = {
+        "precision": inside.any(0),
+        "recall": (distance < fake_radius).any(1),
+        "density": inside.sum(0) / k,
+        "coverage": distance.min(1).values < real_radius,
     }
+    return {name: value.float() for name, value in values.items()}
 
 
 def balanced_accuracy(logits: Tensor, attributes: Tensor) -> Tensor:
@@ -113,9 +115,14 @@ def with_error(
     return statistic(*map(torch.arange, sizes)), 1.96 * float(torch.tensor(values).double().std())
 
 
+def mean_error(values: Tensor) -> float:
+    """Half the width of a mean's 95 % interval: what ``with_error`` tends to for a mean."""
+    return 1.96 * float(values.std()) / len(values) ** 0.5
+
+
 def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
-    """All of the above between two feature sets, with errors (95 %) of the two distances. Neighbourhoods
-    and kernel distance take as many real images as there are fake ones, at most."""
+    """All of the above between two feature sets, with errors (95 %). Neighbourhoods and kernel distance
+    take as many real images as there are fake ones, at most."""
     some = real[torch.linspace(0, len(real) - 1, min(len(fake), len(real))).long()]
     wide = fake.shape[1] > 512  # 2048 dimensions take seconds a resample
     frechet, frechet_error = with_error(
@@ -126,12 +133,11 @@ def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
     kernel, kernel_error = with_error(
         lambda i, j: kernel_distance(fake[i], some[j]), len(fake), len(some), num_resamples=30
     )
-    return {
-        "frechet": frechet,
-        "frechet_error": frechet_error,
-        "kernel": kernel,
-        "kernel_error": kernel_error,
-    } | precision_recall_density_coverage(some, fake)
+    figures = {"frechet": frechet, "frechet_error": frechet_error}
+    figures |= {"kernel": kernel, "kernel_error": kernel_error}
+    for name, values in neighbourhoods(some, fake).items():
+        figures |= {name: float(values.mean()), f"{name}_error": mean_error(values)}
+    return figures
 
 
 def nearest(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,12 +164,28 @@ class EvaluationClassifier(nn.Module):
         self.backbone.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)  # for small images
         self.head = nn.Linear(num_features, num_attributes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, D)."""
+    def _input(self, images: Tensor) -> Tensor:
         x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         if x.shape[2:] != (FEATURE_SIDE, FEATURE_SIDE):
             x = F.interpolate(x, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
-        return self.standardise(self.backbone(x.contiguous(memory_format=torch.channels_last)).float())
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, D)."""
+        return self.standardise(self.backbone(self._input(images)).float())
+
+    @torch.no_grad()
+    def perceptual_distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Squared distance of two batches' features at each position, the channels scaled to unit
+        length, averaged over positions and the network's four stages: LPIPS without its learned weights
+        (Zhang et al. 2018, arXiv:1801.03924). uint8 (B, H, W, 3) each -> (B,), 0 for equal images."""
+        net, total = self.backbone, torch.zeros(len(a), device=self.head.weight.device)
+        x = net.maxpool(net.relu(net.bn1(net.conv1(self._input(torch.cat([a, b]))))))
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            first, second = F.normalize(x).chunk(2)
+            total += (first - second).square().sum(1).mean((1, 2)) / 4
+        return total
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) -> logits (B, A), positive where the attribute is seen."""
@@ -295,13 +317,16 @@ def draw(
     batch_size: int = 50,
     bar: tqdm | None = None,
 ) -> Tensor:
-    """One image for each attribute row (N, A), image i from its own seed: uint8 (N, H, W, 3)."""
+    """One image for each attribute row (N, A), image i from its own seed: uint8 (N, H, W, 3). Progress
+    shows in ``bar``, image by image, or else in a bar of its own for each batch."""
     parts = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         generators = sample_generators(seed, range(start, start + len(batch)))
         with autocast:
-            parts.append(model.sample(len(batch), None, batch, sampling, generators).cpu())
+            progress = bar is None
+            images = model.sample(len(batch), None, batch, sampling, generators, progress=progress)
+        parts.append(images.cpu())
         if bar is not None:
             bar.update(len(batch))
     return torch.cat(parts)
@@ -329,9 +354,3 @@ def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor
         return torch.cat([network(b.permute(0, 3, 1, 2).to(device))[0].cpu() for b in batches])
 
     return features
-
-
-def file_hash(path: str | Path) -> str:
-    """The first 12 hexadecimal digits of a file's SHA-256, to tell checkpoints apart."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import cli
@@ -26,6 +27,7 @@ SHOWN_REQUESTS = (
     {"Male": 1, "Bald": 1, "Young": 0, "Smiling": 1},
 )
 SHOWN_EDITS = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair", "Bangs", "Wearing_Hat")
+EDIT_STEPS = 50  # inversion needs more steps than sampling
 SHOWN_INTERPOLATION = ({"Male": 1, "Smiling": 0}, {"Male": 0, "Smiling": 1})
 
 
@@ -61,14 +63,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="draw the attributes a request leaves open from the test rows of --data_root that agree",
     )
-    add("--attributes", nargs="+", default=[], metavar="NAME=VALUE", help="1 present, 0 absent")
+    add("--attributes", nargs="+", default=[], metavar="NAME=VALUE", help="1 there, 0 not, 0.5 open")
     add("--from", dest="start", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation start")
     add("--to", dest="end", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation end")
     add("--num_samples", type=cli.positive_int, default=8)
     add("--cfg_scale", type=cli.non_negative, default=2.0, help="0 unconditional, 1 no guidance")
     add("--manipulation_strength", type=cli.fraction, default=0.8, help="0 the source, 1 the full edit")
     add("--interpolation_steps", type=cli.number(int, 2), default=10)
-    add("--num_inference_steps", type=cli.positive_int, default=50)
+    steps = f"network evaluations; None: {SamplingConfig.num_inference_steps}, {EDIT_STEPS} for edits"
+    add("--num_inference_steps", type=cli.positive_int, help=steps)
     add(
         "--sampler",
         default=SamplingConfig.sampler,
@@ -102,7 +105,8 @@ class Manipulation:
 
         device = cli.choose_device(args.device)
         self.autocast = cli.autocast(args.mixed_precision, device)
-        self.sampling = configure(SamplingConfig, args)
+        steps = args.num_inference_steps or SamplingConfig.num_inference_steps
+        self.sampling = configure(SamplingConfig, args, num_inference_steps=steps)
         self.args, self.out = args, Path(args.output_dir)
         self.model = load_model(args.checkpoint, device)
         self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
@@ -142,7 +146,7 @@ class Manipulation:
 
     def generate(self) -> None:
         """A labelled grid, and every image on its own."""
-        from samplers import sample_generators
+        from evaluation import draw
         from visualize import save_grid
 
         args = self.args
@@ -152,14 +156,7 @@ class Manipulation:
             shown = [self.known(request) for request in SHOWN_REQUESTS]
             requests = [shown[i % len(shown)] for i in range(args.num_samples)]
         rows = self.rows(requests)
-        images = self.model.sample(
-            len(requests),
-            attributes=rows,
-            sampling=self.sampling,
-            generator=sample_generators(args.seed, range(len(requests))),
-            progress=True,
-        )
-        images = images.cpu().numpy()
+        images = draw(self.model, rows, self.sampling, nullcontext(), args.seed).numpy()
         single = self.save_each(images, "samples")
         title = f"generated, cfg_scale {args.cfg_scale:g}, seed {args.seed}"
         grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)
@@ -191,7 +188,8 @@ class Manipulation:
         title = f"from {caption(start)} to {caption(end)}"
         strip = save_grid(self.out / "interpolation.png", images, labels, len(images), title=title)
         gif = save_gif(self.out / "interpolation.gif", images)
-        self.made["interpolate"] = {"strip": strip, "gif": gif, "from": start, "to": end}
+        asked = {"from": start, "to": end, "rows": [whole.tolist(), changed.tolist()]}
+        self.made["interpolate"] = {"strip": strip, "gif": gif, **asked}
 
     def edit(self, source: Path, image) -> None:
         """A row: the source, its reconstruction, and one edit per attribute, or all named at once."""
@@ -212,7 +210,7 @@ class Manipulation:
             image,
             torch.cat([self.vector(edit) for edit in edits]),
             [0.0, args.manipulation_strength],
-            args.num_inference_steps,
+            args.num_inference_steps or EDIT_STEPS,
             args.cfg_scale,
             source_attributes=has,
             progress=True,
@@ -246,6 +244,8 @@ def find_source(args: argparse.Namespace) -> Path | None:
 
 def manipulate(args: argparse.Namespace) -> None:
     """Run the modes asked for and write the manifest."""
+    from checkpoint import file_hash
+
     source = find_source(args) if args.mode in ("edit", "all") else None
     if args.mode == "edit" and source is None:
         raise ValueError("--mode edit needs a photograph: give --source_image, or --data_root")
@@ -265,7 +265,13 @@ def manipulate(args: argparse.Namespace) -> None:
             work.interpolate()
         if source:
             work.edit(source, image)
-    manifest = {"arguments": vars(args), "model": work.model.config.to_dict(), "made": work.made}
+    manifest = {
+        "arguments": vars(args),
+        "checkpoint": file_hash(args.checkpoint),
+        "precision": cli.choose_precision(args.mixed_precision, work.model.device.type),
+        "model": work.model.config.to_dict(),
+        "made": work.made,
+    }
     path = work.out / "manifest.json"
     path.write_text(json.dumps(manifest, indent=2, default=str) + "\n")
     for mode, made in work.made.items():

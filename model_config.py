@@ -92,7 +92,7 @@ class SamplingConfig:
 
     sampler: str = "dpm_solver"
     num_inference_steps: int = 20  # network evaluations
-    spacing: str = "log_snr"
+    spacing: str | None = None  # of the timesteps; None: what suits the sampler
     eta: float = 0.0  # of DDIM: 0 deterministic, 1 as noisy as DDPM
     cfg_scale: float = 2.0  # 0 unconditional, 1 no guidance
     rescale: float = 0.0
@@ -102,6 +102,10 @@ class SamplingConfig:
     def __post_init__(self):
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         check_choice("sampler", self.sampler, SAMPLERS)
+        if self.spacing is None:
+            object.__setattr__(
+                self, "spacing", "log_snr" if self.sampler == "dpm_solver" else "trailing"
+            )
         check_choice("spacing", self.spacing, SPACINGS)
         if self.eta > 0 and self.sampler != "ddim":
             raise ValueError(f"eta is the noise of sampler ddim, got eta {self.eta} with {self.sampler}")

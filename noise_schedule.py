@@ -73,13 +73,12 @@ class NoiseSchedule:
 
     def alpha_bar_at(self, t: int | Tensor, like: Tensor) -> Tensor:
         """alpha_bar_t in float64, ready to broadcast over ``like``: a scalar for an int t, else
-        (B, 1, 1, 1) on its device (in float32 on MPS, which has no float64)."""
+        (B, 1, 1, 1) on its device."""
         if isinstance(t, int):
             return self._table["cpu"][t + 1]
         device = str(like.device)
         if device not in self._table:
-            dtype = torch.float32 if like.device.type == "mps" else torch.float64
-            self._table[device] = self._table["cpu"].to(like.device, dtype)
+            self._table[device] = self._table["cpu"].to(like.device)
         return self._table[device][t + 1].reshape(-1, *[1] * (like.ndim - 1))
 
     def signal_and_noise(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ x_t is the sample. Tensors are (B, C, H, W).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -22,6 +23,9 @@ from noise_schedule import Denoiser, NoiseSchedule
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
 Generator = torch.Generator | Sequence[torch.Generator] | None
+NOISIEST = -math.log(
+    80
+)  # log(alpha / sigma) where sampling starts in Karras et al. 2022, arXiv:2206.00364
 
 
 def timestep_grid(
@@ -33,7 +37,8 @@ def timestep_grid(
     -1, ``linspace`` visits both ends (the names of Lin et al. 2023, arXiv:2305.08891, table 2);
     ``quadratic`` visits both with sqrt(t) evenly spaced (Song et al. 2021, arXiv:2010.02502, appendix
     D.2) and ``log_snr`` with the log-SNR evenly spaced (Lu et al. 2022, arXiv:2206.00927, section 3.3),
-    as nearly as whole timesteps allow.
+    as nearly as whole timesteps allow, after a first step from T - 1 past all that is noisier than
+    ``NOISIEST``, where there is nothing to see yet.
 
     Raises:
         ValueError: unless 1 <= num_inference_steps <= T, or for an unknown spacing.
@@ -55,9 +60,8 @@ def timestep_grid(
         grid = _distinct(np.linspace((num_timesteps - 1) ** 0.5, 0, num_inference_steps) ** 2)
     else:
         log_snr = schedule.half_log_snr(torch.arange(num_timesteps)).numpy()  # falls with t
-        if schedule.alpha_bar[-1] == 0:  # its log-SNR is infinite: go on as before it
-            log_snr[-1] = 2 * log_snr[-2] - log_snr[-3]
-        wanted = np.linspace(log_snr[-1], log_snr[0], num_inference_steps)
+        wanted = np.linspace(max(log_snr[-1], NOISIEST), log_snr[0], num_inference_steps)
+        wanted[0] = log_snr[-1]  # x_T is noise of the last timestep
         grid = _distinct(np.interp(wanted, log_snr[::-1], np.arange(num_timesteps)[::-1]))
     return [*map(int, grid), -1]
 

@@ -101,9 +101,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make_accelerator(args: argparse.Namespace):
     """The accelerate.Accelerator for the device and precision asked for."""
+    import torch
     from accelerate import Accelerator
 
     device = cli.choose_device(args.device)
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
+        torch.set_float32_matmul_precision("high")  # TF32 where --mixed_precision no
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision=cli.choose_precision(args.mixed_precision, device),
@@ -116,9 +120,10 @@ def load_datasets(args: argparse.Namespace, accelerator):
     """The training and validation datasets; draws the synthetic faces where no folder is given."""
     from celeba_dataset import CelebADataset, download_celeba
 
-    if args.download:
-        download_celeba(args.data_root)
     root = args.data_root
+    if args.download:
+        with accelerator.main_process_first():
+            download_celeba(root)
     if root is None:
         from synthetic_faces import write_dataset
 
@@ -163,6 +168,8 @@ def dry_run(run) -> None:
     metrics = run.update(batches)
     seconds = time.perf_counter() - started
     losses = validate(run)
+    if not run.accelerator.is_main_process:
+        return
     parameters = sum(p.numel() for p in run.raw_model.parameters()) / 1e6
     rate = run.images_per_step / seconds
     precision = run.accelerator.mixed_precision

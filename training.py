@@ -153,12 +153,13 @@ class TrainingRun:
         for micro in range(args.grad_accum):
             batch = next(batches)
             seed_everything(args.seed, self.step, micro, accelerator.process_index)
-            images, attributes = self.to_device(batch | {"image": random_flip(batch["image"])})
+            images, attributes = self.to_device(batch)
+            images = random_flip(images)
             with accelerator.accumulate(self.model):
                 terms, per_sample, t = self.model(images, attributes, self.loss_config)
                 accelerator.backward(terms["total"])
-        norm = accelerator.clip_grad_norm_(self.raw_model.parameters(), args.grad_clip)
-        finite = math.isfinite(norm) and math.isfinite(terms["total"].detach())
+        norm = float(accelerator.clip_grad_norm_(self.raw_model.parameters(), args.grad_clip))
+        finite = math.isfinite(norm)  # alike on all processes; a loss that is not finite shows here, too
         if finite or accelerator.scaler is not None:  # fp16's scaler skips by itself, to adapt its scale
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -171,14 +172,15 @@ class TrainingRun:
                 f"the loss or its gradient was not finite {MAX_SKIPPED} steps in a row, up to step "
                 f"{self.step}: the last checkpoint is intact; lower --lr or --grad_clip and --resume"
             )
-        return {"terms": terms, "per_sample": per_sample, "t": t, "lr": rate, "grad_norm": float(norm)}
+        return {"terms": terms, "per_sample": per_sample, "t": t, "lr": rate, "grad_norm": norm}
 
     # ---------------------------------------------------------------- checkpoints
 
     def recipe(self) -> dict:
         """What decides the numbers a run produces; a resumed run must agree on all of it."""
-        names = ("batch_size", "grad_accum", "warmup_steps", "weight_decay", "grad_clip", "ema_decay")
-        recipe = {name: getattr(self.args, name) for name in (*names, "seed")}
+        names = ("batch_size", "grad_accum", "lr", "warmup_steps", "weight_decay", "grad_clip")
+        names = (*names, "ema_decay", "val_images", "seed")
+        recipe = {name: getattr(self.args, name) for name in names}
         recipe |= vars(self.loss_config) | self.raw_model.config.to_dict()
         return recipe | {"images": len(self.train_set), "processes": self.accelerator.num_processes}
 
@@ -221,7 +223,7 @@ class TrainingRun:
 
     def save_if_best(self, losses: dict[str, float], path: Path) -> bool:
         """Keep the EMA weights as the best so far, if their validation loss is."""
-        if losses["total"] >= self.best:
+        if not losses["total"] < self.best:  # nor where it is not a number
             return False
         self.best = losses["total"]
         save_model(self.ema.model, path, step=self.step, validation_loss=self.best)
@@ -242,14 +244,16 @@ def validate(run: TrainingRun) -> dict[str, float]:
     timesteps = torch.linspace(0, model.schedule.num_timesteps - 1, total).long()[order]
     batch_size, sums = run.args.batch_size, {}
     stride = batch_size * accelerator.num_processes
-    for start in range(accelerator.process_index * batch_size, total, stride):
-        indices = list(range(start, min(start + batch_size, total)))
+    first = accelerator.process_index * batch_size
+    for start in range(first, max(total, first + 1), stride):  # once at least: all must take part
+        shown = range(start, min(start + batch_size, total))
+        indices = list(shown) or [0]
         images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
         seed_everything(0, start)
         with accelerator.autocast():
             terms, _, _ = model(images, attributes, config, timesteps[indices].to(images.device))
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.double() * len(indices)
+            sums[name] = sums.get(name, 0.0) + value.double() * len(shown)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums)
     return {name: float(value) / total for name, value in sums.items()}
@@ -261,31 +265,38 @@ class Logger:
     def __init__(self, run: TrainingRun, log_dir: str):
         self.run = run
         main = run.accelerator.is_main_process
-        self.writer = SummaryWriter(log_dir, purge_step=run.step) if main else None
-        self.steps, self.seconds, self.sums = 0, 0.0, {}
+        # What a run that broke off wrote after its last checkpoint is replaced, other runs are kept.
+        self.writer = SummaryWriter(log_dir, purge_step=run.step or None) if main else None
+        self.steps: list[dict] = []
+        self.seconds = 0.0
 
     def add(self, metrics: dict, seconds: float) -> None:
-        """Take in one step's metrics."""
-        values = {f"loss/{name}": float(value.detach()) for name, value in metrics["terms"].items()}
-        values |= {"optimisation/grad_norm": metrics["grad_norm"], "optimisation/lr": metrics["lr"]}
-        quartile = metrics["t"] * 4 // self.run.raw_model.schedule.num_timesteps
-        for q in range(4):
-            chosen = metrics["per_sample"][quartile == q]
-            if len(chosen):
-                values[f"diffusion_by_timestep/quartile_{q + 1}"] = float(chosen.mean())
-        for name, value in values.items():
-            total, number = self.sums.get(name, (0.0, 0))
-            self.sums[name] = (total + value, number + 1)
-        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+        """Take in one step's metrics, as tensors: reading them now would make a GPU wait."""
+        metrics["terms"] = {name: value.detach() for name, value in metrics["terms"].items()}
+        self.steps.append(metrics)
+        self.seconds += seconds
 
     def flush(self) -> dict[str, float]:
         """Write the averages since the last flush, and return them."""
-        if not self.steps:
+        steps, seconds = self.steps, self.seconds
+        self.steps, self.seconds = [], 0.0
+        if not steps:
             return {}
-        means = {name: total / number for name, (total, number) in self.sums.items()}
-        means["speed/images_per_second"] = self.steps * self.run.images_per_step / self.seconds
+        means = {
+            f"loss/{name}": float(torch.stack([step["terms"][name] for step in steps]).mean())
+            for name in steps[0]["terms"]
+        }
+        for name in ("grad_norm", "lr"):
+            means[f"optimisation/{name}"] = sum(step[name] for step in steps) / len(steps)
+        per_sample = torch.cat([step["per_sample"] for step in steps]).cpu()
+        quartile = torch.cat([step["t"] for step in steps]).cpu() * 4
+        quartile //= self.run.raw_model.schedule.num_timesteps
+        for q in range(4):
+            if (quartile == q).any():
+                chosen = per_sample[quartile == q]
+                means[f"diffusion_by_timestep/quartile_{q + 1}"] = float(chosen.mean())
+        means["speed/images_per_second"] = len(steps) * self.run.images_per_step / seconds
         self.scalars(means)
-        self.steps, self.seconds, self.sums = 0, 0.0, {}
         return means
 
     def scalars(self, values: dict[str, float]) -> None:

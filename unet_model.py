@@ -16,10 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or the most that divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+from norm import Norm
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -53,6 +50,7 @@ class AttributeMaps(nn.Module):
 
     def forward(self, attributes: Tensor, size: torch.Size) -> Tensor:
         maps = F.linear(attributes, self.maps.T, self.always).unflatten(1, self.shape)
+        maps = maps.contiguous(memory_format=torch.channels_last)
         if maps.shape[2:] == size:
             return maps
         return F.interpolate(maps, size, mode="bilinear")  # (B, C, H, W)
@@ -100,28 +98,40 @@ class ConditionEmbedding(nn.Module):
                 token = keep * self.latent_token(latent) + (1 - keep) * no_token
                 embedding = embedding + keep * self.latent(latent)
             tokens = torch.cat([tokens, token[:, None]], dim=1)  # (B, A + 1, C)
-        return embedding, self.norm(tokens)
+        return F.silu(embedding), self.norm(tokens)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(FiLM(norm(conv(norm(x))))), the second convolution starting at zero."""
+    """x + conv(silu(FiLM(norm(conv(silu(norm(x))))))), the second convolution starting at zero."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, dropout: float):
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = Norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.film = nn.Linear(embedding_dim, 2 * out_channels)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = Norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))  # (B, C_out, H, W)
-        scale, shift = self.film(F.silu(embedding))[..., None, None].chunk(2, dim=1)  # (B, C_out, 1, 1)
-        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        h = self.conv1(self.norm1(x))  # (B, C_out, H, W)
+        scale, shift = self.film(embedding).chunk(2, dim=1)  # (B, C_out)
+        return self.skip(x) + self.conv2(self.dropout(self.norm2(h, scale, shift)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V: (B, heads, N, D), (B, heads, M, D) twice -> (B, heads, N, D).
+
+    The fused kernel on a GPU; written out on a CPU, where the fused one trains at half the speed.
+    """
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value)
+    heads, scale = query.shape[1], query.shape[3] ** -0.5
+    query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
+    weights = torch.softmax((scale * query) @ key.mT, dim=-1)  # (B heads, N, M)
+    return (weights @ value).unflatten(0, (-1, heads))
 
 
 class Attention(nn.Module):
@@ -130,7 +140,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
         super().__init__()
         self.num_heads = num_heads
-        self.norm = group_norm(channels)
+        self.norm = Norm(channels, silu=False)
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(context_dim or channels, 2 * channels)
         self.out = zero_init(nn.Linear(channels, channels))
@@ -143,7 +153,7 @@ class Attention(nn.Module):
         key, value = rearrange(
             self.key_value(source), "b n (two k d) -> two b k n d", two=2, k=self.num_heads
         )
-        h = F.scaled_dot_product_attention(query, key, value)  # (B, heads, HW, C / heads)
+        h = attend(query, key, value)  # (B, heads, HW, C / heads)
         h = self.out(rearrange(h, "b k n d -> b n (k d)"))
         return x + rearrange(h, "b (h w) c -> b c h w", h=height)
 
@@ -220,7 +230,7 @@ class ConditionalUNet(nn.Module):
     ):
         super().__init__()
         levels = len(channels)
-        for level in (*self_attention_levels, *cross_attention_levels):
+        for level in (*self_attention_levels, *cross_attention_levels, levels - 1):
             if not 0 <= level < levels:
                 raise ValueError(f"attention at level {level}, but there are levels 0 ... {levels - 1}")
             if channels[level] % num_heads:
@@ -261,7 +271,7 @@ class ConditionalUNet(nn.Module):
             width = c
             if level > 0:
                 self.upsample.append(nn.Conv2d(c, c, 3, padding=1))
-        self.norm_out = group_norm(width)
+        self.norm_out = Norm(width)
         self.conv_out = zero_init(nn.Conv2d(width, patch_channels, 3, padding=1))
 
     def _run(self, block: Block, *inputs: Tensor) -> Tensor:
@@ -314,5 +324,5 @@ class ConditionalUNet(nn.Module):
                 x = self._run(block, torch.cat([x, skips.pop()], dim=1), embedding, context)
             if level < len(self.upsample):
                 x = self.upsample[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(self.norm_out(x))
         return F.pixel_shuffle(x, self.patch_size)  # (B, C, H, W)

@@ -4,9 +4,9 @@
 
 Peers: diffusers' UNet2DModel with its DDPM recipe, and denoising-diffusion-pytorch's Unet and
 GaussianDiffusion, at widths a CPU can train; each once as it ships (float32) and once tuned (bfloat16,
-channels-last, our GFLOP per image to within a seventh, our learning rate and its annealing, our EMA).
-They are unconditional; ours draws under the attribute rows of the validation split, guided and not, and
-unconditionally. Every model is judged by the same evaluation classifier, against the test split. Prints
+channels-last, our GFLOP per image to within a seventh, our learning rate and its annealing, our EMA,
+fused AdamW, and our allocator's setting). They are unconditional; ours draws under the attribute rows
+of the validation split, guided and not, and unconditionally. Every model is judged by the same evaluation classifier, against the test split. Prints
 the table, saves a grid of each; the last line is one JSON object. What was measured is kept: a run that
 was stopped goes on where it was.
 """
@@ -110,10 +110,10 @@ class DDPMPytorch:
         return self.build(network, num_steps).sample(batch_size=number) * 2 - 1
 
 
-PEERS = {  # the class, its size, and whether it is tuned
+PEERS = {  # the class, its size, and whether it is tuned; those last, as the allocator's setting stays
     "diffusers as shipped": (Diffusers, [32, 64, 128, 256], False),
-    "diffusers tuned": (Diffusers, [16, 48, 96, 160], True),
     "ddpm-pytorch as shipped": (DDPMPytorch, 32, False),
+    "diffusers tuned": (Diffusers, [16, 48, 96, 160], True),
     "ddpm-pytorch tuned": (DDPMPytorch, 24, True),
 }
 SCALES = (0.0, 1.0, 2.0)  # of our guidance; 0 asks for nothing, as the peers are; the last one counts
@@ -131,6 +131,7 @@ def train_peer(peer, images, minutes: float, tuned: bool, label: str):
     torch.manual_seed(0)
     network, step = peer.network, 0
     if tuned:
+        cli.keep_freed_memory()
         network.to(memory_format=torch.channels_last)
     ema = EMA(network, TUNED_EMA if tuned else peer.ema_decay)
     kind = torch.optim.AdamW if tuned or isinstance(peer, Diffusers) else torch.optim.Adam

@@ -4,20 +4,22 @@
 
 Peers: diffusers' UNet2DConditionModel with the same channels, blocks_per_level, attention levels and 40
 context tokens, as it ships (float32) and under our precision, memory format and optimiser; and
-denoising-diffusion-pytorch's Unet as it ships. At equal settings theirs are larger: diffusers' way up
-has a block more on each level and its attention blocks a feed-forward part; GFLOP/image says by how
-much. FLOPs are counted by torch; the ceiling is the fastest of a few bfloat16 convolutions and matrix
-products in the same run. The last line is one JSON object.
+denoising-diffusion-pytorch's Unet as it ships; each in a process of its own. At equal settings theirs
+are larger: diffusers' way up has a block more on each level and its attention blocks a feed-forward
+part; GFLOP/image says by how much. FLOPs are counted by torch; the ceiling is the fastest of a few
+bfloat16 convolutions and matrix products in the same run. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -81,7 +83,7 @@ def ddpm_pytorch():
 class Contender:
     """A network, its optimiser, and one training step of it."""
 
-    def __init__(self, build: Callable, tuned: bool, device: str, batch_size: int):
+    def __init__(self, build: Callable, tuned: bool, compiled: bool, device: str, batch_size: int):
         import torch
 
         torch.manual_seed(0)
@@ -89,16 +91,16 @@ class Contender:
         self.network.to(device)
         if tuned:
             self.network.to(memory_format=torch.channels_last)
-        self.tuned, self.device = tuned, device
+        if compiled:
+            self.network.compile()
+        self.tuned, self.compiled, self.device = tuned, compiled, device
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=tuned or None)
         generator = torch.Generator().manual_seed(0)
         side = CONFIG.image_size
         self.x = torch.randn(batch_size, 3, side, side, generator=generator).to(device)
         self.t = torch.randint(1000, (batch_size,), generator=generator).to(device)
-        self.rows = (
-            torch.randn(batch_size, len(CONFIG.attribute_names), generator=generator).sign().to(device)
-        )
-        self.seconds: list[float] = []
+        rows = torch.randn(batch_size, len(CONFIG.attribute_names), generator=generator)
+        self.rows = rows.sign().to(device)
 
     def step(self) -> None:
         """Forward, backward, clip, update."""
@@ -111,17 +113,35 @@ class Contender:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def timed(self) -> None:
-        """One step, its seconds kept."""
-        self.seconds.append(_seconds(self.step, self.device))
-
-    def gflop(self) -> float:
-        """GFLOP per image of forward and backward, as torch counts them."""
+    def facts(self) -> dict[str, float]:
+        """Millions of parameters, GFLOP per image of forward and backward as torch counts them (not
+        where compiled), and on a GPU the GiB that a step takes at most."""
+        import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        with FlopCounterMode(display=False) as counter:
+        self.step()  # the first allocates, and compiles
+        cuda = self.device == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        counter = FlopCounterMode(display=False)
+        with nullcontext() if self.compiled else counter:
             self.step()
-        return counter.get_total_flops() / 1e9 / len(self.x)
+        return {
+            "millions": sum(p.numel() for p in self.network.parameters()) / 1e6,
+            "gflop": counter.get_total_flops() / 1e9 / len(self.x),
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
+        }
+
+
+def _serve(pipe, *how) -> None:
+    """In a process of its own: facts first, then a step's seconds for every True received."""
+    build, tuned, compiled, device, batch_size = how
+    if tuned and device == "cpu":
+        cli.keep_freed_memory()  # as train.py does; what ships does not
+    contender = Contender(build, tuned, compiled, device, batch_size)
+    pipe.send(contender.facts())
+    while pipe.recv():
+        pipe.send(_seconds(contender.step, device))
 
 
 def _seconds(what: Callable[[], object], device: str) -> float:
@@ -142,7 +162,7 @@ def ceiling(device: str) -> dict[str, float]:
     import torch.nn.functional as F
 
     def best(work: Callable[[], object], gflop: float) -> float:
-        calls = 200 if device == "cuda" else 1  # to hide what a launch costs
+        calls = 50 if device == "cuda" else 1  # to hide what a launch costs
 
         def repeated() -> None:
             for _ in range(calls):
@@ -153,42 +173,66 @@ def ceiling(device: str) -> dict[str, float]:
 
     rates = {"convolution": 0.0, "matmul": 0.0}
     with torch.inference_mode():
+        batch = 256 if device == "cuda" else 16
         for channels, side in ((128, 32), (256, 16), (256, 32), (512, 16)):
-            x = torch.randn(16, channels, side, side, device=device, dtype=torch.bfloat16)
+            x = torch.randn(batch, channels, side, side, device=device, dtype=torch.bfloat16)
             x = x.to(memory_format=torch.channels_last)
             w = torch.randn(channels, channels, 3, 3, device=device, dtype=torch.bfloat16)
             w = w.to(memory_format=torch.channels_last)
-            gflop = 2 * 9 * channels**2 * side**2 * 16 / 1e9
+            gflop = 2 * 9 * channels**2 * side**2 * batch / 1e9
             rate = best(lambda x=x, w=w: F.conv2d(x, w, padding=1), gflop)
             rates["convolution"] = max(rates["convolution"], rate)
-        for size in (1024, 2048):
+        for size in (4096, 8192) if device == "cuda" else (1024, 2048):
             a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
             rates["matmul"] = max(rates["matmul"], best(lambda a=a: a @ a, 2 * size**3 / 1e9))
     return rates
 
 
-def measure(batch_size: int, rounds: int, device: str) -> dict:
+CONTENDERS = {  # how it is built, whether under our precision and memory format, whether compiled
+    "ours": (ours, True, False),
+    "diffusers, as shipped": (diffusers, False, False),
+    "diffusers, our precision": (diffusers, True, False),
+    "denoising-diffusion-pytorch": (ddpm_pytorch, False, False),
+    "ours, compiled": (ours, True, True),
+}
+
+
+def measure(batch_size: int, rounds: int, device: str, compiled: bool) -> dict:
     """Run all contenders in turn, print the table, return the figures."""
-    contenders = {
-        "ours": Contender(ours, True, device, batch_size),
-        "diffusers, as shipped": Contender(diffusers, False, device, batch_size),
-        "diffusers, our precision": Contender(diffusers, True, device, batch_size),
-        "denoising-diffusion-pytorch": Contender(ddpm_pytorch, False, device, batch_size),
-    }
-    gflop = {name: contender.gflop() for name, contender in contenders.items()}  # warms up, too
+    spawn = multiprocessing.get_context("spawn")
+    pipes, facts, seconds = {}, {}, {}
+    for name, how in CONTENDERS.items():
+        if compiled or name != "ours, compiled":
+            pipes[name], theirs = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(theirs, *how, device, batch_size), daemon=True)
+            process.start()
+            theirs.close()  # so that a contender that dies ends the wait for it
+            facts[name], seconds[name] = pipes[name].recv(), []
+    if compiled:
+        facts["ours, compiled"]["gflop"] = facts["ours"]["gflop"]
     for _ in range(rounds):
-        for contender in contenders.values():
-            contender.timed()
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(False)
     limits = ceiling(device)
     rate, reached = {}, {}
     print(f"{'':<30}{'M parameters':>13}{'GFLOP/image':>13}{'images/s':>10}{'GFLOP/s':>9}")
-    for name, contender in contenders.items():
-        rate[name] = batch_size / statistics.median(contender.seconds)
-        reached[name] = rate[name] * gflop[name]
-        millions = sum(p.numel() for p in contender.network.parameters()) / 1e6
-        print(f"{name:<30}{millions:>13.1f}{gflop[name]:>13.1f}{rate[name]:>10.2f}{reached[name]:>9.0f}")
+    for name, fact in facts.items():
+        rate[name] = batch_size / statistics.median(seconds[name])
+        reached[name] = rate[name] * fact["gflop"]
+        print(f"{name:<30}{fact['millions']:>13.1f}{fact['gflop']:>13.1f}", end="")
+        print(f"{rate[name]:>10.2f}{reached[name]:>9.0f}")
     print(f"bfloat16 ceilings: {limits['convolution']:.0f} convolution, {limits['matmul']:.0f} matmul")
-    return {
+    more = {}
+    if compiled:
+        more["compiled_over_eager"] = round(rate["ours, compiled"] / rate["ours"], 3)
+    if device == "cuda":
+        fastest = max(value for name, value in reached.items() if name.startswith("ours"))
+        more["model_flop_utilisation"] = round(fastest / limits["matmul"], 3)
+        more["peak_gib"] = {name: round(fact["peak_gib"], 2) for name, fact in facts.items()}
+    return more | {
         "speedup_vs_diffusers_as_shipped": round(rate["ours"] / rate["diffusers, as shipped"], 3),
         "speedup_vs_diffusers_same_precision": round(rate["ours"] / rate["diffusers, our precision"], 3),
         "speedup_vs_ddpm_pytorch": round(rate["ours"] / rate["denoising-diffusion-pytorch"], 3),
@@ -205,10 +249,11 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--batch_size", type=cli.positive_int, default=16)
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="steps of each, in turn")
+    parser.add_argument("--compile", action="store_true", help="ours also under torch.compile")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()
     device = cli.choose_device(args.device)
-    result = measure(args.batch_size, args.rounds, device)
+    result = measure(args.batch_size, args.rounds, device, args.compile)
     print(json.dumps(result | {"torch": torch.__version__, "threads": torch.get_num_threads()}))
 
 

@@ -18,8 +18,8 @@ from evaluation import (
     frechet_distance,
     kernel_distance,
     nearest,
+    neighbourhoods,
     pooled_accuracy,
-    precision_recall_density_coverage,
     with_error,
 )
 from model_config import SamplingConfig
@@ -59,6 +59,10 @@ def test_kernel_distance_is_that_of_torchmetrics():
     assert abs(sum(same) / 60) < 2.6 * torch.tensor(same).std() / math.sqrt(60)  # unbiased
 
 
+def precision_recall_density_coverage(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in neighbourhoods(real, fake).items()}
+
+
 def test_neighbourhoods_tell_quality_from_variety():
     real = normal(400, 8)
     same = precision_recall_density_coverage(real, normal(400, 8, seed=1))
@@ -68,7 +72,7 @@ def test_neighbourhoods_tell_quality_from_variety():
     far = precision_recall_density_coverage(real, normal(400, 8, seed=1) + 10)
     assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
     with pytest.raises(ValueError, match="more images than 5"):
-        precision_recall_density_coverage(real, real[:5])
+        neighbourhoods(real, real[:5])
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():

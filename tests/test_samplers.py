@@ -12,7 +12,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DPMSol
 from torch import Tensor
 
 from noise_schedule import NoiseSchedule
-from samplers import ddim, ddpm, dpm_solver, last, sample_generators, timestep_grid
+from samplers import NOISIEST, ddim, ddpm, dpm_solver, last, sample_generators, timestep_grid
 
 T = 1000
 KINDS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -77,7 +77,10 @@ def test_wrong_grids_are_refused_in_one_line(args, named):
 
 def test_grids_are_even_in_what_they_say(schedule):
     root = [t**0.5 for t in timestep_grid(schedule, 20, "quadratic")[:-1]]
-    log_snr = schedule.half_log_snr(torch.tensor(timestep_grid(schedule, 20, "log_snr")[:-1]))
+    grid = timestep_grid(schedule, 20, "log_snr")
+    log_snr = schedule.half_log_snr(torch.tensor(grid[:-1]))
+    assert grid[0] == T - 1 and grid[1] < T - 10  # no step is spent where all is noise
+    log_snr[0] = NOISIEST
     for values in (-torch.tensor(root), log_snr):
         width = (values[-1] - values[0]) / 19
         middle = values.diff()[7:13]  # towards the ends whole timesteps lie too far apart

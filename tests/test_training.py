@@ -165,6 +165,20 @@ def test_every_epoch_shows_every_image_once_over_all_processes():
     assert late == next(itertools.islice(iter(BatchOrder(30, 5, 0, 0, 1, 0)), 4, None))
 
 
+def test_two_processes_train_and_validate_together(flags, tmp_path):
+    """Also where the second has no image left to validate."""
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "train.py", *flags]
+    where = ["--save_dir", str(tmp_path), "--log_dir", str(tmp_path / "logs"), "--max_steps", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, *where], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = load_checkpoint(tmp_path / "last.pth")
+    assert state["step"] == 2 and state["recipe"]["processes"] == 2
+    assert 0 < state["best"] < 5
+
+
 def test_learning_rate_warms_up_and_anneals():
     args = train.parse_args(["--lr", "1", "--warmup_steps", "9"])
     assert learning_rate(args, 0, 0.0) == pytest.approx(0.1)
