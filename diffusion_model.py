@@ -349,10 +349,13 @@ class ConditionalDiffusion(nn.Module):
         target = torch.where(target == 0, source, target)
         grid = timestep_grid(self.schedule, num_inference_steps)
         for strength in strengths:
-            denoise = self.guided_denoiser(target, latent, strength * cfg_scale, base=source)
+            # Without strength there is no target, and one source comes out the same every time.
+            some = slice(1 if strength == 0 and len(source_image) == 1 else None)
+            who = None if latent is None else latent[some]
+            denoise = self.guided_denoiser(target[some], who, strength * cfg_scale, base=source[some])
             denoise = weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
-            steps = with_bar(ddim(denoise, self.schedule, x_T, grid), "editing", grid, progress)
-            yield self.first_stage.decode(last(steps))
+            steps = with_bar(ddim(denoise, self.schedule, x_T[some], grid), "editing", grid, progress)
+            yield self.first_stage.decode(last(steps)).expand(batch_size, -1, -1, -1)
 
     def manipulate_attributes(
         self,

@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--classifier", default="./checkpoints/evaluation_classifier.pth")
     add("--train_classifier", action="store_true", help="train the classifier and write it there")
     add("--classifier_epochs", type=cli.positive_int, default=12)
-    add("--inception_weights", help="Inception weights of torch-fidelity, for features beside ours")
+    add("--inception_weights", help="torch-fidelity's file, or 'download': its features, too")
     add("--num_samples", type=cli.number(int, FEWEST), default=1000)
     add("--cfg_scale", type=cli.non_negative, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
     add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])

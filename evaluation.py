@@ -334,17 +334,19 @@ def draw(
 
 def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor]:
     """The 2048 features of Inception-v3 that Frechet distances are usually quoted in, from torch-
-    fidelity's weights file: a function of uint8 images (N, H, W, 3).
+    fidelity's weights file, or fetched for "download": a function of uint8 images (N, H, W, 3).
 
     Raises:
         FileNotFoundError: where the file is not there.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    if not Path(weights).is_file():
+    fetch = weights == "download"
+    if not fetch and not Path(weights).is_file():
         raise FileNotFoundError(f"no Inception weights at {weights}: see torch-fidelity's releases")
     try:
-        network = FeatureExtractorInceptionV3("fid", ["2048"], str(weights)).to(device).eval()
+        file = None if fetch else str(weights)
+        network = FeatureExtractorInceptionV3("fid", ["2048"], file).to(device).eval()
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{weights} holds no Inception weights of torch-fidelity: {error}") from None
 

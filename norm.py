@@ -59,7 +59,7 @@ class NormFunction(torch.autograd.Function):
         rstd = rstd.to(d_gain.dtype).repeat_interleave(size, 1)  # (B, C)
         # dx = rstd (g - mean(g) - h mean(g h)), g = gain * grad
         d_x = _affine(h, -rstd * over_group(gain * d_gain), -rstd * over_group(gain * d_offset))
-        d_x = torch.addcmul(d_x, grad, (rstd * gain).to(grad.dtype)[..., None, None])
+        d_x.addcmul_(grad, (rstd * gain).to(grad.dtype)[..., None, None])
         return d_x, d_gain.sum_to_size(gain.shape), d_offset.sum_to_size(offset.shape), None, None, None
 
 

@@ -92,7 +92,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=cli.count, default=0)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
-    add("--dry_run", action="store_true", help="one step of everything, nothing written")
+    add("--dry_run", action="store_true", help="two steps, timed: no checkpoint, no log")
     args = parser.parse_args(argv)
     if args.download and not args.data_root:
         parser.error("--download needs --data_root, the folder to download into")

@@ -5,10 +5,10 @@
 Peers: diffusers' UNet2DModel with its DDPM recipe, and denoising-diffusion-pytorch's Unet and
 GaussianDiffusion, at widths a CPU can train; each once as it ships (float32) and once tuned (bfloat16,
 channels-last, our GFLOP per image to within a seventh, our learning rate and its annealing, our EMA,
-fused AdamW, and our allocator's setting). They are unconditional; ours draws under the attribute rows
-of the validation split, guided and not, and unconditionally. Every model is judged by the same evaluation classifier, against the test split. Prints
-the table, saves a grid of each; the last line is one JSON object. What was measured is kept: a run that
-was stopped goes on where it was.
+fused AdamW, our allocator's setting). They are unconditional; ours draws under the attribute rows of
+the validation split, guided and not, and unconditionally. Every model is judged by the same evaluation
+classifier, against the test split. Prints the table, saves a grid of each; the last line is one JSON
+object. What was measured is kept: a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
