@@ -219,19 +219,26 @@ def check_flags(args: argparse.Namespace, accelerator) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """The training loop."""
-    from tqdm import tqdm
-
-    from training import Logger, TrainingRun
+    """Start or resume a run, and take it to its end."""
+    from training import TrainingRun
 
     accelerator = make_accelerator(args)
     check_flags(args, accelerator)
     run = TrainingRun(args, accelerator, *load_datasets(args, accelerator))
-    last = Path(args.save_dir) / "last.pth"
     if args.resume is not None:
-        run.load(Path(args.resume or last))
-    if args.dry_run:
-        return dry_run(run)
+        run.load(Path(args.resume or Path(args.save_dir) / "last.pth"))
+    (dry_run if args.dry_run else fit)(run)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # or the processes abort one another at exit
+
+
+def fit(run) -> None:
+    """The training loop."""
+    from tqdm import tqdm
+
+    from training import Logger
+
+    args, accelerator, last = run.args, run.accelerator, Path(run.args.save_dir) / "last.pth"
     main = accelerator.is_main_process
     logger, stop, batches = Logger(run, args.log_dir), StopRequest(accelerator), run.batches()
     bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main)

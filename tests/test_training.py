@@ -167,8 +167,7 @@ def test_every_epoch_shows_every_image_once_over_all_processes():
 
 def test_two_processes_train_and_validate_together(flags, tmp_path):
     """Also where the second has no image left to validate."""
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "train.py", *flags]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py", *flags]
     where = ["--save_dir", str(tmp_path), "--log_dir", str(tmp_path / "logs"), "--max_steps", "2"]
     done = subprocess.run(
         [sys.executable, *launch, *where], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
