@@ -200,12 +200,13 @@ CONTENDERS = {  # how it is built, whether under our precision and memory format
 def measure(batch_size: int, rounds: int, device: str, compiled: bool) -> dict:
     """Run all contenders in turn, print the table, return the figures."""
     spawn = multiprocessing.get_context("spawn")
-    pipes, facts, seconds = {}, {}, {}
+    pipes, processes, facts, seconds = {}, [], {}, {}
     for name, how in CONTENDERS.items():
         if compiled or name != "ours, compiled":
             pipes[name], theirs = spawn.Pipe()
             process = spawn.Process(target=_serve, args=(theirs, *how, device, batch_size), daemon=True)
             process.start()
+            processes.append(process)
             theirs.close()  # so that a contender that dies ends the wait for it
             facts[name], seconds[name] = pipes[name].recv(), []
     if compiled:
@@ -216,6 +217,8 @@ def measure(batch_size: int, rounds: int, device: str, compiled: bool) -> dict:
             seconds[name].append(pipe.recv())
     for pipe in pipes.values():
         pipe.send(False)
+    for process in processes:
+        process.join()
     limits = ceiling(device)
     rate, reached = {}, {}
     print(f"{'':<30}{'M parameters':>13}{'GFLOP/image':>13}{'images/s':>10}{'GFLOP/s':>9}")
