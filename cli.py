@@ -63,7 +63,8 @@ def keep_freed_memory() -> None:
 
 
 def choose_device(name: str) -> str:
-    """'cpu' or 'cuda' for a flag's 'auto', 'cpu' or 'cuda'; ValueError without such a device."""
+    """'cpu' or 'cuda' for a flag's 'auto', 'cpu' or 'cuda', after ``keep_freed_memory`` for a CPU;
+    ValueError without such a device."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():

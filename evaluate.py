@@ -283,16 +283,8 @@ def table(report: dict) -> str:
     """The report as Markdown."""
     lines = ["# Evaluation", "", *(f"- {k}: {v}" for k, v in report["protocol"].items()), ""]
     for space in [s for s in ("classifier", "inception") if s in report["real"]]:
-        columns = [
-            "sampler",
-            "spacing",
-            "steps",
-            "cfg",
-            "Frechet",
-            "kernel x 1000",
-            "precision",
-            "recall",
-        ]
+        columns = ["sampler", "spacing", "steps", "cfg", "Frechet", "kernel x 1000"]
+        columns += ["precision", "recall"]
         columns += ["density", "coverage", "attributes", "three named (by chance)"]
         lines += [f"Features: {space}. Errors are half of a 95 % interval.", ""]
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

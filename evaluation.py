@@ -324,8 +324,7 @@ def draw(
         batch = rows[start : start + batch_size]
         generators = sample_generators(seed, range(start, start + len(batch)))
         with autocast:
-            progress = bar is None
-            images = model.sample(len(batch), None, batch, sampling, generators, progress=progress)
+            images = model.sample(len(batch), None, batch, sampling, generators, progress=bar is None)
         parts.append(images.cpu())
         if bar is not None:
             bar.update(len(batch))

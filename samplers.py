@@ -23,9 +23,8 @@ from noise_schedule import Denoiser, NoiseSchedule
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
 Generator = torch.Generator | Sequence[torch.Generator] | None
-NOISIEST = -math.log(
-    80
-)  # log(alpha / sigma) where sampling starts in Karras et al. 2022, arXiv:2206.00364
+# log(alpha / sigma) where sampling starts in Karras et al. 2022, arXiv:2206.00364
+NOISIEST = -math.log(80)
 
 
 def timestep_grid(

@@ -174,7 +174,7 @@ def dry_run(run) -> None:
     rate = run.images_per_step / seconds
     precision = run.accelerator.mixed_precision
     print(f"{parameters:.1f} M parameters on {run.accelerator.device}, precision {precision}")
-    print(f"loss {float(metrics['terms']['total'].detach()):.4f}, validation loss {losses['total']:.4f}")
+    print(f"loss {float(metrics['terms']['total']):.4f}, validation loss {losses['total']:.4f}")
     print(f"{rate:.1f} images/s, {len(run.train_set) / rate / 60:.1f} minutes an epoch")
     if run.accelerator.device.type == "cuda":
         import torch

@@ -172,6 +172,7 @@ class TrainingRun:
                 f"the loss or its gradient was not finite {MAX_SKIPPED} steps in a row, up to step "
                 f"{self.step}: the last checkpoint is intact; lower --lr or --grad_clip and --resume"
             )
+        terms = {name: value.detach() for name, value in terms.items()}
         return {"terms": terms, "per_sample": per_sample, "t": t, "lr": rate, "grad_norm": norm}
 
     # ---------------------------------------------------------------- checkpoints
@@ -272,7 +273,6 @@ class Logger:
 
     def add(self, metrics: dict, seconds: float) -> None:
         """Take in one step's metrics, as tensors: reading them now would make a GPU wait."""
-        metrics["terms"] = {name: value.detach() for name, value in metrics["terms"].items()}
         self.steps.append(metrics)
         self.seconds += seconds
 

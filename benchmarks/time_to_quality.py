@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,7 +43,7 @@ class Diffusers:
     """UNet2DModel, eps prediction, AdamW at 1e-4 with warm-up and cosine annealing, as in diffusers'
     training tutorial (its 500 steps of warm-up, more than there are here, cut to 100)."""
 
-    lr, betas, ema_decay = 1e-4, (0.9, 0.999), 0.999
+    optimizer, lr, betas, anneals, ema_decay = "AdamW", 1e-4, (0.9, 0.999), True, 0.999
 
     def __init__(self, channels: list[int]):
         from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
@@ -58,10 +57,6 @@ class Diffusers:
             up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * plain),
         )
         self.noising, self.sampler = DDPMScheduler(1000), DDIMScheduler(1000)
-
-    def rate(self, step: int, done: float) -> float:
-        """Factor of the learning rate at this step, this share of the time done."""
-        return annealed(step, done)
 
     def loss(self, network, x0):
         """Mean squared error of the noise."""
@@ -86,7 +81,7 @@ class DDPMPytorch:
     """Unet and GaussianDiffusion with the README's settings of denoising-diffusion-pytorch: a constant
     8e-5; its average, which it updates every tenth step, here at every step."""
 
-    lr, betas, ema_decay = 8e-5, (0.9, 0.99), 0.995
+    optimizer, lr, betas, anneals, ema_decay = "Adam", 8e-5, (0.9, 0.99), False, 0.995
 
     def __init__(self, dim: int):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
@@ -96,10 +91,6 @@ class DDPMPytorch:
             network, image_size=64, timesteps=1000, sampling_timesteps=steps
         )
         self.trainer = self.build(self.network, None)
-
-    def rate(self, step: int, done: float) -> float:
-        """Constant."""
-        return 1.0
 
     def loss(self, network, x0):
         """GaussianDiffusion's own; it takes images in [0, 1]."""
@@ -134,10 +125,12 @@ def train_peer(peer, images, minutes: float, tuned: bool, label: str):
         cli.keep_freed_memory()
         network.to(memory_format=torch.channels_last)
     ema = EMA(network, TUNED_EMA if tuned else peer.ema_decay)
-    kind = torch.optim.AdamW if tuned or isinstance(peer, Diffusers) else torch.optim.Adam
-    lr, rate = (TUNED_LR, annealed) if tuned else (peer.lr, peer.rate)
-    betas = (0.9, 0.999) if tuned else peer.betas
-    optimizer = kind(network.parameters(), lr=lr, betas=betas, fused=tuned or None)
+    if tuned:
+        lr, anneals = TUNED_LR, True
+        optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=True)
+    else:
+        lr, anneals = peer.lr, peer.anneals
+        optimizer = getattr(torch.optim, peer.optimizer)(network.parameters(), lr=lr, betas=peer.betas)
     started = time.perf_counter()
     with tqdm(desc=label, unit="image") as bar:
         while (done := (time.perf_counter() - started) / (60 * minutes)) < 1:
@@ -145,7 +138,7 @@ def train_peer(peer, images, minutes: float, tuned: bool, label: str):
             x0 = PixelFirstStage().encode(random_flip(torch.as_tensor(images[rows.numpy()])))
             x0 = x0 if tuned else x0.contiguous()
             for group in optimizer.param_groups:
-                group["lr"] = lr * rate(step, done)
+                group["lr"] = lr * (annealed(step, done) if anneals else 1.0)
             with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
                 loss = peer.loss(network, x0)
             loss.backward()
@@ -173,19 +166,15 @@ def draw_peer(peer, network, number: int, num_steps: int, tuned: bool):
     return torch.cat(parts)
 
 
-def script(*argv: object) -> None:
-    """Run one of the project's scripts as a user does."""
-    if subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, check=False).returncode:
-        raise ValueError(f"{argv[0]} failed, see above")
-
-
 def train_ours(args, root: Path, folder: Path):
     """The model that train.py gives, and how many images it saw."""
+    from demo import command
+
     from checkpoint import load_checkpoint, load_model
 
     flags = ("--data_root", root, "--cache_dir", args.cache_dir, "--max_minutes", args.minutes)
     where = ("--save_dir", folder, "--log_dir", folder / "logs")
-    script("train.py", *flags, "--batch_size", BATCH, *RECIPE, *where)
+    command("train.py", *flags, "--batch_size", BATCH, *RECIPE, *where)
     return load_model(folder / "best_model.pth"), BATCH * load_checkpoint(folder / "last.pth")["step"]
 
 
@@ -194,6 +183,8 @@ class Contest:
     goes on with those that are missing."""
 
     def __init__(self, args, root: Path):
+        from demo import command
+
         from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
         from evaluation import load_classifier, read
 
@@ -203,7 +194,7 @@ class Contest:
         if not judge.is_file():
             flags = ("--data_root", root, "--cache_dir", args.cache_dir, "--checkpoint", "none")
             epochs = ("--classifier_epochs", args.classifier_epochs)
-            script("evaluate.py", "--train_classifier", *flags, *epochs, "--classifier", judge)
+            command("evaluate.py", "--train_classifier", *flags, *epochs, "--classifier", judge)
         self.classifier, facts = load_classifier(judge, CELEBA_ATTRIBUTES, 178)
         self.train_set, self.asked, real = (
             CelebADataset(root, split, 64, cache_dir=args.cache_dir)
