@@ -118,7 +118,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("sampling").add_argument
     add("--spacing", choices=SPACINGS, help="of timesteps; None: log_snr for dpm_solver, else trailing")
-    add("--eta", type=fraction, help="noise of DDIM: 1 as much as DDPM")
+    add("--eta", type=fraction, help="noise of ddim and dpm_solver: 1 as much as ddpm")
     add("--rescale", type=fraction, help="of guidance, against over-exposure")
     acts = "share of the timesteps, 0 clean ... 1 noise, in which guidance acts"
     add("--guidance_interval", type=fraction, nargs=2, metavar=("LOW", "HIGH"), help=acts)

@@ -93,7 +93,7 @@ class SamplingConfig:
     sampler: str = "dpm_solver"
     num_inference_steps: int = 20  # network evaluations
     spacing: str | None = None  # of the timesteps; None: what suits the sampler
-    eta: float = 0.0  # of DDIM: 0 deterministic, 1 as noisy as DDPM
+    eta: float = 0.0  # 0 deterministic, 1 as noisy as DDPM
     cfg_scale: float = 2.0  # 0 unconditional, 1 no guidance
     rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # of t / T, where guidance acts
@@ -107,8 +107,8 @@ class SamplingConfig:
                 self, "spacing", "log_snr" if self.sampler == "dpm_solver" else "trailing"
             )
         check_choice("spacing", self.spacing, SPACINGS)
-        if self.eta > 0 and self.sampler != "ddim":
-            raise ValueError(f"eta is the noise of sampler ddim, got eta {self.eta} with {self.sampler}")
+        if self.eta != 0 and self.sampler == "ddpm":
+            raise ValueError(f"eta is for the samplers ddim and dpm_solver, got eta {self.eta} with ddpm")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must rise within 0 ... 1, got {low} and {high}")

@@ -107,6 +107,28 @@ def _predictions(
     return x0_hat, eps_hat
 
 
+def _transition(
+    schedule: NoiseSchedule,
+    t: int,
+    s: int,
+    x0_hat: Tensor,
+    eps_hat: Tensor,
+    eta: float,
+    generator: Generator,
+) -> Tensor:
+    """x_s from the predictions at t (Song et al. 2021, arXiv:2010.02502, equation 12), with fresh noise
+    of eta times the posterior's standard deviation (equation 16)."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    bar_s = schedule.alpha_bar_at(s, x0_hat)
+    variance = eta**2 * schedule.posterior_variance(t, s) if eta > 0 else 0.0
+    noise = (1 - bar_s - variance).clamp(min=0).sqrt()  # float64: the difference may be tiny
+    x_s = bar_s.sqrt().to(x0_hat.dtype) * x0_hat + noise.to(x0_hat.dtype) * eps_hat
+    if eta > 0 and s >= 0:
+        x_s = x_s + variance.sqrt().to(x0_hat.dtype) * randn_like(x0_hat, generator)
+    return x_s
+
+
 def ddpm(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
@@ -134,8 +156,8 @@ def ddim(
     eta: float = 0.0,
 ) -> Steps:
     """x_s = sqrt(alpha_bar_s) x0_hat + sqrt(1 - alpha_bar_s - sigma^2) eps_hat + sigma z, with
-    sigma = eta times the posterior's standard deviation (Song et al. 2021, arXiv:2010.02502,
-    equations 12 and 16). eta = 0 is deterministic, eta = 1 is DDPM.
+    sigma = eta times the posterior's standard deviation (Song et al. 2021, arXiv:2010.02502).
+    eta = 0 is deterministic, eta = 1 is DDPM.
 
     A *reversed* (ascending) grid with eta = 0 is DDIM inversion: it turns an image into the noise
     that leads back to it. There the first prediction, of the clean image, is made as at t = 0.
@@ -143,18 +165,11 @@ def ddim(
     Raises:
         ValueError: for eta outside [0, 1], or eta > 0 on an ascending grid.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}")
     if eta > 0 and grid[0] < grid[-1]:
         raise ValueError(f"inversion is deterministic: eta must be 0 on an ascending grid, got {eta}")
     for step, (t, s) in enumerate(pairwise(grid)):
         x0_hat, eps_hat = _predictions(denoiser, schedule, x_t, max(t, 0), clip_x0)
-        bar_s = schedule.alpha_bar_at(s, x_t)
-        variance = eta**2 * schedule.posterior_variance(t, s) if eta > 0 else 0.0
-        noise = (1 - bar_s - variance).clamp(min=0).sqrt()  # float64: the difference may be tiny
-        x_t = bar_s.sqrt().to(x_t.dtype) * x0_hat + noise.to(x_t.dtype) * eps_hat
-        if eta > 0 and s >= 0:
-            x_t = x_t + variance.sqrt().to(x_t.dtype) * randn_like(x_t, generator)
+        x_t = _transition(schedule, t, s, x0_hat, eps_hat, eta, generator)
         yield step, s, x_t, x0_hat
 
 
@@ -165,23 +180,27 @@ def dpm_solver(
     grid: list[int],
     clip_x0: bool = False,
     generator: Generator = None,
+    eta: float = 0.0,
 ) -> Steps:
-    """DPM-Solver++(2M): x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D, exact for
-    a constant x0_hat = D; D is x0_hat extrapolated by half a step in lambda = log(alpha / sigma) from
-    the two latest predictions, which makes it second order (Lu et al. 2022, arXiv:2211.01095, algorithm
-    2). The last step, to the clean image, is first order. Deterministic: the generator is not used.
+    """DPM-Solver++(2M) at eta = 0, SDE-DPM-Solver++(2M) at eta = 1 (Lu et al. 2022, arXiv:2211.01095,
+    algorithm 2 and section 5).
+
+    Both are the step of ``ddim``, which is exact for a constant x0_hat, with x0_hat extrapolated by half
+    a step in lambda = log(alpha / sigma) from the two latest predictions; that makes it second order.
+    The last step, to the clean image, is first order.
+
+    Raises:
+        ValueError: for eta outside [0, 1].
     """
     before = None  # (x0_hat, width of the step in lambda)
     for step, (t, s) in enumerate(pairwise(grid)):
-        x0_hat, _ = _predictions(denoiser, schedule, x_t, t, clip_x0)
+        x0_hat, eps_hat = _predictions(denoiser, schedule, x_t, t, clip_x0)
         d, width = x0_hat, float(schedule.half_log_snr(s) - schedule.half_log_snr(t))
         if before is not None and s >= 0:
             d = x0_hat + width / (2 * before[1]) * (x0_hat - before[0])
+            eps_hat = schedule.eps_from_x0(d, x_t, t)
         before = x0_hat, width
-        bar_t, bar_s = schedule.alpha_bar_at(t, x_t), schedule.alpha_bar_at(s, x_t)
-        ratio = ((1 - bar_s) / (1 - bar_t)).sqrt()
-        weight = bar_s.sqrt() - bar_t.sqrt() * ratio
-        x_t = ratio.to(x_t.dtype) * x_t + weight.to(x_t.dtype) * d
+        x_t = _transition(schedule, t, s, d, eps_hat, eta, generator)
         yield step, s, x_t, x0_hat
 
 

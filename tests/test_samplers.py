@@ -23,7 +23,8 @@ SAMPLERS = {
     "ddim eta 0": ddim,
     "ddim eta 0.5": partial(ddim, eta=0.5),
     "ddim eta 1": partial(ddim, eta=1.0),
-    "dpm_solver": dpm_solver,
+    "dpm_solver eta 0": dpm_solver,
+    "dpm_solver eta 1": partial(dpm_solver, eta=1.0),
 }
 
 
@@ -182,12 +183,13 @@ def test_inversion_walks_with_diffusers(schedule, prediction, spacing):
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 20])
 @pytest.mark.parametrize("spacing", ["trailing", "log_snr"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_dpm_solver_walks_with_diffusers(schedule, prediction, spacing, num_steps):
+@pytest.mark.parametrize(("eta", "algorithm"), [(0.0, "dpmsolver++"), (1.0, "sde-dpmsolver++")])
+def test_dpm_solver_walks_with_diffusers(schedule, eta, algorithm, prediction, spacing, num_steps):
     theirs = peer(
         DPMSolverMultistepScheduler,
         schedule,
         prediction,
-        algorithm_type="dpmsolver++",
+        algorithm_type=algorithm,
         solver_order=2,
         final_sigmas_type="zero",
         beta_schedule=KINDS[schedule.kind],
@@ -198,10 +200,11 @@ def test_dpm_solver_walks_with_diffusers(schedule, prediction, spacing, num_step
     theirs.set_timesteps(timesteps=grid[:-1])
     sigma = (1 / schedule.alpha_bar[grid[:-1]] - 1).sqrt()  # theirs are float32
     theirs.sigmas = torch.cat([sigma, torch.zeros(1)])
-    x_T = noise(2, 3, 6, 5)
-    ours = list(dpm_solver(dummy_denoiser(schedule, prediction), schedule, x_T, grid))
+    x_T, own = noise(2, 3, 6, 5, dtype=torch.float32), seeded(1)  # their noise is float32
+    denoiser = dummy_denoiser(schedule, prediction)
+    ours = list(dpm_solver(denoiser, schedule, x_T, grid, generator=seeded(1), eta=eta))
     for (_, s, x_s, _), t in zip(ours, grid[:-1], strict=True):
-        x_T = theirs.step(dummy_network(x_T, t), t, x_T).prev_sample
+        x_T = theirs.step(dummy_network(x_T, t), t, x_T, generator=own).prev_sample
         assert (x_s - x_T).abs().max() <= 1e-5 * x_T.abs().max(), s  # they step in float32
 
 
@@ -346,7 +349,7 @@ def test_dpm_solver_is_of_second_order(schedule):
         assert errors[dpm_solver, num_steps] < 0.5 * errors[ddim, num_steps]
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim eta 1"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim eta 1", "dpm_solver eta 1"])
 def test_each_sample_may_have_its_own_noise(schedule, name):
     """With one generator a sample, sample 2 of 4 is sample 0 of a batch that starts there."""
     denoiser, grid, x_T = dummy_denoiser(schedule, "v"), timestep_grid(schedule, 5), noise(4, 3, 4, 4)
