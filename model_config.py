@@ -108,7 +108,7 @@ class SamplingConfig:
             )
         check_choice("spacing", self.spacing, SPACINGS)
         if self.eta != 0 and self.sampler == "ddpm":
-            raise ValueError(f"eta is for the samplers ddim and dpm_solver, got eta {self.eta} with ddpm")
+            raise ValueError(f"eta is for ddim and dpm_solver, got eta {self.eta} with ddpm")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must rise within 0 ... 1, got {low} and {high}")

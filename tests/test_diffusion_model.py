@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from celeba_dataset import attr_dict, create_attribute_vector, load_and_preprocess_image
-from diffusion_model import drop_attributes
+from diffusion_model import drop_attributes, stratified_timesteps
 from model_config import LossConfig, ModelConfig, SamplingConfig
 from noise_schedule import NoiseSchedule
 
@@ -42,6 +42,18 @@ def test_diffusion_loss_is_the_mean_square_against_the_target(make_model, predic
     output = model.unet(model.schedule.q_sample(x0, t, eps), t, torch.ones(2, 3))
     target = NoiseSchedule("cosine").target(prediction, x0, eps, t)
     torch.testing.assert_close(terms["diffusion"], (output - target).pow(2).mean())
+
+
+def test_timesteps_are_uniform_and_one_from_each_part():
+    torch.manual_seed(0)
+    drawn = torch.stack([stratified_timesteps(16, 1000, torch.device("cpu")) for _ in range(2000)])
+    parts = torch.sort(drawn * 16 // 1000, dim=1).values
+    assert (parts == torch.arange(16)).float().mean() > 0.97  # a part's border may lie within a timestep
+    assert drawn.min() == 0 and drawn.max() == 999
+    mean, deviation = drawn.double().mean(0), (1000**2 / 12) ** 0.5  # of each place in the batch
+    assert ((mean - 499.5).abs() < 4.5 * deviation / 2000**0.5).all()
+    counts = stratified_timesteps(64, 10, torch.device("cpu")).bincount(minlength=10)
+    assert counts.min() >= 5 and counts.max() <= 8  # 6.4 parts each
 
 
 def test_gradients_reach_the_whole_model_on_conditional_samples(make_model):
