@@ -8,11 +8,11 @@ What each attribute looks like is written beside it in face_attributes.py.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def _write_picture(folder: Path, image_size: int, seed: int, balanced: bool, ind
 
 def _worker_signals() -> None:
     """Ctrl-C is the parent's to handle; SIGTERM ends a worker, whatever handler the parent had when it
-    forked: one that only takes note would leave the pool waiting for ever."""
+    forked."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -97,8 +97,9 @@ def parallel_draw(draw, num_images: int, num_workers: int | None, description: s
     if workers == 1:
         yield from bar(map(draw, range(num_images)))
         return
-    with multiprocessing.Pool(workers, _worker_signals) as pool:
-        yield from bar(pool.imap(draw, range(num_images), chunksize=16))
+    # This pool ends its workers by a message: a signal could reach them before they are set up.
+    with ProcessPoolExecutor(workers, initializer=_worker_signals) as pool:
+        yield from bar(pool.map(draw, range(num_images), chunksize=16))
 
 
 def write_dataset(
