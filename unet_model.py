@@ -188,7 +188,8 @@ class Block(nn.Module):
 class ConditionalUNet(nn.Module):
     """UNet over ``channels`` levels, halving the side between them (Ronneberger et al. 2015,
     arXiv:1505.04597; Ho et al. 2020, appendix B; cross-attention after Rombach et al. 2022,
-    arXiv:2112.10752).
+    arXiv:2112.10752). Features are normalised between levels: the gains of all levels would otherwise
+    multiply along a road that no norm bounds, and long training at a high rate runs away on it.
 
     Args:
         image_channels: channels of x_t, 3 for pixels.
@@ -263,14 +264,16 @@ class ConditionalUNet(nn.Module):
             self.down.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
             width = c
             if level < levels - 1:
-                self.downsample.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                norm, conv = Norm(c, silu=False), nn.Conv2d(c, c, 3, stride=2, padding=1)
+                self.downsample.append(nn.Sequential(norm, conv))
         self.middle = nn.ModuleList([block(width, width, -1, attend=True), block(width, width, -1)])
         for level, c in reversed(list(enumerate(channels))):
             inputs = [width + c] + [2 * c] * (blocks_per_level - 1)
             self.up.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
             width = c
             if level > 0:
-                self.upsample.append(nn.Conv2d(c, c, 3, padding=1))
+                norm, conv = Norm(c, silu=False), nn.Conv2d(c, c, 3, padding=1)
+                self.upsample.append(nn.Sequential(norm, nn.Upsample(scale_factor=2.0), conv))
         self.norm_out = Norm(width)
         self.conv_out = zero_init(nn.Conv2d(width, patch_channels, 3, padding=1))
 
@@ -323,6 +326,6 @@ class ConditionalUNet(nn.Module):
             for block in blocks:
                 x = self._run(block, torch.cat([x, skips.pop()], dim=1), embedding, context)
             if level < len(self.upsample):
-                x = self.upsample[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+                x = self.upsample[level](x)  # (B, C_l, 2 H, 2 W)
         x = self.conv_out(self.norm_out(x))
         return F.pixel_shuffle(x, self.patch_size)  # (B, C, H, W)
