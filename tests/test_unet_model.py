@@ -136,6 +136,18 @@ def test_attributes_act_continuously():
     assert 0 < (middle - high).norm() < (middle - low).norm() < span
 
 
+def test_gains_of_the_levels_do_not_multiply():
+    """Scaling what one level hands to the next changes what arrives at the last by no more."""
+    unet, arrived = make_unet(channels=(16, 16, 32), self_attention_levels=()), []
+    unet.up[-1][0].register_forward_pre_hook(lambda block, given: arrived.append(given[0].std()))
+    with torch.no_grad():
+        unet(*inputs())
+        for resampling in (*unet.downsample, *unet.upsample):
+            resampling[-1].weight *= 100
+        unet(*inputs())
+    assert arrived[1] < 150 * arrived[0]  # not 100 to the power of four
+
+
 def test_sinusoidal_embedding_tells_timesteps_apart():
     embedding = sinusoidal_embedding(torch.arange(1000), 128)
     assert embedding.shape == (1000, 128)
