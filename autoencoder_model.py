@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from norm import Norm
 
 
-class PixelFirstStage:
+class PixelFirstStage(nn.Module):
     """Stored images <-> x0 for diffusion in pixels: uint8 (B, H, W, 3) <-> float (B, 3, H, W) in
     [-1, 1]. The only place where ranges change."""
 
     clip_x0 = True  # x0 is bounded by [-1, 1], so samplers may clip their estimate of it
+    channels, factor = 3, 1  # of x0; of the image's side over x0's
 
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1].
+    def encode(self, images: Tensor, sample: bool = False) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]; nothing in it is random.
 
         Raises:
             ValueError: for any other dtype or layout.
@@ -36,6 +37,58 @@ class PixelFirstStage:
         return ((x0.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
 
+class LatentFirstStage(nn.Module):
+    """Stored images, or their moments, <-> x0 in the latent space of an autoencoder that stays as it is.
+
+    ``x0 = (z - mean) / std`` with one mean and std for each channel, measured over a training set: x0
+    has the unit variance that noise schedules expect, and unguided samples are de-standardised by what
+    travels with them (Rombach et al. 2022, arXiv:2112.10752, appendix G).
+
+    Args:
+        autoencoder: maps x (B, 3, H, W) in [-1, 1] to the mean and log-variance of its latent by
+            ``encode``, and z back by ``decode``; has ``latent_channels``, ``factor`` and the
+            ``latent_std`` expected before anything is measured.
+    """
+
+    clip_x0 = False
+
+    def __init__(self, autoencoder: nn.Module):
+        super().__init__()
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.channels, self.factor = autoencoder.latent_channels, autoencoder.factor
+        self.register_buffer("mean", torch.zeros(self.channels))
+        self.register_buffer("std", torch.full((self.channels,), float(autoencoder.latent_std)))
+        self.pixels = PixelFirstStage()
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> mean and log-variance of z, float32 (B, 2 C, H / f, W / f)."""
+        return torch.cat(self.autoencoder.encode(self.pixels.encode(images)), dim=1).float()
+
+    def encode(self, stored: Tensor, sample: bool = False) -> Tensor:
+        """x0 (B, C, H / f, W / f) of images uint8 (B, H, W, 3), or of floating-point moments as
+        ``moments`` gives them; from the posterior's mean, or from a draw with ``sample``.
+
+        Raises:
+            ValueError: for any other dtype or layout.
+        """
+        moments = stored.float() if stored.is_floating_point() else self.moments(stored)
+        if moments.ndim != 4 or moments.shape[1] != 2 * self.channels:
+            raise ValueError(
+                f"moments must be (B, {2 * self.channels}, H, W), got {tuple(moments.shape)}"
+            )
+        z, logvar = moments.chunk(2, dim=1)
+        if sample:
+            z = z + torch.exp(0.5 * logvar) * torch.randn_like(z)
+        return (z - self.mean[:, None, None]) / self.std[:, None, None]
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 (B, C, h, w) -> uint8 (B, f h, f w, 3)."""
+        z = x0.float() * self.std[:, None, None] + self.mean[:, None, None]
+        return self.pixels.decode(self.autoencoder.decode(z))
+
+
 def conv_block(in_channels: int, out_channels: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1), Norm(out_channels, groups=8)
@@ -49,10 +102,11 @@ class AttributeVAE(nn.Module):
     attribute head is linear, so its rows are directions in the latent.
 
     Args:
-        image_size: side of the square images, divisible by 2 ** len(channels).
+        image_size: side S of x, divisible by 2 ** len(channels).
         channels: width of each level, finest first.
         latent_dim: D, size of the latent.
         num_attributes: A.
+        image_channels: C of x, 3 for pixels.
 
     Raises:
         ValueError: where the image size does not divide.
@@ -64,6 +118,7 @@ class AttributeVAE(nn.Module):
         channels: Sequence[int] = (32, 64, 128, 256),
         latent_dim: int = 512,
         num_attributes: int = 40,
+        image_channels: int = 3,
     ):
         super().__init__()
         stride = 2 ** len(channels)
@@ -74,7 +129,7 @@ class AttributeVAE(nn.Module):
         flat = math.prod(self.grid)
 
         encoder: list[nn.Module] = []
-        width = 3
+        width = image_channels
         for c in channels:
             encoder += [nn.Conv2d(width, c, 4, stride=2, padding=1), nn.SiLU(), conv_block(c, c)]
             width = c
@@ -87,11 +142,12 @@ class AttributeVAE(nn.Module):
             decoder += [nn.Upsample(scale_factor=2.0), conv_block(width, c)]
             width = c
         # The last doubling is a pixel shuffle: nothing runs at the full side, the dearest by far.
-        self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
+        decoder += [nn.Conv2d(width, 4 * image_channels, 3, padding=1), nn.PixelShuffle(2)]
+        self.decoder = nn.Sequential(*decoder)
         self.attribute_head = nn.Linear(latent_dim, num_attributes)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 3, S, S) in [-1, 1] -> mu, logvar of q(z | x), each float32 (B, D).
+        """x (B, C, S, S) -> mu, logvar of q(z | x), each float32 (B, D).
 
         Raises:
             ValueError: for images of another size.
@@ -106,7 +162,7 @@ class AttributeVAE(nn.Module):
         return mu, logvar.clamp(-20, 10)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, D) -> x_hat float32 (B, 3, S, S)."""
+        """z (B, D) -> x_hat float32 (B, C, S, S)."""
         return self.decoder(F.silu(self.from_latent(z)).unflatten(1, self.grid)).float()
 
     def attribute_logits(self, z: Tensor) -> Tensor:
@@ -120,7 +176,7 @@ class AttributeVAE(nn.Module):
 
         - reconstruction: mean squared error per pixel value, x_hat from a reparameterised z.
         - kl: KL(q(z | x) || N(0, I)) *per pixel value*: summed over the D dimensions and divided by
-          the 3 S S values of an image, so that it weighs against the reconstruction as it does in the
+          the C S S values of an image, so that it weighs against the reconstruction as it does in the
           evidence lower bound, whatever D and S (kl_weight is then 2 sigma^2 of the decoder's noise).
           Each dimension counts at least ``free_bits`` nats: below that nothing pushes it towards the
           prior, so the posterior does not collapse (Kingma et al. 2016, arXiv:1606.04934, appendix C8).
@@ -142,3 +198,156 @@ class AttributeVAE(nn.Module):
             "attributes": bce / specified.sum().clamp(min=1),
         }
         return terms, mu
+
+
+class AttentionGate(nn.Module):
+    """Channel attention, then spatial attention: x scaled by what its mean says of each channel, and by
+    what the mean and maximum over channels say of each position (Woo et al. 2018, arXiv:1807.06521).
+    Starts as the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(8, channels // 8)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+        self.where = nn.Conv2d(2, 1, 7, padding=3)
+        for layer in (self.excite, self.where):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        which = self.excite(F.silu(self.squeeze(x.mean((2, 3)))))  # (B, C)
+        x = x * (2 * torch.sigmoid(which))[:, :, None, None]
+        where = self.where(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
+        return x * (2 * torch.sigmoid(where))  # (B, C, H, W)
+
+
+class AttentionBlock(nn.Module):
+    """x + gate(conv(silu(norm(conv(silu(norm(x)))))))."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1, self.norm2 = Norm(channels), Norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.gate = AttentionGate(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gate(self.conv2(self.norm2(self.conv1(self.norm1(x)))))
+
+
+class SpatialVAE(nn.Module):
+    """x (B, 3, S, S) -> mean and log-variance of a latent (B, latent_channels, S / f, S / f) -> x_hat,
+    with the attributes read off the latent: a first stage of our own (Rombach et al. 2022,
+    arXiv:2112.10752, section 3.1).
+
+    Args:
+        channels: width of each level, finest first; f = 2 ** len(channels), the first halving being a
+            pixel unshuffle, so that nothing runs at the full side.
+        latent_channels: of the latent.
+        blocks_per_level: residual blocks of each level, in the encoder and again in the decoder.
+        num_attributes: A.
+    """
+
+    latent_std = 1.0
+    HEAD_SIDE = 8  # the latent is averaged to this side before attributes are read off it
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128),
+        latent_channels: int = 4,
+        blocks_per_level: int = 1,
+        num_attributes: int = 40,
+    ):
+        super().__init__()
+        self.latent_channels, self.factor = latent_channels, 2 ** len(channels)
+        encoder: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels[0], 3, padding=1)]
+        for level, c in enumerate(channels):
+            if level:
+                encoder.append(nn.Conv2d(channels[level - 1], c, 3, stride=2, padding=1))
+            encoder += [AttentionBlock(c) for _ in range(blocks_per_level)]
+        wide = channels[-1]
+        self.encoder = nn.Sequential(
+            *encoder, Norm(wide), nn.Conv2d(wide, 2 * latent_channels, 3, padding=1)
+        )
+        decoder: list[nn.Module] = [nn.Conv2d(latent_channels, wide, 3, padding=1)]
+        for level, c in reversed(list(enumerate(channels))):
+            decoder += [AttentionBlock(c) for _ in range(blocks_per_level)]
+            if level:
+                up = nn.Conv2d(c, channels[level - 1], 3, padding=1)
+                decoder += [nn.Upsample(scale_factor=2.0), up]
+        self.last = nn.Conv2d(channels[0], 12, 3, padding=1)
+        self.decoder = nn.Sequential(*decoder, Norm(channels[0]), self.last, nn.PixelShuffle(2))
+        self.attribute_head = nn.Linear(latent_channels * self.HEAD_SIDE**2, num_attributes)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, C, S / f, S / f).
+
+        Raises:
+            ValueError: where f does not divide S.
+        """
+        if x.shape[2] % self.factor or x.shape[3] % self.factor:
+            size = f"{x.shape[2]}x{x.shape[3]}"
+            raise ValueError(f"image size {size} is not divisible by the first stage's {self.factor}")
+        moments = self.encoder(x.contiguous(memory_format=torch.channels_last)).float()
+        mean, logvar = moments.chunk(2, dim=1)
+        return mean, logvar.clamp(-20, 10)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, C, S / f, S / f) -> x_hat float32 (B, 3, S, S)."""
+        return self.decoder(z.contiguous(memory_format=torch.channels_last)).float()
+
+    def attribute_logits(self, z: Tensor) -> Tensor:
+        """z -> logits of each attribute's presence, float32 (B, A)."""
+        return self.attribute_head(F.adaptive_avg_pool2d(z, self.HEAD_SIDE).flatten(1)).float()
+
+
+class StableDiffusionVAE(nn.Module):
+    """diffusers' ``AutoencoderKL`` as a first stage: Stable Diffusion's f = 8 and four channels, or any
+    other that was saved in diffusers' format. Its config is plain and rebuilds it."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        from diffusers import AutoencoderKL
+
+        self.vae = AutoencoderKL.from_config(config)
+        self.latent_channels = self.vae.config.latent_channels
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.latent_std = 1 / self.vae.config.scaling_factor
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``SpatialVAE.encode``."""
+        posterior = self.vae.encode(x).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """As ``SpatialVAE.decode``."""
+        return self.vae.decode(z).sample.float()
+
+
+def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
+    """Config and weights of an ``AutoencoderKL`` from a folder in diffusers' format or from the hub.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    from diffusers import AutoencoderKL
+
+    try:
+        vae = AutoencoderKL.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no AutoencoderKL at {name!r} ({str(error).splitlines()[0][:100]}): give a folder with "
+            "config.json and diffusion_pytorch_model.safetensors, such as the vae/ of Stable Diffusion "
+            "v1.5, or its name on the hub"
+        ) from None
+    config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}, vae.state_dict()
+
+
+def build_first_stage(kind: str, config: dict) -> nn.Module:
+    """The first stage of this kind: ``pixels``, ``vae`` (a ``SpatialVAE``) or ``sd-vae``; its weights
+    are loaded with the rest of a checkpoint."""
+    if kind == "pixels":
+        return PixelFirstStage()
+    return LatentFirstStage(SpatialVAE(**config) if kind == "vae" else StableDiffusionVAE(config))

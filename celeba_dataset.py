@@ -317,11 +317,14 @@ class CelebADataset:
 
 
 def random_flip(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Each picture of a uint8 batch (B, H, W, 3) mirrored left to right with probability 0.5."""
+    """Each picture of a uint8 batch (B, H, W, 3) mirrored left to right with probability 0.5; of an
+    encoded batch (B, 2, C, h, w), either half with that probability."""
     import torch
 
     device = generator.device if generator is not None else images.device
     flip = torch.rand(len(images), generator=generator, device=device).to(images.device) < 0.5
+    if images.ndim == 5:
+        return images[torch.arange(len(images), device=images.device), flip.long()]
     return torch.where(flip[:, None, None, None], images.flip(2), images)
 
 

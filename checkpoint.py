@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoencoder_loss import AutoencoderTraining
+from autoencoder_model import pretrained_vae
 from diffusion_model import ConditionalDiffusion
 from model_config import ModelConfig
 
@@ -18,19 +20,24 @@ FORMAT = "attribute-face-diffusion/1"
 
 
 class EMA:
-    """Exponential moving average of a model's parameters, with warm-up.
+    """Exponential moving average of a model's trained parameters, with warm-up. What is frozen in it,
+    as a first stage is, is not copied but shared.
 
     After update n the decay is min(decay, (1 + n) / (10 + n)): early averages forget the initialisation.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        shared = {id(p): p for p in (*frozen, *model.buffers())}
+        self.model = copy.deepcopy(model, memo=shared).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module, num_updates: int) -> None:
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        averaged, latest = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+        torch._foreach_lerp_(averaged, latest, 1 - decay)
 
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:
@@ -91,6 +98,18 @@ def save_model(model: ConditionalDiffusion, path: str | Path, **facts: int | flo
     save_atomically({"config": model.config.to_dict(), "model": model.state_dict(), **facts}, path)
 
 
+def save_first_stage(
+    training: AutoencoderTraining, path: str | Path, **facts: int | float | str
+) -> None:
+    """Write what rebuilds a first stage of our own, and plain ``facts`` about its training."""
+    state = {
+        "config": training.config.network(),
+        "trained_on": training.config.to_dict(),
+        "autoencoder": training.autoencoder.state_dict(),
+    }
+    save_atomically(state | facts, path)
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:
     """The model in a checkpoint, in evaluation mode, built from the configuration inside: EMA weights
     where the file has them (``last.pth``) next to the raw ones.
@@ -106,6 +125,30 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Conditio
         raise ValueError(f"{path} is a checkpoint of another version: {error}") from None
     load_weights(model, weights, path)
     return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor]]:
+    """Kind, configuration and weights of a first stage: from a checkpoint of ``train.py --stage
+    autoencoder`` (a .pth file), or an ``AutoencoderKL`` from a folder in diffusers' format or the hub.
+
+    Raises:
+        FileNotFoundError, ValueError: where there is none.
+    """
+    if not str(path).endswith(".pth"):
+        return "sd-vae", *pretrained_vae(str(path))
+    state = load_checkpoint(path)
+    if "autoencoder" not in state:
+        raise ValueError(f"{path} holds no first stage: train one with train.py --stage autoencoder")
+    return "vae", state["config"], state["autoencoder"]
+
+
+def weights_hash(weights: dict[str, Tensor]) -> str:
+    """The first 12 hexadecimal digits of a SHA-256 over names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
 
 
 def file_hash(path: str | Path) -> str:

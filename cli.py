@@ -5,6 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import MISSING, fields
+
+from model_config import (
+    LOSS_WEIGHTINGS,
+    PREDICTIONS,
+    SCHEDULES,
+    SPACINGS,
+    AutoencoderConfig,
+    AutoencoderLossConfig,
+    LossConfig,
+    ModelConfig,
+    SamplingConfig,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +33,39 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def config_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
+    """The flags that a YAML file of flag names and values stands for.
+
+    Raises:
+        ValueError: where it is no such file, or names a flag that there is not.
+    """
+    import difflib
+
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+    except FileNotFoundError:
+        raise ValueError(f"no configuration at {path}: check --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not plain YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must map flag names to values, and holds a {type(values).__name__}")
+    actions, flags = {action.dest: action for action in parser._actions}, []
+    for name, value in values.items():
+        if name not in actions or name in ("help", "config"):
+            near = difflib.get_close_matches(str(name), actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{path} sets {name}, which is no flag{hint}")
+        if isinstance(value, bool):
+            off = [f for f in actions[name].option_strings if f.startswith("--no-")]
+            flags += [f"--{name}"] if value else off
+        elif value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
 
 
 def number(
@@ -114,8 +160,6 @@ def run(main: Callable[[], None]) -> None:
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of SamplingConfig's fields that most runs leave alone; their defaults are the class's."""
-    from model_config import SPACINGS, SamplingConfig
-
     add = parser.add_argument_group("sampling").add_argument
     add("--spacing", choices=SPACINGS, help="of timesteps; None: log_snr for dpm_solver, else trailing")
     add("--eta", type=fraction, help="noise of ddim and dpm_solver: 1 as much as ddpm")
@@ -125,3 +169,47 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--dynamic_threshold", type=fraction, help="quantile of |x0| to clip at; 0.995 is usual")
     names = ("spacing", "eta", "rescale", "guidance_interval", "dynamic_threshold")
     parser.set_defaults(**{name: getattr(SamplingConfig, name) for name in names})
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the fields of models' and losses' configurations; their defaults are the classes'."""
+    model = parser.add_argument_group("model").add_argument
+    model("--image_size", type=positive_int, help="side of the square images")
+    model("--crop", type=int, choices=(178, 148, 140, 128), help="of photographs, before resizing")
+    model("--channels", type=positive_int, nargs="+", help="width of each level, finest first")
+    model("--blocks_per_level", type=positive_int, help="residual blocks down, and again up")
+    model("--self_attention_levels", type=count, nargs="*", help="0 is the finest; None: the last 2")
+    model("--cross_attention_levels", type=count, nargs="*", help="None: all but the finest")
+    model("--num_heads", type=positive_int, help="attention heads")
+    model("--patch_size", type=positive_int, help="pixel-unshuffle before the UNet")
+    maps = "learn where each attribute shows"
+    model("--attribute_maps", action=argparse.BooleanOptionalAction, help=maps)
+    model("--dropout", type=fraction, help="inside the residual blocks")
+    model("--latent_dim", type=positive_int, help="size of the semantic latent")
+    model("--schedule", choices=SCHEDULES, help="noise schedule")
+    model("--num_timesteps", type=positive_int, help="length of the noise schedule")
+    zero = "end the noise schedule in pure noise"
+    model("--zero_terminal_snr", action="store_true", help=zero)
+    model("--prediction", choices=PREDICTIONS, help="what the UNet predicts")
+    loss = parser.add_argument_group("loss").add_argument
+    loss("--loss_weighting", choices=LOSS_WEIGHTINGS, help="weight of each timestep")
+    loss("--ae_weight", type=non_negative, help="weight of the VAE's losses")
+    loss("--kl_weight", type=non_negative, help="weight of the KL divergence within them")
+    loss("--attr_weight", type=non_negative, help="weight of the attribute loss within them")
+    loss("--free_bits", type=non_negative, help="nats each latent dimension may keep at no cost")
+    loss("--cfg_dropout", type=fraction, help="share of rows trained unconditionally")
+    loss("--attr_dropout", type=fraction, help="share of single attributes dropped")
+    loss("--latent_dropout", type=fraction, help="share trained without the latent")
+    first = parser.add_argument_group("first stage, with --stage autoencoder").add_argument
+    first("--vae_channels", type=positive_int, nargs="+", help="each level halves the side")
+    first("--latent_channels", type=positive_int, help="of the latent")
+    first("--vae_blocks", type=positive_int, help="residual blocks of each level")
+    first("--perceptual_weight", type=non_negative, help="of the perceptual distance")
+    first("--latent_kl_weight", type=non_negative, help="of the KL divergence")
+    first("--kl_warmup", type=fraction, help="share of the run in which that weight grows")
+    first("--latent_attr_weight", type=non_negative, help="of the attribute loss")
+    first("--adversarial_weight", type=non_negative, help="of the discriminator's gradient; 0: none")
+    first("--adversarial_start", type=fraction, help="share of the run before that sets in")
+    configurations = (AutoencoderConfig, AutoencoderLossConfig, ModelConfig, LossConfig)
+    own = [each for configuration in configurations for each in fields(configuration)]
+    parser.set_defaults(**{f.name: f.default for f in own if f.default is not MISSING})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autoencoder_model import AttributeVAE, PixelFirstStage
+from autoencoder_model import AttributeVAE, build_first_stage
 from guidance import classifier_free, dynamic_threshold, guidance_interval, weighed_with_input
 from model_config import LossConfig, ModelConfig, SamplingConfig
 from noise_schedule import Denoiser, NoiseSchedule
@@ -43,6 +43,14 @@ def stratified_timesteps(number: int, num_timesteps: int, device: torch.device) 
     return (part * (num_timesteps / number)).long().clamp(max=num_timesteps - 1)
 
 
+def vae_levels(side: int) -> tuple[int, ...]:
+    """Widths of the VAE's levels, finest first: halvings of x0's side down to 4, four at most."""
+    levels = 0
+    while levels < 4 and side % 2 ** (levels + 1) == 0 and side >> (levels + 1) >= 4:
+        levels += 1
+    return (32, 64, 128, 256)[:levels]
+
+
 def with_bar(steps: Steps, label: str, grid: list[int], progress: bool) -> Steps:
     """The same steps behind a progress bar."""
     return tqdm(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
@@ -59,12 +67,21 @@ class ConditionalDiffusion(nn.Module):
         super().__init__()
         self.config = config
         self.schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
-        self.first_stage = PixelFirstStage()
-        num_attributes = len(config.attribute_names)
+        self.first_stage = build_first_stage(config.first_stage, config.first_stage_config)
+        stride = self.first_stage.factor * config.patch_size * 2 ** (len(config.channels) - 1)
+        if config.image_size % stride:
+            raise ValueError(
+                f"image_size {config.image_size} is not divisible by {stride} (patch_size "
+                f"{config.patch_size} times 2 per downsampling of {len(config.channels)} levels, times "
+                f"{self.first_stage.factor} of first stage {config.first_stage})"
+            )
+        num_attributes, channels = len(config.attribute_names), self.first_stage.channels
+        side = config.image_size // self.first_stage.factor
         self.autoencoder = AttributeVAE(
-            config.image_size, latent_dim=config.latent_dim, num_attributes=num_attributes
+            side, vae_levels(side), config.latent_dim, num_attributes, image_channels=channels
         )
         self.unet = ConditionalUNet(
+            image_channels=channels,
             channels=config.channels,
             num_attributes=num_attributes,
             latent_dim=config.latent_dim,
@@ -94,7 +111,7 @@ class ConditionalDiffusion(nn.Module):
         """Joint loss = diffusion + ae_weight (reconstruction + kl_weight kl + attr_weight attributes).
 
         Args:
-            images: uint8 (B, H, W, 3).
+            images: uint8 (B, H, W, 3), or the moments of a latent first stage.
             attributes: (B, A) in [-1, 1].
             loss: weights and dropping rates.
             t, eps: timesteps (B,) and noise (B, C, H, W); drawn here where not given, t stratified.
@@ -103,7 +120,7 @@ class ConditionalDiffusion(nn.Module):
             the scalar terms under their names, their weighted sum under ``total``; the diffusion loss
             of each sample (B,); and t (B,).
         """
-        x0 = self.first_stage.encode(images)
+        x0 = self.first_stage.encode(images, sample=True)
         terms, latent = self.autoencoder.losses(x0, attributes, loss.free_bits)
         if t is None:
             t = stratified_timesteps(len(x0), self.schedule.num_timesteps, x0.device)
@@ -171,11 +188,21 @@ class ConditionalDiffusion(nn.Module):
             )
         return attributes.to(self.device, torch.float32).expand(batch_size, -1)
 
-    def _start(self, batch_size: int, image_size, generator: Generator) -> Tensor:
+    def initial_noise(
+        self, batch_size: int, image_size: tuple[int, int] | None = None, generator: Generator = None
+    ) -> Tensor:
+        """x_T (batch_size, C, h, w) of images of this size (H, W), by default the training size."""
         height, width = image_size or (self.config.image_size, self.config.image_size)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        return randn_like(torch.empty(batch_size, 3, height, width, device=self.device), generator)
+        factor = self.first_stage.factor
+        if height % factor or width % factor:
+            stage = f"first stage {self.config.first_stage}"
+            raise ValueError(
+                f"image size {height}x{width} is not divisible by {factor}, as {stage} needs"
+            )
+        shape = (batch_size, self.first_stage.channels, height // factor, width // factor)
+        return randn_like(torch.empty(shape, device=self.device), generator)
 
     # ---------------------------------------------------------------- sampling
 
@@ -189,7 +216,7 @@ class ConditionalDiffusion(nn.Module):
         latent: Tensor | None = None,
         progress: bool = False,
     ) -> Steps:
-        """The reverse chain from noise x_T (B, 3, H, W), step by step: yields what samplers yield."""
+        """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
         rows, schedule = self._rows(attributes, len(x_T)), self.schedule
         cfg_scale = 1.0 if attributes is None else sampling.cfg_scale  # nothing to amplify
         denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
@@ -226,7 +253,7 @@ class ConditionalDiffusion(nn.Module):
         Raises:
             ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
         """
-        x_T = self._start(batch_size, image_size, generator)
+        x_T = self.initial_noise(batch_size, image_size, generator)
         steps = self.sample_steps(x_T, attributes, sampling, generator, latent, progress)
         return self.first_stage.decode(last(steps))
 

@@ -212,7 +212,7 @@ class Evaluation:
         """A grid of samples, and the samples nearest to training images beside those."""
         import torch
 
-        from visualize import save_grid
+        from pictures import save_grid
 
         name = f"{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
         title = name.replace("_", " ")
@@ -254,6 +254,7 @@ class Evaluation:
             structural_similarity_index_measure,
         )
 
+        from autoencoder_loss import perceptual_distance
         from evaluation import balanced_accuracy, in_batches
 
         model, parts = self.model, []
@@ -266,8 +267,12 @@ class Evaluation:
         originals = torch.tensor(self.held_out.images[:number])
         pictures = [x.permute(0, 3, 1, 2).float() / 255 for x in (reconstructions, originals)]
         pairs = zip(reconstructions.split(250), originals.split(250), strict=True)
-        device = model.device
-        perceptual = [self.classifier.perceptual_distance(a.to(device), b.to(device)) for a, b in pairs]
+        judge, device = self.classifier, model.device
+        with torch.no_grad():
+            perceptual = [
+                perceptual_distance(judge.stages(), *(judge.input(part.to(device)) for part in pair))
+                for pair in pairs
+            ]
         accuracy = balanced_accuracy(attributes, self.held_out.attributes[:number])
         return {
             "psnr": float(peak_signal_noise_ratio(*pictures, data_range=1.0)),
@@ -310,7 +315,7 @@ def table(report: dict) -> str:
 
 def plot(report: dict, path: Path) -> None:
     """Frechet distance and attribute accuracy over what was varied: guidance scale, or steps."""
-    from visualize import save_curves
+    from pictures import save_curves
 
     entries = report["settings"]
     for key, label in (("cfg_scale", "cfg_scale"), ("num_inference_steps", "network evaluations")):

@@ -164,7 +164,8 @@ class EvaluationClassifier(nn.Module):
         self.backbone.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)  # for small images
         self.head = nn.Linear(num_features, num_attributes)
 
-    def _input(self, images: Tensor) -> Tensor:
+    def input(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> what the network takes: float (B, 3, 64, 64) in [-1, 1]."""
         x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         if x.shape[2:] != (FEATURE_SIDE, FEATURE_SIDE):
             x = F.interpolate(x, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
@@ -172,20 +173,13 @@ class EvaluationClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, D)."""
-        return self.standardise(self.backbone(self._input(images)).float())
+        return self.standardise(self.backbone(self.input(images)).float())
 
-    @torch.no_grad()
-    def perceptual_distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Squared distance of two batches' features at each position, the channels scaled to unit
-        length, averaged over positions and the network's four stages: LPIPS without its learned weights
-        (Zhang et al. 2018, arXiv:1801.03924). uint8 (B, H, W, 3) each -> (B,), 0 for equal images."""
-        net, total = self.backbone, torch.zeros(len(a), device=self.head.weight.device)
-        x = net.maxpool(net.relu(net.bn1(net.conv1(self._input(torch.cat([a, b]))))))
-        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
-            x = stage(x)
-            first, second = F.normalize(x).chunk(2)
-            total += (first - second).square().sum(1).mean((1, 2)) / 4
-        return total
+    def stages(self) -> list[nn.Module]:
+        """The network as four stages in a row, for ``perceptual_distance``."""
+        net = self.backbone
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
+        return [stem, net.layer2, net.layer3, net.layer4]
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) -> logits (B, A), positive where the attribute is seen."""

@@ -140,14 +140,14 @@ class Manipulation:
 
     def save_each(self, images, folder: str) -> list[Path]:
         """Every image (N, H, W, 3) in a file of its own."""
-        from visualize import save_image
+        from pictures import save_image
 
         return [save_image(image, self.out / folder / f"{i:03d}.png") for i, image in enumerate(images)]
 
     def generate(self) -> None:
         """A labelled grid, and every image on its own."""
         from evaluation import draw
-        from visualize import save_grid
+        from pictures import save_grid
 
         args = self.args
         if args.attributes:
@@ -165,7 +165,7 @@ class Manipulation:
 
     def interpolate(self) -> None:
         """A labelled strip and a GIF between two requests, from one noise."""
-        from visualize import save_gif, save_grid
+        from pictures import save_gif, save_grid
 
         args = self.args
         if args.start:
@@ -195,7 +195,7 @@ class Manipulation:
         """A row: the source, its reconstruction, and one edit per attribute, or all named at once."""
         import torch
 
-        from visualize import save_grid
+        from pictures import save_grid
 
         args = self.args
         has = self.model.predict_attributes(image)

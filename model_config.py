@@ -4,10 +4,11 @@ travels in checkpoints. Imports nothing heavy."""
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("eps", "x0", "v")
+FIRST_STAGES = ("pixels", "vae", "sd-vae")
 LOSS_WEIGHTINGS = ("none", "min_snr")
 SAMPLERS = ("ddim", "ddpm", "dpm_solver")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
@@ -19,8 +20,16 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
+class Plain:
+    """A dataclass that can travel in a checkpoint."""
+
+    def to_dict(self) -> dict:
+        """The configuration as plain lists, strings and numbers."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Plain):
     """Everything needed to build the model again; plain types only, so it travels in checkpoints."""
 
     attribute_names: tuple[str, ...]
@@ -39,6 +48,8 @@ class ModelConfig:
     num_timesteps: int = 1000
     zero_terminal_snr: bool = False
     prediction: str = "v"
+    first_stage: str = "pixels"
+    first_stage_config: dict = field(default_factory=dict)  # what rebuilds it
 
     def __post_init__(self):
         levels = range(len(self.channels))
@@ -46,24 +57,15 @@ class ModelConfig:
             object.__setattr__(self, "self_attention_levels", levels[-2:])
         if self.cross_attention_levels is None:
             object.__setattr__(self, "cross_attention_levels", levels[1:] or levels)
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, (list, range)):
-                object.__setattr__(self, field.name, tuple(value))
+                object.__setattr__(self, each.name, tuple(value))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("prediction", self.prediction, PREDICTIONS)
+        check_choice("first_stage", self.first_stage, FIRST_STAGES)
         if self.zero_terminal_snr and self.prediction == "eps":
             raise ValueError("zero_terminal_snr leaves no image at the last timestep: predict v or x0")
-        stride = self.patch_size * 2 ** (len(self.channels) - 1)
-        if self.image_size % stride:
-            raise ValueError(
-                f"image_size {self.image_size} is not divisible by {stride} (patch_size "
-                f"{self.patch_size} times 2 per downsampling of {len(self.channels)} levels)"
-            )
-
-    def to_dict(self) -> dict:
-        """The configuration as plain lists, strings and numbers."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,40 @@ class LossConfig:
         for name in ("cfg_dropout", "attr_dropout", "latent_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(Plain):
+    """What rebuilds a first stage of our own, and what it was trained on."""
+
+    attribute_names: tuple[str, ...]
+    image_size: int = 128
+    crop: int = 178
+    judge: str = ""  # of likeness: the perceptual network
+    vae_channels: tuple[int, ...] = (64, 128)  # halves the side once for each
+    latent_channels: int = 4
+    vae_blocks: int = 1  # of each level, in the encoder and again in the decoder
+
+    def network(self) -> dict:
+        """The arguments of ``SpatialVAE``."""
+        return {
+            "channels": list(self.vae_channels),
+            "latent_channels": self.latent_channels,
+            "blocks_per_level": self.vae_blocks,
+            "num_attributes": len(self.attribute_names),
+        }
+
+
+@dataclass(frozen=True)
+class AutoencoderLossConfig:
+    """Weights of the first stage's loss, and when in a run its parts set in."""
+
+    perceptual_weight: float = 0.2
+    latent_kl_weight: float = 1e-4
+    kl_warmup: float = 0.1  # share of the run
+    latent_attr_weight: float = 0.01
+    adversarial_weight: float = 0.1
+    adversarial_start: float = 0.5  # share of the run
 
 
 @dataclass(frozen=True)
@@ -119,4 +155,4 @@ class SamplingConfig:
 def configure(kind: type, args: Namespace, **others):
     """A configuration of this dataclass, its fields taken from the flags of the same names."""
     given = vars(args) | others
-    return kind(**{field.name: given[field.name] for field in fields(kind)})
+    return kind(**{each.name: given[each.name] for each in fields(kind) if each.name in given})

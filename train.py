@@ -9,67 +9,33 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 import time
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import cli
-from model_config import (
-    LOSS_WEIGHTINGS,
-    PREDICTIONS,
-    SCHEDULES,
-    LossConfig,
-    ModelConfig,
-    configure,
-)
+from model_config import LossConfig, ModelConfig, configure
 
 SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch is
 LOG_STEPS = 20  # steps averaged in one point of a training curve
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of ModelConfig's and LossConfig's fields; their defaults are the classes'."""
-    model = parser.add_argument_group("model").add_argument
-    model("--image_size", type=cli.positive_int, help="side of the square images")
-    model("--crop", type=int, choices=(178, 148, 140, 128), help="of photographs, before resizing")
-    model("--channels", type=cli.positive_int, nargs="+", help="width of each level, finest first")
-    model("--blocks_per_level", type=cli.positive_int, help="residual blocks down, and again up")
-    model("--self_attention_levels", type=cli.count, nargs="*", help="0 is the finest; None: the last 2")
-    model("--cross_attention_levels", type=cli.count, nargs="*", help="None: all but the finest")
-    model("--num_heads", type=cli.positive_int, help="attention heads")
-    model("--patch_size", type=cli.positive_int, help="pixel-unshuffle before the UNet")
-    maps = "learn where each attribute shows"
-    model("--attribute_maps", action=argparse.BooleanOptionalAction, help=maps)
-    model("--dropout", type=cli.fraction, help="inside the residual blocks")
-    model("--latent_dim", type=cli.positive_int, help="size of the semantic latent")
-    model("--schedule", choices=SCHEDULES, help="noise schedule")
-    model("--num_timesteps", type=cli.positive_int, help="length of the noise schedule")
-    zero = "end the noise schedule in pure noise"
-    model("--zero_terminal_snr", action="store_true", help=zero)
-    model("--prediction", choices=PREDICTIONS, help="what the UNet predicts")
-    loss = parser.add_argument_group("loss").add_argument
-    loss("--loss_weighting", choices=LOSS_WEIGHTINGS, help="weight of each timestep")
-    loss("--ae_weight", type=cli.non_negative, help="weight of the VAE's losses")
-    loss("--kl_weight", type=cli.non_negative, help="weight of the KL divergence within them")
-    loss("--attr_weight", type=cli.non_negative, help="weight of the attribute loss within them")
-    loss("--free_bits", type=cli.non_negative, help="nats each latent dimension may keep at no cost")
-    loss("--cfg_dropout", type=cli.fraction, help="share of rows trained unconditionally")
-    loss("--attr_dropout", type=cli.fraction, help="share of single attributes dropped")
-    loss("--latent_dropout", type=cli.fraction, help="share trained without the latent")
-    own = (*fields(ModelConfig), *fields(LossConfig))
-    parser.set_defaults(**{f.name: f.default for f in own if f.default is not MISSING})
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
+    stages = "the diffusion model, or a first stage for latent diffusion"
+    add("--config", metavar="FILE", help="YAML of flags and values, which the command line overrides")
+    add("--stage", default="diffusion", choices=("diffusion", "autoencoder"), help=stages)
+    judge = "./checkpoints/evaluation_classifier.pth"
+    add("--classifier", default=judge, help="judges likeness in --stage autoencoder without VGG16")
     data = parser.add_argument_group("data").add_argument
     data("--data_root", help="folder in CelebA's layout; synthetic faces are drawn where not given")
+    data("--latents", help="folder of encode_latents.py: train in those latents, decoding no image")
     data("--download", action="store_true", help="fetch CelebA into --data_root first")
     data("--data_fraction", type=cli.fraction, default=1.0, help="share of the training images to use")
     data("--cache_dir", default="data/cache", help="where decoded images are kept")
     data("--num_workers", type=cli.count, default=0, help="loader processes; 0 reads in this one")
-    add_model_flags(parser)
+    cli.add_model_flags(parser)
     optim = parser.add_argument_group("optimisation").add_argument
     optim("--batch_size", type=cli.positive_int, default=16, help="per process and accumulation step")
     optim("--grad_accum", type=cli.positive_int, default=1, help="batches per optimiser step")
@@ -94,8 +60,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
     add("--dry_run", action="store_true", help="two steps, timed: no checkpoint, no log")
     args = parser.parse_args(argv)
+    if args.config:
+        try:
+            given = cli.config_flags(args.config, parser)
+        except ValueError as error:
+            parser.error(str(error))
+        args = parser.parse_args([*given, *(sys.argv[1:] if argv is None else argv)])
     if args.download and not args.data_root:
         parser.error("--download needs --data_root, the folder to download into")
+    if args.latents and (args.data_root or args.stage != "diffusion" or args.data_fraction < 1):
+        parser.error(
+            "--latents is a dataset of its own: no --data_root, --data_fraction or other --stage"
+        )
     return args
 
 
@@ -103,12 +79,15 @@ def make_accelerator(args: argparse.Namespace):
     """The accelerate.Accelerator for the device and precision asked for."""
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
 
     device = cli.choose_device(args.device)
     if device == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
         torch.set_float32_matmul_precision("high")  # TF32 where --mixed_precision no
+    unused = DistributedDataParallelKwargs(find_unused_parameters=args.stage == "autoencoder")
     return Accelerator(
+        kwargs_handlers=[unused],  # the discriminator, before it sets in
         cpu=device == "cpu",
         mixed_precision=cli.choose_precision(args.mixed_precision, device),
         gradient_accumulation_steps=args.grad_accum,
@@ -120,6 +99,12 @@ def load_datasets(args: argparse.Namespace, accelerator):
     """The training and validation datasets; draws the synthetic faces where no folder is given."""
     from celeba_dataset import CelebADataset, download_celeba
 
+    if args.latents:
+        from latent_dataset import LatentDataset
+
+        train_set, val_set = (LatentDataset(args.latents, split) for split in ("train", "val"))
+        args.image_size, args.crop = train_set.image_size, train_set.crop
+        return train_set, val_set
     root = args.data_root
     if args.download:
         with accelerator.main_process_first():
@@ -194,7 +179,8 @@ def finish_epoch(run, logger, bar, final: bool = False) -> None:
     if final or epoch % args.sample_interval == 0:
         logger.pictures()
     if run.accelerator.is_main_process:
-        note = ", best so far" if run.save_if_best(losses, folder / "best_model.pth") else ""
+        written = run.save_for_inference(losses, folder)
+        note = f", written: {written}" if written else ""
         bar.write(f"epoch {epoch}, step {run.step}: validation loss {losses['total']:.4f}{note}")
         if epoch % args.save_interval == 0:
             run.save(folder / f"epoch_{epoch:04d}.pth")
@@ -213,8 +199,9 @@ def check_flags(args: argparse.Namespace, accelerator) -> None:
         raise ValueError(f"{last} exists: go on from it with --resume, or choose another --save_dir")
     if args.resume is not None and not Path(args.resume or last).is_file():
         raise FileNotFoundError(f"no checkpoint at {args.resume or last} to resume from")
-    with torch.device("meta"):
-        ConditionalDiffusion(configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES))
+    if args.stage == "diffusion" and not args.latents:  # whose image size is the folder's
+        with torch.device("meta"):
+            ConditionalDiffusion(configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES))
     configure(LossConfig, args)
 
 

@@ -16,14 +16,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
+from autoencoder_loss import AutoencoderTraining, perceptual_stages
 from celeba_dataset import CelebADataset, random_flip
-from checkpoint import EMA, load_checkpoint, load_weights, save_atomically, save_model
+from checkpoint import (
+    EMA,
+    load_checkpoint,
+    load_weights,
+    save_atomically,
+    save_first_stage,
+    save_model,
+)
 from diffusion_model import ConditionalDiffusion
-from model_config import LossConfig, ModelConfig, configure
+from latent_dataset import LatentDataset
+from model_config import AutoencoderConfig, AutoencoderLossConfig, LossConfig, ModelConfig, configure
 
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
 
@@ -63,6 +72,30 @@ def learning_rate(args: argparse.Namespace, step: int, progress: float) -> float
     return args.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def build(args: argparse.Namespace, train_set) -> tuple[nn.Module, LossConfig | AutoencoderLossConfig]:
+    """The module that a stage trains, and its loss's configuration. The module's ``forward`` takes
+    images, attributes and that configuration, and gives loss terms; its ``progress`` is set before."""
+    names = tuple(train_set.attribute_names)
+    if args.stage == "autoencoder":
+        stages, judge = perceptual_stages(args.classifier, names, args.crop)
+        print(f"likeness is judged by {judge}")
+        config = configure(AutoencoderConfig, args, attribute_names=names, judge=judge)
+        return AutoencoderTraining(config, stages), configure(AutoencoderLossConfig, args)
+    stage = train_set.first_stage if args.latents else {"kind": "pixels", "config": {}}
+    config = configure(
+        ModelConfig,
+        args,
+        attribute_names=names,
+        first_stage=stage["kind"],
+        first_stage_config=stage["config"],
+    )
+    model = ConditionalDiffusion(config)
+    model.unet.gradient_checkpointing = args.gradient_checkpointing
+    if args.latents:
+        load_weights(model.first_stage, train_set.first_stage_weights(), args.latents)
+    return model, configure(LossConfig, args)
+
+
 class TrainingRun:
     """Everything a run needs and its checkpoint keeps: model, EMA, optimiser, counters."""
 
@@ -70,22 +103,18 @@ class TrainingRun:
         self,
         args: argparse.Namespace,
         accelerator: Accelerator,
-        train_set: CelebADataset,
-        val_set: CelebADataset,
+        train_set: CelebADataset | LatentDataset,
+        val_set: CelebADataset | LatentDataset,
     ):
         self.args, self.accelerator, self.train_set, self.val_set = args, accelerator, train_set, val_set
-        config = configure(ModelConfig, args, attribute_names=tuple(train_set.attribute_names))
-        self.loss_config = configure(LossConfig, args)
         seed_everything(args.seed)
-        model = ConditionalDiffusion(config)
+        model, self.loss_config = build(args, train_set)
         model.to(accelerator.device, memory_format=torch.channels_last)
         self.ema = EMA(model, args.ema_decay)
-        model.unet.gradient_checkpointing = args.gradient_checkpointing
         if args.compile:
-            model.unet.compile()
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
-        )
+            (model.unet if args.stage == "diffusion" else model.autoencoder).compile()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=args.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw_model = accelerator.unwrap_model(self.model)
         self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
@@ -132,12 +161,15 @@ class TrainingRun:
         )
         return iter(loader)
 
-    def to_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def to_device(self, batch: dict[str, Tensor], flip: bool = False) -> tuple[Tensor, Tensor]:
+        """Images, or moments, mirrored at random with ``flip``; and attributes."""
         device = self.accelerator.device
-        return (
-            batch["image"].to(device, non_blocking=True),
-            batch["attributes"].to(device, non_blocking=True),
+        images, attributes = (
+            batch[key].to(device, non_blocking=True) for key in ("image", "attributes")
         )
+        if flip:
+            return random_flip(images), attributes
+        return images[:, 0] if images.ndim == 5 else images, attributes  # encoded: its mirror image, too
 
     def update(self, batches: Iterator[dict[str, Tensor]]) -> dict:
         """One optimiser step over grad_accum batches: the loss terms of the last batch, its diffusion
@@ -148,13 +180,13 @@ class TrainingRun:
         """
         args, accelerator = self.args, self.accelerator
         rate = learning_rate(args, self.step, self.progress)
+        self.raw_model.progress = self.ema.model.progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for micro in range(args.grad_accum):
             batch = next(batches)
             seed_everything(args.seed, self.step, micro, accelerator.process_index)
-            images, attributes = self.to_device(batch)
-            images = random_flip(images)
+            images, attributes = self.to_device(batch, flip=True)
             with accelerator.accumulate(self.model):
                 terms, per_sample, t = self.model(images, attributes, self.loss_config)
                 accelerator.backward(terms["total"])
@@ -183,6 +215,8 @@ class TrainingRun:
         names = (*names, "ema_decay", "val_images", "seed")
         recipe = {name: getattr(self.args, name) for name in names}
         recipe |= vars(self.loss_config) | self.raw_model.config.to_dict()
+        if self.args.latents:
+            recipe["first_stage"] = self.train_set.first_stage["hash"]
         return recipe | {"images": len(self.train_set), "processes": self.accelerator.num_processes}
 
     def save(self, path: Path) -> None:
@@ -222,13 +256,19 @@ class TrainingRun:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
 
-    def save_if_best(self, losses: dict[str, float], path: Path) -> bool:
-        """Keep the EMA weights as the best so far, if their validation loss is."""
+    def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
+        """Write the EMA weights: a first stage as first_stage.pth, always, since its loss changes when
+        the discriminator sets in; a diffusion model as best_model.pth, if its validation loss is the
+        best so far. Returns what was written."""
+        model = self.ema.model
+        if self.args.stage == "autoencoder":
+            save_first_stage(model, folder / "first_stage.pth", step=self.step, **losses)
+            return "first_stage.pth"
         if not losses["total"] < self.best:  # nor where it is not a number
-            return False
+            return ""
         self.best = losses["total"]
-        save_model(self.ema.model, path, step=self.step, validation_loss=self.best)
-        return True
+        save_model(model, folder / "best_model.pth", step=self.step, validation_loss=self.best)
+        return "best_model.pth"
 
 
 # -------------------------------------------------------------------- looking at a run
@@ -238,11 +278,13 @@ class TrainingRun:
 def validate(run: TrainingRun) -> dict[str, float]:
     """Every loss term over the validation split: EMA weights, fixed noise and timesteps, attributes
     never dropped. Timesteps are spread evenly over the images."""
-    accelerator, model = run.accelerator, run.ema.model
-    config = replace(run.loss_config, cfg_dropout=0.0, attr_dropout=0.0)
+    accelerator, model, config = run.accelerator, run.ema.model, run.loss_config
     total = min(run.args.val_images, len(run.val_set))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    timesteps = torch.linspace(0, model.schedule.num_timesteps - 1, total).long()[order]
+    timesteps = None
+    if run.args.stage == "diffusion":
+        config = replace(config, cfg_dropout=0.0, attr_dropout=0.0)
+        timesteps = torch.linspace(0, model.schedule.num_timesteps - 1, total).long()[order]
     batch_size, sums = run.args.batch_size, {}
     stride = batch_size * accelerator.num_processes
     first = accelerator.process_index * batch_size
@@ -252,7 +294,8 @@ def validate(run: TrainingRun) -> dict[str, float]:
         images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
         seed_everything(0, start)
         with accelerator.autocast():
-            terms, _, _ = model(images, attributes, config, timesteps[indices].to(images.device))
+            t = None if timesteps is None else timesteps[indices].to(images.device)
+            terms, _, _ = model(images, attributes, config, t)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value.double() * len(shown)
     if accelerator.num_processes > 1:
@@ -288,16 +331,22 @@ class Logger:
         }
         for name in ("grad_norm", "lr"):
             means[f"optimisation/{name}"] = sum(step[name] for step in steps) / len(steps)
-        per_sample = torch.cat([step["per_sample"] for step in steps]).cpu()
-        quartile = torch.cat([step["t"] for step in steps]).cpu() * 4
-        quartile //= self.run.raw_model.schedule.num_timesteps
-        for q in range(4):
-            if (quartile == q).any():
-                chosen = per_sample[quartile == q]
-                means[f"diffusion_by_timestep/quartile_{q + 1}"] = float(chosen.mean())
+        if steps[0]["t"] is not None:
+            means |= self.by_timestep(steps)
         means["speed/images_per_second"] = len(steps) * self.run.images_per_step / seconds
         self.scalars(means)
         return means
+
+    def by_timestep(self, steps: list[dict]) -> dict[str, float]:
+        """The diffusion loss by quartile of t."""
+        per_sample = torch.cat([step["per_sample"] for step in steps]).cpu()
+        quartile = torch.cat([step["t"] for step in steps]).cpu() * 4
+        quartile //= self.run.raw_model.schedule.num_timesteps
+        return {
+            f"diffusion_by_timestep/quartile_{q + 1}": float(per_sample[quartile == q].mean())
+            for q in range(4)
+            if (quartile == q).any()
+        }
 
     def scalars(self, values: dict[str, float]) -> None:
         """Write values under their names at the current step."""
@@ -315,10 +364,13 @@ class Logger:
         indices = list(range(min(num_images, len(run.val_set))))
         images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
         with run.accelerator.autocast():
-            generator = torch.Generator().manual_seed(0)
-            samples = model.ddim_sample(len(images), None, attributes, 2.0, 25, generator=generator)
+            if run.args.stage == "diffusion":
+                generator = torch.Generator().manual_seed(0)
+                samples = model.ddim_sample(len(images), None, attributes, 2.0, 25, generator=generator)
+                self.writer.add_images("samples", samples.cpu(), run.step, dataformats="NHWC")
             reconstructions = model.reconstruct(images)
-        self.writer.add_images("samples", samples.cpu(), run.step, dataformats="NHWC")
+            if images.is_floating_point():  # moments
+                images = model.first_stage.decode(model.first_stage.encode(images))
         pairs = torch.cat([images, reconstructions]).cpu()
         self.writer.add_images("reconstructions", pairs, run.step, dataformats="NHWC")
         self.writer.flush()

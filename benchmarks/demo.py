@@ -46,7 +46,7 @@ def judge(num_samples: int, num_probe_images: int) -> dict:
     from checkpoint import load_model
     from evaluation import balanced_accuracy, draw
     from model_config import SamplingConfig
-    from visualize import save_grid
+    from pictures import save_grid
 
     probe = train_probe(num_images=num_probe_images)
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")

@@ -222,7 +222,7 @@ class Contest:
     def judge(self, name: str, images, seen: int, how: dict) -> None:
         """Measure one contender's images and keep the result and a grid."""
         from evaluation import balanced_accuracy, distances, read
-        from visualize import save_grid
+        from pictures import save_grid
 
         features, logits = read(self.classifier, images)
         row = distances(features, self.reference) | {"images_seen": seen, "how": how}

@@ -12,17 +12,24 @@ import pytest
 from PIL import Image, ImageSequence
 
 import cli
+import encode_latents
 import manipulate
 import train
+import visualize
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+MAIN = {
+    train: train.train,
+    manipulate: manipulate.manipulate,
+    visualize: visualize.visualize,
+    encode_latents: encode_latents.encode,
+}
+
+
 def run_script(module, *argv: str) -> None:
-    action = {"train": lambda a: train.train(train.parse_args(a))}.get(
-        module.__name__, lambda a: manipulate.manipulate(manipulate.parse_args(a))
-    )
-    cli.run(lambda: action([str(part) for part in argv]))
+    cli.run(lambda: MAIN[module](module.parse_args([str(part) for part in argv])))
 
 
 @pytest.fixture
@@ -80,6 +87,9 @@ def test_edit_takes_a_test_image_of_the_data_root(checkpoint, faces, tmp_path):
 def broken(tmp_path, faces):
     """Inputs that are wrong: a text file named .jpg, and a folder whose rows do not match its images."""
     (tmp_path / "text.jpg").write_text("this is no picture")
+    (tmp_path / "typo.yaml").write_text("bach_size: 3\n")
+    (tmp_path / "code.yaml").write_text("lr: !!python/object/apply:os.getcwd []\n")
+    (tmp_path / "wrong.yaml").write_text("lr: fast\n")
     short = tmp_path / "short"
     short.mkdir()
     (short / "img_align_celeba").symlink_to(faces / "img_align_celeba")
@@ -109,6 +119,23 @@ WRONG = {
     "size not divisible": (train, "--data_root {faces} --image_size 36", "36 is not divisible by 8"),
     "heads do not divide": (train, "--data_root {faces} --image_size 32 --num_heads 7", "7"),
     "resume from nothing": (train, "--data_root {faces} --resume {tmp}/none.pth", "none.pth"),
+    "unknown configuration key": (train, "--config {tmp}/typo.yaml", "did you mean batch_size"),
+    "configuration that runs code": (train, "--config {tmp}/code.yaml", "not plain YAML"),
+    "wrong value in a configuration": (train, "--config {tmp}/wrong.yaml", "'fast'"),
+    "missing configuration": (train, "--config {tmp}/none.yaml", "none.yaml"),
+    "latents that are not there": (train, "--latents {tmp}/nowhere", "encode_latents.py"),
+    "latents and images": (train, "--latents {tmp} --data_root {faces}", "--data_root"),
+    "figure without its source": (visualize, "attributes", "--data_root"),
+    "figure of an unknown attribute": (
+        visualize,
+        "denoising --attributes Smilling --checkpoint {checkpoint} --out {tmp}",
+        "Smiling",
+    ),
+    "no first stage": (
+        encode_latents,
+        "--data_root {faces} --first_stage {tmp}/none.pth --out {tmp}/out",
+        "none.pth",
+    ),
     "no CUDA": (train, "--data_root {faces} --device cuda", "--device cpu"),
 }
 
@@ -121,7 +148,7 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py"])
     monkeypatch.chdir(broken)
     before = set(broken.rglob("*"))
-    argv = [flag.format(tmp=broken, faces=faces) for flag in flags.split()]
+    argv = [flag.format(tmp=broken, faces=faces, checkpoint=checkpoint) for flag in flags.split()]
     if script is manipulate and "--checkpoint" not in argv:
         argv += ["--checkpoint", checkpoint]
     if script is train:
@@ -144,7 +171,10 @@ def test_another_architecture_is_refused_on_resume(flags, checkpoint, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", ["train.py", "manipulate.py", "evaluate.py", "synthetic_faces.py"])
+SCRIPTS = ["train", "manipulate", "evaluate", "synthetic_faces", "encode_latents", "visualize"]
+
+
+@pytest.mark.parametrize("script", [f"{name}.py" for name in SCRIPTS])
 def test_help_needs_no_torch(script):
     code = (
         f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
@@ -155,3 +185,18 @@ def test_help_needs_no_torch(script):
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+def test_flags_override_a_configuration(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(
+        "lr: 0.5\nbatch_size: 3\nattribute_maps: false\nself_attention_levels: []\nchannels: [8, 16]\n"
+    )
+    args = train.parse_args(["--config", str(path), "--batch_size", "4"])
+    assert (args.lr, args.batch_size, args.attribute_maps) == (0.5, 4, False)
+    assert (args.self_attention_levels, args.channels) == ([], [8, 16])
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_is_one(path):
+    train.parse_args(["--config", str(path)])

@@ -1,0 +1,175 @@
+"""A dataset encoded once: shards of latents' moments on disk, written so that a kill loses nothing but
+the shard at hand, and read as train.py reads pictures.
+
+    folder/manifest.json            what was encoded, by what; mean and std once all is there
+    folder/first_stage.pth          the first stage, whole
+    folder/<split>_00000.npy ...    float16 (n, 2, 2 C, h, w): moments of images and mirror images
+    folder/<split>_attributes.npy   int8 (N, A), +-1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from checkpoint import load_checkpoint, save_atomically
+
+FORMAT = "encoded-faces/1"
+SHARD = 512  # images
+
+
+def replace_file(path: Path, write: Callable) -> None:
+    """Write a file so that ``path`` holds nothing, or all of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def names_hash(filenames: list[str]) -> str:
+    """What tells one list of images from another."""
+    return hashlib.sha256("\n".join(filenames).encode()).hexdigest()[:12]
+
+
+def shard_names(manifest: dict, split: str) -> list[str]:
+    """The files that hold a split, in order."""
+    shards = -(-manifest["splits"][split]["count"] // manifest["shard"])
+    return [f"{split}_{i:05d}.npy" for i in range(shards)]
+
+
+class LatentWriter:
+    """The folder in the making: what is missing in it, and how it gets there.
+
+    Args:
+        folder: made where it does not exist; otherwise gone on with.
+        manifest: what is encoded, by what: plain values, with ``splits`` mapping each split to its
+            ``count`` and ``images``, the hash of their names.
+
+    Raises:
+        ValueError: where the folder holds something else, naming both.
+    """
+
+    def __init__(self, folder: str | Path, manifest: dict):
+        self.folder, self.manifest = Path(folder), {"format": FORMAT, "shard": SHARD, **manifest}
+        self.file = self.folder / "manifest.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.file.is_file():
+            found = json.loads(self.file.read_text())
+            for key, wanted in self.manifest.items():
+                if found.get(key) != wanted:
+                    raise ValueError(
+                        f"{folder} was encoded with {key} {found.get(key)}, not {wanted}: choose "
+                        "another --out, or remove that folder"
+                    )
+        elif any(self.folder.iterdir()):
+            raise ValueError(f"{folder} holds other files and no manifest.json: choose another --out")
+        else:
+            self._write_manifest(self.manifest)
+
+    def _write_manifest(self, manifest: dict) -> None:
+        replace_file(self.file, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
+
+    def missing(self, split: str) -> Iterator[tuple[str, range]]:
+        """(file, image numbers) of each shard of a split that is not there yet."""
+        count, shard = self.manifest["splits"][split]["count"], self.manifest["shard"]
+        for i, name in enumerate(shard_names(self.manifest, split)):
+            if not (self.folder / name).is_file():
+                yield name, range(i * shard, min((i + 1) * shard, count))
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """One array file."""
+        replace_file(self.folder / name, lambda file: np.save(file, array))
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel of z over the training split: those of the
+        posteriors' mixture, var(z) = var(mean) + E[exp(logvar)]."""
+        count = total = square = 0.0
+        for name in shard_names(self.manifest, "train"):
+            moments = np.load(self.folder / name, mmap_mode="r").astype(np.float64)
+            mean, logvar = np.split(moments, 2, axis=2)  # (n, 2, C, h, w)
+            axes = (0, 1, 3, 4)
+            count += mean[:, :, 0].size
+            total, square = total + mean.sum(axes), square + (mean**2 + np.exp(logvar)).sum(axes)
+        mean = total / count
+        std = np.sqrt(square / count - mean**2)
+        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+    def finish(self, first_stage: dict) -> None:
+        """Write the first stage with its statistics, and a manifest that says that all is there."""
+        save_atomically(first_stage, self.folder / "first_stage.pth")
+        self._write_manifest(self.manifest | {"complete": True})
+
+
+class LatentDataset:
+    """One split of an encoded dataset, in the item contract of ``CelebADataset``: an item's ``image`` is
+    float16 (2, 2 C, h, w), the moments of the image and of its mirror image.
+
+    Attributes: attributes float32 (N, A), +-1; attribute_names; image_size and crop of the pictures;
+    first_stage, a dict with its ``kind``, ``config`` and ``hash``.
+
+    Raises:
+        FileNotFoundError, ValueError: for a folder that is not one, or not whole.
+    """
+
+    def __init__(self, folder: str | Path, split: str):
+        self.folder, file = Path(folder), Path(folder) / "manifest.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} has no manifest.json: make it with encode_latents.py")
+        try:
+            manifest = json.loads(file.read_text())
+        except ValueError:
+            raise ValueError(f"{file} is damaged: encode again into another folder") from None
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"{file} is of format {manifest.get('format')!r}, not {FORMAT!r}")
+        if not manifest.get("complete"):
+            raise ValueError(f"{folder} is not whole: run the same encode_latents.py again to go on")
+        self.image_size, self.crop = manifest["image_size"], manifest["crop"]
+        self.first_stage, self.attribute_names = manifest["first_stage"], manifest["attribute_names"]
+        self._files = [self.folder / name for name in shard_names(manifest, split)]
+        self.attributes = torch.from_numpy(np.load(self.folder / f"{split}_attributes.npy")).float()
+        self._open()
+
+    def _open(self) -> None:
+        self._shards = [np.load(file, mmap_mode="r") for file in self._files]
+        self._ends = list(accumulate(map(len, self._shards)))
+
+    def first_stage_weights(self) -> dict[str, Tensor]:
+        """The weights of the first stage, its statistics among them."""
+        return load_checkpoint(self.folder / "first_stage.pth")["first_stage"]
+
+    def __len__(self) -> int:
+        return len(self.attributes)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """The moments and attributes of many indices, in their order: what DataLoader calls."""
+        moments = []
+        for index in indices:
+            shard = bisect_right(self._ends, index)
+            moments.append(self._shards[shard][index - self._ends[shard]])  # from the shard's end
+        return {
+            "image": torch.from_numpy(np.stack(moments)),  # (B, 2, 2 C, h, w)
+            "attributes": self.attributes[torch.as_tensor(indices)],  # (B, A)
+        }
+
+    @staticmethod
+    def collate(batch: dict) -> dict[str, Tensor]:
+        """What ``__getitems__`` has gathered already."""
+        return batch
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_shards", "_ends")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)  # a worker maps the files itself
+        self._open()

@@ -1,0 +1,332 @@
+"""The road through a latent first stage: its training, encoding once, and what is drawn from it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import encode_latents
+import evaluate
+import latent_dataset
+import manipulate
+import train
+from autoencoder_loss import AutoencoderTraining, perceptual_distance
+from autoencoder_model import LatentFirstStage, SpatialVAE, build_first_stage
+from celeba_dataset import CelebADataset, random_flip
+from checkpoint import EMA, load_checkpoint, load_first_stage, load_model, weights_hash
+from latent_dataset import LatentDataset
+from model_config import AutoencoderConfig, AutoencoderLossConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VAE_FLAGS = ["--stage", "autoencoder", "--vae_channels", "8", "16", "--latent_channels", "3"]
+
+
+def small_vae() -> SpatialVAE:
+    torch.manual_seed(0)
+    return SpatialVAE((8, 16), latent_channels=3, num_attributes=4)
+
+
+def pictures(number: int, side: int = 32) -> torch.Tensor:
+    return torch.randint(256, (number, side, side, 3), generator=torch.Generator().manual_seed(0)).byte()
+
+
+# ---------------------------------------------------------------- the first stage
+
+
+def test_shapes_of_a_first_stage():
+    vae = small_vae()
+    mean, logvar = vae.encode(torch.rand(2, 3, 32, 24))
+    assert vae.factor == 4
+    assert mean.shape == logvar.shape == (2, 3, 8, 6)
+    assert vae.decode(mean).shape == (2, 3, 32, 24)
+    assert vae.attribute_logits(mean).shape == (2, 4)
+    with pytest.raises(ValueError, match="30x32 is not divisible by the first stage's 4"):
+        vae.encode(torch.rand(1, 3, 30, 32))
+
+
+def test_moments_serve_as_images_and_decoding_undoes_the_standardisation():
+    stage, images = LatentFirstStage(small_vae()), pictures(2)
+    stage.mean += torch.tensor([1.0, -2.0, 0.5])
+    stage.std *= torch.tensor([2.0, 0.5, 3.0])
+    x0 = stage.encode(images)
+    assert torch.equal(stage.encode(stage.moments(images)), x0)
+    mean, _ = stage.autoencoder.encode(stage.pixels.encode(images))
+    plain = stage.pixels.decode(stage.autoencoder.decode(mean))
+    assert (stage.decode(x0).int() - plain.int()).abs().max() <= 1  # rounding of the way there and back
+    assert not torch.equal(stage.encode(images, sample=True), x0)
+    with pytest.raises(ValueError, match=r"moments must be \(B, 6, H, W\), got \(1, 3, 8, 8\)"):
+        stage.encode(torch.zeros(1, 3, 8, 8))
+
+
+def test_flipping_encoded_images_takes_one_of_their_halves():
+    moments = torch.stack([torch.zeros(64, 6, 4, 4), torch.ones(64, 6, 4, 4)], dim=1)
+    chosen = random_flip(moments, torch.Generator().manual_seed(0))
+    assert chosen.shape == (64, 6, 4, 4)
+    assert 16 < chosen[:, 0, 0, 0].sum() < 48
+    assert torch.equal(chosen, chosen[:, :1, :1, :1].expand_as(chosen))
+
+
+# ---------------------------------------------------------------- its loss
+
+
+def training(**loss) -> tuple[AutoencoderTraining, AutoencoderLossConfig]:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(("A", "B"), 32, vae_channels=(8, 16), latent_channels=3)
+    return AutoencoderTraining(config, None), AutoencoderLossConfig(**loss)
+
+
+def gradient_of(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat(
+        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in module.parameters()]
+    )
+
+
+def test_the_adversarial_loss_starts_when_it_should():
+    model, loss = training(adversarial_start=0.5)
+    attributes = torch.ones(4, 2)
+    model.progress = 0.49
+    assert "discriminator" not in model(pictures(4), attributes, loss)[0]
+    model.progress = 0.5
+    assert "discriminator" in model(pictures(4), attributes, loss)[0]
+
+
+def test_autoencoder_and_discriminator_have_separate_losses_in_one_backward_pass():
+    model, loss = training(adversarial_start=0.0, adversarial_weight=0.5)
+    model.progress, attributes = 1.0, torch.ones(4, 2)
+    torch.manual_seed(1)
+    terms, _, _ = model(pictures(4), attributes, loss)
+    terms["total"].backward()
+    joint = gradient_of(model.autoencoder), gradient_of(model.discriminator)
+
+    model.zero_grad()
+    torch.manual_seed(1)
+    terms, _, _ = model(pictures(4), attributes, loss)
+    terms["discriminator"].backward()
+    assert not gradient_of(model.autoencoder).any()
+    torch.testing.assert_close(gradient_of(model.discriminator), joint[1])
+
+    model.zero_grad()
+    torch.manual_seed(1)
+    terms, _, _ = model(pictures(4), attributes, loss)
+    (terms["total"] - terms["discriminator"]).backward()
+    torch.testing.assert_close(gradient_of(model.autoencoder), joint[0])
+
+
+def test_the_adversarial_gradient_is_as_long_as_that_of_likeness():
+    model, loss = training(adversarial_start=0.0)
+    model.progress = 1.0
+    terms, _, _ = model(pictures(4), torch.ones(4, 2), loss)
+    last = model.autoencoder.last.weight
+    likeness, adversarial = (
+        torch.autograd.grad(terms[name], last, retain_graph=True)[0].norm()
+        for name in ("likeness", "adversarial")
+    )
+    torch.testing.assert_close(terms["balance"] * adversarial, likeness, rtol=1e-3, atol=1e-6)
+
+
+def test_perceptual_distance_is_zero_for_equal_images_only():
+    stages = [torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 8, 3, stride=2)]
+    a, b = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    assert perceptual_distance(stages, a, a).abs().max() == 0
+    assert perceptual_distance(stages, a, b).min() > 0
+
+
+# ---------------------------------------------------------------- training it, encoding once
+
+
+@pytest.fixture(scope="module")
+def first_stage(flags, faces, tmp_path_factory):
+    """first_stage.pth after three steps on the tiny faces, the discriminator at work in the last."""
+    folder = tmp_path_factory.mktemp("first_stage")
+    judge = folder / "classifier.pth"
+    evaluate.evaluate(
+        evaluate.parse_args(
+            [
+                *("--train_classifier", "--classifier_epochs", "1", "--data_root", str(faces)),
+                *("--checkpoint", str(folder / "none"), "--classifier", str(judge), "--device", "cpu"),
+                *("--cache_dir", str(folder / "cache")),
+            ]
+        )
+    )
+    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--classifier", str(judge)]
+    train.train(train.parse_args([*flags, *VAE_FLAGS, *where, "--max_steps", "3"]))
+    return folder / "first_stage.pth"
+
+
+@pytest.fixture(scope="module")
+def encoding(first_stage, faces, tmp_path_factory):
+    """Command line for encode_latents.py, without --out; shards of 8 images."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return [
+        *("--data_root", str(faces), "--first_stage", str(first_stage), "--image_size", "32"),
+        *("--cache_dir", cache, "--device", "cpu", "--mixed_precision", "no", "--batch_size", "4"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def latents(encoding, tmp_path_factory):
+    """The tiny faces, encoded."""
+    out = tmp_path_factory.mktemp("encoded") / "latents"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latent_dataset, "SHARD", 8)
+        encode_latents.encode(encode_latents.parse_args([*encoding, "--out", str(out)]))
+    return out
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(latent_dataset, "SHARD", 8)
+
+
+def test_encoded_images_are_those_of_the_first_stage(latents, faces, first_stage, tmp_path):
+    data = LatentDataset(latents, "train")
+    images = CelebADataset(faces, "train", 32, cache_dir=tmp_path)
+    assert len(data) == len(images) > 16  # three shards
+    assert torch.equal(data.attributes, images.attributes)
+    kind, config, weights = load_first_stage(first_stage)
+    stage = build_first_stage(kind, config)
+    stage.autoencoder.load_state_dict(weights)
+    some = [0, 17, 9]
+    moments = data.__getitems__(some)["image"]
+    stored = torch.from_numpy(images.images[some])
+    expected = torch.stack([stage.moments(stored), stage.moments(stored.flip(2))], dim=1)
+    torch.testing.assert_close(moments.float(), expected, rtol=2e-3, atol=2e-3)  # half precision
+    stage.load_state_dict(data.first_stage_weights())
+    every = data.__getitems__(range(len(data)))["image"].flatten(0, 1)
+    x0 = stage.encode(every, sample=True)
+    torch.testing.assert_close(x0.mean((0, 2, 3)), torch.zeros(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(x0.std((0, 2, 3)), torch.ones(3), atol=0.05, rtol=0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def test_killed_encoding_goes_on_and_ends_byte_for_byte_the_same(latents, encoding, tmp_path):
+    out = tmp_path / "latents"
+    program = (
+        "import time, latent_dataset, encode_latents as e\n"
+        "latent_dataset.SHARD = 8\n"
+        "write = latent_dataset.LatentWriter.write\n"
+        "latent_dataset.LatentWriter.write = lambda *a: (write(*a), time.sleep(0.3))\n"
+        f"e.encode(e.parse_args({[*encoding, '--out', str(out)]!r}))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY)
+    deadline = time.monotonic() + 60
+    while not (out / "train_00001.npy").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("train_0*.npy")}
+    assert 2 <= len(before) < len(list(latents.glob("train_0*.npy")))
+    with pytest.raises(ValueError, match="not whole: run the same"):
+        LatentDataset(out, "train")
+    (out / ".train_00002.npy.tmp").write_bytes(b"cut short")  # what a kill within a shard leaves
+    encode_latents.encode(encode_latents.parse_args([*encoding, "--out", str(out)]))
+    assert contents(out) == contents(latents)
+    assert all((out / name).stat().st_mtime_ns == written for name, written in before.items())
+
+
+def test_a_folder_of_something_else_is_refused_by_name(latents, encoding, tmp_path):
+    before = contents(latents)
+    for flag, value, named in (
+        ("--crop", "148", "crop 178, not 148"),
+        ("--image_size", "64", "image_size 32"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            encode_latents.encode(
+                encode_latents.parse_args([*encoding, "--out", str(latents), flag, value])
+            )
+    other = load_checkpoint(encoding[3])
+    other["autoencoder"]["decoder.0.bias"] += 1
+    torch.save(other, tmp_path / "other.pth")
+    changed = [*encoding, "--out", str(latents), "--first_stage", str(tmp_path / "other.pth")]
+    with pytest.raises(ValueError, match=weights_hash(other["autoencoder"])):
+        encode_latents.encode(encode_latents.parse_args(changed))
+    assert contents(latents) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"no manifest\.json"):
+        encode_latents.encode(encode_latents.parse_args([*encoding, "--out", str(tmp_path)]))
+
+
+# ---------------------------------------------------------------- diffusion in it
+
+
+SMALL = ["--channels", "16", "32", "--num_heads", "2", "--latent_dim", "8", "--batch_size", "4"]
+SMALL += ["--blocks_per_level", "1", "--device", "cpu", "--mixed_precision", "no", "--val_images", "4"]
+
+
+def train_in(latents: Path, folder: Path, *more: str) -> Path:
+    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
+    args = [*SMALL, "--latents", str(latents), *where, "--max_steps", "3", *more]
+    train.train(train.parse_args(args))
+    return folder / "best_model.pth"
+
+
+def draw_and_edit(checkpoint: Path, faces: Path, out: Path) -> None:
+    """Everything manipulate.py does, with no flag about latents."""
+    flags = ["--checkpoint", str(checkpoint), "--data_root", str(faces), "--output_dir", str(out)]
+    flags += ["--num_inference_steps", "3", "--num_samples", "2", "--interpolation_steps", "2"]
+    manipulate.manipulate(manipulate.parse_args([*flags, "--device", "cpu"]))
+    assert set(json.loads((out / "manifest.json").read_text())["made"]) == {
+        "generate",
+        "interpolate",
+        "edit",
+    }
+
+
+def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path):
+    checkpoint = train_in(latents, tmp_path / "run")
+    model = load_model(checkpoint)
+    assert (model.first_stage.channels, model.config.image_size) == (3, 32)
+    assert model.unet.stem.in_channels == 3
+    assert model.sample(1).shape == (1, 32, 32, 3)
+    stage = LatentDataset(latents, "val").first_stage_weights()
+    assert all(torch.equal(stage[name], value) for name, value in model.first_stage.state_dict().items())
+    train_in(latents, tmp_path / "run", "--resume", "--max_steps", "4")
+    draw_and_edit(checkpoint, faces, tmp_path / "out")
+    with pytest.raises(ValueError, match="30x32 is not divisible by 4"):
+        model.sample(1, (30, 32))
+
+
+def test_the_average_shares_what_is_frozen(latents, tmp_path):
+    model = load_model(train_in(latents, tmp_path / "run")).requires_grad_(True)
+    model.first_stage.requires_grad_(False)
+    ema = EMA(model, 0.9)
+    assert ema.model.first_stage.autoencoder.last.weight is model.first_stage.autoencoder.last.weight
+    assert ema.model.unet.conv_out.weight is not model.unet.conv_out.weight
+
+
+def test_stable_diffusion_s_format_trains_draws_and_edits(faces, tmp_path):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.25,
+    ).save_pretrained(tmp_path / "vae")
+    kind, config, _ = load_first_stage(tmp_path / "vae")
+    stage = build_first_stage(kind, config)
+    assert (stage.factor, stage.channels) == (4, 4)
+    assert torch.equal(
+        stage.std, torch.full((4,), 4.0)
+    )  # 1 / scaling_factor before anything is measured
+    out = tmp_path / "latents"
+    flags = ["--data_root", str(faces), "--first_stage", str(tmp_path / "vae"), "--out", str(out)]
+    flags += ["--image_size", "32", "--cache_dir", str(tmp_path / "cache"), "--device", "cpu"]
+    encode_latents.encode(encode_latents.parse_args(flags))
+    checkpoint = train_in(out, tmp_path / "run")
+    draw_and_edit(checkpoint, faces, tmp_path / "pictures")
+    with pytest.raises(FileNotFoundError, match=r"no AutoencoderKL at .*vae/ of Stable Diffusion"):
+        load_first_stage(tmp_path / "nothing")
