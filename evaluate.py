@@ -246,8 +246,8 @@ class Evaluation:
             "median_distance_to_train": float(nearest(features, self.train_features)[0].median()),
         }
 
-    def autoencoder(self, number: int = 500) -> dict:
-        """How well the VAE keeps held-out images."""
+    def fidelity(self, reconstructions) -> dict[str, float]:
+        """How near reconstructions come to the held-out images they are of, the first N."""
         import torch
         from torchmetrics.functional.image import (
             peak_signal_noise_ratio,
@@ -255,33 +255,45 @@ class Evaluation:
         )
 
         from autoencoder_loss import perceptual_distance
-        from evaluation import balanced_accuracy, in_batches
 
-        model, parts = self.model, []
-        for batch in in_batches(self.held_out.images[:number], label="reconstructions"):
-            with self.autocast, torch.no_grad():
-                mu = model.encode_latent(batch)
-                image = model.first_stage.decode(model.autoencoder.decode(mu))
-                parts.append((mu, image, model.autoencoder.attribute_logits(mu)))
-        mu, reconstructions, attributes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-        originals = torch.tensor(self.held_out.images[:number])
+        originals = torch.tensor(self.held_out.images[: len(reconstructions)])
         pictures = [x.permute(0, 3, 1, 2).float() / 255 for x in (reconstructions, originals)]
         pairs = zip(reconstructions.split(250), originals.split(250), strict=True)
-        judge, device = self.classifier, model.device
+        judge, device = self.classifier, self.model.device
         with torch.no_grad():
             perceptual = [
                 perceptual_distance(judge.stages(), *(judge.input(part.to(device)) for part in pair))
                 for pair in pairs
             ]
-        accuracy = balanced_accuracy(attributes, self.held_out.attributes[:number])
         return {
             "psnr": float(peak_signal_noise_ratio(*pictures, data_range=1.0)),
             "ssim": float(structural_similarity_index_measure(*pictures, data_range=1.0)),
             "perceptual_distance": float(torch.cat(perceptual).mean()),
+        }
+
+    def autoencoders(self, number: int = 500) -> dict[str, dict]:
+        """How well the semantic latent keeps held-out images, and the first stage where there is one."""
+        import torch
+
+        from evaluation import balanced_accuracy, in_batches
+
+        model, parts = self.model, []
+        latent, stage = model.config.first_stage != "pixels", model.first_stage
+        for batch in in_batches(self.held_out.images[:number], label="reconstructions"):
+            with self.autocast, torch.no_grad():
+                mu = model.encode_latent(batch)
+                image = stage.decode(model.autoencoder.decode(mu))
+                kept = stage.decode(stage.encode(batch.to(model.device))) if latent else image
+                parts.append((mu, image, model.autoencoder.attribute_logits(mu), kept))
+        mu, image, attributes, kept = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        accuracy = balanced_accuracy(attributes, self.held_out.attributes[:number])
+        semantic = {
             "active_dimensions": int((mu.float().var(0) > 0.01).sum()),
             "latent_dim": mu.shape[1],
             "attribute_balanced_accuracy": float(accuracy.nanmean()),
         }
+        found = {"autoencoder": self.fidelity(image) | semantic}
+        return found | {"first_stage": self.fidelity(kept)} if latent else found
 
 
 def table(report: dict) -> str:
@@ -309,8 +321,11 @@ def table(report: dict) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    vae = ", ".join(f"{k} {v:.4g}" for k, v in report["autoencoder"].items())
-    return "\n".join([*lines, f"VAE: {vae}", ""])
+    for key, name in (("autoencoder", "Semantic latent"), ("first_stage", "First stage")):
+        if key in report:
+            figures = ", ".join(f"{k} {v:.4g}" for k, v in report[key].items())
+            lines += [f"{name}: {figures}", ""]
+    return "\n".join(lines)
 
 
 def plot(report: dict, path: Path) -> None:
@@ -344,7 +359,7 @@ def evaluate(args: argparse.Namespace) -> None:
     work = Evaluation(args, todo)
     work.out.mkdir(parents=True, exist_ok=True)
     real = work.real()  # before the long part: too few images are refused here
-    report = {"protocol": work.protocol, "real": real, "autoencoder": work.autoencoder(), "settings": []}
+    report = {"protocol": work.protocol, "real": real, **work.autoencoders(), "settings": []}
     each = work.number + work.number // 4 + GUESTS**2
     with tqdm(total=each * len(todo), desc="sampling", unit="image") as bar:
         for sampling in todo:
