@@ -326,7 +326,8 @@ class StableDiffusionVAE(nn.Module):
 
 
 def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
-    """Config and weights of an ``AutoencoderKL`` from a folder in diffusers' format or from the hub.
+    """Config and weights for a ``StableDiffusionVAE``: of an ``AutoencoderKL`` from a folder in
+    diffusers' format or from the hub.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -342,7 +343,8 @@ def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
             "v1.5, or its name on the hub"
         ) from None
     config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}, vae.state_dict()
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+    return config, {f"vae.{name}": weight for name, weight in vae.state_dict().items()}
 
 
 def build_first_stage(kind: str, config: dict) -> nn.Module:
