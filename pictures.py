@@ -109,8 +109,12 @@ def save_gif(
     path.parent.mkdir(parents=True, exist_ok=True)
     scale = scale or max(1, round(128 / images.shape[2]))
     frames = [_scaled(image, scale) for image in images]
-    frames += frames[-2:0:-1] if back else [frames[-1]] * 10  # the end stands still for a while
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    if back:
+        frames += frames[-2:0:-1]
+    durations = [milliseconds] * len(frames)
+    if not back:
+        durations[-1] *= 10  # the end stands still for a while
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return path
 
 

@@ -217,7 +217,8 @@ class Figures:
         flat = pca.fit_transform(latents.numpy())
         share = pca.explained_variance_ratio_
         axes = [f"component {i + 1} ({100 * part:.0f} %)" for i, part in enumerate(share)]
-        tsne = TSNE(2, random_state=self.args.seed, init="pca")
+        perplexity = min(30, (len(latents) - 1) / 3)  # scikit-learn's default, where there are enough
+        tsne = TSNE(2, perplexity=perplexity, random_state=self.args.seed, init="pca")
         points = {("PCA", *axes): flat, ("t-SNE", "", ""): tsne.fit_transform(latents.numpy())}
         files, names = [], self.model.config.attribute_names
         for name in self.args.attributes:
