@@ -48,10 +48,10 @@ def config_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file) or {}
-    except FileNotFoundError:
-        raise ValueError(f"no configuration at {path}: check --config") from None
+    except OSError as error:
+        raise ValueError(f"no configuration at {path} ({error.strerror}): check --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not plain YAML: {error}") from None
+        raise ValueError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map flag names to values, and holds a {type(values).__name__}")
     actions, flags = {action.dest: action for action in parser._actions}, []

@@ -217,17 +217,21 @@ class ConditionalDiffusion(nn.Module):
         progress: bool = False,
     ) -> Steps:
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
-        rows, schedule = self._rows(attributes, len(x_T)), self.schedule
+        rows, schedule, clip = self._rows(attributes, len(x_T)), self.schedule, self.first_stage.clip_x0
         cfg_scale = 1.0 if attributes is None else sampling.cfg_scale  # nothing to amplify
         denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
         low, high = (share * schedule.num_timesteps for share in sampling.guidance_interval)
         if cfg_scale not in (0, 1) and (low > 0 or high < schedule.num_timesteps):
             denoise = guidance_interval(denoise, self.denoiser(rows, latent), low, high)
         if sampling.dynamic_threshold is not None:
+            if not clip:
+                raise ValueError(
+                    f"dynamic_threshold {sampling.dynamic_threshold} is for pixels, which end at 1: the "
+                    f"latents of first stage {self.config.first_stage} have no such bound, leave it out"
+                )
             denoise = dynamic_threshold(denoise, schedule, sampling.dynamic_threshold)
         grid = timestep_grid(schedule, sampling.num_inference_steps, sampling.spacing)
         options = {} if sampling.sampler == "ddpm" else {"eta": sampling.eta}
-        clip = self.first_stage.clip_x0
         steps = SAMPLERS[sampling.sampler](denoise, schedule, x_T, grid, clip, generator, **options)
         yield from with_bar(steps, "sampling", grid, progress)
 

@@ -72,6 +72,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(
             "--latents is a dataset of its own: no --data_root, --data_fraction or other --stage"
         )
+    for flag in ("compile", "gradient_checkpointing"):
+        if getattr(args, flag) and args.stage == "autoencoder":
+            parser.error(f"--{flag} is for the UNet: leave it out with --stage autoencoder")
     return args
 
 

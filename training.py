@@ -112,7 +112,7 @@ class TrainingRun:
         model.to(accelerator.device, memory_format=torch.channels_last)
         self.ema = EMA(model, args.ema_decay)
         if args.compile:
-            (model.unet if args.stage == "diffusion" else model.autoencoder).compile()
+            model.unet.compile()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=args.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)

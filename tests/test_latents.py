@@ -22,7 +22,7 @@ from autoencoder_model import LatentFirstStage, SpatialVAE, build_first_stage
 from celeba_dataset import CelebADataset, random_flip
 from checkpoint import EMA, load_checkpoint, load_first_stage, load_model, weights_hash
 from latent_dataset import LatentDataset
-from model_config import AutoencoderConfig, AutoencoderLossConfig
+from model_config import AutoencoderConfig, AutoencoderLossConfig, SamplingConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VAE_FLAGS = ["--stage", "autoencoder", "--vae_channels", "8", "16", "--latent_channels", "3"]
@@ -294,6 +294,8 @@ def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path)
     draw_and_edit(checkpoint, faces, tmp_path / "out")
     with pytest.raises(ValueError, match="30x32 is not divisible by 4"):
         model.sample(1, (30, 32))
+    with pytest.raises(ValueError, match="is for pixels, which end at 1"):
+        model.sample(1, sampling=SamplingConfig(dynamic_threshold=0.9))
 
 
 def test_the_average_shares_what_is_frozen(latents, tmp_path):

@@ -125,6 +125,7 @@ WRONG = {
     "missing configuration": (train, "--config {tmp}/none.yaml", "none.yaml"),
     "latents that are not there": (train, "--latents {tmp}/nowhere", "encode_latents.py"),
     "latents and images": (train, "--latents {tmp} --data_root {faces}", "--data_root"),
+    "compiling a first stage": (train, "--stage autoencoder --compile", "--compile is for the UNet"),
     "figure without its source": (visualize, "attributes", "--data_root"),
     "figure of an unknown attribute": (
         visualize,
