@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -217,76 +218,80 @@ def save_scatter(
     return Path(path)
 
 
+Box = tuple[int, str, str]  # level of the network, text, kind
+COLOURS = {"convolution": "#d9d9d9", "residual": "#c6dbef", "attention": "#fdd0a2"}
+
+
+def unet_boxes(unet, side: int) -> tuple[list[Box], list[tuple[int, int]]]:
+    """What a UNet is made of, in the order of its forward pass, for an x_t of this side; and which pairs
+    of boxes skip connections join."""
+    boxes: list[Box] = []
+
+    def add(level: int, name: str, module, kind: str = "convolution") -> None:
+        millions = sum(p.numel() for p in module.parameters()) / 1e6
+        channels = [p for p in module.parameters() if p.ndim == 4][-1].shape[0]
+        here = side // (unet.patch_size * 2**level)
+        boxes.append((level, f"{name}\n{channels} × {here} × {here}\n{millions:.2f} M", kind))
+
+    def add_blocks(level: int, blocks) -> None:
+        for block in blocks:
+            attention = [
+                name.replace("_", "-")
+                for name in ("self_attention", "cross_attention")
+                if getattr(block, name) is not None
+            ]
+            kind = "attention" if attention else "residual"
+            add(level, "\n".join(["residual", *attention]), block, kind)
+
+    add(0, f"unshuffle {unet.patch_size}\nstem" if unet.patch_size > 1 else "stem", unet.stem)
+    skips, bonds, bottom = [], [], len(unet.down) - 1
+    for level, blocks in enumerate(unet.down):
+        add_blocks(level, blocks)
+        skips += range(len(boxes) - len(blocks), len(boxes))
+        if level < bottom:
+            add(level + 1, "stride 2", unet.downsample[level])
+    add_blocks(bottom, unet.middle)
+    for i, blocks in enumerate(unet.up):
+        bonds += [(skips.pop(), len(boxes) + k) for k in range(len(blocks))]
+        add_blocks(bottom - i, blocks)
+        if i < bottom:
+            add(bottom - i - 1, "upsample", unet.upsample[i])
+    add(0, "output", unet.conv_out)
+    return boxes, bonds
+
+
 def save_unet_drawing(path: str | Path, unet, side: int, source: str) -> list[Path]:
-    """A UNet as a diagram, drawn from the module itself: a box for each stem, block and resampling, wide
-    as its channels are many, at the height of its resolution, skip connections between; as a .png of 600
-    dpi and an .svg."""
+    """A UNet as a diagram, drawn from the module itself: a box for each stem, block and resampling, at
+    the height of its resolution, skip connections between; as a .png of 600 dpi and an .svg."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
-    boxes = []  # (level, text, colour, channels)
-    colours = {"conv": "#d9d9d9", "residual": "#c6dbef", "attention": "#fdd0a2"}
-
-    def add(level: int, name: str, module, kind: str) -> None:
-        parameters = sum(p.numel() for p in module.parameters())
-        weights = [p for p in module.parameters() if p.ndim == 4]
-        channels = weights[-1].shape[0] if weights else 0
-        here = side // (unet.patch_size * 2**level)
-        boxes.append(
-            (level, f"{name}\n{channels} × {here} × {here}\n{parameters / 1e6:.2f} M", kind, channels)
-        )
-
-    def add_block(level: int, block) -> None:
-        parts = ["residual"]
-        parts += ["self-attention"] * (block.self_attention is not None)
-        parts += ["cross-attention"] * (block.cross_attention is not None)
-        add(level, "\n".join(parts), block, "attention" if len(parts) > 1 else "residual")
-
-    add(0, f"unshuffle {unet.patch_size}\nstem" if unet.patch_size > 1 else "stem", unet.stem, "conv")
-    skips, bonds = [], []
-    for level, blocks in enumerate(unet.down):
-        for block in blocks:
-            add_block(level, block)
-            skips.append(len(boxes) - 1)
-        if level < len(unet.downsample):
-            add(level + 1, "stride 2", unet.downsample[level], "conv")
-    bottom = len(unet.down) - 1
-    for block in unet.middle:
-        add_block(bottom, block)
-    for i, blocks in enumerate(unet.up):
-        for block in blocks:
-            bonds.append((skips.pop(), len(boxes)))
-            add_block(bottom - i, block)
-        if i < len(unet.upsample):
-            add(bottom - i - 1, "upsample", unet.upsample[i], "conv")
-    add(0, "output", unet.conv_out, "conv")
-
-    total = sum(p.numel() for p in unet.parameters()) / 1e6
-    width, height = 1.0, 1.5
+    boxes, bonds = unet_boxes(unet, side)
+    bottom = max(level for level, _, _ in boxes)
+    step, width, height, drop = 1.25, 1.0, 1.5, 2.0
+    corners = [(i * step, -level * drop) for i, (level, _, _) in enumerate(boxes)]
+    millions = sum(p.numel() for p in unet.parameters()) / 1e6
+    what = f"{millions:.1f} M parameters; timestep and attributes enter every residual block"
+    arrow = {"arrowstyle": "->", "color": "#555555"}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.95 * len(boxes), 1.5 * height * (bottom + 1) + 1))
+        figure = Figure(figsize=(0.9 * len(boxes), 1.4 * (bottom + 1) + 1.2))
         axes = figure.subplots()
-        for i, (level, text, kind, _) in enumerate(boxes):
-            x, y = i * 1.25, -level * height * 1.35
-            style = FancyBboxPatch(
-                (x, y), width, height, "round,pad=0.02", fc=colours[kind], ec="#555555"
-            )
-            axes.add_patch(style)
-            axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=7)
-            if i:
-                before = -boxes[i - 1][0] * height * 1.35
-                start, end = (x - 0.25, before + height / 2), (x, y + height / 2)
-                axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#555555"})
+        for (x, y), (_, text, kind) in zip(corners, boxes, strict=True):
+            style = {"fc": COLOURS[kind], "ec": "#555555"}
+            axes.add_patch(FancyBboxPatch((x, y), width, height, "round,pad=0.02", **style))
+            axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=6.5)
+        for (x, y), (next_x, next_y) in pairwise(corners):
+            ends = (next_x, next_y + height / 2), (x + width, y + height / 2)
+            axes.annotate("", *ends, arrowprops=arrow)
         for a, b in bonds:
-            top = -boxes[a][0] * height * 1.35 + height
-            curve = {"arrowstyle": "->", "color": "#9e9ac8", "connectionstyle": "arc3,rad=-0.12"}
-            axes.annotate("", (b * 1.25 + 0.5, top), (a * 1.25 + 0.5, top), arrowprops=curve)
-        axes.set_xlim(-0.3, len(boxes) * 1.25)
-        axes.set_ylim(-bottom * height * 1.35 - 0.3, height * 3.2)
+            ends = [(corners[i][0] + width / 2, corners[i][1] + height) for i in (b, a)]
+            curve = {"color": "#9e9ac8", "connectionstyle": "arc3,rad=-0.12"}
+            axes.annotate("", *ends, arrowprops=arrow | curve)
+        axes.set_xlim(-0.3, len(boxes) * step)
+        axes.set_ylim(-bottom * drop - 0.3, height * 1.8)
         axes.axis("off")
-        what = f"{total:.1f} M parameters; timestep and attributes enter every residual block"
-        axes.set_title(f"ConditionalUNet of {source}: {what}", fontsize=10)
+        axes.set_title(f"UNet of {source}: {what}", fontsize=10)
         paths = [Path(f"{path}.png"), Path(f"{path}.svg")]
         for each in paths:
             each.parent.mkdir(parents=True, exist_ok=True)
