@@ -18,21 +18,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cli
 
 
-def count_step(batch_size: int, image_size: int, device: str) -> dict[str, float]:
-    """Bytes of each part of a training step of the default model, in GiB."""
+def count_step(config, images, device: str) -> dict[str, float]:
+    """GiB of each part of a training step of a model on a batch: uint8 images, or moments."""
     import torch
 
-    from celeba_dataset import CELEBA_ATTRIBUTES
     from checkpoint import EMA
     from diffusion_model import ConditionalDiffusion
-    from model_config import LossConfig, ModelConfig
+    from model_config import LossConfig
 
-    model = ConditionalDiffusion(ModelConfig(CELEBA_ATTRIBUTES, image_size=image_size))
-    model.to(device, memory_format=torch.channels_last)
+    model = ConditionalDiffusion(config).to(device, memory_format=torch.channels_last)
     ema = EMA(model, 0.999)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    images = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8)
-    attributes = torch.randn(batch_size, 40).sign().to(device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    attributes = torch.randn(len(images), 40).sign().to(device)
     kept: dict[int, int] = {}
 
     def pack(tensor):
@@ -50,11 +48,11 @@ def count_step(batch_size: int, image_size: int, device: str) -> dict[str, float
     terms["total"].backward()
     optimizer.step()
     ema.update(model, 0)
-    number = sum(p.numel() for p in model.parameters())
+    number = sum(p.numel() for p in trained)
     states = [value for state in optimizer.state.values() for value in state.values()]
     moments = sum(value.numel() * value.element_size() for value in states)
     sizes = {
-        "weights": 4 * number,
+        "weights": 4 * sum(p.numel() for p in model.parameters()),
         "gradients": 4 * number,
         "optimizer": moments,
         "ema": 4 * number,
@@ -73,7 +71,14 @@ def main() -> None:
     parser.add_argument("--image_size", type=cli.positive_int, default=64)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args()
-    sizes = count_step(args.batch_size, args.image_size, cli.choose_device(args.device))
+    import torch
+
+    from celeba_dataset import CELEBA_ATTRIBUTES
+    from model_config import ModelConfig
+
+    config = ModelConfig(CELEBA_ATTRIBUTES, image_size=args.image_size)
+    images = torch.zeros(args.batch_size, args.image_size, args.image_size, 3, dtype=torch.uint8)
+    sizes = count_step(config, images, cli.choose_device(args.device))
     for name, size in sizes.items():
         print(f"{name:<22}{size:8.3f}")
     print(json.dumps({name: round(size, 3) for name, size in sizes.items()}))
