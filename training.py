@@ -90,7 +90,6 @@ def build(args: argparse.Namespace, train_set) -> tuple[nn.Module, LossConfig | 
         first_stage_config=stage["config"],
     )
     model = ConditionalDiffusion(config)
-    model.unet.gradient_checkpointing = args.gradient_checkpointing
     if args.latents:
         load_weights(model.first_stage, train_set.first_stage_weights(), args.latents)
     return model, configure(LossConfig, args)
@@ -111,6 +110,8 @@ class TrainingRun:
         model, self.loss_config = build(args, train_set)
         model.to(accelerator.device, memory_format=torch.channels_last)
         self.ema = EMA(model, args.ema_decay)
+        if args.stage == "diffusion":
+            model.unet.gradient_checkpointing = args.gradient_checkpointing
         if args.compile:
             model.unet.compile()
         trained = [p for p in model.parameters() if p.requires_grad]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from celeba_dataset import attr_dict, create_attribute_vector, load_and_preprocess_image
-from diffusion_model import drop_attributes, stratified_timesteps
+from diffusion_model import ConditionalDiffusion, drop_attributes, stratified_timesteps
 from model_config import LossConfig, ModelConfig, SamplingConfig
 from noise_schedule import NoiseSchedule
 
@@ -169,7 +169,7 @@ def test_wrong_arguments_say_what_is_wrong(make_model, call, message):
 
 def test_configuration_is_checked():
     with pytest.raises(ValueError, match="image_size 60 is not divisible by 8"):
-        ModelConfig(("a",), image_size=60)
+        ConditionalDiffusion(ModelConfig(("a",), image_size=60))
     with pytest.raises(ValueError, match="prediction 'noise'"):
         ModelConfig(("a",), prediction="noise")
     with pytest.raises(ValueError, match="cfg_dropout"):
@@ -203,8 +203,6 @@ def measured(pictures: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def trained():
-    from diffusion_model import ConditionalDiffusion
-
     torch.manual_seed(0)
     config = ModelConfig(
         NAMES, image_size=16, channels=(32, 64), blocks_per_level=1, num_heads=2, latent_dim=8
