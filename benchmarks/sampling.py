@@ -93,7 +93,7 @@ def equal_quality(model, classifier, autocast, args) -> tuple[float, float]:
     from celeba_dataset import CelebADataset
     from evaluation import draw, frechet_distance, read, with_error
     from model_config import SamplingConfig
-    from visualize import save_curves
+    from pictures import save_curves
 
     config = model.config
     common = {"image_size": config.image_size, "crop": config.crop, "cache_dir": args.cache_dir}
