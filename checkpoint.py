@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +41,25 @@ class EMA:
         torch._foreach_lerp_(averaged, latest, 1 - decay)
 
 
-def save_atomically(state: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint so that ``path`` holds either the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that ``path`` holds either what it held or all of the new. What a kill leaves
+    beside it is overwritten by the next try."""
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_atomically(state: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint by ``replace_file``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: torch.save({"format": FORMAT, **state}, file))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

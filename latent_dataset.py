@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,20 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoint import load_checkpoint, save_atomically
+from checkpoint import load_checkpoint, replace_file, save_atomically
 
 FORMAT = "encoded-faces/1"
 SHARD = 512  # images
-
-
-def replace_file(path: Path, write: Callable) -> None:
-    """Write a file so that ``path`` holds nothing, or all of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def names_hash(filenames: list[str]) -> str:
