@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoder_model import PixelFirstStage, SpatialVAE
+from autoencoder_model import (
+    PixelFirstStage,
+    SpatialVAE,
+    attribute_loss,
+    draw_posterior,
+    kl_to_prior,
+)
 from model_config import AutoencoderConfig, AutoencoderLossConfig
 from norm import Norm
 
@@ -132,21 +138,19 @@ class AutoencoderTraining(nn.Module):
 
         - l1: mean absolute error per pixel value, x_hat from a reparameterised z.
         - kl: KL(q(z | x) || N(0, I)) per value of z.
-        - attributes: binary cross-entropy of the head over the attributes that are specified.
+        - attributes: ``attribute_loss`` of the head.
         - adversarial, discriminator: hinge losses (Lim & Ye 2017, arXiv:1705.02894).
 
         Returns the terms, their sum under ``total``, and nothing by timestep.
         """
         x = self.pixels.encode(images)
         mean, logvar = self.autoencoder.encode(x)
-        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        z = draw_posterior(mean, logvar)
         x_hat = self.autoencoder.decode(z)
         terms = {
             "l1": (x_hat - x).abs().mean(),
-            "kl": 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean(),
-            "attributes": F.binary_cross_entropy_with_logits(
-                self.autoencoder.attribute_logits(z), (attributes + 1) / 2, weight=attributes.abs()
-            ),
+            "kl": kl_to_prior(mean, logvar).mean(),
+            "attributes": attribute_loss(self.autoencoder.attribute_logits(z), attributes),
         }
         likeness = terms["l1"]
         if self.stages is not None:

@@ -12,6 +12,26 @@ from torch import Tensor, nn
 from norm import Norm
 
 
+def draw_posterior(mean: Tensor, logvar: Tensor) -> Tensor:
+    """z ~ N(mean, exp(logvar)), reparameterised, in their shape."""
+    return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+
+
+def kl_to_prior(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) of each value, in nats."""
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
+
+
+def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
+    """Binary cross-entropy of logits (B, A), averaged over the attributes (B, A) that are specified (not
+    0); fractions are soft targets."""
+    specified = (attributes != 0).float()
+    bce = F.binary_cross_entropy_with_logits(
+        logits, (attributes + 1) / 2, weight=specified, reduction="sum"
+    )
+    return bce / specified.sum().clamp(min=1)
+
+
 class PixelFirstStage(nn.Module):
     """Stored images <-> x0 for diffusion in pixels: uint8 (B, H, W, 3) <-> float (B, 3, H, W) in
     [-1, 1]. The only place where ranges change."""
@@ -79,7 +99,7 @@ class LatentFirstStage(nn.Module):
             )
         z, logvar = moments.chunk(2, dim=1)
         if sample:
-            z = z + torch.exp(0.5 * logvar) * torch.randn_like(z)
+            z = draw_posterior(z, logvar)
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
     @torch.no_grad()
@@ -180,22 +200,17 @@ class AttributeVAE(nn.Module):
           evidence lower bound, whatever D and S (kl_weight is then 2 sigma^2 of the decoder's noise).
           Each dimension counts at least ``free_bits`` nats: below that nothing pushes it towards the
           prior, so the posterior does not collapse (Kingma et al. 2016, arXiv:1606.04934, appendix C8).
-        - attributes: binary cross-entropy over the attributes that are specified (not 0); fractions
-          are soft targets.
+        - attributes: ``attribute_loss`` of the head.
         """
         mu, logvar = self.encode(x)
-        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        z = draw_posterior(mu, logvar)
         reconstruction = F.mse_loss(self.decode(z), x)
-        kl_per_dim = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean(0)  # (D,) nats
+        kl_per_dim = kl_to_prior(mu, logvar).mean(0)  # (D,)
         kl = kl_per_dim.clamp(min=free_bits).sum() / x[0].numel()
-        specified = (attributes != 0).float()
-        bce = F.binary_cross_entropy_with_logits(
-            self.attribute_logits(z), (attributes + 1) / 2, weight=specified, reduction="sum"
-        )
         terms = {
             "reconstruction": reconstruction,
             "kl": kl,
-            "attributes": bce / specified.sum().clamp(min=1),
+            "attributes": attribute_loss(self.attribute_logits(z), attributes),
         }
         return terms, mu
 
