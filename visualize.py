@@ -227,6 +227,7 @@ class Figures:
             files.append(save_scatter(self.out / f"latent_space_{name}.png", points, has, name, title))
         return files
 
+    @cached_property
     def chain(self):
         """The reverse chain under one request each: x_t and x0_hat after every step, uint8 pictures
         (steps, requests, H, W, 3), the timesteps, and the requests' names."""
@@ -255,7 +256,7 @@ class Figures:
 
         from pictures import save_grid
 
-        noisy, clean, times = self.chain()
+        noisy, clean, times = self.chain
         shown = np.linspace(0, len(times) - 1, min(FRAMES, len(times))).round().astype(int)
         images, labels = [], []
         for i, name in enumerate(self.args.attributes):
@@ -272,7 +273,7 @@ class Figures:
 
         from pictures import save_gif
 
-        noisy, clean, _ = self.chain()
+        noisy, clean, _ = self.chain
         frames = [
             np.concatenate([np.concatenate([*upper], axis=1), np.concatenate([*lower], axis=1)])
             for upper, lower in zip(noisy, clean, strict=True)
