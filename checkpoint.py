@@ -134,19 +134,20 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Conditio
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
-def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor]]:
-    """Kind, configuration and weights of a first stage: from a checkpoint of ``train.py --stage
-    autoencoder`` (a .pth file), or an ``AutoencoderKL`` from a folder in diffusers' format or the hub.
+def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor], str]:
+    """Kind, configuration and weights of a first stage, and what judged likeness in its training: from
+    a checkpoint of ``train.py --stage autoencoder`` (a .pth file), or an ``AutoencoderKL`` from a folder
+    in diffusers' format or the hub.
 
     Raises:
         FileNotFoundError, ValueError: where there is none.
     """
     if not str(path).endswith(".pth"):
-        return "sd-vae", *pretrained_vae(str(path))
+        return "sd-vae", *pretrained_vae(str(path)), ""
     state = load_checkpoint(path)
     if "autoencoder" not in state:
         raise ValueError(f"{path} holds no first stage: train one with train.py --stage autoencoder")
-    return "vae", state["config"], state["autoencoder"]
+    return "vae", state["config"], state["autoencoder"], state["trained_on"]["judge"]
 
 
 def weights_hash(weights: dict[str, Tensor]) -> str:

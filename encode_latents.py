@@ -58,7 +58,7 @@ def encode(args: argparse.Namespace) -> None:
     from latent_dataset import LatentWriter, names_hash
 
     device = cli.choose_device(args.device)
-    kind, config, weights = load_first_stage(args.first_stage)
+    kind, config, weights, judge = load_first_stage(args.first_stage)
     stage = build_first_stage(kind, config)
     load_weights(stage.autoencoder, weights, args.first_stage)
     stage.to(device)
@@ -67,7 +67,12 @@ def encode(args: argparse.Namespace) -> None:
     writer = LatentWriter(
         args.out,
         {
-            "first_stage": {"kind": kind, "config": config, "hash": weights_hash(weights)},
+            "first_stage": {
+                "kind": kind,
+                "config": config,
+                "hash": weights_hash(weights),
+                "judge": judge,
+            },
             "image_size": args.image_size,
             "crop": args.crop,
             "attribute_names": list(sets["train"].attribute_names),

@@ -117,6 +117,11 @@ class Evaluation:
         )
         accuracy = f"balanced accuracy {facts['test_balanced_accuracy']:.4f} on the test split"
         print(f"evaluation classifier {facts['hash']}: {accuracy}")
+        if facts["hash"] in config.first_stage_judge:
+            print(
+                "this classifier also judged likeness when the first stage was trained, so distances in "
+                "its features flatter that: measure with another (--train_classifier --seed 1)"
+            )
         splits = (args.attribute_split, "train", args.reference_split)
         self.held_out, self.train, reference = (dataset(args, config, split) for split in splits)
         self.number = min(args.num_samples, len(self.held_out))
@@ -137,6 +142,7 @@ class Evaluation:
         self.protocol = {
             "checkpoint": file_hash(args.checkpoint),
             "evaluation_classifier": facts,
+            "first_stage_judge": config.first_stage_judge,
             "image_size": config.image_size,
             "crop": config.crop,
             "num_samples": self.number,

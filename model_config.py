@@ -50,6 +50,7 @@ class ModelConfig(Plain):
     prediction: str = "v"
     first_stage: str = "pixels"
     first_stage_config: dict = field(default_factory=dict)  # what rebuilds it
+    first_stage_judge: str = ""  # of likeness, when it was trained
 
     def __post_init__(self):
         levels = range(len(self.channels))

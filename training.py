@@ -81,13 +81,16 @@ def build(args: argparse.Namespace, train_set) -> tuple[nn.Module, LossConfig | 
         print(f"likeness is judged by {judge}")
         config = configure(AutoencoderConfig, args, attribute_names=names, judge=judge)
         return AutoencoderTraining(config, stages), configure(AutoencoderLossConfig, args)
-    stage = train_set.first_stage if args.latents else {"kind": "pixels", "config": {}}
+    stage = {"kind": "pixels", "config": {}}
+    if args.latents:
+        stage = train_set.first_stage
     config = configure(
         ModelConfig,
         args,
         attribute_names=names,
         first_stage=stage["kind"],
         first_stage_config=stage["config"],
+        first_stage_judge=stage.get("judge", ""),
     )
     model = ConditionalDiffusion(config)
     if args.latents:

@@ -190,7 +190,8 @@ def test_encoded_images_are_those_of_the_first_stage(latents, faces, first_stage
     images = CelebADataset(faces, "train", 32, cache_dir=tmp_path)
     assert len(data) == len(images) > 16  # three shards
     assert torch.equal(data.attributes, images.attributes)
-    kind, config, weights = load_first_stage(first_stage)
+    kind, config, weights, judge = load_first_stage(first_stage)
+    assert judge
     stage = build_first_stage(kind, config)
     stage.autoencoder.load_state_dict(weights)
     some = [0, 17, 9]
@@ -286,6 +287,7 @@ def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path)
     checkpoint = train_in(latents, tmp_path / "run")
     model = load_model(checkpoint)
     assert (model.first_stage.channels, model.config.image_size) == (3, 32)
+    assert model.config.first_stage_judge.startswith("evaluation classifier")
     assert model.unet.stem.in_channels == 3
     assert model.sample(1).shape == (1, 32, 32, 3)
     stage = LatentDataset(latents, "val").first_stage_weights()
@@ -318,7 +320,7 @@ def test_stable_diffusion_s_format_trains_draws_and_edits(faces, tmp_path):
         latent_channels=4,
         scaling_factor=0.25,
     ).save_pretrained(tmp_path / "vae")
-    kind, config, _ = load_first_stage(tmp_path / "vae")
+    kind, config, _, _ = load_first_stage(tmp_path / "vae")
     stage = build_first_stage(kind, config)
     assert (stage.factor, stage.channels) == (4, 4)
     assert torch.equal(
