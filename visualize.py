@@ -310,6 +310,7 @@ class Figures:
         from pictures import save_curves
 
         folder = Path(self.args.log_dir)
+        title = "/".join(folder.resolve().parts[-2:])
         if not any(folder.glob("events.out.tfevents.*")):
             raise FileNotFoundError(
                 f"no TensorBoard logs in {folder}: give the --log_dir of a training run"
@@ -321,7 +322,7 @@ class Figures:
             curves.setdefault(group, {})[name] = [(e.step, e.value) for e in logs.Scalars(tag)]
         return [
             save_curves(
-                self.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], folder.name
+                self.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], title
             )
             for group, named in curves.items()
         ]
