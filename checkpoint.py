@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autoencoder_loss import AutoencoderTraining
 from autoencoder_model import pretrained_vae
+from classifier_model import GuidanceClassifier
 from diffusion_model import ConditionalDiffusion
 from model_config import ModelConfig
 
@@ -100,9 +101,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
     model.load_state_dict(weights)
 
 
-def save_model(model: ConditionalDiffusion, path: str | Path, **facts: int | float | str) -> None:
+def save_model(
+    model: ConditionalDiffusion | GuidanceClassifier, path: str | Path, **facts: int | float | str
+) -> None:
     """Write what inference needs: weights, configuration and plain ``facts`` about the training."""
-    save_atomically({"config": model.config.to_dict(), "model": model.state_dict(), **facts}, path)
+    key = "model" if isinstance(model, ConditionalDiffusion) else "guide"
+    save_atomically({"config": model.config.to_dict(), key: model.state_dict(), **facts}, path)
 
 
 def save_first_stage(
@@ -117,6 +121,17 @@ def save_first_stage(
     save_atomically(state | facts, path)
 
 
+def _load(kind: type, key: str, path: str | Path, device: str | torch.device):
+    state = load_checkpoint(path)
+    try:
+        model = kind(ModelConfig(**state["config"]))
+        weights = state["ema"] if "ema" in state else state[key]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no {key}, or one of another version: {error}") from None
+    load_weights(model, weights, path)
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:
     """The model in a checkpoint, in evaluation mode, built from the configuration inside: EMA weights
     where the file has them (``last.pth``) next to the raw ones.
@@ -124,14 +139,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Conditio
     Raises:
         FileNotFoundError, ValueError: as ``load_checkpoint`` and ``load_weights``.
     """
-    state = load_checkpoint(path)
-    try:
-        model = ConditionalDiffusion(ModelConfig(**state["config"]))
-        weights = state.get("ema", state["model"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is a checkpoint of another version: {error}") from None
-    load_weights(model, weights, path)
-    return model.to(device, memory_format=torch.channels_last).eval()
+    return _load(ConditionalDiffusion, "model", path, device)
+
+
+def load_guide(path: str | Path, device: str | torch.device = "cpu") -> GuidanceClassifier:
+    """The classifier of ``train.py --stage classifier`` in a checkpoint, as ``load_model``; frozen."""
+    return _load(GuidanceClassifier, "guide", path, device).requires_grad_(False)
 
 
 def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor], str]:

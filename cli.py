@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 
 from model_config import (
+    CLASSIFIER_ON,
     LOSS_WEIGHTINGS,
     PREDICTIONS,
     SCHEDULES,
@@ -167,7 +168,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     acts = "share of the timesteps, 0 clean ... 1 noise, in which guidance acts"
     add("--guidance_interval", type=fraction, nargs=2, metavar=("LOW", "HIGH"), help=acts)
     add("--dynamic_threshold", type=fraction, help="quantile of |x0| to clip at; 0.995 is usual")
-    names = ("spacing", "eta", "rescale", "guidance_interval", "dynamic_threshold")
+    on = "what a guiding classifier reads: x_t, or x0 as predicted, at twice the cost"
+    add("--classifier_on", choices=CLASSIFIER_ON, help=on)
+    names = ("spacing", "eta", "rescale", "guidance_interval", "dynamic_threshold", "classifier_on")
     parser.set_defaults(**{name: getattr(SamplingConfig, name) for name in names})
 
 

@@ -3,14 +3,23 @@ a user calls. Images go in and come out as uint8 (B, H, W, 3); attributes are ro
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from autoencoder_model import AttributeVAE, build_first_stage
+from classifier_model import GuidanceClassifier
 from editing import Editing, with_bar
-from guidance import classifier_free, dynamic_threshold, guidance_interval
+from guidance import (
+    classifier_free,
+    classifier_guided,
+    dynamic_threshold,
+    guidance_interval,
+    through_x0,
+)
 from model_config import LossConfig, ModelConfig, SamplingConfig
-from noise_schedule import Denoiser, NoiseSchedule
+from noise_schedule import Denoiser, NoiseSchedule, stratified_timesteps
 from samplers import SAMPLERS, Generator, Steps, last, randn_like, timestep_grid
 from unet_model import ConditionalUNet
 
@@ -30,14 +39,6 @@ def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float)
         rate = torch.rand(len(attributes), 1, device=device) ** (1 / attr_dropout - 1)
         keep = keep & (torch.rand(attributes.shape, device=device) >= rate)
     return attributes * keep
-
-
-def stratified_timesteps(number: int, num_timesteps: int, device: torch.device) -> Tensor:
-    """Timesteps (number,), each uniform in 0 ... T - 1, one from each of ``number`` equal parts of that
-    range, in random order: the loss varies less from batch to batch (Kingma et al. 2021,
-    arXiv:2107.00630, appendix I.1)."""
-    part = torch.randperm(number, device=device) + torch.rand(number, device=device)
-    return (part * (num_timesteps / number)).long().clamp(max=num_timesteps - 1)
 
 
 def vae_levels(side: int) -> tuple[int, ...]:
@@ -208,14 +209,18 @@ class ConditionalDiffusion(Editing, nn.Module):
         generator: Generator = None,
         latent: Tensor | None = None,
         progress: bool = False,
+        classifier: GuidanceClassifier | None = None,
     ) -> Steps:
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
         rows, schedule, clip = self._rows(attributes, len(x_T)), self.schedule, self.first_stage.clip_x0
         cfg_scale = 1.0 if attributes is None else sampling.cfg_scale  # nothing to amplify
         denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
+        scale = sampling.classifier_scale
+        denoise = self.classified(denoise, rows, classifier, scale, sampling.classifier_on)
         low, high = (share * schedule.num_timesteps for share in sampling.guidance_interval)
-        if cfg_scale not in (0, 1) and (low > 0 or high < schedule.num_timesteps):
-            denoise = guidance_interval(denoise, self.denoiser(rows, latent), low, high)
+        if (cfg_scale not in (0, 1) or scale) and (low > 0 or high < schedule.num_timesteps):
+            unguided = self.guided_denoiser(rows, latent, min(cfg_scale, 1.0))
+            denoise = guidance_interval(denoise, unguided, low, high)
         if sampling.dynamic_threshold is not None:
             if not clip:
                 raise ValueError(
@@ -228,6 +233,55 @@ class ConditionalDiffusion(Editing, nn.Module):
         steps = SAMPLERS[sampling.sampler](denoise, schedule, x_T, grid, clip, generator, **options)
         yield from with_bar(steps, "sampling", grid, progress)
 
+    def check_classifier(self, classifier: GuidanceClassifier) -> list[int]:
+        """The columns of the attributes that a classifier of these x_t reads.
+
+        Raises:
+            ValueError: for one of other x_t or other attributes, saying which.
+        """
+        shared = ("image_size", "crop", "schedule", "num_timesteps", "zero_terminal_snr", "first_stage")
+        for name in shared:
+            ours, theirs = getattr(self.config, name), getattr(classifier.config, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"the classifier was trained at {name} {theirs}, the model at {ours}: train one "
+                    "with the model's flags and --stage classifier"
+                )
+        ours, theirs = (each.first_stage.state_dict() for each in (self, classifier))
+        if any(not torch.equal(ours[key], theirs[key]) for key in ours):
+            raise ValueError(
+                "the classifier was trained in the latents of another first stage: train one"
+            )
+        names = self.config.attribute_names
+        unknown = [name for name in classifier.config.attribute_names if name not in names]
+        if unknown:
+            raise ValueError(f"the classifier reads {unknown[0]}, which the model does not have")
+        return [names.index(name) for name in classifier.config.attribute_names]
+
+    def classified(
+        self,
+        denoise: Denoiser,
+        rows: Tensor,
+        classifier: GuidanceClassifier | None,
+        classifier_scale: float,
+        classifier_on: str = "x_t",
+    ) -> Denoiser:
+        """A denoiser guided towards attribute rows (B, A) by a classifier that reads some of them, in
+        ``x_t`` or, as an image without noise, in ``x0`` as predicted.
+
+        Raises:
+            ValueError: for a scale without a classifier, or one that does not fit.
+        """
+        if classifier is None:
+            if classifier_scale:
+                raise ValueError(f"classifier_scale {classifier_scale} needs a classifier, and got none")
+            return denoise
+        asked = rows[:, self.check_classifier(classifier)]
+        log_prob = partial(classifier.log_prob, attributes=asked)
+        if classifier_on == "x0":
+            log_prob = through_x0(denoise, partial(classifier.log_prob, t=0, attributes=asked))
+        return classifier_guided(denoise, self.schedule, log_prob, classifier_scale)
+
     def sample(
         self,
         batch_size: int,
@@ -237,6 +291,7 @@ class ConditionalDiffusion(Editing, nn.Module):
         generator: Generator = None,
         latent: Tensor | None = None,
         progress: bool = False,
+        classifier: GuidanceClassifier | None = None,
     ) -> Tensor:
         """Images: uint8 (batch_size, H, W, 3).
 
@@ -246,12 +301,13 @@ class ConditionalDiffusion(Editing, nn.Module):
             sampling: sampler, steps and guidance.
             generator: one for the batch, or a list with one for each image
                 (``samplers.sample_generators``), which makes image i the same in any batch.
+            classifier: guides towards the attributes by sampling.classifier_scale.
 
         Raises:
             ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
         """
         x_T = self.initial_noise(batch_size, image_size, generator)
-        steps = self.sample_steps(x_T, attributes, sampling, generator, latent, progress)
+        steps = self.sample_steps(x_T, attributes, sampling, generator, latent, progress, classifier)
         return self.first_stage.decode(last(steps))
 
     def ddim_sample(
@@ -297,6 +353,7 @@ class ConditionalDiffusion(Editing, nn.Module):
         generator: torch.Generator | None = None,
         latent: Tensor | None = None,
         progress: bool = False,
+        classifier: GuidanceClassifier | None = None,
     ) -> Tensor:
         """A strip from ``start`` to ``end``, rows (1, A), linear in the attributes, every frame from the
         same noise: uint8 (num_steps, H, W, 3), frame 0 at start and the last at end.
@@ -312,4 +369,4 @@ class ConditionalDiffusion(Editing, nn.Module):
             generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         latent = None if latent is None else latent.expand(num_steps, -1)
         same = [generator.clone_state() for _ in range(num_steps)]
-        return self.sample(num_steps, None, rows, sampling, same, latent, progress)
+        return self.sample(num_steps, None, rows, sampling, same, latent, progress, classifier)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from classifier_model import GuidanceClassifier
 from guidance import weighed_with_input
-from samplers import Steps, ddim, last, timestep_grid
+from model_config import EditConfig
+from noise_schedule import Denoiser
+from samplers import Generator, Steps, ddim, ddpm, ddpm_inversion, last, randn_like, timestep_grid
+
+DEFAULT_EDITING = EditConfig()
 
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half of it and twice it edit much alike
 
@@ -17,6 +24,15 @@ EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half of it and twice it 
 def with_bar(steps: Steps, label: str, grid: list[int], progress: bool) -> Steps:
     """The same steps behind a progress bar."""
     return tqdm(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
+
+
+def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """Along the great circle (Shoemake 1985) from a (C, H, W) at weight 0 to b at weight 1, for weights
+    (N,): (N, C, H, W). Noise keeps its norm there, which it loses on a straight line."""
+    cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
+    angle = torch.acos(cosine).clamp(min=1e-4)
+    w = weight.view(-1, 1, 1, 1)
+    return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
 
 class Editing:
@@ -36,10 +52,13 @@ class Editing:
         return self.first_stage.decode(self.autoencoder.decode(self.encode_latent(images)))
 
     @torch.no_grad()
-    def predict_attributes(self, images: Tensor) -> Tensor:
-        """What the VAE's attribute head sees in images uint8 (B, S, S, 3): (B, A) in [-1, 1], the
-        expectation 2 p - 1 of an attribute present with probability p."""
-        return torch.tanh(self.autoencoder.attribute_logits(self.encode_latent(images)) / 2)
+    def predict_attributes(self, images: Tensor, classifier: GuidanceClassifier | None = None) -> Tensor:
+        """What images uint8 (B, S, S, 3) show: (B, A) in [-1, 1], the expectation 2 p - 1 of an
+        attribute there with probability p. The VAE's head reads them, or a classifier what it knows."""
+        seen = torch.tanh(self.autoencoder.attribute_logits(self.encode_latent(images)) / 2)
+        if classifier is not None:
+            seen[:, self.check_classifier(classifier)] = classifier.predict_attributes(images)
+        return seen
 
     @torch.no_grad()
     def invert(
@@ -53,10 +72,63 @@ class Editing:
         """The noise x_T (B, 3, H, W) that leads to these images, by unguided DDIM inversion of a
         denoiser ``weighed_with_input``."""
         x0 = self._photographs(images)
-        grid = timestep_grid(self.schedule, num_inference_steps)[::-1]
-        denoise = self.denoiser(self._rows(attributes, len(x0)), latent)
-        denoise = weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
-        return last(with_bar(ddim(denoise, self.schedule, x0, grid), "inverting", grid, progress))
+        grid = timestep_grid(self.schedule, num_inference_steps)
+        denoise = self._near_clean(self.denoiser(self._rows(attributes, len(x0)), latent))
+        return self._invert(denoise, x0, grid, progress)
+
+    def _near_clean(self, denoise: Denoiser) -> Denoiser:
+        return weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
+
+    def _invert(self, denoise: Denoiser, x0: Tensor, grid: list[int], progress: bool) -> Tensor:
+        return last(with_bar(ddim(denoise, self.schedule, x0, grid[::-1]), "inverting", grid, progress))
+
+    def _way_back(
+        self,
+        method: str,
+        denoise: Denoiser,
+        x0: Tensor,
+        grid: list[int],
+        generator: Generator,
+        progress: bool,
+    ) -> Callable[[Denoiser, float, int], Tensor]:
+        """Take clean images x0, one or B, into noise under the denoiser of what they are. Returns the
+        way back under another: (denoiser, strength, B) -> images (B, C, H, W) in x0's space."""
+        schedule, residuals = self.schedule, None
+        if method == "sdedit":
+            noise = randn_like(x0, generator)
+        elif method == "ddpm":
+            x_T, residuals = ddpm_inversion(denoise, schedule, x0, grid, generator)
+        else:
+            x_T = self._invert(denoise, x0, grid, progress)
+
+        def back(denoise: Denoiser, strength: float, batch_size: int) -> Tensor:
+            left = grid
+            if method == "sdedit":  # strength says from how much noise
+                left = [t for t in grid if t < strength * schedule.num_timesteps]
+                start = schedule.q_sample(x0, left[0], noise) if len(left) > 1 else x0
+            else:
+                start = x_T
+            start = start.expand(batch_size, -1, -1, -1)
+            if len(left) == 1:
+                return start
+            if residuals is None:
+                steps = ddim(denoise, schedule, start, left)
+            else:
+                steps = ddpm(denoise, schedule, start, left, residuals=residuals)
+            return last(with_bar(steps, "editing", left, progress))
+
+        return back
+
+    def _moved(self, latent: Tensor, target: Tensor, logit: float) -> Tensor:
+        """The latent (B, D) with the smallest change at which the attribute head's logits are at least
+        ``logit`` times the target's entries, where those are not 0."""
+        head, moved = self.autoencoder.attribute_head, latent.clone()
+        for i, row in enumerate(target):
+            named = row.nonzero()[:, 0]
+            missing = logit * row[named] - (head.weight[named] @ latent[i] + head.bias[named])
+            missing = missing * (missing * row[named] > 0)  # what is there already stays
+            moved[i] += torch.linalg.pinv(head.weight[named]) @ missing
+        return moved
 
     @torch.no_grad()
     def edit_strip(
@@ -64,60 +136,80 @@ class Editing:
         source_image: Tensor,
         target_attributes: Tensor,
         strengths: Sequence[float],
-        num_inference_steps: int = 50,
-        cfg_scale: float = 2.0,
+        editing: EditConfig = DEFAULT_EDITING,
         source_attributes: Tensor | None = None,
-        use_latent: bool = True,
+        classifier: GuidanceClassifier | None = None,
+        generator: Generator = None,
         progress: bool = False,
     ) -> Iterator[Tensor]:
         """``manipulate_attributes`` at each of several strengths in turn, after one inversion. A single
-        source may have many targets."""
+        source may have many targets.
+
+        Methods, each from the source's noise under its own attributes to the target's: ``ddim``
+        inversion, which is deterministic; ``ddpm`` inversion, which keeps what every step added; and
+        ``sdedit`` (Meng et al. 2021, arXiv:2108.01073), noise up to a timestep in proportion to the
+        strength, and always full guidance. ``direction`` inverts as ddim, but keeps the attributes and
+        moves the semantic latent until the VAE's attribute head sees the target's.
+        """
         for strength in strengths:
             if not 0 <= strength <= 1:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
         if source_attributes is None:
-            source_attributes = self.predict_attributes(source_image)
-        source = self._rows(source_attributes, len(source_image))
-        latent = self.encode_latent(source_image) if use_latent else None
-        x_T = self.invert(source_image, source, latent, num_inference_steps, progress)
-        batch_size = len(target_attributes) if len(x_T) == 1 else len(x_T)
-        x_T, source = x_T.expand(batch_size, -1, -1, -1), source.expand(batch_size, -1)
+            source_attributes = self.predict_attributes(source_image, classifier)
+        x0 = self._photographs(source_image)
+        source = self._rows(source_attributes, len(x0))
+        latent = self.encode_latent(source_image) if editing.use_latent else None
+        grid = timestep_grid(self.schedule, editing.num_inference_steps)
+        own = self._near_clean(self.denoiser(source, latent))
+        back = self._way_back(editing.method, own, x0, grid, generator, progress)
+        lossy = editing.method in ("ddim", "direction")
+        lost = x0 - back(own, 0.0, len(x0)) if lossy and editing.keep_detail else 0.0
+        batch_size = len(target_attributes) if len(x0) == 1 else len(x0)
+        source = source.expand(batch_size, -1)
         latent = None if latent is None else latent.expand(batch_size, -1)
-        target = self._rows(target_attributes, batch_size)
-        target = torch.where(target == 0, source, target)
-        grid = timestep_grid(self.schedule, num_inference_steps)
+        named = self._rows(target_attributes, batch_size)
+        target = torch.where(named == 0, source, named)
+        scale, sdedit = editing.cfg_scale, editing.method == "sdedit"
+        moved = self._moved(latent, named, scale) if editing.method == "direction" else None
         for strength in strengths:
-            # Without strength there is no target, and one source comes out the same every time.
-            some = slice(1 if strength == 0 and len(source_image) == 1 else None)
-            who = None if latent is None else latent[some]
-            denoise = self.guided_denoiser(target[some], who, strength * cfg_scale, base=source[some])
-            denoise = weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
-            steps = with_bar(ddim(denoise, self.schedule, x_T[some], grid), "editing", grid, progress)
-            yield self.first_stage.decode(last(steps)).expand(batch_size, -1, -1, -1)
+            if strength == 0 and editing.keep_detail:  # nothing is edited, and nothing is lost
+                yield self.first_stage.decode(x0).expand(batch_size, -1, -1, -1)
+                continue
+            share = 1.0 if sdedit else strength
+            if moved is not None:
+                denoise = self.denoiser(source, torch.lerp(latent, moved, share))
+            else:
+                denoise = self.guided_denoiser(target, latent, share * scale, base=source)
+                by = share * editing.classifier_scale
+                denoise = self.classified(denoise, target, classifier, by, editing.classifier_on)
+            edited = back(self._near_clean(denoise), strength, batch_size)
+            yield self.first_stage.decode(edited + lost)
 
     def manipulate_attributes(
         self,
         source_image: Tensor,
         target_attributes: Tensor,
         strength: float = 1.0,
-        num_inference_steps: int = 50,
-        cfg_scale: float = 2.0,
+        editing: EditConfig = DEFAULT_EDITING,
         source_attributes: Tensor | None = None,
-        use_latent: bool = True,
+        classifier: GuidanceClassifier | None = None,
+        generator: Generator = None,
         progress: bool = False,
+        **options,
     ) -> Tensor:
-        """Edit photographs by named attributes: DDIM inversion under the source's own attributes, then
+        """Edit photographs by named attributes: inversion under the source's own attributes, then
         denoising guided from the source's prediction towards the target's with scale
-        strength * cfg_scale. So the edit is continuous in strength, from the source's reconstruction
-        at 0 to the full edit at 1.
+        strength * cfg_scale. So the edit is continuous in strength, from the source at 0 to the full
+        edit at 1.
 
         Args:
             source_image: uint8 (B, S, S, 3).
             target_attributes: (B, A) or (1, A) in [-1, 1]; 0 keeps what the source has.
             strength: in [0, 1].
-            cfg_scale: how far the full edit goes; 1 is plain denoising under the target's attributes.
+            editing: method, steps, guidance; ``options`` are single fields of it, instead.
             source_attributes: (B, A) or (1, A); read by ``predict_attributes`` where not given.
-            use_latent: condition on the source's semantic latent, which keeps who is in the picture.
+            classifier: reads them there, and guides by editing.classifier_scale.
+            generator: of the noise of methods ddpm and sdedit.
 
         Returns:
             uint8 (B, S, S, 3).
@@ -129,10 +221,50 @@ class Editing:
             source_image,
             target_attributes,
             [strength],
-            num_inference_steps,
-            cfg_scale,
+            replace(editing, **options),
             source_attributes,
-            use_latent,
+            classifier,
+            generator,
             progress,
         )
         return edited
+
+    @torch.no_grad()
+    def interpolate_between_images(
+        self,
+        images: Tensor,
+        num_steps: int = 10,
+        num_inference_steps: int = 50,
+        attributes: Tensor | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """From one photograph to another, images uint8 (2, S, S, 3): spherical in x_T (DDIM inversion),
+        linear in the semantic latent and the attributes (read where not given) and in what the
+        inversion loses, so that both ends are the photographs: uint8 (num_steps, S, S, 3).
+
+        Raises:
+            ValueError: for fewer than two steps, or other than two images.
+        """
+        if num_steps < 2 or len(images) != 2:
+            raise ValueError(
+                f"interpolation takes 2 images and 2 steps or more, got {len(images)} and {num_steps}"
+            )
+        x0, latent = self._photographs(images), self.encode_latent(images)
+        rows = self._rows(self.predict_attributes(images) if attributes is None else attributes, 2)
+        grid = timestep_grid(self.schedule, num_inference_steps)
+        own = self._near_clean(self.denoiser(rows, latent))
+        x_T = self._invert(own, x0, grid, progress)
+
+        def back(denoise: Denoiser, start: Tensor) -> Tensor:
+            return last(with_bar(ddim(denoise, self.schedule, start, grid), "mixing", grid, progress))
+
+        lost = x0 - back(own, x_T)
+        weight = torch.linspace(0, 1, num_steps, device=self.device)
+
+        def between(ends: Tensor) -> Tensor:
+            return torch.lerp(ends[:1], ends[1:], weight.view(-1, *[1] * (ends.ndim - 1)))
+
+        denoise = self._near_clean(self.denoiser(between(rows), between(latent)))
+        frames = back(denoise, slerp(*x_T, weight)) + between(lost)
+        frames[0], frames[-1] = x0  # the same but for rounding
+        return self.first_stage.decode(frames)

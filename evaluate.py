@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 
 import cli
-from model_config import SAMPLERS, ModelConfig, SamplingConfig, configure
+from model_config import EDIT_METHODS, SAMPLERS, ModelConfig, SamplingConfig, configure
 
 NAMED = 3  # attributes in a short request
 FEWEST = 32  # samples that any of this can be said of
@@ -35,10 +35,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--classifier_epochs", type=cli.positive_int, default=12)
     add("--inception_weights", help="torch-fidelity's file, or 'download': its features, too")
     add("--num_samples", type=cli.number(int, FEWEST), default=1000)
-    add("--cfg_scale", type=cli.non_negative, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
+    add("--cfg_scale", type=cli.non_negative, nargs="+", help="None: 1, 1.5, 2 and 3; 2 for edits")
     add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])
-    add("--num_inference_steps", type=cli.positive_int, nargs="+", default=[20])
+    add("--num_inference_steps", type=cli.positive_int, nargs="+", help="None: 20; 50 for edits")
     cli.add_sampling_flags(parser)
+    add("--guide", help="of train.py --stage classifier: guides, and reads the sources of edits")
+    add("--classifier_scale", type=cli.non_negative, nargs="+", default=[0.0], help="of the guide")
     splits = ("train", "val", "test")
     add("--attribute_split", default="val", choices=splits, help="whose attribute rows are asked for")
     add("--reference_split", default="test", choices=splits, help="whose images are compared with")
@@ -48,7 +50,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=cli.count, default=0)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    edit = parser.add_argument_group("edits of held-out faces").add_argument
+    edit("--edit", choices=EDIT_METHODS, nargs="+", default=[], help="judge these instead of new faces")
+    edit("--edit_attributes", nargs="+", default=[], metavar="NAME", help="all where not given")
+    edit("--edit_sources", type=cli.number(int, 2), default=32, help="for each attribute and direction")
+    edit("--strengths", type=cli.fraction, nargs="+", default=[0.5, 1.0], help="the last is judged")
+    edit("--without_latent", action="store_true", help="judge each without the semantic latent, too")
     args = parser.parse_args(argv)
+    args.cfg_scale = args.cfg_scale or ([2.0] if args.edit else [1.0, 1.5, 2.0, 3.0])
+    args.num_inference_steps = args.num_inference_steps or [50 if args.edit else 20]
+    if args.edit and len(args.num_inference_steps) > 1:
+        parser.error(f"--edit takes one number of steps, got {args.num_inference_steps}")
+    if any(args.classifier_scale) and not args.guide:
+        parser.error("--classifier_scale needs --guide, the classifier that guides")
     if args.attribute_split == args.reference_split:
         split = args.reference_split
         parser.error(f"--attribute_split and --reference_split are both {split}, and must differ")
@@ -57,10 +71,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def settings(args: argparse.Namespace) -> list[SamplingConfig]:
     """Every combination of the samplers, step counts and guidance scales asked for."""
-    combinations = product(args.sampler, args.num_inference_steps, args.cfg_scale)
+    names = ("sampler", "num_inference_steps", "cfg_scale", "classifier_scale")
+    combinations = product(*(getattr(args, name) for name in names))
     return [
-        configure(SamplingConfig, args, sampler=sampler, num_inference_steps=steps, cfg_scale=scale)
-        for sampler, steps, scale in combinations
+        configure(SamplingConfig, args, **dict(zip(names, each, strict=True))) for each in combinations
     ]
 
 
@@ -96,13 +110,16 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace, todo: list[SamplingConfig]):
         import torch
 
-        from checkpoint import file_hash, load_model
+        from checkpoint import file_hash, load_guide, load_model
         from evaluation import inception_features, load_classifier, read
         from samplers import timestep_grid
 
         device = cli.choose_device(args.device)
         self.args, self.out = args, Path(args.output_dir)
         self.model = load_model(args.checkpoint, device)
+        self.guide = load_guide(args.guide, device) if args.guide else None
+        if self.guide:
+            self.model.check_classifier(self.guide)
         self.autocast = cli.autocast(args.mixed_precision, device)
         config = self.model.config
         self.names = config.attribute_names
@@ -123,7 +140,9 @@ class Evaluation:
                 "its features flatter that: measure with another (--train_classifier --seed 1)"
             )
         splits = (args.attribute_split, "train", args.reference_split)
-        self.held_out, self.train, reference = (dataset(args, config, split) for split in splits)
+        self.held_out, self.train, self.reference_set = (
+            dataset(args, config, split) for split in splits
+        )
         self.number = min(args.num_samples, len(self.held_out))
         if self.number < FEWEST:
             split = args.attribute_split
@@ -136,23 +155,27 @@ class Evaluation:
         order = torch.rand(self.rows.shape, generator=generator).argsort(1)
         self.short = (self.rows * (order < NAMED))[: self.number // 4]
         label = f"{args.reference_split} split"
-        self.reference = {"classifier": read(self.classifier, reference.images, label)[0]}
+        self.reference = {"classifier": read(self.classifier, self.reference_set.images, label)[0]}
         if self.inception:
-            self.reference["inception"] = self.inception(reference.images, f"Inception, {label}")
+            self.reference["inception"] = self.inception(
+                self.reference_set.images, f"Inception, {label}"
+            )
         self.protocol = {
             "checkpoint": file_hash(args.checkpoint),
             "evaluation_classifier": facts,
             "first_stage_judge": config.first_stage_judge,
+            "guide": file_hash(args.guide) if args.guide else None,
             "image_size": config.image_size,
             "crop": config.crop,
             "num_samples": self.number,
             "attribute_split": args.attribute_split,
-            "reference": f"{args.reference_split}, {len(reference)} images",
-            "data": hashlib.sha256(reference.images).hexdigest()[:12],
+            "reference": f"{args.reference_split}, {len(self.reference_set)} images",
+            "data": hashlib.sha256(self.reference_set.images).hexdigest()[:12],
             "rescale": args.rescale,
             "eta": args.eta,
             "guidance_interval": tuple(args.guidance_interval),
             "dynamic_threshold": args.dynamic_threshold,
+            "classifier_on": args.classifier_on,
             "seed": args.seed,
             "precision": cli.choose_precision(args.mixed_precision, device),
         }
@@ -161,7 +184,8 @@ class Evaluation:
         """Images (N, H, W, 3) under attribute rows (N, A)."""
         from evaluation import draw
 
-        return draw(self.model, rows, sampling, self.autocast, seed, self.args.batch_size, bar)
+        size, guide = self.args.batch_size, {"classifier": self.guide}
+        return draw(self.model, rows, sampling, self.autocast, seed, size, bar, **guide)
 
     def measure(self, sampling: SamplingConfig, bar) -> dict:
         """Every figure of one setting; writes its pictures."""
@@ -221,6 +245,7 @@ class Evaluation:
         from pictures import save_grid
 
         name = f"{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
+        name += f"_classifier{sampling.classifier_scale:g}" if sampling.classifier_scale else ""
         title = name.replace("_", " ")
         shown = images[:64].numpy()
         save_grid(self.out / f"samples_{name}.png", shown, [""] * len(shown), 16, title=title)
@@ -302,53 +327,12 @@ class Evaluation:
         return found | {"first_stage": self.fidelity(kept)} if latent else found
 
 
-def table(report: dict) -> str:
-    """The report as Markdown."""
-    lines = ["# Evaluation", "", *(f"- {k}: {v}" for k, v in report["protocol"].items()), ""]
-    for space in [s for s in ("classifier", "inception") if s in report["real"]]:
-        columns = ["sampler", "spacing", "steps", "cfg", "Frechet", "kernel x 1000"]
-        columns += ["precision", "recall"]
-        columns += ["density", "coverage", "attributes", "three named (by chance)"]
-        lines += [f"Features: {space}. Errors are half of a 95 % interval.", ""]
-        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        for entry in [*report["settings"], report["real"]]:
-            sampling, d, a = entry.get("sampling"), entry[space], entry["attributes"]
-            name = [report["protocol"]["attribute_split"] + " images", "", "", ""]
-            if sampling:
-                keys = ("sampler", "spacing", "num_inference_steps", "cfg_scale")
-                name = [sampling[key] for key in keys]
-            cells = [
-                *map(str, name),
-                f"{d['frechet']:.2f} ± {d['frechet_error']:.2f}",
-                f"{1000 * d['kernel']:.1f} ± {1000 * d['kernel_error']:.1f}",
-                *(f"{d[k]:.3f}" for k in ("precision", "recall", "density", "coverage")),
-                f"{a['balanced_accuracy']:.3f}",
-                f"{a['three_named']:.3f} ({a['three_named_by_chance']:.3f})" if sampling else "",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    for key, name in (("autoencoder", "Semantic latent"), ("first_stage", "First stage")):
-        if key in report:
-            figures = ", ".join(f"{k} {v:.4g}" for k, v in report[key].items())
-            lines += [f"{name}: {figures}", ""]
-    return "\n".join(lines)
+def judge_edits(work: Evaluation) -> None:
+    """Judge edits of faces of the reference split, and write that report."""
+    from edit_evaluation import EditEvaluation
 
-
-def plot(report: dict, path: Path) -> None:
-    """Frechet distance and attribute accuracy over what was varied: guidance scale, or steps."""
-    from pictures import save_curves
-
-    entries = report["settings"]
-    for key, label in (("cfg_scale", "cfg_scale"), ("num_inference_steps", "network evaluations")):
-        if len({entry["sampling"][key] for entry in entries}) < 2:
-            continue
-        curves: dict[str, list] = {}
-        other = "num_inference_steps" if key == "cfg_scale" else "cfg_scale"
-        for entry in entries:
-            s = entry["sampling"]
-            point = (s[key], entry["classifier"]["frechet"], entry["attributes"]["balanced_accuracy"])
-            curves.setdefault(f"{s['sampler']}, {other} {s[other]:g}", []).append(point)
-        save_curves(path / f"sweep_{key}.png", curves, label, ["Frechet distance", "attribute accuracy"])
+    print(EditEvaluation(work).run())
+    print(f"written: {work.out}/edits.json, edits.md and pictures")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -362,8 +346,13 @@ def evaluate(args: argparse.Namespace) -> None:
         make_classifier(args, ModelConfig(CELEBA_ATTRIBUTES))
         print(f"written: {args.classifier}; no checkpoint at {args.checkpoint} to measure")
         return
+    from reports import evaluation_table, plot
+
     work = Evaluation(args, todo)
     work.out.mkdir(parents=True, exist_ok=True)
+    if args.edit:
+        judge_edits(work)
+        return
     real = work.real()  # before the long part: too few images are refused here
     report = {"protocol": work.protocol, "real": real, **work.autoencoders(), "settings": []}
     each = work.number + work.number // 4 + GUESTS**2
@@ -371,9 +360,9 @@ def evaluate(args: argparse.Namespace) -> None:
         for sampling in todo:
             report["settings"].append(work.measure(sampling, bar))
             (work.out / "report.json").write_text(json.dumps(report, indent=1))
-            (work.out / "report.md").write_text(table(report))
+            (work.out / "report.md").write_text(evaluation_table(report))
     plot(report, work.out)
-    print(table(report))
+    print(evaluation_table(report))
     print(f"written: {work.out}/report.json, report.md and pictures")
 
 

@@ -310,15 +310,17 @@ def draw(
     seed: int = 0,
     batch_size: int = 50,
     bar: tqdm | None = None,
+    **options,
 ) -> Tensor:
     """One image for each attribute row (N, A), image i from its own seed: uint8 (N, H, W, 3). Progress
-    shows in ``bar``, image by image, or else in a bar of its own for each batch."""
-    parts = []
+    shows in ``bar``, image by image, or else in a bar of its own for each batch; further ``options`` go
+    to ``sample``."""
+    parts, options = [], options | {"progress": bar is None}
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         generators = sample_generators(seed, range(start, start + len(batch)))
         with autocast:
-            images = model.sample(len(batch), None, batch, sampling, generators, progress=bar is None)
+            images = model.sample(len(batch), None, batch, sampling, generators, **options)
         parts.append(images.cpu())
         if bar is not None:
             bar.update(len(batch))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from noise_schedule import Denoiser, NoiseSchedule
+
+LEAST_SIGNAL = 0.01  # sqrt(alpha_bar_t) from which a classifier guides
+LogProb = Callable[[Tensor, int], Tensor]  # x_t (B, C, H, W), t -> (B,)
 
 
 def classifier_free(
@@ -37,6 +43,49 @@ def classifier_free(
         return x0_hat, eps_hat
 
     return guided
+
+
+def classifier_guided(
+    denoiser: Denoiser, schedule: NoiseSchedule, log_prob: LogProb, classifier_scale: float
+) -> Denoiser:
+    """eps_hat - sqrt(1 - alpha_bar_t) classifier_scale grad log p(y | x_t) (Dhariwal & Nichol 2021,
+    arXiv:2105.05233, algorithm 2), and the x0_hat that goes with it.
+
+    Args:
+        denoiser: what is guided: unconditional, conditional, or guided otherwise already.
+        schedule: the schedule of the denoiser.
+        log_prob: (x_t, t) -> log p(y | x_t) of each sample (B,), of a classifier that knows x_t.
+        classifier_scale: 1 samples from p(x) p(y | x), more amplifies y; 0 gives back ``denoiser``.
+
+    Where x_t is all but pure noise there is nothing to classify, and nothing is guided: x0_hat would
+    move by the gradient's error over next to no signal.
+    """
+    if classifier_scale == 0:
+        return denoiser
+
+    def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        x0_hat, eps_hat = denoiser(x_t, t)
+        signal, noise = schedule.signal_and_noise(t, x_t)
+        if float(signal) < LEAST_SIGNAL:
+            return x0_hat, eps_hat
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(log_prob(x, t).sum(), x)
+        shift = noise * classifier_scale * gradient
+        return x0_hat + noise / signal * shift, eps_hat - shift
+
+    return guided
+
+
+def through_x0(denoiser: Denoiser, log_prob: Callable[[Tensor], Tensor]) -> LogProb:
+    """log p(y | x_t) taken as that of x0_hat(x_t), for a classifier of clean images, x0 (B, C, H, W) ->
+    (B,). Its gradient goes through the denoiser (Bansal et al. 2023, arXiv:2302.07121, forward
+    guidance), at the cost of a backward pass of the network for each step."""
+
+    def of_x_t(x_t: Tensor, t: int) -> Tensor:
+        return log_prob(denoiser(x_t, t)[0])
+
+    return of_x_t
 
 
 def guidance_interval(

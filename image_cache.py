@@ -40,20 +40,27 @@ def check_geometry(image_size: int, crop: int) -> None:
         raise ValueError(f"crop {crop!r} is not one of {', '.join(map(str, CROPS))}")
 
 
-def decode_image(path: str | os.PathLike, image_size: int, crop: int) -> np.ndarray:
-    """uint8 (image_size, image_size, 3) of a picture file; ValueError if it is not a whole one.
-
-    The resize is Pillow's bilinear filter, whose support grows with the reduction: antialiased.
-    """
+def open_picture(path: str | os.PathLike) -> Image.Image:
+    """A picture file upright and as RGB over white; ValueError if it is not a whole one."""
     try:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
+            return _to_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"picture {os.fspath(path)} does not exist") from None
     except Exception as error:  # Pillow's decoders raise many types, all meaning the same here
         reason = textwrap.shorten(str(error), 160) or type(error).__name__
         raise ValueError(f"{os.fspath(path)} is not a readable picture: {reason}") from None
+
+
+def decode_image(path: str | os.PathLike, image_size: int, crop: int) -> np.ndarray:
+    """uint8 (image_size, image_size, 3) of a picture file, as ``open_picture`` and ``to_square``."""
+    return to_square(open_picture(path), image_size, crop)
+
+
+def to_square(rgb: Image.Image, image_size: int, crop: int) -> np.ndarray:
+    """The picture's crop as uint8 (image_size, image_size, 3), by Pillow's bilinear filter, whose
+    support grows with the reduction: antialiased."""
     square = rgb.crop(crop_box(*rgb.size, crop))
     return np.array(square.resize((image_size, image_size), Image.Resampling.BILINEAR))
 

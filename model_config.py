@@ -12,6 +12,8 @@ FIRST_STAGES = ("pixels", "vae", "sd-vae")
 LOSS_WEIGHTINGS = ("none", "min_snr")
 SAMPLERS = ("ddim", "ddpm", "dpm_solver")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
+CLASSIFIER_ON = ("x_t", "x0")
+EDIT_METHODS = ("ddim", "ddpm", "sdedit", "direction")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -132,6 +134,8 @@ class SamplingConfig:
     spacing: str | None = None  # of the timesteps; None: what suits the sampler
     eta: float = 0.0  # 0 deterministic, 1 as noisy as DDPM
     cfg_scale: float = 2.0  # 0 unconditional, 1 no guidance
+    classifier_scale: float = 0.0  # where a classifier guides
+    classifier_on: str = "x_t"  # what it reads; x0: what the network predicts
     rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # of t / T, where guidance acts
     dynamic_threshold: float | None = None  # quantile of |x0_hat|
@@ -144,6 +148,7 @@ class SamplingConfig:
                 self, "spacing", "log_snr" if self.sampler == "dpm_solver" else "trailing"
             )
         check_choice("spacing", self.spacing, SPACINGS)
+        check_choice("classifier_on", self.classifier_on, CLASSIFIER_ON)
         if self.eta != 0 and self.sampler == "ddpm":
             raise ValueError(f"eta is for ddim and dpm_solver, got eta {self.eta} with ddpm")
         low, high = self.guidance_interval
@@ -151,6 +156,25 @@ class SamplingConfig:
             raise ValueError(f"guidance_interval must rise within 0 ... 1, got {low} and {high}")
         if self.dynamic_threshold is not None and not 0 < self.dynamic_threshold <= 1:
             raise ValueError(f"dynamic_threshold is a quantile in (0, 1], got {self.dynamic_threshold}")
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """How photographs are edited."""
+
+    method: str = "ddim"
+    num_inference_steps: int = 50
+    cfg_scale: float = 2.0  # of the full edit, from the source's prediction towards the target's
+    classifier_scale: float = 0.0  # of the full edit, where a classifier guides
+    classifier_on: str = "x_t"
+    use_latent: bool = True  # of the source, which keeps who is in the picture
+    keep_detail: bool = True  # give back what the reconstruction lost
+
+    def __post_init__(self):
+        check_choice("method", self.method, EDIT_METHODS)
+        check_choice("classifier_on", self.classifier_on, CLASSIFIER_ON)
+        if self.method == "direction" and (self.classifier_scale or not self.use_latent):
+            raise ValueError("method direction only moves the latent: no classifier, and use_latent")
 
 
 def configure(kind: type, args: Namespace, **others):

@@ -89,6 +89,16 @@ def labelled_grid(
     return page
 
 
+def heat_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two images uint8 (H, W, 3) differ, as one: dark where they agree, bright where the mean
+    absolute difference of the channels is the largest of the picture's."""
+    from matplotlib import colormaps
+
+    change = np.abs(a.astype(float) - b.astype(float)).mean(2)
+    colours = colormaps["inferno"](change / max(change.max(), 1))
+    return (255 * colours[..., :3]).round().astype(np.uint8)
+
+
 def save_grid(path: str | Path, images: np.ndarray, labels: Sequence[str], columns: int, **look) -> Path:
     """Write ``labelled_grid`` to a file."""
     path = Path(path)

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "IMPOSSIBLE",
     "Identity",
     "attributes_are_possible",
+    "counterfactuals",
     "draw_parameters",
     "landmarks",
     "parallel_draw",
@@ -138,6 +140,37 @@ def write_dataset(
         if not _holds(out, recipe):  # another process may have been faster
             os.replace(folder, out)
     return out
+
+
+def counterfactuals(
+    root: str | Path, image_size: int, crop: int
+) -> Callable[[str, int], np.ndarray | None] | None:
+    """For a folder of `write_dataset`: a function of a picture's file name and an attribute's column
+    that draws the same face with the attribute turned around, as a dataset would read it, uint8
+    (image_size, image_size, 3); None where that may not be. None for another folder."""
+    from PIL import Image
+
+    from image_cache import to_square
+
+    file = Path(root) / RECIPE
+    if not file.is_file():
+        return None
+    recipe = json.loads(file.read_text())
+    if recipe["drawing"] != VERSION:
+        raise ValueError(
+            f"{root} was drawn by version {recipe['drawing']}, this is {VERSION}: draw it anew"
+        )
+
+    def turned(name: str, column: int) -> np.ndarray | None:
+        index = int(Path(name).stem) - 1
+        identity, attributes = draw_parameters(index, recipe["seed"], recipe["balanced"])
+        attributes[column] *= -1
+        if not attributes_are_possible(attributes):
+            return None
+        picture = render(identity, attributes, recipe["image_size"])
+        return to_square(Image.fromarray(picture), image_size, crop)
+
+    return turned
 
 
 def _holds(out: Path, recipe: dict[str, int]) -> bool:

@@ -23,14 +23,15 @@ LOG_STEPS = 20  # steps averaged in one point of a training curve
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    stages = "the diffusion model, or a first stage for latent diffusion"
+    stages = "the diffusion model, a first stage for latent diffusion, or a classifier for guidance"
     add("--config", metavar="FILE", help="YAML of flags and values, which the command line overrides")
-    add("--stage", default="diffusion", choices=("diffusion", "autoencoder"), help=stages)
+    add("--stage", default="diffusion", choices=("diffusion", "autoencoder", "classifier"), help=stages)
     judge = "./checkpoints/evaluation_classifier.pth"
     add("--classifier", default=judge, help="judges likeness in --stage autoencoder without VGG16")
     data = parser.add_argument_group("data").add_argument
     data("--data_root", help="folder in CelebA's layout; synthetic faces are drawn where not given")
     data("--latents", help="folder of encode_latents.py: train in those latents, decoding no image")
+    data("--attribute", help="the only one that --stage classifier learns; all where not given")
     data("--download", action="store_true", help="fetch CelebA into --data_root first")
     data("--data_fraction", type=cli.fraction, default=1.0, help="share of the training images to use")
     data("--cache_dir", default="data/cache", help="where decoded images are kept")
@@ -68,13 +69,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args = parser.parse_args([*given, *(sys.argv[1:] if argv is None else argv)])
     if args.download and not args.data_root:
         parser.error("--download needs --data_root, the folder to download into")
-    if args.latents and (args.data_root or args.stage != "diffusion" or args.data_fraction < 1):
+    if args.latents and (args.data_root or args.stage == "autoencoder" or args.data_fraction < 1):
         parser.error(
-            "--latents is a dataset of its own: no --data_root, --data_fraction or other --stage"
+            "--latents is a dataset of its own: no --data_root, --data_fraction, --stage autoencoder"
         )
     for flag in ("compile", "gradient_checkpointing"):
-        if getattr(args, flag) and args.stage == "autoencoder":
-            parser.error(f"--{flag} is for the UNet: leave it out with --stage autoencoder")
+        if getattr(args, flag) and args.stage != "diffusion":
+            parser.error(f"--{flag} is for the UNet: leave it out with --stage {args.stage}")
+    if args.attribute and args.stage != "classifier":
+        parser.error("--attribute is for --stage classifier: the other stages learn all attributes")
     return args
 
 
@@ -147,7 +150,7 @@ class StopRequest:
 
 def dry_run(run) -> None:
     """One training step and one validation batch, timed; no checkpoint, no log."""
-    from training import validate
+    from monitoring import validate
 
     run.args.val_images = run.args.batch_size
     batches = run.batches()
@@ -171,9 +174,19 @@ def dry_run(run) -> None:
     print("dry run: no checkpoint and no log was written")
 
 
+def prefix(args: argparse.Namespace) -> str:
+    """Of a classifier's files, so that it may stand in the folder of the model it guides."""
+    return "classifier_" if args.stage == "classifier" else ""
+
+
+def last_checkpoint(args: argparse.Namespace) -> Path:
+    """Where a run saves what --resume goes on from."""
+    return Path(args.save_dir) / f"{prefix(args)}last.pth"
+
+
 def finish_epoch(run, logger, bar, final: bool = False) -> None:
     """Validate, show samples, and save what is due."""
-    from training import validate
+    from monitoring import summary, validate
 
     args, folder = run.args, Path(run.args.save_dir)
     epoch = -(-run.step // run.steps_per_epoch)
@@ -184,10 +197,10 @@ def finish_epoch(run, logger, bar, final: bool = False) -> None:
     if run.accelerator.is_main_process:
         written = run.save_for_inference(losses, folder)
         note = f", written: {written}" if written else ""
-        bar.write(f"epoch {epoch}, step {run.step}: validation loss {losses['total']:.4f}{note}")
+        bar.write(f"epoch {epoch}, step {run.step}{note}: {summary(losses, final)}")
         if epoch % args.save_interval == 0:
-            run.save(folder / f"epoch_{epoch:04d}.pth")
-        run.save(folder / "last.pth")
+            run.save(folder / f"{prefix(args)}epoch_{epoch:04d}.pth")
+        run.save(last_checkpoint(args))
 
 
 def check_flags(args: argparse.Namespace, accelerator) -> None:
@@ -195,28 +208,34 @@ def check_flags(args: argparse.Namespace, accelerator) -> None:
     import torch
 
     from celeba_dataset import CELEBA_ATTRIBUTES
+    from classifier_model import GuidanceClassifier
     from diffusion_model import ConditionalDiffusion
 
-    last = Path(args.save_dir) / "last.pth"
+    last = last_checkpoint(args)
     if args.resume is None and last.exists() and not args.dry_run and accelerator.is_main_process:
         raise ValueError(f"{last} exists: go on from it with --resume, or choose another --save_dir")
     if args.resume is not None and not Path(args.resume or last).is_file():
         raise FileNotFoundError(f"no checkpoint at {args.resume or last} to resume from")
-    if args.stage == "diffusion" and not args.latents:  # whose image size is the folder's
+    if args.stage != "autoencoder" and not args.latents:  # whose image size is the folder's
+        kind = GuidanceClassifier if args.stage == "classifier" else ConditionalDiffusion
         with torch.device("meta"):
-            ConditionalDiffusion(configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES))
+            kind(configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES))
     configure(LossConfig, args)
 
 
 def train(args: argparse.Namespace) -> None:
     """Start or resume a run, and take it to its end."""
-    from training import TrainingRun
+    from training import TrainingRun, keep_attribute
 
     accelerator = make_accelerator(args)
     check_flags(args, accelerator)
-    run = TrainingRun(args, accelerator, *load_datasets(args, accelerator))
+    datasets = load_datasets(args, accelerator)
+    if args.attribute:
+        for data in datasets:
+            keep_attribute(data, args.attribute)
+    run = TrainingRun(args, accelerator, *datasets)
     if args.resume is not None:
-        run.load(Path(args.resume or Path(args.save_dir) / "last.pth"))
+        run.load(Path(args.resume or last_checkpoint(args)))
     (dry_run if args.dry_run else fit)(run)
     accelerator.wait_for_everyone()
     accelerator.end_training()  # or the processes abort one another at exit
@@ -226,9 +245,9 @@ def fit(run) -> None:
     """The training loop."""
     from tqdm import tqdm
 
-    from training import Logger
+    from monitoring import Logger
 
-    args, accelerator, last = run.args, run.accelerator, Path(run.args.save_dir) / "last.pth"
+    args, accelerator, last = run.args, run.accelerator, last_checkpoint(run.args)
     main = accelerator.is_main_process
     logger, stop, batches = Logger(run, args.log_dir), StopRequest(accelerator), run.batches()
     bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main)

@@ -1,6 +1,6 @@
-"""The state of a training run and what is done with it: a step, validation, pictures, saving, resuming.
+"""The state of a training run and what is done with it: a step, saving, resuming.
 
-train.py holds the flags and the loop.
+train.py holds the flags and the loop, monitoring.py what is looked at.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
 from autoencoder_loss import AutoencoderTraining, perceptual_stages
-from celeba_dataset import CelebADataset, random_flip
+from celeba_dataset import CelebADataset, create_attribute_vector, random_flip
 from checkpoint import (
     EMA,
     load_checkpoint,
@@ -30,6 +28,7 @@ from checkpoint import (
     save_first_stage,
     save_model,
 )
+from classifier_model import GuidanceClassifier
 from diffusion_model import ConditionalDiffusion
 from latent_dataset import LatentDataset
 from model_config import AutoencoderConfig, AutoencoderLossConfig, LossConfig, ModelConfig, configure
@@ -72,6 +71,17 @@ def learning_rate(args: argparse.Namespace, step: int, progress: float) -> float
     return args.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def keep_attribute(data: CelebADataset | LatentDataset, name: str) -> None:
+    """Leave a dataset one attribute.
+
+    Raises:
+        ValueError: where it has none of that name.
+    """
+    names = {each: i for i, each in enumerate(data.attribute_names)}
+    column = create_attribute_vector(names, **{name: 1}).argmax()  # unknown names are refused there
+    data.attributes, data.attribute_names = data.attributes[:, [int(column)]], [name]
+
+
 def build(args: argparse.Namespace, train_set) -> tuple[nn.Module, LossConfig | AutoencoderLossConfig]:
     """The module that a stage trains, and its loss's configuration. The module's ``forward`` takes
     images, attributes and that configuration, and gives loss terms; its ``progress`` is set before."""
@@ -92,7 +102,11 @@ def build(args: argparse.Namespace, train_set) -> tuple[nn.Module, LossConfig | 
         first_stage_config=stage["config"],
         first_stage_judge=stage.get("judge", ""),
     )
-    model = ConditionalDiffusion(config)
+    if args.stage == "classifier":
+        model = GuidanceClassifier(config)
+        model.set_prior(train_set.attributes)
+    else:
+        model = ConditionalDiffusion(config)
     if args.latents:
         load_weights(model.first_stage, train_set.first_stage_weights(), args.latents)
     return model, configure(LossConfig, args)
@@ -262,119 +276,16 @@ class TrainingRun:
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
         """Write the EMA weights: a first stage as first_stage.pth, always, since its loss changes when
-        the discriminator sets in; a diffusion model as best_model.pth, if its validation loss is the
-        best so far. Returns what was written."""
-        model = self.ema.model
+        the discriminator sets in; a diffusion model as best_model.pth or a classifier as
+        classifier_best.pth, if its validation loss is the best so far. Returns what was written."""
+        model, name = self.ema.model, "best_model.pth"
+        if self.args.stage == "classifier":
+            name = "classifier_best.pth"
         if self.args.stage == "autoencoder":
             save_first_stage(model, folder / "first_stage.pth", step=self.step, **losses)
             return "first_stage.pth"
         if not losses["total"] < self.best:  # nor where it is not a number
             return ""
         self.best = losses["total"]
-        save_model(model, folder / "best_model.pth", step=self.step, validation_loss=self.best)
-        return "best_model.pth"
-
-
-# -------------------------------------------------------------------- looking at a run
-
-
-@torch.no_grad()
-def validate(run: TrainingRun) -> dict[str, float]:
-    """Every loss term over the validation split: EMA weights, fixed noise and timesteps, attributes
-    never dropped. Timesteps are spread evenly over the images."""
-    accelerator, model, config = run.accelerator, run.ema.model, run.loss_config
-    total = min(run.args.val_images, len(run.val_set))
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    timesteps = None
-    if run.args.stage == "diffusion":
-        config = replace(config, cfg_dropout=0.0, attr_dropout=0.0)
-        timesteps = torch.linspace(0, model.schedule.num_timesteps - 1, total).long()[order]
-    batch_size, sums = run.args.batch_size, {}
-    stride = batch_size * accelerator.num_processes
-    first = accelerator.process_index * batch_size
-    for start in range(first, max(total, first + 1), stride):  # once at least: all must take part
-        shown = range(start, min(start + batch_size, total))
-        indices = list(shown) or [0]
-        images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
-        seed_everything(0, start)
-        with accelerator.autocast():
-            t = None if timesteps is None else timesteps[indices].to(images.device)
-            terms, _, _ = model(images, attributes, config, t)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.double() * len(shown)
-    if accelerator.num_processes > 1:
-        sums = accelerator.reduce(sums)
-    return {name: float(value) / total for name, value in sums.items()}
-
-
-class Logger:
-    """TensorBoard: averages of the metrics between two writes, and pictures. Silent off rank 0."""
-
-    def __init__(self, run: TrainingRun, log_dir: str):
-        self.run = run
-        main = run.accelerator.is_main_process
-        # What a run that broke off wrote after its last checkpoint is replaced, other runs are kept.
-        self.writer = SummaryWriter(log_dir, purge_step=run.step or None) if main else None
-        self.steps: list[dict] = []
-        self.seconds = 0.0
-
-    def add(self, metrics: dict, seconds: float) -> None:
-        """Take in one step's metrics, as tensors: reading them now would make a GPU wait."""
-        self.steps.append(metrics)
-        self.seconds += seconds
-
-    def flush(self) -> dict[str, float]:
-        """Write the averages since the last flush, and return them."""
-        steps, seconds = self.steps, self.seconds
-        self.steps, self.seconds = [], 0.0
-        if not steps:
-            return {}
-        means = {
-            f"loss/{name}": float(torch.stack([step["terms"][name] for step in steps]).mean())
-            for name in steps[0]["terms"]
-        }
-        for name in ("grad_norm", "lr"):
-            means[f"optimisation/{name}"] = sum(step[name] for step in steps) / len(steps)
-        if steps[0]["t"] is not None:
-            means |= self.by_timestep(steps)
-        means["speed/images_per_second"] = len(steps) * self.run.images_per_step / seconds
-        self.scalars(means)
-        return means
-
-    def by_timestep(self, steps: list[dict]) -> dict[str, float]:
-        """The diffusion loss by quartile of t."""
-        per_sample = torch.cat([step["per_sample"] for step in steps]).cpu()
-        quartile = torch.cat([step["t"] for step in steps]).cpu() * 4
-        quartile //= self.run.raw_model.schedule.num_timesteps
-        return {
-            f"diffusion_by_timestep/quartile_{q + 1}": float(per_sample[quartile == q].mean())
-            for q in range(4)
-            if (quartile == q).any()
-        }
-
-    def scalars(self, values: dict[str, float]) -> None:
-        """Write values under their names at the current step."""
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, self.run.step)
-            self.writer.flush()
-
-    def pictures(self, num_images: int = 8) -> None:
-        """EMA samples from fixed noise under the validation split's attributes, and the VAE's
-        reconstructions below their originals."""
-        if not self.writer:
-            return
-        run, model = self.run, self.run.ema.model
-        indices = list(range(min(num_images, len(run.val_set))))
-        images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
-        with run.accelerator.autocast():
-            if run.args.stage == "diffusion":
-                generator = torch.Generator().manual_seed(0)
-                samples = model.ddim_sample(len(images), None, attributes, 2.0, 25, generator=generator)
-                self.writer.add_images("samples", samples.cpu(), run.step, dataformats="NHWC")
-            reconstructions = model.reconstruct(images)
-            if images.is_floating_point():  # moments
-                images = model.first_stage.decode(model.first_stage.encode(images))
-        pairs = torch.cat([images, reconstructions]).cpu()
-        self.writer.add_images("reconstructions", pairs, run.step, dataformats="NHWC")
-        self.writer.flush()
+        save_model(model, folder / name, step=self.step, validation_loss=self.best)
+        return name

@@ -8,7 +8,7 @@ block from the first step of training on; and as a learned map each, added to th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,16 @@ def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> T
     frequencies = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
     angles = t.float()[:, None] * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Sequential):
+    """A two-layer network on the sinusoidal embedding: t (B,) -> (B, dim)."""
+
+    def __init__(self, dim: int):
+        super().__init__(nn.Linear(dim // 2, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return super().forward(sinusoidal_embedding(t, self[0].in_features))
 
 
 class AttributeMaps(nn.Module):
@@ -66,12 +76,7 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, num_attributes: int, latent_dim: int, context_dim: int, embedding_dim: int):
         super().__init__()
-        self.frequency_dim = embedding_dim // 2
-        self.time = nn.Sequential(
-            nn.Linear(self.frequency_dim, embedding_dim),
-            nn.SiLU(),
-            nn.Linear(embedding_dim, embedding_dim),
-        )
+        self.time = TimeEmbedding(embedding_dim)
         self.name = nn.Parameter(torch.randn(num_attributes, context_dim))
         self.value = nn.Parameter(torch.randn(num_attributes, context_dim))
         self.norm = nn.LayerNorm(context_dim)
@@ -85,7 +90,7 @@ class ConditionEmbedding(nn.Module):
     def forward(
         self, t: Tensor, attributes: Tensor, latent: Tensor | None, latent_keep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        embedding = self.time(sinusoidal_embedding(t, self.frequency_dim))  # (B, E)
+        embedding = self.time(t)  # (B, E)
         embedding = embedding + self.attributes(attributes)
         tokens = self.name + attributes[..., None] * self.value  # (B, A, C)
         if self.latent is not None:
@@ -185,6 +190,22 @@ class Block(nn.Module):
         return x
 
 
+def way_down(
+    channels: Sequence[int], blocks_per_level: int, block: Callable[[int, int, int], Block]
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The blocks of each level, ``block(c_in, c_out, level)``, and what halves the side between."""
+    levels, halvings = nn.ModuleList(), nn.ModuleList()
+    width = channels[0]
+    for level, c in enumerate(channels):
+        if level:
+            conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+            halvings.append(nn.Sequential(Norm(width, silu=False), conv))
+        inputs = [width] + [c] * (blocks_per_level - 1)
+        levels.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
+        width = c
+    return levels, halvings
+
+
 class ConditionalUNet(nn.Module):
     """UNet over ``channels`` levels, halving the side between them (Ronneberger et al. 2015,
     arXiv:1505.04597; Ho et al. 2020, appendix B; cross-attention after Rombach et al. 2022,
@@ -256,16 +277,9 @@ class ConditionalUNet(nn.Module):
         patch_channels = image_channels * patch_size**2
         self.stem = nn.Conv2d(patch_channels, channels[0], 3, padding=1)
         self.maps = AttributeMaps(num_attributes, channels[0]) if attribute_maps else None
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        self.downsample, self.upsample = nn.ModuleList(), nn.ModuleList()
-        width = channels[0]
-        for level, c in enumerate(channels):
-            inputs = [width] + [c] * (blocks_per_level - 1)
-            self.down.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
-            width = c
-            if level < levels - 1:
-                norm, conv = Norm(c, silu=False), nn.Conv2d(c, c, 3, stride=2, padding=1)
-                self.downsample.append(nn.Sequential(norm, conv))
+        self.down, self.downsample = way_down(channels, blocks_per_level, block)
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        width = channels[-1]
         self.middle = nn.ModuleList([block(width, width, -1, attend=True), block(width, width, -1)])
         for level, c in reversed(list(enumerate(channels))):
             inputs = [width + c] + [2 * c] * (blocks_per_level - 1)

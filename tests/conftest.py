@@ -61,3 +61,29 @@ def make_model():
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A model of the toys in toys.py that has learnt them."""
+    from toys import NAMES, toy_batch
+
+    from diffusion_model import ConditionalDiffusion
+    from model_config import LossConfig, ModelConfig
+
+    torch.manual_seed(0)
+    config = ModelConfig(
+        NAMES, image_size=16, channels=(32, 64), blocks_per_level=1, num_heads=2, latent_dim=8
+    )
+    model = ConditionalDiffusion(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    loss = LossConfig(attr_weight=1.0, loss_weighting="none", attr_dropout=0.2, latent_dropout=0.8)
+    for step in range(240):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 20) * (1 - step / 240)
+        terms, _, _ = model(*toy_batch(32), loss)
+        optimizer.zero_grad()
+        terms["total"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model.eval()

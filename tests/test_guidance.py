@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from guidance import classifier_free, dynamic_threshold, guidance_interval, weighed_with_input
+from guidance import (
+    classifier_free,
+    classifier_guided,
+    dynamic_threshold,
+    guidance_interval,
+    through_x0,
+    weighed_with_input,
+)
 from noise_schedule import NoiseSchedule
 from samplers import ddim, last, timestep_grid
 
@@ -201,3 +208,84 @@ def test_dynamic_threshold_divides_by_the_quantile_where_that_exceeds_1(schedule
     s = np.quantile(large.abs().numpy(), 0.9)
     torch.testing.assert_close(x0_hat[1], large[0].clamp(-s, s) / s)
     torch.testing.assert_close(schedule.q_sample(x0_hat, 300, eps_hat), x_t)
+
+
+# ------------------------------------------------------------------ classifier guidance
+
+MEAN, STD = 0.6, 0.3  # of the class y = 1; that of y = 0 has mean -MEAN
+
+
+class TwoGaussians:
+    """Data of two classes, N(MEAN, STD^2) and N(-MEAN, STD^2): the posterior of the class given x_t is a
+    logistic function of x_t, and every score has a closed form."""
+
+    def __init__(self, schedule: NoiseSchedule):
+        self.schedule = schedule
+
+    def parts(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        signal, noise_std = self.schedule.signal_and_noise(t, x_t)
+        return signal, noise_std, signal**2 * STD**2 + noise_std**2  # variance of x_t given y
+
+    def log_prob(self, x_t: Tensor, t: int) -> Tensor:
+        signal, _, variance = self.parts(x_t, t)
+        return torch.nn.functional.logsigmoid(2 * signal * MEAN * x_t / variance).flatten(1).sum(1)
+
+    def denoiser(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """eps_hat = -noise score of the mixture."""
+        signal, noise_std, variance = self.parts(x_t, t)
+        toward = torch.tanh(signal * MEAN * x_t / variance)  # E[+-1 | x_t]
+        eps_hat = noise_std * (x_t - signal * MEAN * toward) / variance
+        return (x_t - noise_std * eps_hat) / signal, eps_hat
+
+    def of_class(self, x_t: Tensor, t: int) -> Tensor:
+        """x0_hat of the class y = 1 alone: the posterior mean of a Gaussian."""
+        signal, noise_std, variance = self.parts(x_t, t)
+        return (signal * STD**2 * x_t + noise_std**2 * MEAN) / variance
+
+
+@pytest.mark.parametrize("t", [0, 100, 500, 900])
+def test_classifier_guidance_of_scale_1_gives_the_class_s_own_mean(schedule, t):
+    data, x_t = TwoGaussians(schedule), noise(4, 3, 2, 2)
+    x0_hat, eps_hat = classifier_guided(data.denoiser, schedule, data.log_prob, 1.0)(x_t, t)
+    torch.testing.assert_close(x0_hat, data.of_class(x_t, t), rtol=1e-8, atol=1e-8)
+    signal, noise_std = schedule.signal_and_noise(t, x_t)
+    torch.testing.assert_close(signal * x0_hat + noise_std * eps_hat, x_t, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("classifier_scale", [0.5, 3.0])
+def test_classifier_guidance_is_linear_in_its_scale(schedule, classifier_scale):
+    data, x_t = TwoGaussians(schedule), noise(4, 3, 2, 2)
+    eps, one = (
+        classifier_guided(data.denoiser, schedule, data.log_prob, scale)(x_t, 400)[1]
+        for scale in (0.0, 1.0)
+    )
+    guided = classifier_guided(data.denoiser, schedule, data.log_prob, classifier_scale)(x_t, 400)[1]
+    torch.testing.assert_close(guided, eps + classifier_scale * (one - eps), rtol=1e-9, atol=1e-9)
+
+
+def test_classifier_guidance_of_scale_0_is_the_denoiser_itself(schedule):
+    data = TwoGaussians(schedule)
+    assert classifier_guided(data.denoiser, schedule, data.log_prob, 0.0) == data.denoiser
+
+
+def test_sampling_under_classifier_guidance_ends_in_the_class(schedule):
+    data = TwoGaussians(schedule)
+    denoise = classifier_guided(data.denoiser, schedule, data.log_prob, 1.0)
+    with torch.no_grad():  # as samplers run
+        x0 = last(ddim(denoise, schedule, noise(2000, 1, 1, 1), timestep_grid(schedule, 200)))
+    assert abs(float(x0.mean()) - MEAN) < 0.03
+    assert abs(float(x0.std()) - STD) < 0.03
+
+
+def test_guidance_through_x0_takes_the_gradient_through_the_denoiser(schedule):
+    def denoiser(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        return 0.3 * x_t + 1, x_t
+
+    def log_prob(x0: Tensor) -> Tensor:
+        return 2 * x0.flatten(1).sum(1)
+
+    x_t = noise(2, 3, 2, 2)
+    guided = classifier_guided(denoiser, schedule, through_x0(denoiser, log_prob), 1.5)
+    _, noise_std = schedule.signal_and_noise(300, x_t)
+    expected = x_t - noise_std * 1.5 * (0.3 * 2)
+    torch.testing.assert_close(guided(x_t, 300)[1], expected)

@@ -13,7 +13,8 @@ import torch
 
 import train
 from checkpoint import load_checkpoint
-from training import MAX_SKIPPED, BatchOrder, TrainingRun, learning_rate, seed_everything, validate
+from monitoring import validate
+from training import MAX_SKIPPED, BatchOrder, TrainingRun, learning_rate, seed_everything
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,286 @@
+"""What a model does with requests and photographs: generate, interpolate, edit; as pictures."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import cli
+from celeba_dataset import attribute_rows, complete_rows, create_attribute_vector
+from checkpoint import load_guide, load_model
+from evaluation import draw
+from model_config import EditConfig, SamplingConfig, configure
+from photograph import Photograph
+from pictures import heat_map, save_gif, save_grid, save_image
+
+# What is shown where no attributes are named, as far as the model knows them.
+SHOWN_REQUESTS = (
+    {"Male": 0, "Smiling": 1, "Young": 1, "Blond_Hair": 1},
+    {"Male": 1, "Smiling": 0, "Black_Hair": 1, "No_Beard": 1},
+    {"Male": 0, "Eyeglasses": 1, "Brown_Hair": 1, "Smiling": 1},
+    {"Male": 1, "Goatee": 1, "No_Beard": 0, "Smiling": 1},
+    {"Male": 0, "Wearing_Hat": 1, "Smiling": 1},
+    {"Male": 1, "Young": 0, "Gray_Hair": 1, "Eyeglasses": 1},
+    {"Male": 0, "Bangs": 1, "Black_Hair": 1, "Wearing_Lipstick": 1},
+    {"Male": 1, "Bald": 1, "Young": 0, "Smiling": 1},
+)
+SHOWN_EDITS = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair", "Bangs", "Wearing_Hat")
+SHOWN_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MARGIN = 1.0  # of log odds, by which a counterfactual passes the classifier's threshold
+TRIED_STRENGTHS = 20
+SHOWN_INTERPOLATION = ({"Male": 1, "Smiling": 0}, {"Male": 0, "Smiling": 1})
+
+
+def parse_request(items: list[str]) -> dict[str, float]:
+    """['Smiling=1', 'Male=0'] -> {'Smiling': 1.0, 'Male': 0.0}.
+
+    Raises:
+        ValueError: for an item that is not NAME=NUMBER, or a name given twice.
+    """
+    request: dict[str, float] = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"expected NAME=VALUE such as Smiling=1, got {item!r}") from None
+        if name in request:
+            raise ValueError(f"{name} is given twice: {request[name]:g} and {value:g}")
+        request[name] = value
+    return request
+
+
+def caption(request: dict[str, float]) -> str:
+    """'Smiling, not Male, Young 0.5': what was asked, as written on a picture."""
+    words = {1.0: "{}", 0.0: "not {}"}
+    parts = [words.get(value, "{} {:g}").format(name, value) for name, value in request.items()]
+    return ", ".join(parts) or "anything"
+
+
+class Manipulation:
+    """A model, where to write, and what was written."""
+
+    def __init__(self, args: argparse.Namespace):
+        device = cli.choose_device(args.device)
+        self.autocast = cli.autocast(args.mixed_precision, device)
+        self.args, self.out, self.classifier = args, Path(args.output_dir), None
+        self.model = load_model(args.checkpoint, device)
+        guided = args.guidance in ("classifier", "both")
+        photographs = args.target_image or args.mode in ("edit", "counterfactual", "all")
+        if args.classifier and (guided or photographs):
+            self.classifier = load_guide(args.classifier, device)
+            self.model.check_classifier(self.classifier)
+        scales = {
+            "cfg_scale": {"classifier": 0.0, "none": 1.0}.get(args.guidance, args.cfg_scale),
+            "classifier_scale": args.guidance_scale if guided else 0.0,
+        }
+        steps = args.num_inference_steps
+        steps = {"num_inference_steps": steps} if steps else {}
+        chosen = SimpleNamespace(**{k: v for k, v in vars(args).items() if k != "num_inference_steps"})
+        self.sampling = configure(SamplingConfig, chosen, **steps, **scales)
+        self.editing = EditConfig(args.edit_method, **steps, **scales)
+        self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
+        self.made: dict[str, dict] = {}
+
+    def photograph(self, path: Path, landmarks: list[float] | None = None) -> Photograph:
+        """A picture file as this model sees it."""
+        config = self.model.config
+        return Photograph(path, config.image_size, config.crop, landmarks)
+
+    def vector(self, request: dict[str, float]):
+        """The attribute row (1, A) of a request."""
+        return create_attribute_vector(self.names, **request).unsqueeze(0)
+
+    def rows(self, requests: list[dict[str, float]]):
+        """The attribute rows (N, A) of requests to generate, completed if asked for."""
+        rows = torch.cat([self.vector(request) for request in requests])
+        if self.args.complete:
+            rows = complete_rows(rows, attribute_rows(self.args.data_root), self.generator())
+        return rows
+
+    def known(self, request: dict[str, float]) -> dict[str, float]:
+        """The part of a built-in request that this model has attributes for."""
+        return {name: value for name, value in request.items() if name in self.names}
+
+    def generator(self):
+        return torch.Generator().manual_seed(self.args.seed)
+
+    def guidance(self) -> str:
+        """By what faces are guided, for a title."""
+        scale = self.sampling.classifier_scale
+        by = f", classifier {scale:g}" if scale else ""
+        return f"cfg_scale {self.sampling.cfg_scale:g}{by}"
+
+    def save_each(self, images, folder: str) -> list[Path]:
+        """Every image (N, H, W, 3) in a file of its own."""
+        return [save_image(image, self.out / folder / f"{i:03d}.png") for i, image in enumerate(images)]
+
+    def generate(self) -> None:
+        """A labelled grid, and every image on its own."""
+        args = self.args
+        if args.attributes:
+            requests = [parse_request(args.attributes)] * args.num_samples
+        else:
+            shown = [self.known(request) for request in SHOWN_REQUESTS]
+            requests = [shown[i % len(shown)] for i in range(args.num_samples)]
+        rows = self.rows(requests)
+        guide = {"classifier": self.classifier}
+        images = draw(self.model, rows, self.sampling, nullcontext(), args.seed, **guide).numpy()
+        single = self.save_each(images, "samples")
+        title = f"generated, {self.guidance()}, seed {args.seed}"
+        grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)
+        asked = {"attributes": requests, "rows": rows.tolist()}
+        self.made["generate"] = {"grid": grid, "images": single, **asked}
+
+    def interpolate(self) -> None:
+        """A labelled strip and a GIF between two requests, from one noise."""
+        args = self.args
+        if args.start:
+            start, end = parse_request(args.start), parse_request(args.end)
+        else:
+            start, end = map(self.known, SHOWN_INTERPOLATION)
+        whole, changed = self.rows([start]), self.vector(end)
+        if self.args.complete:  # both ends of one row
+            changed = changed.where(changed != 0, whole)
+        images = self.model.interpolate_between_attributes(
+            whole,
+            changed,
+            args.interpolation_steps,
+            sampling=self.sampling,
+            generator=self.generator(),
+            progress=True,
+            classifier=self.classifier,
+        )
+        images = images.cpu().numpy()
+        labels = [f"{i / (len(images) - 1):.2f}" for i in range(len(images))]
+        title = f"from {caption(start)} to {caption(end)}"
+        strip = save_grid(self.out / "interpolation.png", images, labels, len(images), title=title)
+        gif = save_gif(self.out / "interpolation.gif", images)
+        asked = {"from": start, "to": end, "rows": [whole.tolist(), changed.tolist()]}
+        self.made["interpolate"] = {"strip": strip, "gif": gif, **asked}
+
+    def interpolate_photographs(self, source: Photograph, target: Photograph) -> None:
+        """A strip and a GIF from one photograph to another."""
+        both = torch.from_numpy(np.stack([source.square, target.square]))
+        steps = self.editing.num_inference_steps
+        images = self.model.interpolate_between_images(
+            both, self.args.interpolation_steps, steps, self.reads(both), progress=True
+        )
+        images = images.cpu().numpy()
+        labels = [f"{i / (len(images) - 1):.2f}" for i in range(len(images))]
+        title = "from one photograph to another"
+        strip = save_grid(self.out / "photographs.png", images, labels, len(images), title=title)
+        gif = save_gif(self.out / "photographs.gif", images)
+        files = {"from": self.args.source_image, "to": self.args.target_image}
+        self.made["interpolate photographs"] = {"strip": strip, "gif": gif, **files}
+
+    def reads(self, images):
+        """What attributes images have: by the classifier where there is one, else by the VAE."""
+        return self.model.predict_attributes(images, self.classifier)
+
+    def strip(self, image, targets, strengths, has):
+        """``edit_strip`` by this run's flags."""
+        return self.model.edit_strip(
+            image,
+            targets,
+            strengths,
+            self.editing,
+            source_attributes=has,
+            classifier=self.classifier,
+            generator=self.generator(),
+            progress=True,
+        )
+
+    def edit(self, source: Photograph) -> None:
+        """A row: the source, and one edit per attribute, or all named at once; the same over strength;
+        and of two named attributes, every combination."""
+        args, image = self.args, torch.from_numpy(source.square)[None]
+        has = self.reads(image)
+        if args.attributes:
+            request = parse_request(args.attributes)
+            edits = [{name: value} for name, value in request.items()]
+            edits += [request] if len(request) > 1 else []
+        else:  # turn every shown attribute into what the source is not
+            shown = [name for name in SHOWN_EDITS if name in self.names]
+            edits = [{name: float(has[0, self.names[name]] < 0)} for name in shown]
+        targets = torch.cat([self.vector(edit) for edit in edits])
+        strengths = sorted({*SHOWN_STRENGTHS, args.manipulation_strength})
+        over = [part.cpu().numpy() for part in self.strip(image, targets, strengths, has)]
+        edited = over[strengths.index(args.manipulation_strength)]
+
+        labels = ["source", *map(caption, edits)]
+        how = f"{self.editing.method}, {self.guidance()}"
+        title = f"edited, strength {args.manipulation_strength:g}, {how}"
+        shown = np.concatenate([image.numpy(), edited])
+        row = save_grid(self.out / "edit.png", shown, labels, len(shown), title=title)
+        shown = np.stack(over, 1).reshape(-1, *edited.shape[1:])  # edit by edit
+        labels = [f"{caption(edit)} {s:g}" for edit in edits for s in strengths]
+        save_grid(self.out / "edit_strength.png", shown, labels, len(strengths), title=how)
+        made = {"row": row, "images": self.save_each(edited, "edits"), "attributes": edits}
+        if args.attributes and len(edits) == 3 and args.edit_method in ("ddim", "ddpm"):
+            made["pairs"] = self.pairs(image, has, targets[:2], edits[:2])
+        if args.paste_back:
+            made["whole"] = [self.out / "edits" / f"{i:03d}_whole.png" for i in range(len(edited))]
+            for path, each in zip(made["whole"], edited, strict=True):
+                source.paste(each).save(path)
+        self.made["edit"] = made | {"source": args.source_image}
+
+    def pairs(self, image, has, targets, edits: list[dict]) -> Path:
+        """Two edits at once, each over strength: a square of pictures."""
+        has = has.cpu()
+        grid = torch.tensor([(a, b) for a in SHOWN_STRENGTHS for b in SHOWN_STRENGTHS])
+        rows = torch.zeros(len(grid), targets.shape[1])
+        for target, strength in zip(targets, grid.T, strict=True):
+            column = int(target.abs().argmax())
+            row = torch.lerp(has[:, column], target[column], strength)
+            rows[:, column] = row.where(row.abs() > 1e-3, 1e-3)  # 0 would leave it unnamed
+        (images,) = self.strip(image, rows, [1.0], has)
+        first, second = map(caption, edits)
+        labels = [f"{a:g}, {b:g}" for a in SHOWN_STRENGTHS for b in SHOWN_STRENGTHS]
+        title = f"down: {first}; to the right: {second}"
+        columns = len(SHOWN_STRENGTHS)
+        return save_grid(self.out / "edit_pairs.png", images.cpu().numpy(), labels, columns, title=title)
+
+    def counterfactual(self, source: Photograph) -> None:
+        """The smallest change of a photograph with which the classifier sees what was asked for: edits
+        of growing strength after one inversion, up to the first that passes its threshold by MARGIN."""
+        args, guide, image = self.args, self.classifier, torch.from_numpy(source.square)[None]
+        request = parse_request(args.attributes)
+        target = self.vector(request)
+        names = list(guide.config.attribute_names)
+        for name, value in request.items():
+            if name not in names:
+                raise ValueError(f"{args.classifier} does not read {name}: name one of {names}")
+            if value == 0.5:
+                raise ValueError(f"a counterfactual of {name}=0.5 flips nothing: ask for 0 or 1")
+        columns = [names.index(name) for name in request]
+        wanted = torch.tensor([target[0, self.names[name]] for name in request]).sign()
+
+        def margin(picture) -> float:
+            """By how much the least certain of the attributes passes its threshold."""
+            seen = 2 * torch.atanh(guide.predict_attributes(picture).clamp(-0.9999, 0.9999))
+            return float(((seen - guide.prior)[0, columns].cpu() * wanted).min())
+
+        strengths = np.linspace(0, 1, TRIED_STRENGTHS + 1)
+        strip = self.strip(image, target, strengths, self.reads(image))
+        for strength, edited in zip(strengths, strip, strict=False):
+            facts = {"strength": float(strength), "margin": margin(edited)}
+            if facts["margin"] >= MARGIN:
+                break
+        edited, flipped = edited.cpu().numpy()[0], facts["margin"] >= MARGIN
+        shown = np.stack([source.square, edited, heat_map(source.square, edited)])
+        labels = ["source", caption(request), "difference"]
+        at = f"flips at strength {facts['strength']:.2f}" if facts["strength"] else "is so already"
+        how = at if flipped else "does not flip at full strength"
+        title = f"counterfactual: {how}"
+        row = save_grid(self.out / "counterfactual.png", shown, labels, 3, title=title)
+        facts |= {"flipped": flipped, "margin_before": margin(image), "attributes": request}
+        if args.paste_back:
+            facts["whole"] = self.out / "counterfactual_whole.png"
+            source.paste(edited).save(facts["whole"])
+        self.made["counterfactual"] = {"row": row, "source": args.source_image, **facts}

@@ -1,0 +1,151 @@
+"""What is looked at while a run trains: validation losses, training curves, pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from evaluation import balanced_accuracy
+from training import TrainingRun, seed_everything
+
+
+@torch.no_grad()
+def validate(run: TrainingRun) -> dict[str, float]:
+    """Every loss term over the validation split: EMA weights, fixed noise and timesteps, attributes
+    never dropped. Timesteps are spread evenly over the images."""
+    accelerator, model, config = run.accelerator, run.ema.model, run.loss_config
+    total = min(run.args.val_images, len(run.val_set))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    timesteps = None
+    if run.args.stage != "autoencoder":
+        config = replace(config, cfg_dropout=0.0, attr_dropout=0.0)
+        timesteps = torch.linspace(0, model.schedule.num_timesteps - 1, total).long()[order]
+    batch_size, sums = run.args.batch_size, {}
+    stride = batch_size * accelerator.num_processes
+    first = accelerator.process_index * batch_size
+    for start in range(first, max(total, first + 1), stride):  # once at least: all must take part
+        shown = range(start, min(start + batch_size, total))
+        indices = list(shown) or [0]
+        images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
+        seed_everything(0, start)
+        with accelerator.autocast():
+            t = None if timesteps is None else timesteps[indices].to(images.device)
+            terms, _, _ = model(images, attributes, config, t)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.double() * len(shown)
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums)
+    losses = {name: float(value) / total for name, value in sums.items()}
+    return losses | accuracy_by_timestep(run) if run.args.stage == "classifier" else losses
+
+
+def accuracy_by_timestep(run: TrainingRun) -> dict[str, float]:
+    """A classifier's balanced accuracy on validation images in each quartile of t, cleanest first: the
+    mean over attributes, present where more likely than in the training set. In the cleanest, that of
+    each attribute, too."""
+    model, found = run.ema.model, {}
+    total, steps = min(run.args.val_images, len(run.val_set)), model.schedule.num_timesteps
+    for q in range(4):
+        logits, rows = [], []
+        for start in range(0, total, 64):
+            indices = list(range(start, min(start + 64, total)))
+            images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
+            seed_everything(0, q, start)
+            x0 = model.first_stage.encode(images)
+            t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
+            with run.accelerator.autocast():
+                seen = model.network(model.schedule.q_sample(x0, t, torch.randn_like(x0)), t)
+            logits.append(seen - model.prior)
+            rows.append(attributes)
+        accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
+        found[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
+        if q == 0:
+            cleanest = zip(run.val_set.attribute_names, accuracy.tolist(), strict=True)
+    return found | {f"cleanest_quartile/{name}": value for name, value in cleanest}
+
+
+def summary(losses: dict[str, float], final: bool = False) -> str:
+    """What a validation found, in one line; of a classifier its accuracies, at the end one by one."""
+    text = f"validation loss {losses['total']:.4f}"
+    quartiles = [f"{v:.3f}" for name, v in losses.items() if name.startswith("balanced_accuracy")]
+    if quartiles:
+        text += f", balanced accuracy by quartile of t, cleanest first: {' '.join(quartiles)}"
+    each = [(name.partition("/")[2], v) for name, v in losses.items() if "/" in name]
+    if final and each:
+        text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
+    return text
+
+
+class Logger:
+    """TensorBoard: averages of the metrics between two writes, and pictures. Silent off rank 0."""
+
+    def __init__(self, run: TrainingRun, log_dir: str):
+        self.run = run
+        main = run.accelerator.is_main_process
+        # What a run that broke off wrote after its last checkpoint is replaced, other runs are kept.
+        self.writer = SummaryWriter(log_dir, purge_step=run.step or None) if main else None
+        self.steps: list[dict] = []
+        self.seconds = 0.0
+
+    def add(self, metrics: dict, seconds: float) -> None:
+        """Take in one step's metrics, as tensors: reading them now would make a GPU wait."""
+        self.steps.append(metrics)
+        self.seconds += seconds
+
+    def flush(self) -> dict[str, float]:
+        """Write the averages since the last flush, and return them."""
+        steps, seconds = self.steps, self.seconds
+        self.steps, self.seconds = [], 0.0
+        if not steps:
+            return {}
+        means = {
+            f"loss/{name}": float(torch.stack([step["terms"][name] for step in steps]).mean())
+            for name in steps[0]["terms"]
+        }
+        for name in ("grad_norm", "lr"):
+            means[f"optimisation/{name}"] = sum(step[name] for step in steps) / len(steps)
+        if steps[0]["t"] is not None:
+            means |= self.by_timestep(steps)
+        means["speed/images_per_second"] = len(steps) * self.run.images_per_step / seconds
+        self.scalars(means)
+        return means
+
+    def by_timestep(self, steps: list[dict]) -> dict[str, float]:
+        """The diffusion loss by quartile of t."""
+        per_sample = torch.cat([step["per_sample"] for step in steps]).cpu()
+        quartile = torch.cat([step["t"] for step in steps]).cpu() * 4
+        quartile //= self.run.raw_model.schedule.num_timesteps
+        return {
+            f"diffusion_by_timestep/quartile_{q + 1}": float(per_sample[quartile == q].mean())
+            for q in range(4)
+            if (quartile == q).any()
+        }
+
+    def scalars(self, values: dict[str, float]) -> None:
+        """Write values under their names at the current step."""
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, self.run.step)
+            self.writer.flush()
+
+    def pictures(self, num_images: int = 8) -> None:
+        """EMA samples from fixed noise under the validation split's attributes, and the VAE's
+        reconstructions below their originals."""
+        if not self.writer or self.run.args.stage == "classifier":
+            return
+        run, model = self.run, self.run.ema.model
+        indices = list(range(min(num_images, len(run.val_set))))
+        images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
+        with run.accelerator.autocast():
+            if run.args.stage == "diffusion":
+                generator = torch.Generator().manual_seed(0)
+                samples = model.ddim_sample(len(images), None, attributes, 2.0, 25, generator=generator)
+                self.writer.add_images("samples", samples.cpu(), run.step, dataformats="NHWC")
+            reconstructions = model.reconstruct(images)
+            if images.is_floating_point():  # moments
+                images = model.first_stage.decode(model.first_stage.encode(images))
+        pairs = torch.cat([images, reconstructions]).cpu()
+        self.writer.add_images("reconstructions", pairs, run.step, dataformats="NHWC")
+        self.writer.flush()

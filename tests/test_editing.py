@@ -1,0 +1,114 @@
+"""Edits of real images: what strength 0 and 1 mean, by every method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import measured, toy_batch
+
+from editing import slerp
+from model_config import EDIT_METHODS, EditConfig
+
+
+@pytest.fixture(scope="module")
+def faces_and_rows():
+    torch.manual_seed(7)
+    return toy_batch(8)
+
+
+def edited(trained, sources, target, strengths, source=None, **options):
+    editing = EditConfig(num_inference_steps=30, **options)
+    generator = torch.Generator().manual_seed(0)
+    strip = trained.edit_strip(sources, target, strengths, editing, source, generator=generator)
+    return list(strip)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm", "sdedit"])
+def test_every_method_changes_what_is_named_and_keeps_the_rest(trained, faces_and_rows, method):
+    sources, rows = faces_and_rows
+    target = rows.clone()
+    target[:, 1] = 0  # not named: keeps what the source has
+    target[:, 0] *= -1
+    none, part, full = edited(
+        trained, sources, target, [0.0, 0.5, 1.0], rows, method=method, use_latent=False
+    )
+    assert torch.equal(none, sources), "strength 0 gives back the photograph"
+    colour = [measured(pictures)[:, 0] * rows[:, 0] for pictures in (none, part, full)]
+    assert colour[0].mean() > 0.9 and colour[2].mean() < -0.5
+    assert colour[0].mean() >= colour[1].mean() >= colour[2].mean() - 0.05
+    assert not torch.equal(part, none) and not torch.equal(part, full)
+    assert (measured(full)[:, 1] * rows[:, 1]).mean() > 0.6, "the side was not named and stays"
+
+
+@pytest.mark.parametrize(("method", "least", "most"), [("ddim", 0.1, 12), ("ddpm", 0, 0.6)])
+def test_inversion_alone_comes_back_to_the_source(trained, faces_and_rows, method, least, most):
+    sources, rows = faces_and_rows
+    flags = {"method": method, "use_latent": False, "keep_detail": False}
+    (back,) = edited(trained, sources, rows, [0.0], rows, **flags)
+    error = (back.float() - sources.float()).pow(2).mean().sqrt()
+    assert least <= error <= most, f"RMS error {error:.2f} of 255"
+
+
+def test_what_the_inversion_loses_is_given_back(trained, faces_and_rows):
+    """Next to strength 0, where the chain is run, the source comes back to within rounding."""
+    sources, rows = faces_and_rows
+    target = -rows
+    (near,) = edited(trained, sources, target, [1e-4], rows)
+    assert (near.float() - sources.float()).abs().max() <= 1
+    (lossy,) = edited(trained, sources, target, [1e-4], rows, keep_detail=False)
+    assert (lossy.float() - sources.float()).abs().max() > 5
+
+
+def test_the_latent_moves_until_the_head_sees_the_target(trained, faces_and_rows):
+    latent = trained.encode_latent(faces_and_rows[0])
+    target = torch.tensor([[1.0, 0.0], [-1.0, 1.0]] * 4)
+    moved = trained._moved(latent, target, 3.0)
+    logits, before = (trained.autoencoder.attribute_logits(z) for z in (moved, latent))
+    assert ((logits * target)[target != 0] > 3 - 1e-3).all()
+    there = (before * target)[:, 0] >= 3  # and the other attribute of even rows is not named
+    torch.testing.assert_close(moved[::2][there[::2]], latent[::2][there[::2]])
+    torch.testing.assert_close((logits * target)[~there, 0], torch.full((int((~there).sum()),), 3.0))
+    assert there.any() and not there.all()
+    (image,) = edited(trained, faces_and_rows[0], target, [1.0], method="direction")
+    assert image.shape == faces_and_rows[0].shape
+
+
+def test_a_single_source_may_have_many_targets(trained, faces_and_rows):
+    sources, rows = faces_and_rows
+    target = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    for method in EDIT_METHODS:
+        none, full = edited(trained, sources[:1], target, [0.0, 1.0], rows[:1], method=method)
+        assert none.shape == full.shape == (2, 16, 16, 3)
+        assert torch.equal(none, sources[:1].expand(2, -1, -1, -1))
+
+
+def test_a_configuration_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="ddim"):
+        EditConfig("did")
+    with pytest.raises(ValueError, match="and use_latent"):
+        EditConfig("direction", use_latent=False)
+
+
+def test_the_way_between_two_photographs_meets_both(trained, faces_and_rows):
+    sources, rows = faces_and_rows
+    red = int((rows[:, 0] > 0).nonzero()[0, 0])
+    green = int((rows[:, 0] < 0).nonzero()[0, 0])
+    both = sources[[red, green]]
+    frames = trained.interpolate_between_images(both, 9, 30, rows[[red, green]])
+    assert torch.equal(frames[0], both[0]) and torch.equal(frames[-1], both[1])
+    colour = measured(frames)[:, 0]
+    assert colour[0] > 0.9 and colour[-1] < -0.9
+    assert frames.float().diff(dim=0).abs().mean((1, 2, 3)).max() < 60, "no jump"
+    with pytest.raises(ValueError, match="2 images"):
+        trained.interpolate_between_images(sources[:1])
+
+
+def test_slerp_keeps_the_norm_of_noise():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 16, 16)
+    way = slerp(a, b, torch.linspace(0, 1, 5))
+    torch.testing.assert_close(way[0], a)
+    torch.testing.assert_close(way[-1], b)
+    norms = way.flatten(1).norm(dim=1)
+    assert norms.min() > 0.95 * min(a.norm(), b.norm())
+    torch.testing.assert_close(slerp(a, a, torch.tensor([0.5]))[0], a)
