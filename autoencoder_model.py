@@ -22,14 +22,20 @@ def kl_to_prior(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
 
 
-def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
-    """Binary cross-entropy of logits (B, A), averaged over the attributes (B, A) that are specified (not
-    0); fractions are soft targets."""
+def specified_bce(logits: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of logits (B, A), 0 where an attribute (B, A) is not specified (0), and 1
+    where it is (B, A); fractions are soft targets."""
     specified = (attributes != 0).float()
     bce = F.binary_cross_entropy_with_logits(
-        logits, (attributes + 1) / 2, weight=specified, reduction="sum"
+        logits, (attributes + 1) / 2, weight=specified, reduction="none"
     )
-    return bce / specified.sum().clamp(min=1)
+    return bce, specified
+
+
+def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
+    """``specified_bce`` averaged over what is specified in a batch."""
+    bce, specified = specified_bce(logits, attributes)
+    return bce.sum() / specified.sum().clamp(min=1)
 
 
 class PixelFirstStage(nn.Module):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from autoencoder_model import build_first_stage
+from autoencoder_model import build_first_stage, specified_bce
 from model_config import LossConfig, ModelConfig
-from noise_schedule import NoiseSchedule, stratified_timesteps
+from noise_schedule import NoiseSchedule
 from norm import Norm
 from unet_model import Block, TimeEmbedding, attend, way_down
 
@@ -131,13 +131,8 @@ class GuidanceClassifier(nn.Module):
         Args, result: as ``ConditionalDiffusion.forward``; ``loss`` is not used.
         """
         x0 = self.first_stage.encode(images, sample=True)
-        if t is None:
-            t = stratified_timesteps(len(x0), self.schedule.num_timesteps, x0.device)
-        x_t = self.schedule.q_sample(x0, t, torch.randn_like(x0) if eps is None else eps)
-        specified = (attributes != 0).float()
-        bce = F.binary_cross_entropy_with_logits(
-            self.network(x_t, t), (attributes + 1) / 2, weight=specified, reduction="none"
-        )
+        x_t, t, _ = self.schedule.draw_noisy(x0, t, eps)
+        bce, specified = specified_bce(self.network(x_t, t), attributes)
         per_sample = bce.sum(1) / specified.sum(1).clamp(min=1)
         terms = {"attributes": per_sample.mean()}
         return terms | {"total": terms["attributes"]}, per_sample.detach(), t

@@ -19,7 +19,7 @@ from guidance import (
     through_x0,
 )
 from model_config import LossConfig, ModelConfig, SamplingConfig
-from noise_schedule import Denoiser, NoiseSchedule, stratified_timesteps
+from noise_schedule import Denoiser, NoiseSchedule
 from samplers import SAMPLERS, Generator, Steps, last, randn_like, timestep_grid
 from unet_model import ConditionalUNet
 
@@ -116,12 +116,9 @@ class ConditionalDiffusion(Editing, nn.Module):
         """
         x0 = self.first_stage.encode(images, sample=True)
         terms, latent = self.autoencoder.losses(x0, attributes, loss.free_bits)
-        if t is None:
-            t = stratified_timesteps(len(x0), self.schedule.num_timesteps, x0.device)
-        if eps is None:
-            eps = torch.randn_like(x0)
+        x_t, t, eps = self.schedule.draw_noisy(x0, t, eps)
         output = self.unet(
-            self.schedule.q_sample(x0, t, eps),
+            x_t,
             t,
             drop_attributes(attributes, loss.cfg_dropout, loss.attr_dropout),
             latent,

@@ -69,9 +69,9 @@ class Judge:
         inputs = [self.classifier.input(x.to(self.device)) for x in (a, b)]
         return perceptual_distance(self.classifier.stages(), *inputs).cpu()
 
-    def flips(self, edited: Tensor, task: Task) -> Tensor:
-        """Whether the judge sees what was asked for, float (N,)."""
-        return (read(self.classifier, edited)[1][:, task.column].sign() == task.direction).float()
+    def flips(self, logits: Tensor, task: Task) -> Tensor:
+        """Whether logits (N, A) say what was asked for, float (N,)."""
+        return (logits[:, task.column].sign() == task.direction).float()
 
     def measure(self, source: Tensor, edited: Tensor, task: Task, mask: Tensor) -> dict[str, Tensor]:
         """Per image (N,): whether it is as asked for, how many other attributes have changed, and what
@@ -80,7 +80,7 @@ class Judge:
         changed = (now > 0) != (was > 0)
         changed[:, task.column] = False
         return {
-            "flip_rate": self.flips(edited, task),
+            "flip_rate": self.flips(now, task),
             "attributes_changed": changed.sum(1).float(),
             "cosine": self.cosine(before, after, task),
             "perceptual": self.perceptual(source, edited),
@@ -217,13 +217,14 @@ class EditEvaluation:
         if truth is not None:
             found |= self.judge.against_truth(source, edited, truth, self.rebuilt(task))
         self.picture(name, task, source, edited, truth, found)
-        each = [self.judge.flips(part, task) for part in strip]
-        curve = {str(s): float(flips.mean()) for s, flips in zip(self.args.strengths, each, strict=True)}
+        before = [self.judge.flips(read(self.judge.classifier, part)[1], task) for part in strip[:-1]]
+        flips = [float(each.mean()) for each in (*before, found["flip_rate"])]
         means = {key: float(values.mean()) for key, values in found.items()}
         if truth is not None:
             gain = found["psnr_truth"] - found["psnr_no_edit"]
             means["median_gain"] = float(gain.median())
         means |= self.frechet(edited, task)
+        curve = dict(zip(map(str, self.args.strengths), flips, strict=True))
         return {"task": str(task), "faces": len(source), **means, "flip_rate_over_strength": curve}
 
     @cache  # noqa: B019
@@ -251,8 +252,9 @@ class EditEvaluation:
         from pictures import heat_map, save_grid
 
         order = (found["flip_rate"] + found["cosine"]).argsort(descending=True).tolist()
+        chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
         images, labels = [], []
-        for rank, i in zip(("best", "median", "worst"), order_of_three(order), strict=True):
+        for rank, i in chosen.items():
             a, b = source[i].numpy(), edited[i].numpy()
             images += [a, b, heat_map(a, b)] + ([] if truth is None else [truth[i].numpy()])
             labels += [rank, "edited", "difference"] + ([] if truth is None else ["truth"])
@@ -309,8 +311,3 @@ class EditEvaluation:
                 (self.work.out / "edits.json").write_text(json.dumps(report, indent=1))
                 (self.work.out / "edits.md").write_text(edits_table(report))
         return edits_table(report)
-
-
-def order_of_three(order: list[int]) -> tuple[int, int, int]:
-    """First, middle and last."""
-    return order[0], order[len(order) // 2], order[-1]

@@ -73,10 +73,11 @@ class Editing:
         denoiser ``weighed_with_input``."""
         x0 = self._photographs(images)
         grid = timestep_grid(self.schedule, num_inference_steps)
-        denoise = self._near_clean(self.denoiser(self._rows(attributes, len(x0)), latent))
+        denoise = self.near_clean(self.denoiser(self._rows(attributes, len(x0)), latent))
         return self._invert(denoise, x0, grid, progress)
 
-    def _near_clean(self, denoise: Denoiser) -> Denoiser:
+    def near_clean(self, denoise: Denoiser) -> Denoiser:
+        """A denoiser as editing needs it: ``weighed_with_input``."""
         return weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
 
     def _invert(self, denoise: Denoiser, x0: Tensor, grid: list[int], progress: bool) -> Tensor:
@@ -160,7 +161,7 @@ class Editing:
         source = self._rows(source_attributes, len(x0))
         latent = self.encode_latent(source_image) if editing.use_latent else None
         grid = timestep_grid(self.schedule, editing.num_inference_steps)
-        own = self._near_clean(self.denoiser(source, latent))
+        own = self.near_clean(self.denoiser(source, latent))
         back = self._way_back(editing.method, own, x0, grid, generator, progress)
         lossy = editing.method in ("ddim", "direction")
         lost = x0 - back(own, 0.0, len(x0)) if lossy and editing.keep_detail else 0.0
@@ -182,7 +183,7 @@ class Editing:
                 denoise = self.guided_denoiser(target, latent, share * scale, base=source)
                 by = share * editing.classifier_scale
                 denoise = self.classified(denoise, target, classifier, by, editing.classifier_on)
-            edited = back(self._near_clean(denoise), strength, batch_size)
+            edited = back(self.near_clean(denoise), strength, batch_size)
             yield self.first_stage.decode(edited + lost)
 
     def manipulate_attributes(
@@ -252,7 +253,7 @@ class Editing:
         x0, latent = self._photographs(images), self.encode_latent(images)
         rows = self._rows(self.predict_attributes(images) if attributes is None else attributes, 2)
         grid = timestep_grid(self.schedule, num_inference_steps)
-        own = self._near_clean(self.denoiser(rows, latent))
+        own = self.near_clean(self.denoiser(rows, latent))
         x_T = self._invert(own, x0, grid, progress)
 
         def back(denoise: Denoiser, start: Tensor) -> Tensor:
@@ -264,7 +265,7 @@ class Editing:
         def between(ends: Tensor) -> Tensor:
             return torch.lerp(ends[:1], ends[1:], weight.view(-1, *[1] * (ends.ndim - 1)))
 
-        denoise = self._near_clean(self.denoiser(between(rows), between(latent)))
+        denoise = self.near_clean(self.denoiser(between(rows), between(latent)))
         frames = back(denoise, slerp(*x_T, weight)) + between(lost)
         frames[0], frames[-1] = x0  # the same but for rounding
         return self.first_stage.decode(frames)

@@ -110,7 +110,7 @@ class Evaluation:
     def __init__(self, args: argparse.Namespace, todo: list[SamplingConfig]):
         import torch
 
-        from checkpoint import file_hash, load_guide, load_model
+        from checkpoint import load_guide, load_model
         from evaluation import inception_features, load_classifier, read
         from samplers import timestep_grid
 
@@ -160,32 +160,39 @@ class Evaluation:
             self.reference["inception"] = self.inception(
                 self.reference_set.images, f"Inception, {label}"
             )
-        self.protocol = {
+        self.protocol = self.describe(facts)
+
+    def describe(self, judge: dict) -> dict:
+        """What the figures depend on; ``judge``, the facts of the evaluation classifier."""
+        from checkpoint import file_hash
+
+        args, config, faces = self.args, self.model.config, self.reference_set
+        return {
             "checkpoint": file_hash(args.checkpoint),
-            "evaluation_classifier": facts,
+            "evaluation_classifier": judge,
             "first_stage_judge": config.first_stage_judge,
             "guide": file_hash(args.guide) if args.guide else None,
             "image_size": config.image_size,
             "crop": config.crop,
             "num_samples": self.number,
             "attribute_split": args.attribute_split,
-            "reference": f"{args.reference_split}, {len(self.reference_set)} images",
-            "data": hashlib.sha256(self.reference_set.images).hexdigest()[:12],
+            "reference": f"{args.reference_split}, {len(faces)} images",
+            "data": hashlib.sha256(faces.images).hexdigest()[:12],
             "rescale": args.rescale,
             "eta": args.eta,
             "guidance_interval": tuple(args.guidance_interval),
             "dynamic_threshold": args.dynamic_threshold,
             "classifier_on": args.classifier_on,
             "seed": args.seed,
-            "precision": cli.choose_precision(args.mixed_precision, device),
+            "precision": cli.choose_precision(args.mixed_precision, self.model.device.type),
         }
 
     def draw(self, rows, sampling: SamplingConfig, bar, seed: int):
         """Images (N, H, W, 3) under attribute rows (N, A)."""
         from evaluation import draw
 
-        size, guide = self.args.batch_size, {"classifier": self.guide}
-        return draw(self.model, rows, sampling, self.autocast, seed, size, bar, **guide)
+        args = (self.model, rows, sampling, self.autocast, seed, self.args.batch_size, bar)
+        return draw(*args, classifier=self.guide)
 
     def measure(self, sampling: SamplingConfig, bar) -> dict:
         """Every figure of one setting; writes its pictures."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -79,11 +78,11 @@ class Manipulation:
             "cfg_scale": {"classifier": 0.0, "none": 1.0}.get(args.guidance, args.cfg_scale),
             "classifier_scale": args.guidance_scale if guided else 0.0,
         }
-        steps = args.num_inference_steps
-        steps = {"num_inference_steps": steps} if steps else {}
-        chosen = SimpleNamespace(**{k: v for k, v in vars(args).items() if k != "num_inference_steps"})
-        self.sampling = configure(SamplingConfig, chosen, **steps, **scales)
-        self.editing = EditConfig(args.edit_method, **steps, **scales)
+        steps = args.num_inference_steps or SamplingConfig.num_inference_steps
+        self.sampling = configure(SamplingConfig, args, num_inference_steps=steps, **scales)
+        steps = args.num_inference_steps or EditConfig.num_inference_steps
+        how = {"method": args.edit_method, "num_inference_steps": steps}
+        self.editing = configure(EditConfig, args, **how, **scales)
         self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
         self.made: dict[str, dict] = {}
 
@@ -129,8 +128,10 @@ class Manipulation:
             shown = [self.known(request) for request in SHOWN_REQUESTS]
             requests = [shown[i % len(shown)] for i in range(args.num_samples)]
         rows = self.rows(requests)
-        guide = {"classifier": self.classifier}
-        images = draw(self.model, rows, self.sampling, nullcontext(), args.seed, **guide).numpy()
+        drawn = draw(
+            self.model, rows, self.sampling, nullcontext(), args.seed, classifier=self.classifier
+        )
+        images = drawn.numpy()
         single = self.save_each(images, "samples")
         title = f"generated, {self.guidance()}, seed {args.seed}"
         grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)

@@ -99,6 +99,17 @@ class NoiseSchedule:
         signal, noise = self.signal_and_noise(t, x0)
         return signal * x0 + noise * eps
 
+    def draw_noisy(
+        self, x0: Tensor, t: Tensor | None = None, eps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, t (B,) and eps for a training step on x0 (B, C, H, W): t stratified and eps standard
+        normal where not given."""
+        if t is None:
+            t = stratified_timesteps(len(x0), self.num_timesteps, x0.device)
+        if eps is None:
+            eps = torch.randn_like(x0)
+        return self.q_sample(x0, t, eps), t, eps
+
     def posterior_variance(self, t: int, s: int) -> Tensor:
         """Variance of q(x_s | x_t, x0) for any s < t, a float64 scalar: (1 - alpha_bar_s) /
         (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s); for s = t - 1 it is Ho et al. 2020's

@@ -23,19 +23,15 @@ STEPS = (10, 20, 50, 100)
 
 def round_trip(model, images, rows, latent, steps: int, cfg_scale: float, plain: bool):
     """Images uint8 (B, S, S, 3) after inversion and the way back."""
-    from editing import EDIT_ERROR_STD
-    from guidance import weighed_with_input
     from samplers import ddim, last, timestep_grid
 
     schedule, grid = model.schedule, timestep_grid(model.schedule, steps)
 
-    def near_clean(denoise):
-        return denoise if plain else weighed_with_input(denoise, schedule, EDIT_ERROR_STD)
-
+    own, guided = model.denoiser(rows, latent), model.guided_denoiser(rows, latent, cfg_scale)
+    if not plain:
+        own, guided = model.near_clean(own), model.near_clean(guided)
     x0 = model.first_stage.encode(images)
-    own = near_clean(model.denoiser(rows, latent))
     x_T = last(ddim(own, schedule, x0, grid[::-1]))
-    guided = near_clean(model.guided_denoiser(rows, latent, cfg_scale))
     return model.first_stage.decode(last(ddim(guided, schedule, x_T, grid)))
 
 
