@@ -15,6 +15,7 @@ from model_config import (
     SPACINGS,
     AutoencoderConfig,
     AutoencoderLossConfig,
+    EditConfig,
     LossConfig,
     ModelConfig,
     SamplingConfig,
@@ -172,6 +173,15 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--classifier_on", choices=CLASSIFIER_ON, help=on)
     names = ("spacing", "eta", "rescale", "guidance_interval", "dynamic_threshold", "classifier_on")
     parser.set_defaults(**{name: getattr(SamplingConfig, name) for name in names})
+
+
+def add_edit_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of EditConfig's fields that most edits leave alone; their defaults are the class's."""
+    add = parser.add_argument_group("edits").add_argument
+    deep = "share of the timesteps from which edits are made: less keeps more of the source"
+    add("--depth", type=number(float, 0, 1, exclusive_low=True), default=EditConfig.depth, help=deep)
+    local = "share of an edit's largest change below which the source stays; 0: no bound"
+    add("--localise", type=fraction, default=EditConfig.localise, help=local)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from autoencoder_loss import perceptual_distance
 from evaluation import EvaluationClassifier, frechet_distance, in_batches, read
-from model_config import EditConfig
-from reports import edits_table
+from model_config import EditConfig, configure
+from reports import edits_table, plot_strengths
 from samplers import sample_generators
 
 MASK_SHARE = 0.25  # of the pixels: where an edit changes most, on average, and may
@@ -87,11 +87,14 @@ class Judge:
             "psnr_outside": psnr(source, edited, mask),
         }
 
-    def against_truth(self, source: Tensor, edited: Tensor, truth: Tensor, rebuilt: Tensor) -> dict:
+    def against_truth(
+        self, source: Tensor, edited: Tensor, truth: Tensor, rebuilt: Tensor, task: Task
+    ) -> dict[str, Tensor]:
         """Per image (N,): nearness to the true counterfactual, of the edit, of no edit at all, and of
         the model's reconstruction of that counterfactual."""
         (_, wanted), (_, now) = (read(self.classifier, x) for x in (truth, edited))
         return {
+            "flip_rate_truth": self.flips(wanted, task),
             "psnr_truth": psnr(edited, truth),
             "psnr_no_edit": psnr(source, truth),
             "psnr_rebuilt": psnr(rebuilt, truth),
@@ -117,17 +120,18 @@ class EditEvaluation:
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
-        options = product(self.args.edit, (True, False) if self.args.without_latent else (True,))
+        options = product(self.args.edit, (False, True) if self.args.with_latent else (False,))
         scales = product(self.args.cfg_scale, self.args.classifier_scale)
         for (method, use_latent), (cfg_scale, by_classifier) in product(options, scales):
-            if method == "direction" and (by_classifier or not use_latent):
+            if method == "direction" and (by_classifier or use_latent):  # it moves the latent, always
                 continue
             name = f"{method}, cfg {cfg_scale:g}"
             name += f", classifier {by_classifier:g}" if by_classifier else ""
-            name += "" if use_latent else ", no latent"
+            name += ", latent" if use_latent else ""
             steps = self.args.num_inference_steps[0]
-            on = self.args.classifier_on
-            yield name, EditConfig(method, steps, cfg_scale, by_classifier, on, use_latent)
+            own = {"method": method, "cfg_scale": cfg_scale, "classifier_scale": by_classifier}
+            own |= {"num_inference_steps": steps, "use_latent": use_latent}
+            yield name, configure(EditConfig, self.args, **own)
 
     # ---------------------------------------------------------------- faces
 
@@ -215,7 +219,7 @@ class EditEvaluation:
         edited = strip[-1]
         found = self.judge.measure(source, edited, task, self.mask(task))
         if truth is not None:
-            found |= self.judge.against_truth(source, edited, truth, self.rebuilt(task))
+            found |= self.judge.against_truth(source, edited, truth, self.rebuilt(task), task)
         self.picture(name, task, source, edited, truth, found)
         before = [self.judge.flips(read(self.judge.classifier, part)[1], task) for part in strip[:-1]]
         flips = [float(each.mean()) for each in (*before, found["flip_rate"])]
@@ -230,7 +234,8 @@ class EditEvaluation:
     @cache  # noqa: B019
     def rebuilt(self, task: Task) -> Tensor:
         """The model's reconstruction of true counterfactuals, from their own noise and latent."""
-        plain = EditConfig("ddim", self.args.num_inference_steps[0], keep_detail=False)
+        steps = self.args.num_inference_steps[0]
+        plain = EditConfig("ddim", steps, localise=0, keep_detail=False)
         nothing, parts = torch.zeros(1, len(self.held_out.attribute_names)), []
         for batch in in_batches(self.sources(task)[1], self.args.batch_size):
             with self.work.autocast:
@@ -285,7 +290,7 @@ class EditEvaluation:
         """What the figures depend on."""
         names = ("checkpoint", "evaluation_classifier", "guide", "image_size", "crop", "data", "seed")
         names = (*names, "precision")
-        own = ("edit_sources", "strengths", "classifier_on")
+        own = ("edit_sources", "strengths", "depth", "localise", "classifier_on")
         return {
             **{name: self.work.protocol[name] for name in names},
             "sources": self.work.protocol["reference"],
@@ -310,4 +315,5 @@ class EditEvaluation:
                 report["edits"] = entries
                 (self.work.out / "edits.json").write_text(json.dumps(report, indent=1))
                 (self.work.out / "edits.md").write_text(edits_table(report))
+        plot_strengths(report, self.work.out)
         return edits_table(report)

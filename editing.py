@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,21 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     angle = torch.acos(cosine).clamp(min=1e-4)
     w = weight.view(-1, 1, 1, 1)
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
+
+
+def localised(x0: Tensor, edited: Tensor, threshold: float) -> Tensor:
+    """``edited`` (B, C, H, W) where it differs from x0 by ``threshold`` of the largest difference or
+    more (the mean over channels, smoothed), x0 where by less than half of that, in proportion between:
+    what an edit does elsewhere is drift. The mask is that of Couairon et al. 2022, arXiv:2210.11427,
+    taken from the result."""
+    if threshold == 0:
+        return edited
+    smooth = partial(F.avg_pool2d, stride=1, count_include_pad=False)
+    change = smooth((edited - x0).abs().mean(1, keepdim=True), 5, padding=2)
+    share = change / change.amax((2, 3), keepdim=True).clamp(min=1e-6)
+    mask = (2 * share / threshold - 1).clamp(0, 1)
+    mask = smooth(F.max_pool2d(mask, 3, stride=1, padding=1), 3, padding=1)
+    return torch.lerp(x0, edited, mask)
 
 
 class Editing:
@@ -105,7 +121,7 @@ class Editing:
         def back(denoise: Denoiser, strength: float, batch_size: int) -> Tensor:
             left = grid
             if method == "sdedit":  # strength says from how much noise
-                left = [t for t in grid if t < strength * schedule.num_timesteps]
+                left = [t for t in grid if t <= strength * grid[0]]
                 start = schedule.q_sample(x0, left[0], noise) if len(left) > 1 else x0
             else:
                 start = x_T
@@ -146,11 +162,12 @@ class Editing:
         """``manipulate_attributes`` at each of several strengths in turn, after one inversion. A single
         source may have many targets.
 
-        Methods, each from the source's noise under its own attributes to the target's: ``ddim``
-        inversion, which is deterministic; ``ddpm`` inversion, which keeps what every step added; and
-        ``sdedit`` (Meng et al. 2021, arXiv:2108.01073), noise up to a timestep in proportion to the
-        strength, and always full guidance. ``direction`` inverts as ddim, but keeps the attributes and
-        moves the semantic latent until the VAE's attribute head sees the target's.
+        The source is taken into noise up to a share ``depth`` of the timesteps: what further noise
+        would hide is its composition, and stays. Methods, from there under the source's attributes to
+        the target's: ``ddim`` inversion, which is deterministic; ``ddpm`` inversion, which keeps what
+        every step added; and ``sdedit`` (Meng et al. 2021, arXiv:2108.01073), noise up to a timestep in
+        proportion to the strength, and always full guidance. ``direction`` inverts as ddim, but keeps
+        the attributes and moves the semantic latent until the VAE's attribute head sees the target's.
         """
         for strength in strengths:
             if not 0 <= strength <= 1:
@@ -159,8 +176,11 @@ class Editing:
             source_attributes = self.predict_attributes(source_image, classifier)
         x0 = self._photographs(source_image)
         source = self._rows(source_attributes, len(x0))
-        latent = self.encode_latent(source_image) if editing.use_latent else None
-        grid = timestep_grid(self.schedule, editing.num_inference_steps)
+        with_latent = editing.use_latent or editing.method == "direction"
+        latent = self.encode_latent(source_image) if with_latent else None
+        steps = round(editing.num_inference_steps / editing.depth)
+        grid = timestep_grid(self.schedule, min(steps, self.schedule.num_timesteps))
+        grid = grid[-1 - editing.num_inference_steps :]  # those up to the depth
         own = self.near_clean(self.denoiser(source, latent))
         back = self._way_back(editing.method, own, x0, grid, generator, progress)
         lossy = editing.method in ("ddim", "direction")
@@ -170,6 +190,7 @@ class Editing:
         latent = None if latent is None else latent.expand(batch_size, -1)
         named = self._rows(target_attributes, batch_size)
         target = torch.where(named == 0, source, named)
+        opposite = torch.where(named == 0, source, -named.sign()) if editing.oppose else source
         scale, sdedit = editing.cfg_scale, editing.method == "sdedit"
         moved = self._moved(latent, named, scale) if editing.method == "direction" else None
         for strength in strengths:
@@ -180,11 +201,12 @@ class Editing:
             if moved is not None:
                 denoise = self.denoiser(source, torch.lerp(latent, moved, share))
             else:
-                denoise = self.guided_denoiser(target, latent, share * scale, base=source)
+                base = torch.lerp(source, opposite, share)
+                denoise = self.guided_denoiser(target, latent, share * scale, base=base)
                 by = share * editing.classifier_scale
                 denoise = self.classified(denoise, target, classifier, by, editing.classifier_on)
-            edited = back(self.near_clean(denoise), strength, batch_size)
-            yield self.first_stage.decode(edited + lost)
+            edited = back(self.near_clean(denoise), strength, batch_size) + lost
+            yield self.first_stage.decode(localised(x0, edited, editing.localise))
 
     def manipulate_attributes(
         self,

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 
 import cli
-from model_config import EDIT_METHODS, SAMPLERS, ModelConfig, SamplingConfig, configure
+from model_config import EDIT_METHODS, SAMPLERS, EditConfig, ModelConfig, SamplingConfig, configure
 
 NAMED = 3  # attributes in a short request
 FEWEST = 32  # samples that any of this can be said of
@@ -35,9 +35,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--classifier_epochs", type=cli.positive_int, default=12)
     add("--inception_weights", help="torch-fidelity's file, or 'download': its features, too")
     add("--num_samples", type=cli.number(int, FEWEST), default=1000)
-    add("--cfg_scale", type=cli.non_negative, nargs="+", help="None: 1, 1.5, 2 and 3; 2 for edits")
+    add("--cfg_scale", type=cli.non_negative, nargs="+", help="None: 1, 1.5, 2 and 3; 4 for edits")
     add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])
-    add("--num_inference_steps", type=cli.positive_int, nargs="+", help="None: 20; 50 for edits")
+    add("--num_inference_steps", type=cli.positive_int, nargs="+", help="None: 20; 25 for edits")
     cli.add_sampling_flags(parser)
     add("--guide", help="of train.py --stage classifier: guides, and reads the sources of edits")
     add("--classifier_scale", type=cli.non_negative, nargs="+", default=[0.0], help="of the guide")
@@ -55,10 +55,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     edit("--edit_attributes", nargs="+", default=[], metavar="NAME", help="all where not given")
     edit("--edit_sources", type=cli.number(int, 2), default=32, help="for each attribute and direction")
     edit("--strengths", type=cli.fraction, nargs="+", default=[0.5, 1.0], help="the last is judged")
-    edit("--without_latent", action="store_true", help="judge each without the semantic latent, too")
+    edit("--with_latent", action="store_true", help="judge each with the semantic latent, too")
+    cli.add_edit_flags(parser)
     args = parser.parse_args(argv)
-    args.cfg_scale = args.cfg_scale or ([2.0] if args.edit else [1.0, 1.5, 2.0, 3.0])
-    args.num_inference_steps = args.num_inference_steps or [50 if args.edit else 20]
+    args.cfg_scale = args.cfg_scale or ([EditConfig.cfg_scale] if args.edit else [1.0, 1.5, 2.0, 3.0])
+    steps = EditConfig.num_inference_steps if args.edit else SamplingConfig.num_inference_steps
+    args.num_inference_steps = args.num_inference_steps or [steps]
     if args.edit and len(args.num_inference_steps) > 1:
         parser.error(f"--edit takes one number of steps, got {args.num_inference_steps}")
     if any(args.classifier_scale) and not args.guide:

@@ -40,7 +40,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--from", dest="start", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation start")
     add("--to", dest="end", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation end")
     add("--num_samples", type=cli.positive_int, default=8)
-    add("--cfg_scale", type=cli.non_negative, default=2.0, help="0 unconditional, 1 no guidance")
+    scales = f"0 unconditional, 1 no guidance; None: {SamplingConfig.cfg_scale:g}, "
+    scales += f"{EditConfig.cfg_scale:g} for edits"
+    add("--cfg_scale", type=cli.non_negative, help=scales)
     free = "classifier-free by --cfg_scale, by --classifier, by both, or none"
     add("--guidance", default="free", choices=GUIDANCE, help=free)
     add("--classifier", help="of train.py --stage classifier: guides, and reads what photographs show")
@@ -57,6 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="of new faces",
     )
     cli.add_sampling_flags(parser)
+    cli.add_edit_flags(parser)
     add("--seed", type=cli.count, default=0)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))

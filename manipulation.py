@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,15 +75,12 @@ class Manipulation:
         if args.classifier and (guided or photographs):
             self.classifier = load_guide(args.classifier, device)
             self.model.check_classifier(self.classifier)
-        scales = {
-            "cfg_scale": {"classifier": 0.0, "none": 1.0}.get(args.guidance, args.cfg_scale),
-            "classifier_scale": args.guidance_scale if guided else 0.0,
-        }
-        steps = args.num_inference_steps or SamplingConfig.num_inference_steps
-        self.sampling = configure(SamplingConfig, args, num_inference_steps=steps, **scales)
-        steps = args.num_inference_steps or EditConfig.num_inference_steps
-        how = {"method": args.edit_method, "num_inference_steps": steps}
-        self.editing = configure(EditConfig, args, **how, **scales)
+        given = {name: getattr(args, name) for name in ("cfg_scale", "num_inference_steps")}
+        given["cfg_scale"] = {"classifier": 0.0, "none": 1.0}.get(args.guidance, args.cfg_scale)
+        given["classifier_scale"] = args.guidance_scale if guided else 0.0
+        flags = {name: value for name, value in (vars(args) | given).items() if value is not None}
+        self.sampling = configure(SamplingConfig, argparse.Namespace(**flags))
+        self.editing = configure(EditConfig, argparse.Namespace(**flags), method=args.edit_method)
         self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
         self.made: dict[str, dict] = {}
 
@@ -109,11 +107,11 @@ class Manipulation:
     def generator(self):
         return torch.Generator().manual_seed(self.args.seed)
 
-    def guidance(self) -> str:
+    def guidance(self, config: SamplingConfig | EditConfig) -> str:
         """By what faces are guided, for a title."""
-        scale = self.sampling.classifier_scale
+        scale = config.classifier_scale
         by = f", classifier {scale:g}" if scale else ""
-        return f"cfg_scale {self.sampling.cfg_scale:g}{by}"
+        return f"cfg_scale {config.cfg_scale:g}{by}"
 
     def save_each(self, images, folder: str) -> list[Path]:
         """Every image (N, H, W, 3) in a file of its own."""
@@ -133,7 +131,7 @@ class Manipulation:
         )
         images = drawn.numpy()
         single = self.save_each(images, "samples")
-        title = f"generated, {self.guidance()}, seed {args.seed}"
+        title = f"generated, {self.guidance(self.sampling)}, seed {args.seed}"
         grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)
         asked = {"attributes": requests, "rows": rows.tolist()}
         self.made["generate"] = {"grid": grid, "images": single, **asked}
@@ -184,13 +182,13 @@ class Manipulation:
         """What attributes images have: by the classifier where there is one, else by the VAE."""
         return self.model.predict_attributes(images, self.classifier)
 
-    def strip(self, image, targets, strengths, has):
+    def strip(self, image, targets, strengths, has, editing: EditConfig | None = None):
         """``edit_strip`` by this run's flags."""
         return self.model.edit_strip(
             image,
             targets,
             strengths,
-            self.editing,
+            editing or self.editing,
             source_attributes=has,
             classifier=self.classifier,
             generator=self.generator(),
@@ -215,7 +213,7 @@ class Manipulation:
         edited = over[strengths.index(args.manipulation_strength)]
 
         labels = ["source", *map(caption, edits)]
-        how = f"{self.editing.method}, {self.guidance()}"
+        how = f"{self.editing.method}, {self.guidance(self.editing)}"
         title = f"edited, strength {args.manipulation_strength:g}, {how}"
         shown = np.concatenate([image.numpy(), edited])
         row = save_grid(self.out / "edit.png", shown, labels, len(shown), title=title)
@@ -233,14 +231,15 @@ class Manipulation:
 
     def pairs(self, image, has, targets, edits: list[dict]) -> Path:
         """Two edits at once, each over strength: a square of pictures."""
-        has = has.cpu()
+        has = has.cpu().clone()
         grid = torch.tensor([(a, b) for a in SHOWN_STRENGTHS for b in SHOWN_STRENGTHS])
         rows = torch.zeros(len(grid), targets.shape[1])
         for target, strength in zip(targets, grid.T, strict=True):
             column = int(target.abs().argmax())
+            has[:, column] = -target[column]
             row = torch.lerp(has[:, column], target[column], strength)
             rows[:, column] = row.where(row.abs() > 1e-3, 1e-3)  # 0 would leave it unnamed
-        (images,) = self.strip(image, rows, [1.0], has)
+        (images,) = self.strip(image, rows, [1.0], has, replace(self.editing, oppose=False))
         first, second = map(caption, edits)
         labels = [f"{a:g}, {b:g}" for a in SHOWN_STRENGTHS for b in SHOWN_STRENGTHS]
         title = f"down: {first}; to the right: {second}"

@@ -163,18 +163,25 @@ class EditConfig:
     """How photographs are edited."""
 
     method: str = "ddim"
-    num_inference_steps: int = 50
-    cfg_scale: float = 2.0  # of the full edit, from the source's prediction towards the target's
+    num_inference_steps: int = 25
+    depth: float = 0.8  # share of the timesteps up to which the source is inverted, and edited from
+    cfg_scale: float = 4.0  # of the full edit, from the source's prediction towards the target's
     classifier_scale: float = 0.0  # of the full edit, where a classifier guides
     classifier_on: str = "x_t"
-    use_latent: bool = True  # of the source, which keeps who is in the picture
+    use_latent: bool = False  # of the source: keeps more of it, and resists the edit
+    oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
+    localise: float = 0.2  # share of the largest change below which the source stays; 0: no bound
     keep_detail: bool = True  # give back what the reconstruction lost
 
     def __post_init__(self):
         check_choice("method", self.method, EDIT_METHODS)
         check_choice("classifier_on", self.classifier_on, CLASSIFIER_ON)
-        if self.method == "direction" and (self.classifier_scale or not self.use_latent):
-            raise ValueError("method direction only moves the latent: no classifier, and use_latent")
+        if not 0 < self.depth <= 1 or not 0 <= self.localise <= 1:
+            raise ValueError(
+                f"depth lies in (0, 1] and localise in [0, 1], got {self.depth} and {self.localise}"
+            )
+        if self.method == "direction" and self.classifier_scale:
+            raise ValueError("method direction only moves the latent: no classifier guides it")
 
 
 def configure(kind: type, args: Namespace, **others):

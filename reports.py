@@ -6,6 +6,7 @@ from pathlib import Path
 
 EDIT_COLUMNS = {  # of a task's figures: heading and format
     "flip_rate": ("flip rate", "{:.2f}"),
+    "flip_rate_truth": ("of the truth", "{:.2f}"),
     "attributes_changed": ("others changed", "{:.2f}"),
     "cosine": ("cosine", "{:.3f}"),
     "perceptual": ("perceptual", "{:.3f}"),
@@ -14,7 +15,9 @@ EDIT_COLUMNS = {  # of a task's figures: heading and format
     "frechet_real": ("of real", "{:.1f}"),
     "psnr_truth": ("PSNR to truth", "{:.1f}"),
     "psnr_no_edit": ("of no edit", "{:.1f}"),
-    "psnr_best": ("of the truth rebuilt", "{:.1f}"),
+    "psnr_rebuilt": ("of the truth rebuilt", "{:.1f}"),
+    "median_gain": ("median gain", "{:+.1f}"),
+    "attributes_exact": ("attributes exact", "{:.3f}"),
 }
 
 
@@ -96,3 +99,17 @@ def edits_table(report: dict) -> str:
         lines += ["", *start(entry["name"], "task")]
         lines += [line(f"{task['task']} ({task['faces']})", [task]) for task in entry["tasks"]]
     return "\n".join(lines) + "\n"
+
+
+def plot_strengths(report: dict, path: Path) -> None:
+    """Flip rate over strength, the mean over attributes, of every way of editing."""
+    from pictures import save_curves
+
+    curves = {}
+    for entry in report["edits"][1:]:
+        rates = [task["flip_rate_over_strength"] for task in entry["tasks"]]
+        if not rates:
+            continue
+        mean = {key: sum(rate[key] for rate in rates) / len(rates) for key in rates[0]}
+        curves[entry["name"]] = [(float(strength), flips) for strength, flips in mean.items()]
+    save_curves(path / "flip_rate_over_strength.png", curves, "strength", ["flip rate"])

@@ -76,7 +76,7 @@ def test_the_target_is_not_counted_among_the_others(judge, pictures):
 
 def test_an_edit_that_is_the_truth_is_exact(judge, pictures):
     source, truth = pictures[:3], pictures[3:]
-    found = judge.against_truth(source, truth, truth, source)
+    found = judge.against_truth(source, truth, truth, source, SMILE)
     assert (found["psnr_truth"] == 100).all() and (found["attributes_exact"] == 1).all()
     torch.testing.assert_close(found["psnr_no_edit"], psnr(source, truth))
     torch.testing.assert_close(found["psnr_rebuilt"], psnr(source, truth))
@@ -114,7 +114,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
     flags += ["--cache_dir", tmp_path / "cache", "--output_dir", out, "--device", "cpu"]
     flags += ["--attribute_split", "train", "--reference_split", "val", "--num_samples", 32]
     flags += ["--edit", "ddim", "ddpm", "--edit_attributes", "Smiling", "--edit_sources", 3]
-    flags += ["--num_inference_steps", 2, "--without_latent"]
+    flags += ["--num_inference_steps", 2, "--with_latent"]
 
     def run(*more):
         argv = [str(part) for part in (*flags, *more)]
@@ -127,7 +127,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
     assert report["interpolation"]["largest_step_over_mean"] >= 1
     names = [entry["name"] for entry in report["edits"]]
     assert names[0] == "no edit" and len(names) == 5
-    assert "ddpm, cfg 2, no latent" in names
+    assert "ddpm, cfg 4, latent" in names
     for entry in report["edits"][1:]:
         assert [task["task"] for task in entry["tasks"]] == ["add Smiling", "remove Smiling"]
         for task in entry["tasks"]:
@@ -135,7 +135,8 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
             assert task["psnr_no_edit"] > 5 and task["psnr_rebuilt"] > 5
             assert set(task["flip_rate_over_strength"]) == {"0.5", "1.0"}
     text = (out / "edits.md").read_text()
-    assert "| no edit |" in text and "PSNR to truth" in text
+    assert "| no edit |" in text and "of the truth rebuilt" in text and "median gain" in text
+    assert (out / "flip_rate_over_strength.png").is_file()
     assert len(list((out / "edits").glob("*.png"))) == 8
     capsys.readouterr()
     with pytest.raises(SystemExit):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import measured, toy_batch
 
-from editing import slerp
+from editing import localised, slerp
 from model_config import EDIT_METHODS, EditConfig
 
 
@@ -43,7 +43,7 @@ def test_every_method_changes_what_is_named_and_keeps_the_rest(trained, faces_an
 @pytest.mark.parametrize(("method", "least", "most"), [("ddim", 0.1, 12), ("ddpm", 0, 0.6)])
 def test_inversion_alone_comes_back_to_the_source(trained, faces_and_rows, method, least, most):
     sources, rows = faces_and_rows
-    flags = {"method": method, "use_latent": False, "keep_detail": False}
+    flags = {"method": method, "use_latent": False, "keep_detail": False, "localise": 0}
     (back,) = edited(trained, sources, rows, [0.0], rows, **flags)
     error = (back.float() - sources.float()).pow(2).mean().sqrt()
     assert least <= error <= most, f"RMS error {error:.2f} of 255"
@@ -55,7 +55,7 @@ def test_what_the_inversion_loses_is_given_back(trained, faces_and_rows):
     target = -rows
     (near,) = edited(trained, sources, target, [1e-4], rows)
     assert (near.float() - sources.float()).abs().max() <= 1
-    (lossy,) = edited(trained, sources, target, [1e-4], rows, keep_detail=False)
+    (lossy,) = edited(trained, sources, target, [1e-4], rows, keep_detail=False, localise=0)
     assert (lossy.float() - sources.float()).abs().max() > 5
 
 
@@ -82,11 +82,49 @@ def test_a_single_source_may_have_many_targets(trained, faces_and_rows):
         assert torch.equal(none, sources[:1].expand(2, -1, -1, -1))
 
 
+def test_an_edit_changes_where_it_changes_most():
+    """Elsewhere, where it changes by less than half of the threshold, the source stays."""
+    x0 = torch.zeros(1, 3, 32, 32)
+    edit = torch.full_like(x0, 0.1)
+    edit[..., 8:16, 8:16] = 1.0
+    kept = localised(x0, edit, 0.3)
+    assert torch.equal(kept[..., 8:16, 8:16], edit[..., 8:16, 8:16])
+    assert not kept[..., 24:, 24:].any()
+    assert localised(x0, edit, 0) is edit and not localised(x0, x0, 0.3).any()
+    torch.testing.assert_close(localised(x0, edit, 0.05), edit)  # all above a low threshold
+
+
+def test_what_is_named_is_changed_whatever_was_read(trained, faces_and_rows):
+    """With the target taken for what the source has, there is nothing between them to follow."""
+    sources, rows = faces_and_rows
+    target = -rows
+    target[:, 1] = 0
+    flags = {"use_latent": False}
+    misread = torch.where(target == 0, rows, target)
+    (named,) = edited(trained, sources, target, [1.0], misread, **flags)
+    (trusting,) = edited(trained, sources, target, [1.0], misread, oppose=False, **flags)
+    colour = [(measured(pictures)[:, 0] * rows[:, 0]).mean() for pictures in (named, trusting)]
+    assert colour[0] < colour[1] - 0.5
+
+
+def test_edits_take_as_many_steps_as_asked_up_to_their_depth(trained, faces_and_rows, monkeypatch):
+    visited = []
+    monkeypatch.setattr(trained, "denoiser", lambda *_: lambda x, t: visited.append(t) or (x, x))
+    for depth, highest in ((0.5, 0.6), (1.0, 1.0)):
+        visited.clear()
+        sources, rows = faces_and_rows
+        edited(trained, sources, rows, [0.0], rows, depth=depth, keep_detail=False)
+        share = max(visited) / trained.schedule.num_timesteps
+        assert highest - 0.2 < share <= highest and 30 <= len({*visited}) <= 31
+
+
 def test_a_configuration_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="depth"):
+        EditConfig(depth=0)
     with pytest.raises(ValueError, match="ddim"):
         EditConfig("did")
-    with pytest.raises(ValueError, match="and use_latent"):
-        EditConfig("direction", use_latent=False)
+    with pytest.raises(ValueError, match="no classifier"):
+        EditConfig("direction", classifier_scale=1.0)
 
 
 def test_the_way_between_two_photographs_meets_both(trained, faces_and_rows):
