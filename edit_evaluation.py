@@ -120,18 +120,14 @@ class EditEvaluation:
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
-        options = product(self.args.edit, (False, True) if self.args.with_latent else (False,))
-        scales = product(self.args.cfg_scale, self.args.classifier_scale)
-        for (method, use_latent), (cfg_scale, by_classifier) in product(options, scales):
-            if method == "direction" and (by_classifier or use_latent):  # it moves the latent, always
-                continue
+        args = self.args
+        for ways in product(args.edit, args.cfg_scale, args.classifier_scale):
+            method, cfg_scale, by_classifier = ways
             name = f"{method}, cfg {cfg_scale:g}"
             name += f", classifier {by_classifier:g}" if by_classifier else ""
-            name += ", latent" if use_latent else ""
-            steps = self.args.num_inference_steps[0]
             own = {"method": method, "cfg_scale": cfg_scale, "classifier_scale": by_classifier}
-            own |= {"num_inference_steps": steps, "use_latent": use_latent}
-            yield name, configure(EditConfig, self.args, **own)
+            own["num_inference_steps"] = args.num_inference_steps[0]
+            yield name, configure(EditConfig, args, **own)
 
     # ---------------------------------------------------------------- faces
 

@@ -15,7 +15,7 @@ from classifier_model import GuidanceClassifier
 from guidance import weighed_with_input
 from model_config import EditConfig
 from noise_schedule import Denoiser
-from samplers import Generator, Steps, ddim, ddpm, ddpm_inversion, last, randn_like, timestep_grid
+from samplers import Generator, Steps, ddim, ddpm, ddpm_inversion, last, timestep_grid
 
 DEFAULT_EDITING = EditConfig()
 
@@ -107,45 +107,24 @@ class Editing:
         grid: list[int],
         generator: Generator,
         progress: bool,
-    ) -> Callable[[Denoiser, float, int], Tensor]:
+    ) -> Callable[[Denoiser, int], Tensor]:
         """Take clean images x0, one or B, into noise under the denoiser of what they are. Returns the
-        way back under another: (denoiser, strength, B) -> images (B, C, H, W) in x0's space."""
+        way back under another: (denoiser, B) -> images (B, C, H, W) in x0's space."""
         schedule, residuals = self.schedule, None
-        if method == "sdedit":
-            noise = randn_like(x0, generator)
-        elif method == "ddpm":
-            x_T, residuals = ddpm_inversion(denoise, schedule, x0, grid, generator)
+        if method == "ddpm":
+            start, residuals = ddpm_inversion(denoise, schedule, x0, grid, generator)
         else:
-            x_T = self._invert(denoise, x0, grid, progress)
+            start = self._invert(denoise, x0, grid, progress)
 
-        def back(denoise: Denoiser, strength: float, batch_size: int) -> Tensor:
-            left = grid
-            if method == "sdedit":  # strength says from how much noise
-                left = [t for t in grid if t <= strength * grid[0]]
-                start = schedule.q_sample(x0, left[0], noise) if len(left) > 1 else x0
-            else:
-                start = x_T
-            start = start.expand(batch_size, -1, -1, -1)
-            if len(left) == 1:
-                return start
+        def back(denoise: Denoiser, batch_size: int) -> Tensor:
+            x_t = start.expand(batch_size, -1, -1, -1)
             if residuals is None:
-                steps = ddim(denoise, schedule, start, left)
+                steps = ddim(denoise, schedule, x_t, grid)
             else:
-                steps = ddpm(denoise, schedule, start, left, residuals=residuals)
-            return last(with_bar(steps, "editing", left, progress))
+                steps = ddpm(denoise, schedule, x_t, grid, residuals=residuals)
+            return last(with_bar(steps, "editing", grid, progress))
 
         return back
-
-    def _moved(self, latent: Tensor, target: Tensor, logit: float) -> Tensor:
-        """The latent (B, D) with the smallest change at which the attribute head's logits are at least
-        ``logit`` times the target's entries, where those are not 0."""
-        head, moved = self.autoencoder.attribute_head, latent.clone()
-        for i, row in enumerate(target):
-            named = row.nonzero()[:, 0]
-            missing = logit * row[named] - (head.weight[named] @ latent[i] + head.bias[named])
-            missing = missing * (missing * row[named] > 0)  # what is there already stays
-            moved[i] += torch.linalg.pinv(head.weight[named]) @ missing
-        return moved
 
     @torch.no_grad()
     def edit_strip(
@@ -163,11 +142,8 @@ class Editing:
         source may have many targets.
 
         The source is taken into noise up to a share ``depth`` of the timesteps: what further noise
-        would hide is its composition, and stays. Methods, from there under the source's attributes to
-        the target's: ``ddim`` inversion, which is deterministic; ``ddpm`` inversion, which keeps what
-        every step added; and ``sdedit`` (Meng et al. 2021, arXiv:2108.01073), noise up to a timestep in
-        proportion to the strength, and always full guidance. ``direction`` inverts as ddim, but keeps
-        the attributes and moves the semantic latent until the VAE's attribute head sees the target's.
+        would hide is its composition, and stays. Methods: ``ddim`` inversion, which is deterministic,
+        and ``ddpm`` inversion, which keeps what every step added.
         """
         for strength in strengths:
             if not 0 <= strength <= 1:
@@ -176,36 +152,27 @@ class Editing:
             source_attributes = self.predict_attributes(source_image, classifier)
         x0 = self._photographs(source_image)
         source = self._rows(source_attributes, len(x0))
-        with_latent = editing.use_latent or editing.method == "direction"
-        latent = self.encode_latent(source_image) if with_latent else None
         steps = round(editing.num_inference_steps / editing.depth)
         grid = timestep_grid(self.schedule, min(steps, self.schedule.num_timesteps))
         grid = grid[-1 - editing.num_inference_steps :]  # those up to the depth
-        own = self.near_clean(self.denoiser(source, latent))
+        own = self.near_clean(self.denoiser(source, None))
         back = self._way_back(editing.method, own, x0, grid, generator, progress)
-        lossy = editing.method in ("ddim", "direction")
-        lost = x0 - back(own, 0.0, len(x0)) if lossy and editing.keep_detail else 0.0
+        lossy = editing.method == "ddim" and editing.keep_detail
+        lost = x0 - back(own, len(x0)) if lossy else 0.0
         batch_size = len(target_attributes) if len(x0) == 1 else len(x0)
         source = source.expand(batch_size, -1)
-        latent = None if latent is None else latent.expand(batch_size, -1)
         named = self._rows(target_attributes, batch_size)
         target = torch.where(named == 0, source, named)
         opposite = torch.where(named == 0, source, -named.sign()) if editing.oppose else source
-        scale, sdedit = editing.cfg_scale, editing.method == "sdedit"
-        moved = self._moved(latent, named, scale) if editing.method == "direction" else None
         for strength in strengths:
             if strength == 0 and editing.keep_detail:  # nothing is edited, and nothing is lost
                 yield self.first_stage.decode(x0).expand(batch_size, -1, -1, -1)
                 continue
-            share = 1.0 if sdedit else strength
-            if moved is not None:
-                denoise = self.denoiser(source, torch.lerp(latent, moved, share))
-            else:
-                base = torch.lerp(source, opposite, share)
-                denoise = self.guided_denoiser(target, latent, share * scale, base=base)
-                by = share * editing.classifier_scale
-                denoise = self.classified(denoise, target, classifier, by, editing.classifier_on)
-            edited = back(self.near_clean(denoise), strength, batch_size) + lost
+            base = torch.lerp(source, opposite, strength)
+            denoise = self.guided_denoiser(target, None, strength * editing.cfg_scale, base=base)
+            by = strength * editing.classifier_scale
+            denoise = self.classified(denoise, target, classifier, by, editing.classifier_on)
+            edited = back(self.near_clean(denoise), batch_size) + lost
             yield self.first_stage.decode(localised(x0, edited, editing.localise))
 
     def manipulate_attributes(
@@ -232,7 +199,7 @@ class Editing:
             editing: method, steps, guidance; ``options`` are single fields of it, instead.
             source_attributes: (B, A) or (1, A); read by ``predict_attributes`` where not given.
             classifier: reads them there, and guides by editing.classifier_scale.
-            generator: of the noise of methods ddpm and sdedit.
+            generator: of the noise of method ddpm.
 
         Returns:
             uint8 (B, S, S, 3).

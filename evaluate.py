@@ -55,7 +55,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     edit("--edit_attributes", nargs="+", default=[], metavar="NAME", help="all where not given")
     edit("--edit_sources", type=cli.number(int, 2), default=32, help="for each attribute and direction")
     edit("--strengths", type=cli.fraction, nargs="+", default=[0.5, 1.0], help="the last is judged")
-    edit("--with_latent", action="store_true", help="judge each with the semantic latent, too")
     cli.add_edit_flags(parser)
     args = parser.parse_args(argv)
     args.cfg_scale = args.cfg_scale or ([EditConfig.cfg_scale] if args.edit else [1.0, 1.5, 2.0, 3.0])

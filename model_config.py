@@ -13,7 +13,7 @@ LOSS_WEIGHTINGS = ("none", "min_snr")
 SAMPLERS = ("ddim", "ddpm", "dpm_solver")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
 CLASSIFIER_ON = ("x_t", "x0")
-EDIT_METHODS = ("ddim", "ddpm", "sdedit", "direction")
+EDIT_METHODS = ("ddim", "ddpm")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -168,7 +168,6 @@ class EditConfig:
     cfg_scale: float = 4.0  # of the full edit, from the source's prediction towards the target's
     classifier_scale: float = 0.0  # of the full edit, where a classifier guides
     classifier_on: str = "x_t"
-    use_latent: bool = False  # of the source: keeps more of it, and resists the edit
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
     localise: float = 0.2  # share of the largest change below which the source stays; 0: no bound
     keep_detail: bool = True  # give back what the reconstruction lost
@@ -180,8 +179,6 @@ class EditConfig:
             raise ValueError(
                 f"depth lies in (0, 1] and localise in [0, 1], got {self.depth} and {self.localise}"
             )
-        if self.method == "direction" and self.classifier_scale:
-            raise ValueError("method direction only moves the latent: no classifier guides it")
 
 
 def configure(kind: type, args: Namespace, **others):
