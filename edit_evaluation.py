@@ -121,8 +121,8 @@ class EditEvaluation:
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
         args = self.args
-        for ways in product(args.edit, args.cfg_scale, args.classifier_scale):
-            method, cfg_scale, by_classifier = ways
+        ways = product(args.edit, args.cfg_scale, args.classifier_scale)
+        for method, cfg_scale, by_classifier in ways:
             name = f"{method}, cfg {cfg_scale:g}"
             name += f", classifier {by_classifier:g}" if by_classifier else ""
             own = {"method": method, "cfg_scale": cfg_scale, "classifier_scale": by_classifier}

@@ -35,9 +35,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--classifier_epochs", type=cli.positive_int, default=12)
     add("--inception_weights", help="torch-fidelity's file, or 'download': its features, too")
     add("--num_samples", type=cli.number(int, FEWEST), default=1000)
-    add("--cfg_scale", type=cli.non_negative, nargs="+", help="None: 1, 1.5, 2 and 3; 4 for edits")
+    scales = f"None: 1, 1.5, 2 and 3; {EditConfig.cfg_scale:g} for edits"
+    add("--cfg_scale", type=cli.non_negative, nargs="+", help=scales)
     add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])
-    add("--num_inference_steps", type=cli.positive_int, nargs="+", help="None: 20; 25 for edits")
+    steps = f"None: {SamplingConfig.num_inference_steps}; {EditConfig.num_inference_steps} for edits"
+    add("--num_inference_steps", type=cli.positive_int, nargs="+", help=steps)
     cli.add_sampling_flags(parser)
     add("--guide", help="of train.py --stage classifier: guides, and reads the sources of edits")
     add("--classifier_scale", type=cli.non_negative, nargs="+", default=[0.0], help="of the guide")

@@ -221,7 +221,7 @@ class Manipulation:
         labels = [f"{caption(edit)} {s:g}" for edit in edits for s in strengths]
         save_grid(self.out / "edit_strength.png", shown, labels, len(strengths), title=how)
         made = {"row": row, "images": self.save_each(edited, "edits"), "attributes": edits}
-        if args.attributes and len(edits) == 3 and args.edit_method in ("ddim", "ddpm"):
+        if args.attributes and len(edits) == 3:
             made["pairs"] = self.pairs(image, has, targets[:2], edits[:2])
         if args.paste_back:
             made["whole"] = [self.out / "edits" / f"{i:03d}_whole.png" for i in range(len(edited))]

@@ -8,6 +8,7 @@ from toys import measured, toy_batch
 
 from editing import localised, slerp
 from model_config import EDIT_METHODS, EditConfig
+from samplers import ddim, last, timestep_grid
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,16 @@ def test_inversion_alone_comes_back_to_the_source(trained, faces_and_rows, metho
     (back,) = edited(trained, sources, rows, [0.0], rows, **flags)
     error = (back.float() - sources.float()).pow(2).mean().sqrt()
     assert least <= error <= most, f"RMS error {error:.2f} of 255"
+
+
+def test_the_noise_of_a_picture_leads_back_to_it(trained, faces_and_rows):
+    sources, rows = faces_and_rows
+    x_T = trained.invert(sources, rows, num_inference_steps=30)
+    own = trained.near_clean(trained.denoiser(rows, None))
+    with torch.no_grad():
+        x0 = last(ddim(own, trained.schedule, x_T, timestep_grid(trained.schedule, 30)))
+    error = (trained.first_stage.decode(x0).float() - sources.float()).pow(2).mean().sqrt()
+    assert error < 15 < (trained.first_stage.decode(x_T).float() - sources.float()).pow(2).mean().sqrt()
 
 
 def test_what_the_inversion_loses_is_given_back(trained, faces_and_rows):
