@@ -25,6 +25,7 @@ test: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The quick form of each, on synthetic faces; each file's docstring has the full command.
 bench: .venv/installed-dev

@@ -6,8 +6,6 @@ discriminator's weights as constants, the discriminator's loss sees the reconstr
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +20,6 @@ from autoencoder_model import (
 from model_config import AutoencoderConfig, AutoencoderLossConfig
 from norm import Norm
 
-VGG_FILE = "vgg16-397923af.pth"  # as torchvision names it
-VGG_ENDS = (4, 9, 16, 23, 30)  # of its five stages, each ending in an activation
-
 
 def perceptual_distance(stages: list[nn.Module], a: Tensor, b: Tensor) -> Tensor:
     """Squared distance of two batches' features at each position, the channels scaled to unit length,
@@ -36,40 +31,6 @@ def perceptual_distance(stages: list[nn.Module], a: Tensor, b: Tensor) -> Tensor
         first, second = F.normalize(x.float()).chunk(2)
         total = total + (first - second).square().sum(1).mean((1, 2)) / len(stages)
     return total
-
-
-class ImageNetScale(nn.Module):
-    """[-1, 1] to the mean and deviation that torchvision's classifiers were trained with."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.new_tensor([0.485, 0.456, 0.406])[:, None, None]
-        std = x.new_tensor([0.229, 0.224, 0.225])[:, None, None]
-        return ((x + 1) / 2 - mean) / std
-
-
-def perceptual_stages(classifier: str | Path, attribute_names, crop: int) -> tuple[nn.ModuleList, str]:
-    """The stages of the network that judges likeness, frozen, and its name: torchvision's VGG16 where
-    its weights lie in torch's hub folder, otherwise our evaluation classifier.
-
-    Raises:
-        FileNotFoundError: where neither is there.
-    """
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
-    if weights.is_file():
-        from torchvision.models import vgg16
-
-        network = vgg16()
-        network.load_state_dict(torch.load(weights, weights_only=True))
-        layers, starts = network.features, (0, *VGG_ENDS[:-1])
-        stages = [layers[start:end] for start, end in zip(starts, VGG_ENDS, strict=True)]
-        stages[0] = nn.Sequential(ImageNetScale(), stages[0])
-        name = "VGG16"
-    else:
-        from evaluation import load_classifier
-
-        judge, facts = load_classifier(classifier, attribute_names, crop)
-        stages, name = judge.stages(), f"evaluation classifier {facts['hash']}"
-    return nn.ModuleList(stages).eval().requires_grad_(False), name
 
 
 class PatchDiscriminator(nn.Module):

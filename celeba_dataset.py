@@ -1,9 +1,8 @@
-"""CelebA's attributes, files and splits, and a memory-mapped cache of its decoded pictures."""
+"""CelebA's attributes, label files and splits; attribute rows and vectors."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 import os
 import textwrap
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from image_cache import check_geometry, decode_image, ensure_cache, fingerprint
+from image_cache import check_geometry, decode_image
+from image_dataset import SPLITS, CachedDataset, Source, check_split
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,6 @@ CELEBA_ATTRIBUTES: tuple[str, ...] = (
 attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_ATTRIBUTES)}
 
 
-SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}  # as list_eval_partition.txt numbers them
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 IMAGE_FOLDER = "img_align_celeba"
 ATTRIBUTE_FILE = "list_attr_celeba.txt"
@@ -42,7 +41,7 @@ IDENTITY_FILE = "identity_CelebA.txt"
 LANDMARK_FILE = "list_landmarks_align_celeba.txt"
 
 
-def create_attribute_vector(attr_dict: dict[str, int], **attributes: float) -> torch.Tensor:
+def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -> torch.Tensor:
     """The conditioning row of the named attributes: value v -> 2 v - 1, not named -> 0.
 
     Args: attr_dict, attribute name -> column, A columns; attributes, each a value in [0, 1]
@@ -116,16 +115,12 @@ def _read_layout(root: str | os.PathLike) -> _Layout:
         raise FileNotFoundError(f"{folder} holds no .jpg or .png; unpack the pictures directly into it")
 
     path = _require(root, ATTRIBUTE_FILE)
-    names, attributes = _read_table(path, header=CELEBA_ATTRIBUTES)
-    bad = np.argwhere(np.abs(attributes) != 1)
-    if len(bad):
-        row, column = bad[0]
-        value = f"{CELEBA_ATTRIBUTES[column]} is {attributes[row, column]}"
-        raise ValueError(f"{path} line {row + 3}: {value}; attributes are 1 or -1")
+    names, attributes = read_table(path, header=CELEBA_ATTRIBUTES)
+    check_signs(path, attributes)
     _match(path, names, folder, pictures)
 
     def table(path: Path, header=None, width: int = 1) -> np.ndarray:
-        other, values = _read_table(path, header, width)
+        other, values = read_table(path, header, width)
         _match(path, other, folder, pictures)
         if other == names:
             return values
@@ -148,6 +143,15 @@ def _read_layout(root: str | os.PathLike) -> _Layout:
     return _Layout(root, names, attributes, partition, identities, landmarks, pictures)
 
 
+def check_signs(path: Path, attributes: np.ndarray) -> None:
+    """ValueError unless attributes (N, 40), read from below the header, are all 1 or -1."""
+    bad = np.argwhere(np.abs(attributes) != 1)
+    if len(bad):
+        row, column = bad[0]
+        value = f"{CELEBA_ATTRIBUTES[column]} is {attributes[row, column]}"
+        raise ValueError(f"{path} line {row + 3}: {value}; attributes are 1 or -1")
+
+
 def _require(root: Path, name: str) -> Path:
     """root / name if it exists; else FileNotFoundError with the nearest name that does."""
     if (root / name).exists():
@@ -158,7 +162,7 @@ def _require(root: Path, name: str) -> Path:
     raise FileNotFoundError(f"{root} has no {name}; {hint}")
 
 
-def _read_table(path: Path, header: tuple[str, ...] | None = None, width: int = 1):
+def read_table(path: Path, header: tuple[str, ...] | None = None, width: int = 1):
     """(names, int32 (N, width)) of a label file; with `header`, line 1 counts and line 2 names."""
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
@@ -214,29 +218,22 @@ def _first(names: list[str]) -> str:
 
 def _split_rows(layout: _Layout, split: str) -> np.ndarray:
     """The rows of a split, in file order; ValueError for an unknown or an empty one."""
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    check_split(split)
     rows = np.flatnonzero(layout.partition == SPLITS[split])
     if len(rows) == 0:
         raise ValueError(f"{layout.root / PARTITION_FILE} puts no picture in the {split} split")
     return rows
 
 
-class CelebADataset:
-    """One split of a CelebA-layout folder as uint8 pictures and +-1 attributes, decoded only once.
-
-    A map-style dataset for ``DataLoader(dataset, collate_fn=CelebADataset.collate)``, which gathers a
-    batch in one indexing operation. The pictures live in a memory-mapped file under `cache_dir`, made
-    by the first process that needs it and made again when the source has changed. With
+class CelebADataset(CachedDataset):
+    """One split of a CelebA-layout folder as uint8 pictures and +-1 attributes, decoded only once. With
     `data_fraction` only the chosen pictures are decoded and cached, so that a trial on 1 % costs 1 %.
 
     Args: root, the folder that holds img_align_celeba/ and the label files (or its parent, as
-    torchvision leaves it); split, train, val or test; image_size, pixels of the square result; crop,
-    see `crop_box`; data_fraction in (0, 1], a fixed random subset, smaller ones inside larger ones;
-    cache_dir; num_workers, decoding threads (default: one per CPU core).
-    Attributes: images uint8 (N, H, W, 3); attributes float32 (N, 40), +-1; attribute_names; filenames;
-    identities int64 (N,) and landmarks int64 (N, 5, 2), (x, y) pixels of the aligned picture, each
-    None without its file; skipped, the names of unreadable pictures that were left out.
+    torchvision leaves it); split, train, val or test; data_fraction in (0, 1], a fixed random subset,
+    smaller ones inside larger ones; the others as of `CachedDataset`.
+    Attributes: those of `CachedDataset`; identities int64 (N,) and landmarks int64 (N, 5, 2), (x, y)
+    pixels of the aligned picture, each None without its file.
     Raises: FileNotFoundError or ValueError, one line, for a layout or argument that is wrong.
     """
 
@@ -252,68 +249,17 @@ class CelebADataset:
     ) -> None:
         import torch
 
-        if not 0.0 < data_fraction <= 1.0:
-            raise ValueError(f"data_fraction is {data_fraction}; it must be above 0 and at most 1")
         check_geometry(image_size, crop)
         layout = _read_layout(root)
         rows = _split_rows(layout, split)
-        order = np.random.default_rng(0).permutation(len(rows))  # one order, so subsets are nested
-        rows = np.sort(rows[order[: max(1, round(data_fraction * len(rows)))]])
-
-        chosen = [layout.pictures[layout.names[row]] for row in rows]
-        where = hashlib.sha256(str(layout.root).encode()).hexdigest()[:12]
-        slot = f"{split}_{100 * data_fraction:g}pct_{image_size}px_crop{crop}_{where}"
-        key = fingerprint(chosen, image_size, crop)
-        cache = Path(cache_dir).expanduser().resolve() / f"{slot}-{key}.u8"
-        self.skipped = ensure_cache(cache, slot, chosen, image_size, crop, num_workers)
-        broken = set(self.skipped)
-        rows = np.array([row for row in rows if layout.names[row] not in broken])
-        self.filenames = [layout.names[row] for row in rows]
-        self.attribute_names = CELEBA_ATTRIBUTES
-        self.attributes = torch.from_numpy(layout.attributes[rows].astype(np.float32))  # (N, 40)
+        pictures = [layout.pictures[layout.names[row]] for row in rows]
+        source = Source(layout.root, split, pictures, layout.attributes[rows], CELEBA_ATTRIBUTES)
+        super().__init__(source, image_size, crop, data_fraction, cache_dir, num_workers)
+        rows = rows[self.rows]
         self.identities, self.landmarks = (
             None if table is None else torch.from_numpy(table[rows].astype(np.int64))
             for table in (layout.identities, layout.landmarks)
         )
-        self._cache, self._shape = cache, (len(rows), image_size, image_size, 3)
-        self.images = np.memmap(self._cache, np.uint8, "r", shape=self._shape)
-
-    def __len__(self) -> int:
-        return len(self.filenames)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        import torch
-
-        return {
-            "image": torch.from_numpy(np.array(self.images[index])),  # (H, W, 3)
-            "attributes": self.attributes[index],  # (40,)
-        }
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """The pictures and attributes of many indices, in their order: what DataLoader calls."""
-        import torch
-
-        indices = np.asarray(indices, dtype=np.int64)
-        return {
-            "image": torch.from_numpy(self.images[indices]),  # (B, H, W, 3)
-            "attributes": self.attributes[torch.from_numpy(indices)],  # (B, 40)
-        }
-
-    @staticmethod
-    def collate(batch: dict | list[dict]) -> dict[str, torch.Tensor]:
-        """{"image": uint8 (B, H, W, 3), "attributes": float32 (B, 40)}, gathered or item by item."""
-        import torch
-
-        if isinstance(batch, dict):  # __getitems__ has gathered it already
-            return batch
-        return {key: torch.stack([item[key] for item in batch]) for key in batch[0]}
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "images"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)  # a worker maps the file itself instead of receiving the pixels
-        self.images = np.memmap(self._cache, np.uint8, "r", shape=self._shape)
 
 
 def random_flip(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -334,12 +280,10 @@ def first_image(root: str | os.PathLike, split: str = "test") -> Path:
     return Path(layout.pictures[layout.names[_split_rows(layout, split)[0]]].path)
 
 
-def attribute_rows(root: str | os.PathLike, split: str = "test") -> torch.Tensor:
+def celeba_rows(root: str | os.PathLike, split: str = "test") -> np.ndarray:
     """The attribute rows (N, 40) of a split; no picture is read."""
-    import torch
-
     layout = _read_layout(root)
-    return torch.from_numpy(layout.attributes[_split_rows(layout, split)].astype(np.float32))
+    return layout.attributes[_split_rows(layout, split)]
 
 
 def complete_rows(
@@ -353,6 +297,15 @@ def complete_rows(
     ties = torch.rand(agreement.shape, generator=generator)
     chosen = (agreement + 0.5 * ties).argmax(1)  # whole numbers: ties decide only among equals
     return torch.where(requests == 0, rows[chosen], requests)
+
+
+def deny_other_classes(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (B, A) of classes that exclude each other: one that names a class (> 0) denies what it leaves
+    unspecified, as every row of such a training set does."""
+    import torch
+
+    names_one = (rows > 0).any(1, keepdim=True)
+    return torch.where((rows == 0) & names_one, -1.0, rows)
 
 
 def download_celeba(root: str | os.PathLike) -> Path:

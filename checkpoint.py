@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -57,10 +58,32 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint by ``replace_file``."""
-    path = Path(path)
+    """Write a checkpoint by ``replace_file``; as .safetensors, one of inference weights."""
+    path, state = Path(path), {"format": FORMAT, **state}
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    if path.suffix == ".safetensors":
+        replace_file(path, lambda file: file.write(_to_safetensors(state)))
+    else:
+        replace_file(path, lambda file: torch.save(state, file))
+
+
+def _to_safetensors(state: dict[str, Any]) -> bytes:
+    """The one state dict in here under its weights' names; the rest as JSON in the metadata."""
+    from safetensors.torch import save
+
+    (part,) = {"model", "guide"} & state.keys()
+    facts = {key: value for key, value in state.items() if key != part}
+    weights = {name: weight.contiguous().clone() for name, weight in state[part].items()}
+    return save(weights, {"part": part, "facts": json.dumps(facts)})
+
+
+def _from_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+    return {**json.loads(metadata["facts"]), metadata["part"]: weights}
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -74,7 +97,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train one with train.py, or check the path")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state = _from_safetensors(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file leads it to
         reason = str(error).split("\n")[0][:100]
         raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
@@ -84,13 +110,21 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state dict strictly.
+def _is_whole(weight: object) -> bool:
+    """Whether this is a tensor with memory behind every element, which an expanded one has not."""
+    if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.device.type != "cpu":
+        return False
+    return weight.untyped_storage().nbytes() >= weight.nelement() * weight.element_size()
+
+
+def check_shapes(own: dict[str, Tensor], weights: dict[str, Tensor], path: str | Path) -> None:
+    """Compare two state dicts' names and shapes.
 
     Raises:
         ValueError: naming the first weight that does not fit, with both shapes.
     """
-    own = model.state_dict()
+    if not isinstance(weights, dict) or not all(map(_is_whole, weights.values())):
+        raise ValueError(f"{path} holds no weights where they should be")
     for name in own.keys() | weights.keys():
         ours = tuple(own[name].shape) if name in own else "absent"
         theirs = tuple(weights[name].shape) if name in weights else "absent"
@@ -98,6 +132,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
             raise ValueError(
                 f"{path} holds another architecture: {name} is {theirs} there and {ours} in this model"
             )
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        ValueError: naming the first weight that does not fit, with both shapes.
+    """
+    check_shapes(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
 
@@ -124,11 +167,16 @@ def save_first_stage(
 def _load(kind: type, key: str, path: str | Path, device: str | torch.device):
     state = load_checkpoint(path)
     try:
-        model = kind(ModelConfig(**state["config"]))
+        config = ModelConfig(**state["config"])
         weights = state["ema"] if "ema" in state else state[key]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no {key}, or one of another version: {error}") from None
-    load_weights(model, weights, path)
+        with torch.device("meta"):  # which takes no memory, whatever a stranger's file asks for
+            expected = kind(config).state_dict()
+    except Exception as error:  # a crafted configuration finds whatever a constructor does not expect
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} holds no {key}, or one of another version: {reason}") from None
+    check_shapes(expected, weights, path)
+    model = kind(config)
+    model.load_state_dict(weights)
     return model.to(device, memory_format=torch.channels_last).eval()
 
 

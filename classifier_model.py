@@ -114,7 +114,9 @@ class GuidanceClassifier(nn.Module):
     @torch.no_grad()
     def set_prior(self, attributes: Tensor) -> None:
         """Take the prior from the rows (N, A) of a training set."""
-        share = ((attributes + 1) / 2).mean(0).clamp(1 / len(attributes), 1 - 1 / len(attributes))
+        specified = (attributes != 0).sum(0).clamp(min=1)
+        share = (attributes > 0).sum(0) / specified
+        share = share.clamp(1 / len(attributes), 1 - 1 / len(attributes))
         self.prior.copy_(torch.logit(share))
         self.network.bias.copy_(self.prior)
 

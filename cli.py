@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 
 from model_config import (
     CLASSIFIER_ON,
@@ -52,7 +52,7 @@ def config_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
             values = yaml.safe_load(file) or {}
     except OSError as error:
         raise ValueError(f"no configuration at {path} ({error.strerror}): check --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # the reader's constructors raise anything
         raise ValueError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map flag names to values, and holds a {type(values).__name__}")
@@ -147,17 +147,31 @@ def autocast(name: str, device: str):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; a wrong value or a file that cannot be used (ValueError, OSError) becomes one line
-    on stderr and exit code 2, Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
+    """Call ``main``; a wrong value, a file that cannot be used (ValueError, OSError) or a full GPU
+    becomes one line on stderr and exit code 2, Ctrl-C exit code 130. Anything else is a bug and keeps
+    its traceback."""
     try:
         main()
-    except (ValueError, OSError) as error:
-        prog = sys.argv[0].rsplit("/", 1)[-1]
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        text = str(error)
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported yet
+            text = f"{text.split('.')[0]}: lower --batch_size, or train with --gradient_checkpointing, "
+            text += "--mixed_precision bf16 and --grad_accum for what the batch lacks"
+        elif not isinstance(error, ValueError | OSError):
+            raise
+        prog = sys.argv[0].rsplit("/", 1)[-1]
+        print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """--device and --mixed_precision, for ``choose_device`` and ``choose_precision``."""
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    precisions = ("auto", "no", "bf16", "fp16")
+    parser.add_argument("--mixed_precision", default="auto", choices=precisions)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -197,6 +211,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model("--patch_size", type=positive_int, help="pixel-unshuffle before the UNet")
     maps = "learn where each attribute shows"
     model("--attribute_maps", action=argparse.BooleanOptionalAction, help=maps)
+    model("--shared_film", action="store_true", help="one time projection for all blocks of a width")
     model("--dropout", type=fraction, help="inside the residual blocks")
     model("--latent_dim", type=positive_int, help="size of the semantic latent")
     model("--schedule", choices=SCHEDULES, help="noise schedule")
@@ -224,5 +239,6 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     first("--adversarial_weight", type=non_negative, help="of the discriminator's gradient; 0: none")
     first("--adversarial_start", type=fraction, help="share of the run before that sets in")
     configurations = (AutoencoderConfig, AutoencoderLossConfig, ModelConfig, LossConfig)
+    flags = {action.dest for action in parser._actions}
     own = [each for configuration in configurations for each in fields(configuration)]
-    parser.set_defaults(**{f.name: f.default for f in own if f.default is not MISSING})
+    parser.set_defaults(**{f.name: f.default for f in own if f.name in flags})

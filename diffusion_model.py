@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder_model import AttributeVAE, build_first_stage
+from celeba_dataset import create_attribute_vector, deny_other_classes
 from classifier_model import GuidanceClassifier
 from editing import Editing, with_bar
 from guidance import (
@@ -85,6 +86,7 @@ class ConditionalDiffusion(Editing, nn.Module):
             num_heads=config.num_heads,
             patch_size=config.patch_size,
             attribute_maps=config.attribute_maps,
+            shared_film=config.shared_film,
             dropout=config.dropout,
         )
 
@@ -167,6 +169,13 @@ class ConditionalDiffusion(Editing, nn.Module):
         both = self.denoiser(torch.cat([base, attributes]), latents)
         return classifier_free(both, self.schedule, cfg_scale, rescale)
 
+    def request_row(self, request: dict[str, float]) -> Tensor:
+        """The attribute row (1, A) of a request such as {"Smiling": 1, "Male": 0}: see
+        ``create_attribute_vector``; a class that is named denies the others."""
+        names = {name: i for i, name in enumerate(self.config.attribute_names)}
+        row = create_attribute_vector(names, **request).unsqueeze(0)
+        return deny_other_classes(row) if self.config.one_hot else row
+
     def _rows(self, attributes: Tensor | None, batch_size: int) -> Tensor:
         """Attribute rows on the model's device; None means nothing specified, one row serves all."""
         num_attributes = len(self.config.attribute_names)
@@ -210,7 +219,8 @@ class ConditionalDiffusion(Editing, nn.Module):
     ) -> Steps:
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
         rows, schedule, clip = self._rows(attributes, len(x_T)), self.schedule, self.first_stage.clip_x0
-        cfg_scale = 1.0 if attributes is None else sampling.cfg_scale  # nothing to amplify
+        amplified = attributes is not None and self.config.guidable
+        cfg_scale = sampling.cfg_scale if amplified else 1.0
         denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
         scale = sampling.classifier_scale
         denoise = self.classified(denoise, rows, classifier, scale, sampling.classifier_on)

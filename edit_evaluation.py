@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import islice, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import processes
 from autoencoder_loss import perceptual_distance
-from evaluation import EvaluationClassifier, frechet_distance, in_batches, read
+from celeba_dataset import deny_other_classes
+from evaluation import frechet_distance
+from evaluation_classifier import EvaluationClassifier, in_batches, read
 from model_config import EditConfig, configure
 from reports import edits_table, plot_strengths
 from samplers import sample_generators
@@ -51,8 +55,9 @@ class Task:
 class Judge:
     """What an evaluation classifier says of edits; ``features`` (N, D), those of held-out faces."""
 
-    def __init__(self, classifier: EvaluationClassifier, features: Tensor):
+    def __init__(self, classifier: EvaluationClassifier, features: Tensor, one_hot: bool = False):
         self.classifier, self.device = classifier, classifier.head.weight.device
+        self.one_hot = one_hot
         self.mean = F.relu(features).mean(0)
 
     def cosine(self, a: Tensor, b: Tensor, task: Task) -> Tensor:
@@ -79,6 +84,8 @@ class Judge:
         (before, was), (after, now) = (read(self.classifier, x) for x in (source, edited))
         changed = (now > 0) != (was > 0)
         changed[:, task.column] = False
+        if self.one_hot:  # the class that was there must go
+            changed[was.argmax(1, keepdim=True) == torch.arange(was.shape[1])] = False
         return {
             "flip_rate": self.flips(now, task),
             "attributes_changed": changed.sum(1).float(),
@@ -105,7 +112,7 @@ class Judge:
 
 
 class EditEvaluation:
-    """Every method of editing, on the same held-out faces: ``work`` is evaluate.py's ``Evaluation``,
+    """Every method of editing, on the same held-out faces: ``work`` is an ``Evaluation``,
     with its model, judge, guide and data; faces are taken from the reference split."""
 
     def __init__(self, work):
@@ -115,8 +122,9 @@ class EditEvaluation:
         if unknown:
             raise ValueError(f"no attribute {unknown[0]} in {self.args.data_root}: name some of {names}")
         wanted = self.args.edit_attributes or names
-        self.tasks = [Task(name, names.index(name), way) for name in wanted for way in (1, -1)]
-        self.judge = Judge(work.classifier, work.reference["classifier"])
+        ways = (1,) if self.model.config.one_hot else (1, -1)  # of classes, one is always there
+        self.tasks = [Task(name, names.index(name), way) for name in wanted for way in ways]
+        self.judge = Judge(work.classifier, work.reference["classifier"], self.model.config.one_hot)
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
@@ -158,20 +166,19 @@ class EditEvaluation:
         """The images after the edit at each of the strengths."""
         target = torch.zeros(1, len(self.held_out.attribute_names))
         target[0, task.column] = task.direction
-        parts, done = [], 0
-        for batch in in_batches(images, self.args.batch_size):
-            generators = sample_generators(self.args.seed, range(done, done + len(batch)))
-            done += len(batch)
+        if self.model.config.one_hot:
+            target = deny_other_classes(target)
+        size = self.args.batch_size
+
+        def strip(first: int) -> list[Tensor]:
+            batch = images[first : first + size]
+            generators = sample_generators(self.args.seed, range(first, first + len(batch)))
+            how = {"classifier": self.guide, "generator": generators}
             with self.work.autocast:
-                strip = self.model.edit_strip(
-                    batch,
-                    target,
-                    self.args.strengths,
-                    editing,
-                    classifier=self.guide,
-                    generator=generators,
-                )
-                parts.append([edited.cpu() for edited in strip])
+                edits = self.model.edit_strip(batch, target, self.args.strengths, editing, **how)
+                return [edited.cpu() for edited in edits]
+
+        parts = processes.in_parallel(strip, range(0, len(images), size))
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     # ---------------------------------------------------------------- figures
@@ -186,6 +193,8 @@ class EditEvaluation:
             differ = (source.float() - truth.float()).abs().mean((0, 3))
         else:
             column = self.held_out.attributes[:, task.column].numpy()
+            if abs(column.mean()) == 1:  # all alike: nothing to compare
+                return torch.ones(self.held_out.images.shape[1:3], dtype=torch.bool)
             means = [self.held_out.images[column == sign].mean(0) for sign in (1, -1)]
             differ = torch.from_numpy(np.abs(means[0] - means[1]).mean(2))
         return differ <= differ.flatten().quantile(1 - MASK_SHARE)
@@ -232,12 +241,14 @@ class EditEvaluation:
         """The model's reconstruction of true counterfactuals, from their own noise and latent."""
         steps = self.args.num_inference_steps[0]
         plain = EditConfig("ddim", steps, localise=0, keep_detail=False)
-        nothing, parts = torch.zeros(1, len(self.held_out.attribute_names)), []
-        for batch in in_batches(self.sources(task)[1], self.args.batch_size):
+        nothing = torch.zeros(1, len(self.held_out.attribute_names))
+
+        def back(batch: Tensor) -> Tensor:
             with self.work.autocast:
                 strip = self.model.edit_strip(batch, nothing, [0.0], plain, classifier=self.guide)
-                parts += [part.cpu() for part in strip]
-        return torch.cat(parts)
+                return next(strip).cpu()
+
+        return torch.cat(in_batches(back, self.sources(task)[1], self.args.batch_size))
 
     def bounds(self, task: Task) -> dict | None:
         """The figures of no edit at all."""
@@ -269,18 +280,16 @@ class EditEvaluation:
         number = min(pairs, len(self.held_out) // 2)
         images = torch.from_numpy(self.held_out.images[: 2 * number].copy())
         steps = self.args.num_inference_steps[0]
-        unevenness, ends = [], []
-        for pair in images.split(2):
+
+        def evenness(pair: Tensor) -> tuple[float, float]:
             with self.work.autocast:
                 rows = self.model.predict_attributes(pair, self.guide)
                 way = self.model.interpolate_between_images(pair, frames, steps, rows).cpu()
             distance = self.judge.perceptual(way[:-1], way[1:])
-            unevenness.append(distance.max() / distance.mean())
-            ends.append(psnr(way[[0, -1]], pair).min())
-        return {
-            "largest_step_over_mean": float(torch.stack(unevenness).mean()),
-            "worst_end_psnr": float(torch.stack(ends).min()),
-        }
+            return float(distance.max() / distance.mean()), float(psnr(way[[0, -1]], pair).min())
+
+        unevenness, ends = zip(*processes.in_parallel(evenness, images.split(2)), strict=True)
+        return {"largest_step_over_mean": sum(unevenness) / number, "worst_end_psnr": min(ends)}
 
     def protocol(self) -> dict:
         """What the figures depend on."""
@@ -299,8 +308,10 @@ class EditEvaluation:
     def run(self) -> str:
         """Judge every way of editing; edits.json and edits.md grow as it goes. Returns the latter."""
         ways = list(self.variants())
-        report = {"protocol": self.protocol(), "interpolation": self.interpolation()}
-        entries = [{"name": "no edit", "tasks": [*filter(None, map(self.bounds, self.tasks))]}]
+        report: dict[str, Any] = {"protocol": self.protocol(), "interpolation": self.interpolation()}
+        entries: list[dict[str, Any]] = [
+            {"name": "no edit", "tasks": [*filter(None, map(self.bounds, self.tasks))]}
+        ]
         with tqdm(total=len(ways) * len(self.tasks), desc="editing", unit="task") as bar:
             for name, editing in ways:
                 tasks = []

@@ -8,13 +8,13 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from classifier_model import GuidanceClassifier
 from guidance import weighed_with_input
 from model_config import EditConfig
-from noise_schedule import Denoiser
+from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Steps, ddim, ddpm, ddpm_inversion, last, timestep_grid
 
 DEFAULT_EDITING = EditConfig()
@@ -53,6 +53,16 @@ def localised(x0: Tensor, edited: Tensor, threshold: float) -> Tensor:
 
 class Editing:
     """Methods of ``ConditionalDiffusion`` on photographs uint8 (B, S, S, 3)."""
+
+    device: torch.device
+    schedule: NoiseSchedule
+    first_stage: nn.Module
+    autoencoder: nn.Module
+    denoiser: Callable[..., Denoiser]
+    guided_denoiser: Callable[..., Denoiser]
+    classified: Callable[..., Denoiser]
+    check_classifier: Callable[[GuidanceClassifier], list[int]]
+    _rows: Callable[[Tensor | None, int], Tensor]
 
     def _photographs(self, images: Tensor) -> Tensor:
         return self.first_stage.encode(images.to(self.device))
@@ -255,6 +265,6 @@ class Editing:
             return torch.lerp(ends[:1], ends[1:], weight.view(-1, *[1] * (ends.ndim - 1)))
 
         denoise = self.near_clean(self.denoiser(between(rows), between(latent)))
-        frames = back(denoise, slerp(*x_T, weight)) + between(lost)
+        frames = back(denoise, slerp(x_T[0], x_T[1], weight)) + between(lost)
         frames[0], frames[-1] = x0  # the same but for rounding
         return self.first_stage.decode(frames)

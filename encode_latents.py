@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 
 import cli
+import processes
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--data_root", required=True, help="folder in CelebA's layout")
+    add("--data_root", required=True, help="folder of labelled images")
     add(
         "--first_stage",
         default="./checkpoints/first_stage.pth",
@@ -26,8 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--crop", type=int, default=178, choices=(178, 148, 140, 128), help="before resizing")
     add("--batch_size", type=cli.positive_int, default=32)
     add("--cache_dir", default="data/cache")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    cli.add_device_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -43,7 +43,7 @@ def encode_images(stage, autocast, images, batch_size: int, device: str, bar):
         with autocast:
             both = stage.moments(torch.cat([batch, batch.flip(2)]))
         parts.append(torch.stack(both.chunk(2), dim=1).half().cpu().numpy())
-        bar.update(len(batch))
+        bar.update(len(batch) * processes.number())
     return np.concatenate(parts)
 
 
@@ -53,43 +53,48 @@ def encode(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from autoencoder_model import build_first_stage
-    from celeba_dataset import SPLITS, CelebADataset
     from checkpoint import load_first_stage, load_weights, weights_hash
+    from image_dataset import SPLITS
+    from labelled_images import open_dataset
     from latent_dataset import LatentWriter, names_hash
 
     device = cli.choose_device(args.device)
+    processes.join(device)
     kind, config, weights, judge = load_first_stage(args.first_stage)
     stage = build_first_stage(kind, config)
     load_weights(stage.autoencoder, weights, args.first_stage)
     stage.to(device)
     common = {"image_size": args.image_size, "crop": args.crop, "cache_dir": args.cache_dir}
-    sets = {split: CelebADataset(args.data_root, split, **common) for split in SPLITS}
-    writer = LatentWriter(
-        args.out,
-        {
-            "first_stage": {
-                "kind": kind,
-                "config": config,
-                "hash": weights_hash(weights),
-                "judge": judge,
-            },
-            "image_size": args.image_size,
-            "crop": args.crop,
-            "attribute_names": list(sets["train"].attribute_names),
-            "splits": {
-                split: {"count": len(data), "images": names_hash(data.filenames)}
-                for split, data in sets.items()
-            },
+    sets = {split: open_dataset(args.data_root, split, **common) for split in SPLITS}
+    facts = {"kind": kind, "config": config, "hash": weights_hash(weights), "judge": judge}
+    manifest = {
+        "first_stage": facts,
+        "image_size": args.image_size,
+        "crop": args.crop,
+        "attribute_names": list(sets["train"].attribute_names),
+        "flips": sets["train"].flips,
+        "one_hot": sets["train"].one_hot,
+        "splits": {
+            split: {"count": len(data), "images": names_hash(data.filenames)}
+            for split, data in sets.items()
         },
-    )
+    }
+    for turn in range(processes.number()):  # the first makes the folder, the others find it
+        if turn == processes.rank():
+            writer = LatentWriter(args.out, manifest)
+        processes.wait_for_all()
     todo = [(split, *shard) for split in SPLITS for shard in writer.missing(split)]
     total = sum(map(len, sets.values()))
     done = total - sum(len(rows) for _, _, rows in todo)
+    processes.wait_for_all()  # all have seen the same before any goes on
     autocast = cli.autocast(args.mixed_precision, device)
     with tqdm(total=total, initial=done, desc=f"encoding to {args.out}", unit="img") as bar:
-        for split, name, rows in todo:
+        for split, name, rows in todo[processes.rank() :: processes.number()]:
             images = sets[split].images[rows.start : rows.stop]
             writer.write(name, encode_images(stage, autocast, images, args.batch_size, device, bar))
+    processes.wait_for_all()
+    if processes.rank():
+        return
     for split, data in sets.items():
         writer.write(f"{split}_attributes.npy", data.attributes.numpy().astype(np.int8))
     stage.mean, stage.std = (value.to(device) for value in writer.statistics())
@@ -100,3 +105,4 @@ def encode(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     cli.run(lambda: encode(parse_args()))
+    processes.leave()

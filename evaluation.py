@@ -1,4 +1,4 @@
-"""What numbers say about images: distances between sets of features, and the classifier they come from.
+"""What numbers say about images: distances between sets of features; drawing the images.
 
 Features are float tensors (N, D), one row an image.
 """
@@ -6,22 +6,18 @@ Features are float tensors (N, D), one row an image.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from celeba_dataset import random_flip
-from checkpoint import file_hash, load_checkpoint, load_weights
+import processes
 from diffusion_model import ConditionalDiffusion
+from evaluation_classifier import in_batches
 from model_config import SamplingConfig
 from samplers import sample_generators
-
-FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
-
 
 # -------------------------------------------------------------------- distances between feature sets
 
@@ -146,162 +142,6 @@ def nearest(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([c.values for c in closest]), torch.cat([c.indices for c in closest])
 
 
-# -------------------------------------------------------------------- the evaluation classifier
-
-
-class EvaluationClassifier(nn.Module):
-    """A ResNet-18 (He et al. 2015, arXiv:1512.03385) that reads attributes from clean images, through
-    128 features on the way. It judges and never guides: it shares no weights with the models it judges.
-    """
-
-    def __init__(self, num_attributes: int, num_features: int = 128):
-        super().__init__()
-        from torchvision.models import resnet18
-
-        self.backbone = resnet18(num_classes=num_features)
-        # Features of mean 0 and variance 1 over the training images, so that distances have a scale.
-        self.standardise = nn.BatchNorm1d(num_features, affine=False)
-        self.backbone.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)  # for small images
-        self.head = nn.Linear(num_features, num_attributes)
-
-    def input(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> what the network takes: float (B, 3, 64, 64) in [-1, 1]."""
-        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        if x.shape[2:] != (FEATURE_SIDE, FEATURE_SIDE):
-            x = F.interpolate(x, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
-        return x.contiguous(memory_format=torch.channels_last)
-
-    def features(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, D)."""
-        return self.standardise(self.backbone(self.input(images)).float())
-
-    def stages(self) -> list[nn.Module]:
-        """The network as four stages in a row, for ``perceptual_distance``."""
-        net = self.backbone
-        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
-        return [stem, net.layer2, net.layer3, net.layer4]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> logits (B, A), positive where the attribute is seen."""
-        return self.head(F.relu(self.features(images))).float()
-
-
-def in_batches(images, batch_size: int = 250, label: str = "") -> Iterator[Tensor]:
-    """uint8 images (N, H, W, 3), an array or a tensor, batch by batch as tensors."""
-    starts = range(0, len(images), batch_size)
-    for start in tqdm(starts, label, leave=False, unit="batch", disable=not label):
-        batch = images[start : start + batch_size]
-        yield batch if isinstance(batch, Tensor) else torch.from_numpy(batch.copy())  # maps: read-only
-
-
-@torch.no_grad()
-def read(classifier: EvaluationClassifier, images, label: str = "") -> tuple[Tensor, Tensor]:
-    """Features (N, D) and logits (N, A) of uint8 images (N, H, W, 3), on the CPU."""
-    device = classifier.head.weight.device
-    features = [classifier.features(batch.to(device)) for batch in in_batches(images, label=label)]
-    features = torch.cat(features)
-    return features.cpu(), classifier.head(F.relu(features)).cpu()
-
-
-def fit_classifier(
-    model: nn.Module,
-    batch_of: Callable[[Tensor], Tensor],
-    attributes: Tensor,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    generator: torch.Generator,
-    label: str,
-) -> nn.Module:
-    """Train ``model`` with balanced binary cross-entropy: both classes of an attribute weigh the same,
-    so that logit 0 is the threshold of balanced accuracy.
-
-    Args: batch_of: images of these row numbers, augmented, on the model's device; attributes (N, A).
-    """
-    device = next(model.parameters()).device
-    total, batch_size = len(attributes), min(batch_size, len(attributes))
-    steps = epochs * (total // batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.2)
-    targets = (attributes + 1) / 2
-    share = targets.mean(0).clamp(1 / total, 1 - 1 / total)
-    weights = 0.5 * (targets / share + (1 - targets) / (1 - share))
-    bar = tqdm(total=steps, desc=label, unit="step")
-    for _ in range(epochs):
-        order = torch.randperm(total, generator=generator)
-        for rows in order[: total // batch_size * batch_size].split(batch_size):
-            images = batch_of(rows)
-            with torch.autocast(device.type, torch.bfloat16):
-                logits = model(images)
-            loss = F.binary_cross_entropy_with_logits(
-                logits.float(), targets[rows].to(device), weights[rows].to(device)
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    bar.close()
-    return model.eval()
-
-
-def train_classifier(train_set, epochs: int, seed: int = 0, device="cpu") -> EvaluationClassifier:
-    """An evaluation classifier of a dataset's images, flipped and shifted by up to 3 pixels."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = EvaluationClassifier(len(train_set.attribute_names))
-    model.to(device, memory_format=torch.channels_last)
-
-    def batch_of(rows: Tensor) -> Tensor:
-        images = torch.from_numpy(train_set.images[rows.numpy()])
-        shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
-        return random_flip(torch.roll(images, shift, dims=(1, 2)), generator).to(device)
-
-    return fit_classifier(
-        model,
-        batch_of,
-        train_set.attributes,
-        epochs,
-        batch_size=64,
-        lr=2e-3,
-        weight_decay=0.05,
-        generator=generator,
-        label="evaluation classifier",
-    )
-
-
-def load_classifier(
-    path: str | Path, attribute_names: Sequence[str], crop: int, device: str = "cpu"
-) -> tuple[EvaluationClassifier, dict]:
-    """The evaluation classifier in a file, and what reports say of it: its hash and its balanced
-    accuracy on the test split.
-
-    Raises:
-        FileNotFoundError, ValueError: where there is none, or one for other attributes.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no evaluation classifier at {path}: evaluate.py --train_classifier")
-    state = load_checkpoint(path)
-    if "classifier" not in state:
-        raise ValueError(f"{path} holds no evaluation classifier: evaluate.py --train_classifier")
-    if state["attribute_names"] != list(attribute_names):
-        raise ValueError(
-            f"{path} reads {len(state['attribute_names'])} attributes, the checkpoint has other "
-            f"{len(attribute_names)}: train a classifier on the checkpoint's data"
-        )
-    if state["crop"] != crop:
-        raise ValueError(
-            f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
-            f"cropped to {crop}: train a classifier on the checkpoint's data"
-        )
-    model = EvaluationClassifier(len(attribute_names)).to(device, memory_format=torch.channels_last)
-    load_weights(model, state["classifier"], path)
-    accuracy = torch.tensor(state["balanced_accuracy"]).nanmean()
-    return model.eval(), {"hash": file_hash(path), "test_balanced_accuracy": float(accuracy)}
-
-
 def draw(
     model: ConditionalDiffusion,
     rows: Tensor,
@@ -314,17 +154,19 @@ def draw(
 ) -> Tensor:
     """One image for each attribute row (N, A), image i from its own seed: uint8 (N, H, W, 3). Progress
     shows in ``bar``, image by image, or else in a bar of its own for each batch; further ``options`` go
-    to ``sample``."""
-    parts, options = [], options | {"progress": bar is None}
-    for start in range(0, len(rows), batch_size):
+    to ``sample``. Processes share the batches."""
+    options |= {"progress": bar is None}
+
+    def part(start: int) -> Tensor:
         batch = rows[start : start + batch_size]
         generators = sample_generators(seed, range(start, start + len(batch)))
         with autocast:
             images = model.sample(len(batch), None, batch, sampling, generators, **options)
-        parts.append(images.cpu())
         if bar is not None:
-            bar.update(len(batch))
-    return torch.cat(parts)
+            bar.update(len(batch) * processes.number())
+        return images.cpu()
+
+    return torch.cat(processes.in_parallel(part, range(0, len(rows), batch_size)))
 
 
 def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor]:
@@ -347,7 +189,8 @@ def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor
 
     @torch.no_grad()
     def features(images, label: str = "") -> Tensor:
-        batches = in_batches(images, 50, label)
-        return torch.cat([network(b.permute(0, 3, 1, 2).to(device))[0].cpu() for b in batches])
+        return torch.cat(
+            in_batches(lambda x: network(x.permute(0, 3, 1, 2).to(device))[0].cpu(), images, 50, label)
+        )
 
     return features

@@ -134,10 +134,10 @@ def present(attributes: np.ndarray) -> dict[str, bool]:
 
 def attributes_are_possible(attributes: np.ndarray) -> bool:
     """Whether a row (40,) of values in {-1, 0, +1} holds no pair of IMPOSSIBLE (0 is absent)."""
-    present = {name for name, column in attr_dict.items() if attributes[column] > 0}
+    names = {name for name, column in attr_dict.items() if attributes[column] > 0}
 
     def holds(term: str) -> bool:
-        return term[1:] not in present if term.startswith("-") else term in present
+        return term[1:] not in names if term.startswith("-") else term in names
 
     return not any(holds(term) and any(map(holds, others)) for term, others in IMPOSSIBLE)
 

@@ -61,7 +61,8 @@ def decode_image(path: str | os.PathLike, image_size: int, crop: int) -> np.ndar
 def to_square(rgb: Image.Image, image_size: int, crop: int) -> np.ndarray:
     """The picture's crop as uint8 (image_size, image_size, 3), by Pillow's bilinear filter, whose
     support grows with the reduction: antialiased."""
-    square = rgb.crop(crop_box(*rgb.size, crop))
+    width, height = rgb.size
+    square = rgb.crop(crop_box(width, height, crop))
     return np.array(square.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
@@ -117,7 +118,7 @@ def _build_cache(
     from tqdm import tqdm
 
     def decode(chunk: list[os.DirEntry]) -> list[np.ndarray | ValueError | FileNotFoundError]:
-        results = []
+        results: list[np.ndarray | ValueError | FileNotFoundError] = []
         for entry in chunk:
             try:
                 results.append(decode_image(entry.path, image_size, crop))
@@ -143,7 +144,7 @@ def _build_cache(
                     if isinstance(picture, Exception):
                         broken[entry.name] = str(picture)
                     else:
-                        file.write(picture)
+                        file.write(picture.tobytes())
                     bar.update()
                 if len(broken) > limit or len(broken) == len(pictures):
                     raise ValueError(

@@ -4,7 +4,7 @@ the shard at hand, and read as train.py reads pictures.
     folder/manifest.json            what was encoded, by what; mean and std once all is there
     folder/first_stage.pth          the first stage, whole
     folder/<split>_00000.npy ...    float16 (n, 2, 2 C, h, w): moments of images and mirror images
-    folder/<split>_attributes.npy   int8 (N, A), +-1
+    folder/<split>_attributes.npy   int8 (N, A): +1, -1, 0 unspecified
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from checkpoint import load_checkpoint, replace_file, save_atomically
 
-FORMAT = "encoded-faces/1"
+FORMAT = "encoded-images/2"
 SHARD = 512  # images
 
 
@@ -101,11 +101,11 @@ class LatentWriter:
 
 
 class LatentDataset:
-    """One split of an encoded dataset, in the item contract of ``CelebADataset``: an item's ``image`` is
+    """One split of an encoded dataset, in the item contract of ``ImageDataset``: an item's ``image`` is
     float16 (2, 2 C, h, w), the moments of the image and of its mirror image.
 
-    Attributes: attributes float32 (N, A), +-1; attribute_names; image_size and crop of the pictures;
-    first_stage, a dict with its ``kind``, ``config`` and ``hash``.
+    Attributes: attributes float32 (N, A); attribute_names, flips and one_hot of the dataset; image_size
+    and crop of the pictures; first_stage, a dict with its ``kind``, ``config`` and ``hash``.
 
     Raises:
         FileNotFoundError, ValueError: for a folder that is not one, or not whole.
@@ -127,6 +127,7 @@ class LatentDataset:
         self.first_stage, self.attribute_names = manifest["first_stage"], manifest["attribute_names"]
         self._files = [self.folder / name for name in shard_names(manifest, split)]
         self.attributes = torch.from_numpy(np.load(self.folder / f"{split}_attributes.npy")).float()
+        self.flips, self.one_hot = manifest["flips"], manifest["one_hot"]
         self._open()
 
     def _open(self) -> None:

@@ -2,7 +2,8 @@
 
 Writes labelled grids, single images, an interpolation strip and GIF, an edit row, and manifest.json
 with everything needed to make them again. Attribute names and the model's shape come from the
-checkpoint; --data_root only serves to find a photograph where --source_image is not given.
+checkpoint; --data_root serves to find a photograph where --source_image is not given, and rows for
+--complete.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", default="./checkpoints/best_model.pth")
     add("--mode", default="all", choices=MODES)
     add("--output_dir", default="./outputs")
-    add("--data_root", help="folder in CelebA's layout: its first test image is edited by default")
+    add("--data_root", help="folder of labelled images: its first test image is edited by default")
     add("--source_image", help="photograph to edit")
     add("--target_image", help="photograph to interpolate to, from --source_image")
     points = "x y of left eye, right eye, nose, left and right mouth corner of --source_image, in pixels"
@@ -61,8 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_sampling_flags(parser)
     cli.add_edit_flags(parser)
     add("--seed", type=cli.count, default=0)
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    cli.add_device_flags(parser)
     args = parser.parse_args(argv)
     if args.complete and not args.data_root:
         parser.error("--complete takes its rows from --data_root: give the folder")
@@ -92,7 +92,7 @@ def find_source(args: argparse.Namespace) -> Path | None:
     if args.source_image:
         source = Path(args.source_image)
     elif args.data_root:
-        from celeba_dataset import first_image
+        from labelled_images import first_image
 
         source = first_image(args.data_root, "test")
     elif args.mode == "all" and not args.target_image:
@@ -114,7 +114,7 @@ def manipulate(args: argparse.Namespace) -> None:
     requests = [parse_request(items) for items in (args.attributes, args.start, args.end)]
     work = Manipulation(args)
     for request in requests:
-        work.vector(request)  # unknown names are refused before anything is drawn
+        work.model.request_row(request)  # unknown names are refused before anything is drawn
     source = work.photograph(args.source_image, args.landmarks) if args.source_image else None
     target = work.photograph(args.target_image) if args.target_image else None
     with work.autocast:
@@ -122,10 +122,10 @@ def manipulate(args: argparse.Namespace) -> None:
             work.generate()
         if args.mode in ("interpolate", "all"):
             work.interpolate()
-            if target:
+            if source and target:
                 work.interpolate_photographs(source, target)
-        if args.mode == "counterfactual":
-            work.counterfactual(source)
+        if args.mode == "counterfactual" and source and work.classifier:
+            work.counterfactual(source, work.classifier)
         if args.mode in ("edit", "all") and source:
             work.edit(source)
     manifest = {

@@ -6,20 +6,25 @@ import argparse
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import cli
-from celeba_dataset import attribute_rows, complete_rows, create_attribute_vector
+from celeba_dataset import complete_rows
 from checkpoint import load_guide, load_model
+from classifier_model import GuidanceClassifier
 from evaluation import draw
+from labelled_images import attribute_rows, check_names
 from model_config import EditConfig, SamplingConfig, configure
 from photograph import Photograph
 from pictures import heat_map, save_gif, save_grid, save_image
 
+Request = dict[str, float]  # attribute names, and 0 ... 1 as a user says it
+
 # What is shown where no attributes are named, as far as the model knows them.
-SHOWN_REQUESTS = (
+SHOWN_REQUESTS: tuple[Request, ...] = (
     {"Male": 0, "Smiling": 1, "Young": 1, "Blond_Hair": 1},
     {"Male": 1, "Smiling": 0, "Black_Hair": 1, "No_Beard": 1},
     {"Male": 0, "Eyeglasses": 1, "Brown_Hair": 1, "Smiling": 1},
@@ -33,16 +38,16 @@ SHOWN_EDITS = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair", "Bangs", 
 SHOWN_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MARGIN = 1.0  # of log odds, by which a counterfactual passes the classifier's threshold
 TRIED_STRENGTHS = 20
-SHOWN_INTERPOLATION = ({"Male": 1, "Smiling": 0}, {"Male": 0, "Smiling": 1})
+SHOWN_INTERPOLATION: tuple[Request, Request] = ({"Male": 1, "Smiling": 0}, {"Male": 0, "Smiling": 1})
 
 
-def parse_request(items: list[str]) -> dict[str, float]:
+def parse_request(items: list[str]) -> Request:
     """['Smiling=1', 'Male=0'] -> {'Smiling': 1.0, 'Male': 0.0}.
 
     Raises:
         ValueError: for an item that is not NAME=NUMBER, or a name given twice.
     """
-    request: dict[str, float] = {}
+    request: Request = {}
     for item in items:
         name, _, text = item.partition("=")
         try:
@@ -55,7 +60,7 @@ def parse_request(items: list[str]) -> dict[str, float]:
     return request
 
 
-def caption(request: dict[str, float]) -> str:
+def caption(request: Request) -> str:
     """'Smiling, not Male, Young 0.5': what was asked, as written on a picture."""
     words = {1.0: "{}", 0.0: "not {}"}
     parts = [words.get(value, "{} {:g}").format(name, value) for name, value in request.items()]
@@ -89,18 +94,16 @@ class Manipulation:
         config = self.model.config
         return Photograph(path, config.image_size, config.crop, landmarks)
 
-    def vector(self, request: dict[str, float]):
-        """The attribute row (1, A) of a request."""
-        return create_attribute_vector(self.names, **request).unsqueeze(0)
-
-    def rows(self, requests: list[dict[str, float]]):
+    def rows(self, requests: list[Request]):
         """The attribute rows (N, A) of requests to generate, completed if asked for."""
-        rows = torch.cat([self.vector(request) for request in requests])
+        rows = torch.cat([self.model.request_row(request) for request in requests])
         if self.args.complete:
-            rows = complete_rows(rows, attribute_rows(self.args.data_root), self.generator())
+            known, names = attribute_rows(self.args.data_root)
+            check_names(names, tuple(self.names), self.args.data_root)
+            rows = complete_rows(rows, torch.from_numpy(known), self.generator())
         return rows
 
-    def known(self, request: dict[str, float]) -> dict[str, float]:
+    def known(self, request: Request) -> Request:
         """The part of a built-in request that this model has attributes for."""
         return {name: value for name, value in request.items() if name in self.names}
 
@@ -119,9 +122,12 @@ class Manipulation:
 
     def generate(self) -> None:
         """A labelled grid, and every image on its own."""
-        args = self.args
+        args, columns = self.args, 8
         if args.attributes:
             requests = [parse_request(args.attributes)] * args.num_samples
+        elif self.model.config.one_hot:  # a row of the grid for each class
+            columns = args.num_samples
+            requests = [{name: 1.0} for name in self.names for _ in range(columns)]
         else:
             shown = [self.known(request) for request in SHOWN_REQUESTS]
             requests = [shown[i % len(shown)] for i in range(args.num_samples)]
@@ -132,7 +138,8 @@ class Manipulation:
         images = drawn.numpy()
         single = self.save_each(images, "samples")
         title = f"generated, {self.guidance(self.sampling)}, seed {args.seed}"
-        grid = save_grid(self.out / "samples.png", images, [*map(caption, requests)], 8, title=title)
+        labels = [*map(caption, requests)]
+        grid = save_grid(self.out / "samples.png", images, labels, columns, title=title)
         asked = {"attributes": requests, "rows": rows.tolist()}
         self.made["generate"] = {"grid": grid, "images": single, **asked}
 
@@ -143,7 +150,10 @@ class Manipulation:
             start, end = parse_request(args.start), parse_request(args.end)
         else:
             start, end = map(self.known, SHOWN_INTERPOLATION)
-        whole, changed = self.rows([start]), self.vector(end)
+            if not start:
+                first, *others = self.names
+                start, end = {first: 1.0}, ({others[0]: 1.0} if others else {first: 0.0})
+        whole, changed = self.rows([start]), self.model.request_row(end)
         if self.args.complete:  # both ends of one row
             changed = changed.where(changed != 0, whole)
         images = self.model.interpolate_between_attributes(
@@ -155,13 +165,16 @@ class Manipulation:
             progress=True,
             classifier=self.classifier,
         )
+        files = self.save_strip("interpolation", images, f"from {caption(start)} to {caption(end)}")
+        asked = {"from": start, "to": end, "rows": [whole.tolist(), changed.tolist()]}
+        self.made["interpolate"] = files | asked
+
+    def save_strip(self, name: str, images, title: str) -> dict:
+        """A labelled strip and a GIF of frames uint8 (N, H, W, 3)."""
         images = images.cpu().numpy()
         labels = [f"{i / (len(images) - 1):.2f}" for i in range(len(images))]
-        title = f"from {caption(start)} to {caption(end)}"
-        strip = save_grid(self.out / "interpolation.png", images, labels, len(images), title=title)
-        gif = save_gif(self.out / "interpolation.gif", images)
-        asked = {"from": start, "to": end, "rows": [whole.tolist(), changed.tolist()]}
-        self.made["interpolate"] = {"strip": strip, "gif": gif, **asked}
+        strip = save_grid(self.out / f"{name}.png", images, labels, len(images), title=title)
+        return {"strip": strip, "gif": save_gif(self.out / f"{name}.gif", images)}
 
     def interpolate_photographs(self, source: Photograph, target: Photograph) -> None:
         """A strip and a GIF from one photograph to another."""
@@ -170,13 +183,9 @@ class Manipulation:
         images = self.model.interpolate_between_images(
             both, self.args.interpolation_steps, steps, self.reads(both), progress=True
         )
-        images = images.cpu().numpy()
-        labels = [f"{i / (len(images) - 1):.2f}" for i in range(len(images))]
-        title = "from one photograph to another"
-        strip = save_grid(self.out / "photographs.png", images, labels, len(images), title=title)
-        gif = save_gif(self.out / "photographs.gif", images)
-        files = {"from": self.args.source_image, "to": self.args.target_image}
-        self.made["interpolate photographs"] = {"strip": strip, "gif": gif, **files}
+        files = self.save_strip("photographs", images, "from one photograph to another")
+        files |= {"from": self.args.source_image, "to": self.args.target_image}
+        self.made["interpolate photographs"] = files
 
     def reads(self, images):
         """What attributes images have: by the classifier where there is one, else by the VAE."""
@@ -205,9 +214,9 @@ class Manipulation:
             edits = [{name: value} for name, value in request.items()]
             edits += [request] if len(request) > 1 else []
         else:  # turn every shown attribute into what the source is not
-            shown = [name for name in SHOWN_EDITS if name in self.names]
+            shown = [name for name in SHOWN_EDITS if name in self.names] or list(self.names)[:6]
             edits = [{name: float(has[0, self.names[name]] < 0)} for name in shown]
-        targets = torch.cat([self.vector(edit) for edit in edits])
+        targets = torch.cat([self.model.request_row(edit) for edit in edits])
         strengths = sorted({*SHOWN_STRENGTHS, args.manipulation_strength})
         over = [part.cpu().numpy() for part in self.strip(image, targets, strengths, has)]
         edited = over[strengths.index(args.manipulation_strength)]
@@ -224,9 +233,10 @@ class Manipulation:
         if args.attributes and len(edits) == 3:
             made["pairs"] = self.pairs(image, has, targets[:2], edits[:2])
         if args.paste_back:
-            made["whole"] = [self.out / "edits" / f"{i:03d}_whole.png" for i in range(len(edited))]
-            for path, each in zip(made["whole"], edited, strict=True):
+            whole = [self.out / "edits" / f"{i:03d}_whole.png" for i in range(len(edited))]
+            for path, each in zip(whole, edited, strict=True):
                 source.paste(each).save(path)
+            made["whole"] = whole
         self.made["edit"] = made | {"source": args.source_image}
 
     def pairs(self, image, has, targets, edits: list[dict]) -> Path:
@@ -234,8 +244,8 @@ class Manipulation:
         has = has.cpu().clone()
         grid = torch.tensor([(a, b) for a in SHOWN_STRENGTHS for b in SHOWN_STRENGTHS])
         rows = torch.zeros(len(grid), targets.shape[1])
-        for target, strength in zip(targets, grid.T, strict=True):
-            column = int(target.abs().argmax())
+        for edit, target, strength in zip(edits, targets, grid.T, strict=True):
+            column = self.names[next(iter(edit))]
             has[:, column] = -target[column]
             row = torch.lerp(has[:, column], target[column], strength)
             rows[:, column] = row.where(row.abs() > 1e-3, 1e-3)  # 0 would leave it unnamed
@@ -246,12 +256,12 @@ class Manipulation:
         columns = len(SHOWN_STRENGTHS)
         return save_grid(self.out / "edit_pairs.png", images.cpu().numpy(), labels, columns, title=title)
 
-    def counterfactual(self, source: Photograph) -> None:
+    def counterfactual(self, source: Photograph, guide: GuidanceClassifier) -> None:
         """The smallest change of a photograph with which the classifier sees what was asked for: edits
         of growing strength after one inversion, up to the first that passes its threshold by MARGIN."""
-        args, guide, image = self.args, self.classifier, torch.from_numpy(source.square)[None]
+        args, image = self.args, torch.from_numpy(source.square)[None]
         request = parse_request(args.attributes)
-        target = self.vector(request)
+        target = self.model.request_row(request)
         names = list(guide.config.attribute_names)
         for name, value in request.items():
             if name not in names:
@@ -269,7 +279,7 @@ class Manipulation:
         strengths = np.linspace(0, 1, TRIED_STRENGTHS + 1)
         strip = self.strip(image, target, strengths, self.reads(image))
         for strength, edited in zip(strengths, strip, strict=False):
-            facts = {"strength": float(strength), "margin": margin(edited)}
+            facts: dict[str, Any] = {"strength": float(strength), "margin": margin(edited)}
             if facts["margin"] >= MARGIN:
                 break
         edited, flipped = edited.cpu().numpy()[0], facts["margin"] >= MARGIN

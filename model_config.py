@@ -4,6 +4,7 @@ travels in checkpoints. Imports nothing heavy."""
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 SCHEDULES = ("linear", "cosine")
@@ -13,6 +14,7 @@ LOSS_WEIGHTINGS = ("none", "min_snr")
 SAMPLERS = ("ddim", "ddpm", "dpm_solver")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
 CLASSIFIER_ON = ("x_t", "x0")
+FEWEST_SAMPLES = 32  # that anything can be said of
 EDIT_METHODS = ("ddim", "ddpm")
 
 
@@ -22,6 +24,51 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
+LIMITS = {  # of a model's whole numbers: what no file of ours exceeds
+    "image_size": 4096,
+    "channels": 8192,
+    "blocks_per_level": 32,
+    "self_attention_levels": 12,
+    "cross_attention_levels": 12,
+    "num_heads": 256,
+    "patch_size": 64,
+    "latent_dim": 65_536,
+    "num_timesteps": 1_000_000,
+}
+MOST_LEVELS, MOST_ATTRIBUTES = 12, 10_000
+
+
+def check_attribute_names(names: Sequence[str]) -> None:
+    """Raise ValueError unless these can be names: not too many, and fit to be part of a file's name."""
+    if not 1 <= len(names) <= MOST_ATTRIBUTES:
+        raise ValueError(f"attribute_names must be 1 to {MOST_ATTRIBUTES} names, got {len(names)}")
+    for name in names:
+        good = isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()
+        if not good or {*name} & {*"/\\="} or name.startswith("."):
+            raise ValueError(f"{str(name)[:100]!r} cannot name an attribute: no /, \\, = or leading dot")
+
+
+def check_whole_numbers(config) -> None:
+    """Raise ValueError unless every field of LIMITS holds whole numbers up to its limit."""
+    for name, limit in LIMITS.items():
+        value = getattr(config, name)
+        several = value if isinstance(value, tuple) else (value,)
+        least = 0 if name.endswith("levels") or name == "latent_dim" else 1
+        single = isinstance(getattr(type(config), name), int)
+        whole = all(type(each) is int and least <= each <= limit for each in several)
+        if not whole or single == isinstance(value, tuple):
+            kind = "a whole number" if single else "whole numbers"
+            raise ValueError(f"{name} must be {kind} from {least} to {limit}, got {value!r}")
+    numbers = [v for v in dict(config.first_stage_config).values() if isinstance(v, int | list)]
+    flat = [each for value in numbers for each in (value if isinstance(value, list) else [value])]
+    if len(flat) > 100 or any(isinstance(each, int) and abs(each) > 65_536 for each in flat):
+        raise ValueError(f"first_stage_config asks for {max(map(str, flat), key=len)[:20]}: too much")
+    check_attribute_names(config.attribute_names)
+    if not 1 <= len(config.channels) <= MOST_LEVELS:
+        raise ValueError(f"channels must be 1 to {MOST_LEVELS} widths, got {len(config.channels)}")
+
+
+@dataclass(frozen=True)
 class Plain:
     """A dataclass that can travel in a checkpoint."""
 
@@ -35,15 +82,18 @@ class ModelConfig(Plain):
     """Everything needed to build the model again; plain types only, so it travels in checkpoints."""
 
     attribute_names: tuple[str, ...]
+    one_hot: bool = False  # the attributes are classes that exclude each other
+    guidable: bool = True  # trained without condition, too; else cfg_scale is 1
     image_size: int = 64
     crop: int = 178  # how photographs were cropped for training, and are for editing
     channels: tuple[int, ...] = (64, 128, 256, 512)
     blocks_per_level: int = 2
-    self_attention_levels: tuple[int, ...] | None = None  # 0 is the finest; None: the two coarsest
-    cross_attention_levels: tuple[int, ...] | None = None  # None: all but the finest
+    self_attention_levels: tuple[int, ...] = None  # type: ignore[assignment]  # 0 is the finest; None: the two coarsest
+    cross_attention_levels: tuple[int, ...] = None  # type: ignore[assignment]  # None: all but the finest
     num_heads: int = 4
     patch_size: int = 1
     attribute_maps: bool = True  # learn where each attribute shows; pays where faces are aligned
+    shared_film: bool = False
     dropout: float = 0.0
     latent_dim: int = 512
     schedule: str = "cosine"
@@ -64,6 +114,7 @@ class ModelConfig(Plain):
             value = getattr(self, each.name)
             if isinstance(value, (list, range)):
                 object.__setattr__(self, each.name, tuple(value))
+        check_whole_numbers(self)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("prediction", self.prediction, PREDICTIONS)
         check_choice("first_stage", self.first_stage, FIRST_STAGES)
@@ -96,7 +147,7 @@ class AutoencoderConfig(Plain):
     """What rebuilds a first stage of our own, and what it was trained on."""
 
     attribute_names: tuple[str, ...]
-    image_size: int = 128
+    image_size: int = 64
     crop: int = 178
     judge: str = ""  # of likeness: the perceptual network
     vae_channels: tuple[int, ...] = (64, 128)  # halves the side once for each
@@ -131,7 +182,7 @@ class SamplingConfig:
 
     sampler: str = "dpm_solver"
     num_inference_steps: int = 20  # network evaluations
-    spacing: str | None = None  # of the timesteps; None: what suits the sampler
+    spacing: str = ""  # of the timesteps; empty or None: what suits the sampler
     eta: float = 0.0  # 0 deterministic, 1 as noisy as DDPM
     cfg_scale: float = 2.0  # 0 unconditional, 1 no guidance
     classifier_scale: float = 0.0  # where a classifier guides
@@ -143,7 +194,7 @@ class SamplingConfig:
     def __post_init__(self):
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         check_choice("sampler", self.sampler, SAMPLERS)
-        if self.spacing is None:
+        if not self.spacing:
             object.__setattr__(
                 self, "spacing", "log_snr" if self.sampler == "dpm_solver" else "trailing"
             )

@@ -1,13 +1,24 @@
-"""What is looked at while a run trains: validation losses, training curves, pictures."""
+"""What is looked at while a run trains: validation losses, training curves, pictures; and what tells
+one run from another."""
 
 from __future__ import annotations
 
+import json
+import platform
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
 
 import torch
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from checkpoint import replace_file
 from evaluation import balanced_accuracy
+from model_config import LossConfig
 from training import TrainingRun, seed_everything
 
 
@@ -19,7 +30,7 @@ def validate(run: TrainingRun) -> dict[str, float]:
     total = min(run.args.val_images, len(run.val_set))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     timesteps = None
-    if run.args.stage != "autoencoder":
+    if isinstance(config, LossConfig):
         config = replace(config, cfg_dropout=0.0, attr_dropout=0.0)
         timesteps = torch.linspace(0, model.schedule.num_timesteps - 1, total).long()[order]
     batch_size, sums = run.args.batch_size, {}
@@ -28,7 +39,7 @@ def validate(run: TrainingRun) -> dict[str, float]:
     for start in range(first, max(total, first + 1), stride):  # once at least: all must take part
         shown = range(start, min(start + batch_size, total))
         indices = list(shown) or [0]
-        images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
+        images, attributes = run.validation_images(indices)
         seed_everything(0, start)
         with accelerator.autocast():
             t = None if timesteps is None else timesteps[indices].to(images.device)
@@ -51,7 +62,7 @@ def accuracy_by_timestep(run: TrainingRun) -> dict[str, float]:
         logits, rows = [], []
         for start in range(0, total, 64):
             indices = list(range(start, min(start + 64, total)))
-            images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
+            images, attributes = run.validation_images(indices)
             seed_everything(0, q, start)
             x0 = model.first_stage.encode(images)
             t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
@@ -78,14 +89,71 @@ def summary(losses: dict[str, float], final: bool = False) -> str:
     return text
 
 
+def git_revision() -> str:
+    """The commit of the program's folder, with + where files differ from it; empty without git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return revision.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def environment(run: TrainingRun) -> dict:
+    """What a run's numbers may depend on besides its flags."""
+    accelerator, device = run.accelerator, run.accelerator.device
+    return {
+        "command": sys.argv,
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "accelerate", "numpy")},
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "precision": str(accelerator.mixed_precision),
+        "images_per_step": run.images_per_step,
+    }
+
+
+def run_directory(run: TrainingRun, log_dir: Path) -> Path:
+    """The run's own folder in ``log_dir``: a new number with config.yaml (as --config takes it) and
+    environment.json; or, of a resumed run, the old one, its metrics.jsonl cut at the checkpoint."""
+    folder = log_dir / run.log
+    if run.log and folder.is_dir():
+        metrics = folder / "metrics.jsonl"
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step]
+        replace_file(metrics, lambda file: file.write("".join(kept).encode()))
+        return folder
+    log_dir.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = log_dir / f"{number:04d}"
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue
+    run.log = folder.name
+    flags = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(run.args).items()}
+    flags = {k: v for k, v in flags.items() if k not in ("config", "resume", "dry_run")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
+    (folder / "environment.json").write_text(json.dumps(environment(run), indent=1) + "\n")
+    return folder
+
+
 class Logger:
-    """TensorBoard: averages of the metrics between two writes, and pictures. Silent off rank 0."""
+    """TensorBoard and metrics.jsonl: averages of the metrics between two writes, and pictures. Silent
+    off rank 0."""
 
     def __init__(self, run: TrainingRun, log_dir: str):
-        self.run = run
-        main = run.accelerator.is_main_process
-        # What a run that broke off wrote after its last checkpoint is replaced, other runs are kept.
-        self.writer = SummaryWriter(log_dir, purge_step=run.step or None) if main else None
+        self.run, self.writer = run, None
+        if run.accelerator.is_main_process:
+            self.folder = run_directory(run, Path(log_dir))
+            # What a run that broke off wrote after its last checkpoint is replaced.
+            self.writer = SummaryWriter(str(self.folder), purge_step=run.step or None)
         self.steps: list[dict] = []
         self.seconds = 0.0
 
@@ -129,6 +197,9 @@ class Logger:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, self.run.step)
             self.writer.flush()
+            line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **values}
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def pictures(self, num_images: int = 8) -> None:
         """EMA samples from fixed noise under the validation split's attributes, and the VAE's
@@ -137,7 +208,7 @@ class Logger:
             return
         run, model = self.run, self.run.ema.model
         indices = list(range(min(num_images, len(run.val_set))))
-        images, attributes = run.to_device(run.val_set.collate(run.val_set.__getitems__(indices)))
+        images, attributes = run.validation_images(indices)
         with run.accelerator.autocast():
             if run.args.stage == "diffusion":
                 generator = torch.Generator().manual_seed(0)

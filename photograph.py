@@ -57,7 +57,8 @@ class Photograph:
         check_geometry(image_size, crop)
         self.picture, self.image_size = open_picture(path), image_size
         if landmarks is None:
-            left, top, right, _ = crop_box(*self.picture.size, crop)
+            width, height = self.picture.size
+            left, top, right, _ = crop_box(width, height, crop)
             self.matrix = np.array([[1, 0, left], [0, 1, top]], float)
             self.matrix[:, :2] *= (right - left) / image_size
             self.square = to_square(self.picture, image_size, crop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -160,7 +160,7 @@ def _figure(
 
 def save_curves(
     path: str | Path,
-    curves: dict[str, Sequence[tuple[float, ...]]],
+    curves: Mapping[str, Sequence[tuple[float, ...]]],
     x_label: str,
     y_labels: Sequence[str],
     title: str = "",
@@ -212,7 +212,7 @@ def save_matrix(path: str | Path, matrix: np.ndarray, names: Sequence[str], titl
 
 def save_scatter(
     path: str | Path,
-    points: dict[tuple[str, str, str], np.ndarray],
+    points: Mapping[tuple[str, ...], np.ndarray],
     has: np.ndarray,
     name: str,
     title: str,
@@ -288,16 +288,17 @@ def save_unet_drawing(path: str | Path, unet, side: int, source: str) -> list[Pa
         figure = Figure(figsize=(0.9 * len(boxes), 1.4 * (bottom + 1) + 1.2))
         axes = figure.subplots()
         for (x, y), (_, text, kind) in zip(corners, boxes, strict=True):
-            style = {"fc": COLOURS[kind], "ec": "#555555"}
-            axes.add_patch(FancyBboxPatch((x, y), width, height, "round,pad=0.02", **style))
+            box = FancyBboxPatch((x, y), width, height, "round,pad=0.02", ec="#555555")
+            box.set_facecolor(COLOURS[kind])
+            axes.add_patch(box)
             axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=6.5)
         for (x, y), (next_x, next_y) in pairwise(corners):
             ends = (next_x, next_y + height / 2), (x + width, y + height / 2)
             axes.annotate("", *ends, arrowprops=arrow)
         for a, b in bonds:
-            ends = [(corners[i][0] + width / 2, corners[i][1] + height) for i in (b, a)]
+            tip, tail = ((corners[i][0] + width / 2, corners[i][1] + height) for i in (b, a))
             curve = {"color": "#9e9ac8", "connectionstyle": "arc3,rad=-0.12"}
-            axes.annotate("", *ends, arrowprops=arrow | curve)
+            axes.annotate("", tip, tail, arrowprops=arrow | curve)
         axes.set_xlim(-0.3, len(boxes) * step)
         axes.set_ylim(-bottom * drop - 0.3, height * 1.8)
         axes.axis("off")

@@ -46,6 +46,11 @@ def evaluation_table(report: dict) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
+    for entry in report["settings"]:
+        if "class_accuracy" in entry["attributes"]:
+            scale = entry["sampling"]["cfg_scale"]
+            accuracy = entry["attributes"]["class_accuracy"]
+            lines += [f"Class asked for and seen at cfg_scale {scale:g}: {accuracy:.4f}", ""]
     for key, name in (("autoencoder", "Semantic latent"), ("first_stage", "First stage")):
         if key in report:
             figures = ", ".join(f"{k} {v:.4g}" for k, v in report[key].items())

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from model_config import SPACINGS, check_choice
 from noise_schedule import Denoiser, NoiseSchedule
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
-Generator = torch.Generator | Sequence[torch.Generator] | None
+Generator: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 # log(alpha / sigma) where sampling starts in Karras et al. 2022, arXiv:2206.00364
 NOISIEST = -math.log(80)
 
@@ -121,7 +122,7 @@ def _transition(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     bar_s = schedule.alpha_bar_at(s, x0_hat)
-    variance = eta**2 * schedule.posterior_variance(t, s) if eta > 0 else 0.0
+    variance = eta**2 * schedule.posterior_variance(t, s) if eta > 0 else torch.zeros(())
     noise = (1 - bar_s - variance).clamp(min=0).sqrt()  # float64: the difference may be tiny
     x_s = bar_s.sqrt().to(x0_hat.dtype) * x0_hat + noise.to(x0_hat.dtype) * eps_hat
     if eta > 0 and s >= 0:
@@ -227,7 +228,7 @@ def dpm_solver(
         yield step, s, x_t, x0_hat
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
+SAMPLERS: dict[str, Callable[..., Steps]] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
 
 
 def last(steps: Steps) -> Tensor:

@@ -22,8 +22,6 @@ import numpy as np
 from celeba_dataset import CELEBA_ATTRIBUTES
 from cli import Parser, count, number, positive_int, run
 from face_attributes import (
-    ATTRIBUTES,
-    IMPOSSIBLE,
     Identity,
     attributes_are_possible,
     present,
@@ -32,21 +30,6 @@ from face_attributes import (
 )
 from face_canvas import pose_of, to_pixels
 from face_renderer import layout, render
-
-__all__ = [
-    "ATTRIBUTES",
-    "IMPOSSIBLE",
-    "Identity",
-    "attributes_are_possible",
-    "counterfactuals",
-    "draw_parameters",
-    "landmarks",
-    "parallel_draw",
-    "render",
-    "sample_attributes",
-    "sample_identity",
-    "write_dataset",
-]
 
 VERSION = 1  # of the drawing: another number, other pictures
 RECIPE = "synthetic_faces.json"  # in a dataset's folder: what was asked for

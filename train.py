@@ -8,13 +8,13 @@ manipulate.py. One process, or several with `accelerate launch train.py ...`.
 from __future__ import annotations
 
 import argparse
-import signal
+import re
 import sys
 import time
 from pathlib import Path
 
 import cli
-from model_config import LossConfig, ModelConfig, configure
+from model_config import ModelConfig, configure
 
 SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch is
 LOG_STEPS = 20  # steps averaged in one point of a training curve
@@ -29,7 +29,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     judge = "./checkpoints/evaluation_classifier.pth"
     add("--classifier", default=judge, help="judges likeness in --stage autoencoder without VGG16")
     data = parser.add_argument_group("data").add_argument
-    data("--data_root", help="folder in CelebA's layout; synthetic faces are drawn where not given")
+    data("--data_root", help="folder of labelled images; synthetic faces are drawn where not given")
+    kinds = ("celeba", "celebahq", "folder", "mnist", "cifar10", "synthetic")
+    data("--dataset", choices=kinds, help="what --data_root holds; None: as its files say")
+    data("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror at random")
     data("--latents", help="folder of encode_latents.py: train in those latents, decoding no image")
     data("--attribute", help="the only one that --stage classifier learns; all where not given")
     data("--download", action="store_true", help="fetch CelebA into --data_root first")
@@ -53,12 +56,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save_dir", default="./checkpoints")
     add("--log_dir", default="./logs")
     add("--save_interval", type=cli.positive_int, default=10, help="epochs between kept checkpoints")
+    add("--keep_last", type=cli.positive_int, help="of those; None: all")
     add("--sample_interval", type=cli.positive_int, default=5, help="epochs between sample grids")
     add("--val_images", type=cli.positive_int, default=1024, help="images of a validation pass")
     add("--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from SAVE_DIR/last.pth")
     add("--seed", type=cli.count, default=0)
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    cli.add_device_flags(parser)
     add("--dry_run", action="store_true", help="two steps, timed: no checkpoint, no log")
     args = parser.parse_args(argv)
     if args.config:
@@ -67,6 +70,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         except ValueError as error:
             parser.error(str(error))
         args = parser.parse_args([*given, *(sys.argv[1:] if argv is None else argv)])
+    refuse(parser, args)
+    return args
+
+
+def refuse(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """What flags say against each other is an error of the parser."""
+    if args.dataset == "synthetic" and args.data_root:
+        parser.error("--dataset synthetic draws its own faces: leave --data_root out")
+    if args.dataset not in (None, "synthetic") and not args.data_root:
+        parser.error(f"--dataset {args.dataset} needs --data_root, the folder that holds it")
+    if args.download and args.dataset not in (None, "celeba"):
+        parser.error(f"--download fetches CelebA, not {args.dataset}: fetch that by hand")
     if args.download and not args.data_root:
         parser.error("--download needs --data_root, the folder to download into")
     if args.latents and (args.data_root or args.stage == "autoencoder" or args.data_fraction < 1):
@@ -78,7 +93,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{flag} is for the UNet: leave it out with --stage {args.stage}")
     if args.attribute and args.stage != "classifier":
         parser.error("--attribute is for --stage classifier: the other stages learn all attributes")
-    return args
 
 
 def make_accelerator(args: argparse.Namespace):
@@ -97,13 +111,13 @@ def make_accelerator(args: argparse.Namespace):
         cpu=device == "cpu",
         mixed_precision=cli.choose_precision(args.mixed_precision, device),
         gradient_accumulation_steps=args.grad_accum,
-        step_scheduler_with_optimizer=False,
     )
 
 
 def load_datasets(args: argparse.Namespace, accelerator):
     """The training and validation datasets; draws the synthetic faces where no folder is given."""
-    from celeba_dataset import CelebADataset, download_celeba
+    from celeba_dataset import download_celeba
+    from labelled_images import open_dataset
 
     if args.latents:
         from latent_dataset import LatentDataset
@@ -122,34 +136,13 @@ def load_datasets(args: argparse.Namespace, accelerator):
         with accelerator.main_process_first():
             write_dataset(root, num_images=6000, image_size=args.image_size, seed=0)
     common = {"image_size": args.image_size, "crop": args.crop, "cache_dir": args.cache_dir}
-    train_set = CelebADataset(root, "train", data_fraction=args.data_fraction, **common)
-    return train_set, CelebADataset(root, "val", **common)
-
-
-class StopRequest:
-    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
-
-    def __init__(self, accelerator):
-        self.accelerator, self.asked = accelerator, False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __bool__(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self.asked
-        if self.asked:  # one process's signal stops all at the same step
-            self.accelerator.set_trigger()
-        self.asked = self.accelerator.check_trigger()
-        return self.asked
+    common["kind"] = None if args.dataset == "synthetic" else args.dataset
+    train_set = open_dataset(root, "train", data_fraction=args.data_fraction, **common)
+    return train_set, open_dataset(root, "val", **common)
 
 
 def dry_run(run) -> None:
-    """One training step and one validation batch, timed; no checkpoint, no log."""
+    """Two training steps, the second timed, and a validation batch; no checkpoint, no log."""
     from monitoring import validate
 
     run.args.val_images = run.args.batch_size
@@ -184,6 +177,18 @@ def last_checkpoint(args: argparse.Namespace) -> Path:
     return Path(args.save_dir) / f"{prefix(args)}last.pth"
 
 
+def saved_checkpoints(args: argparse.Namespace) -> list[Path]:
+    """What a run has saved that can be resumed from, newest first."""
+    return [path for path in (last_checkpoint(args), *epoch_files(args)[::-1]) if path.is_file()]
+
+
+def epoch_files(args: argparse.Namespace, up_to: float = float("inf")) -> list[Path]:
+    """The kept checkpoints of epochs up to this one, oldest first."""
+    found = Path(args.save_dir).glob(f"{prefix(args)}epoch_*.pth")
+    numbered = sorted((int(re.sub(r"\D", "", path.stem) or 0), path) for path in found)
+    return [path for number, path in numbered if number <= up_to]
+
+
 def finish_epoch(run, logger, bar, final: bool = False) -> None:
     """Validate, show samples, and save what is due."""
     from monitoring import summary, validate
@@ -200,6 +205,8 @@ def finish_epoch(run, logger, bar, final: bool = False) -> None:
         bar.write(f"epoch {epoch}, step {run.step}{note}: {summary(losses, final)}")
         if epoch % args.save_interval == 0:
             run.save(folder / f"{prefix(args)}epoch_{epoch:04d}.pth")
+            for old in epoch_files(args, epoch)[: -args.keep_last] if args.keep_last else ():
+                old.unlink()
         run.save(last_checkpoint(args))
 
 
@@ -214,13 +221,14 @@ def check_flags(args: argparse.Namespace, accelerator) -> None:
     last = last_checkpoint(args)
     if args.resume is None and last.exists() and not args.dry_run and accelerator.is_main_process:
         raise ValueError(f"{last} exists: go on from it with --resume, or choose another --save_dir")
-    if args.resume is not None and not Path(args.resume or last).is_file():
-        raise FileNotFoundError(f"no checkpoint at {args.resume or last} to resume from")
+    if args.resume == "" and not saved_checkpoints(args):
+        raise FileNotFoundError(f"no checkpoint at {last} to resume from")
+    if args.resume and not Path(args.resume).is_file():
+        raise FileNotFoundError(f"no checkpoint at {args.resume} to resume from")
     if args.stage != "autoencoder" and not args.latents:  # whose image size is the folder's
         kind = GuidanceClassifier if args.stage == "classifier" else ConditionalDiffusion
         with torch.device("meta"):
             kind(configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES))
-    configure(LossConfig, args)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -235,7 +243,7 @@ def train(args: argparse.Namespace) -> None:
             keep_attribute(data, args.attribute)
     run = TrainingRun(args, accelerator, *datasets)
     if args.resume is not None:
-        run.load(Path(args.resume or last_checkpoint(args)))
+        run.load(*([Path(args.resume)] if args.resume else saved_checkpoints(args)))
     (dry_run if args.dry_run else fit)(run)
     accelerator.wait_for_everyone()
     accelerator.end_training()  # or the processes abort one another at exit
@@ -246,11 +254,15 @@ def fit(run) -> None:
     from tqdm import tqdm
 
     from monitoring import Logger
+    from training import StopRequest
 
     args, accelerator, last = run.args, run.accelerator, last_checkpoint(run.args)
     main = accelerator.is_main_process
     logger, stop, batches = Logger(run, args.log_dir), StopRequest(accelerator), run.batches()
     bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main)
+    parts = f"{args.batch_size} x {args.grad_accum} accumulated x {accelerator.num_processes} processes"
+    if main:
+        bar.write(f"{run.images_per_step} images a step ({parts}), learning rate {args.lr:g}")
     clock, saved = run.clock(), time.perf_counter()
     while run.progress < 1 and not stop:
         started = time.perf_counter()

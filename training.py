@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +20,8 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from autoencoder_loss import AutoencoderTraining, perceptual_stages
-from celeba_dataset import CelebADataset, create_attribute_vector, random_flip
+from autoencoder_loss import AutoencoderTraining
+from celeba_dataset import create_attribute_vector, random_flip
 from checkpoint import (
     EMA,
     load_checkpoint,
@@ -30,6 +32,8 @@ from checkpoint import (
 )
 from classifier_model import GuidanceClassifier
 from diffusion_model import ConditionalDiffusion
+from evaluation_classifier import perceptual_stages
+from image_dataset import ImageDataset
 from latent_dataset import LatentDataset
 from model_config import AutoencoderConfig, AutoencoderLossConfig, LossConfig, ModelConfig, configure
 
@@ -71,7 +75,7 @@ def learning_rate(args: argparse.Namespace, step: int, progress: float) -> float
     return args.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def keep_attribute(data: CelebADataset | LatentDataset, name: str) -> None:
+def keep_attribute(data: ImageDataset | LatentDataset, name: str) -> None:
     """Leave a dataset one attribute.
 
     Raises:
@@ -80,6 +84,7 @@ def keep_attribute(data: CelebADataset | LatentDataset, name: str) -> None:
     names = {each: i for i, each in enumerate(data.attribute_names)}
     column = create_attribute_vector(names, **{name: 1}).argmax()  # unknown names are refused there
     data.attributes, data.attribute_names = data.attributes[:, [int(column)]], [name]
+    data.one_hot = False
 
 
 def build(args: argparse.Namespace, train_set) -> tuple[nn.Module, LossConfig | AutoencoderLossConfig]:
@@ -91,16 +96,18 @@ def build(args: argparse.Namespace, train_set) -> tuple[nn.Module, LossConfig | 
         print(f"likeness is judged by {judge}")
         config = configure(AutoencoderConfig, args, attribute_names=names, judge=judge)
         return AutoencoderTraining(config, stages), configure(AutoencoderLossConfig, args)
-    stage = {"kind": "pixels", "config": {}}
+    stage = {"kind": "pixels", "config": {}, "judge": ""}
     if args.latents:
         stage = train_set.first_stage
     config = configure(
         ModelConfig,
         args,
         attribute_names=names,
+        one_hot=train_set.one_hot,
+        guidable=args.cfg_dropout > 0,
         first_stage=stage["kind"],
         first_stage_config=stage["config"],
-        first_stage_judge=stage.get("judge", ""),
+        first_stage_judge=stage["judge"],
     )
     if args.stage == "classifier":
         model = GuidanceClassifier(config)
@@ -112,6 +119,28 @@ def build(args: argparse.Namespace, train_set) -> tuple[nn.Module, LossConfig | 
     return model, configure(LossConfig, args)
 
 
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+
+    def __init__(self, accelerator):
+        self.accelerator, self.asked = accelerator, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __bool__(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.asked
+        if self.asked:  # one process's signal stops all at the same step
+            self.accelerator.set_trigger()
+        self.asked = self.accelerator.check_trigger()
+        return self.asked
+
+
 class TrainingRun:
     """Everything a run needs and its checkpoint keeps: model, EMA, optimiser, counters."""
 
@@ -119,8 +148,8 @@ class TrainingRun:
         self,
         args: argparse.Namespace,
         accelerator: Accelerator,
-        train_set: CelebADataset | LatentDataset,
-        val_set: CelebADataset | LatentDataset,
+        train_set: ImageDataset | LatentDataset,
+        val_set: ImageDataset | LatentDataset,
     ):
         self.args, self.accelerator, self.train_set, self.val_set = args, accelerator, train_set, val_set
         seed_everything(args.seed)
@@ -136,6 +165,7 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw_model = accelerator.unwrap_model(self.model)
         self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
+        self.log = ""  # the run's folder in --log_dir
         self.images_per_step = args.batch_size * args.grad_accum * accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(train_set) / self.images_per_step)
         self.total_steps = args.epochs * self.steps_per_epoch
@@ -185,9 +215,13 @@ class TrainingRun:
         images, attributes = (
             batch[key].to(device, non_blocking=True) for key in ("image", "attributes")
         )
-        if flip:
+        if flip and self.args.flip and self.train_set.flips:
             return random_flip(images), attributes
         return images[:, 0] if images.ndim == 5 else images, attributes  # encoded: its mirror image, too
+
+    def validation_images(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Images, or moments, and attributes of the validation split."""
+        return self.to_device(self.val_set.__getitems__(indices))
 
     def update(self, batches: Iterator[dict[str, Tensor]]) -> dict:
         """One optimiser step over grad_accum batches: the loss terms of the last batch, its diffusion
@@ -203,7 +237,8 @@ class TrainingRun:
             group["lr"] = rate
         for micro in range(args.grad_accum):
             batch = next(batches)
-            seed_everything(args.seed, self.step, micro, accelerator.process_index)
+            part = micro * accelerator.num_processes + accelerator.process_index  # of the global batch
+            seed_everything(args.seed, self.step, part)
             images, attributes = self.to_device(batch, flip=True)
             with accelerator.accumulate(self.model):
                 terms, per_sample, t = self.model(images, attributes, self.loss_config)
@@ -228,20 +263,24 @@ class TrainingRun:
     # ---------------------------------------------------------------- checkpoints
 
     def recipe(self) -> dict:
-        """What decides the numbers a run produces; a resumed run must agree on all of it."""
-        names = ("batch_size", "grad_accum", "lr", "warmup_steps", "weight_decay", "grad_clip")
+        """What decides the numbers a run produces; a resumed run must agree on all of it. N processes do
+        what one does with N times the accumulation: its parts and their seeds are the same."""
+        names = ("batch_size", "lr", "warmup_steps", "weight_decay", "grad_clip")
         names = (*names, "ema_decay", "val_images", "seed")
         recipe = {name: getattr(self.args, name) for name in names}
+        recipe["flip"] = self.args.flip and self.train_set.flips
         recipe |= vars(self.loss_config) | self.raw_model.config.to_dict()
-        if self.args.latents:
+        if isinstance(self.train_set, LatentDataset):
             recipe["first_stage"] = self.train_set.first_stage["hash"]
-        return recipe | {"images": len(self.train_set), "processes": self.accelerator.num_processes}
+        recipe["batches_per_step"] = self.args.grad_accum * self.accelerator.num_processes
+        return recipe | {"images": len(self.train_set)}
 
     def save(self, path: Path) -> None:
         """Write all state, so that loading it continues exactly."""
         state = {
             "config": self.raw_model.config.to_dict(),
             "recipe": self.recipe(),
+            "stage": self.args.stage,
             "model": self.raw_model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -249,22 +288,32 @@ class TrainingRun:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "log": self.log,
         }
         save_atomically(state, path)
 
-    def load(self, path: Path) -> None:
-        """Continue from ``save``.
+    def load(self, *paths: Path) -> None:
+        """Continue from ``save``: from the first of these files that is whole; what is passed over is
+        named on stderr.
 
         Raises:
             FileNotFoundError, ValueError: no whole checkpoint, or one of another recipe.
         """
-        state = load_checkpoint(path)
+        for path in paths:
+            try:
+                state = load_checkpoint(path)
+                break
+            except ValueError as damaged:
+                if path == paths[-1]:
+                    raise
+                print(f"{damaged}: going back to the one before", file=sys.stderr)
         if "recipe" not in state:
             raise ValueError(f"{path} holds inference weights only: --resume needs a last.pth")
         for key, value in self.recipe().items():
-            if state["recipe"].get(key) != value:
+            trained = state["recipe"].get(key, "something else")
+            if trained != value:
                 raise ValueError(
-                    f"{path} was trained with {key} = {state['recipe'].get(key)}, this run has {value}: "
+                    f"{path} was trained with {key} = {trained}, this run has {value}: "
                     f"resume with the same flags, or start afresh in another --save_dir"
                 )
         load_weights(self.raw_model, state["model"], path)
@@ -273,6 +322,8 @@ class TrainingRun:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        log = state.get("log")
+        self.log = log if isinstance(log, str) and log.isdecimal() else ""
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
         """Write the EMA weights: a first stage as first_stage.pth, always, since its loss changes when

@@ -67,7 +67,8 @@ class AttributeMaps(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Timestep, attributes and latent -> FiLM embedding (B, E) and context tokens (B, A + 1, C).
+    """Timestep, attributes and latent -> FiLM embedding (B, E) and context tokens (B, A + 1, C), or
+    (B, A, C) without a latent.
 
     The token of attribute i is LayerNorm(name_i + a_i * value_i): affine in a_i before the norm, so
     fractions lie between their ends, and a_i = 0 leaves the name alone, which says "unspecified".
@@ -107,13 +108,22 @@ class ConditionEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(FiLM(norm(conv(silu(norm(x))))))), the second convolution starting at zero."""
+    """x + conv(silu(FiLM(norm(conv(silu(norm(x))))))), the second convolution starting at zero. ``film``
+    is the projection of the embedding where several blocks share one (Perez et al. 2017,
+    arXiv:1709.07871, of FiLM)."""
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, dropout: float):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int,
+        dropout: float,
+        film: nn.Linear | None = None,
+    ):
         super().__init__()
         self.norm1 = Norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.film = nn.Linear(embedding_dim, 2 * out_channels)
+        self.film = nn.Linear(embedding_dim, 2 * out_channels) if film is None else film
         self.norm2 = Norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -175,9 +185,10 @@ class Block(nn.Module):
         num_heads: int,
         self_attention: bool,
         context_dim: int | None,
+        film: nn.Linear | None = None,
     ):
         super().__init__()
-        self.residual = ResidualBlock(in_channels, out_channels, embedding_dim, dropout)
+        self.residual = ResidualBlock(in_channels, out_channels, embedding_dim, dropout, film)
         self.self_attention = Attention(out_channels, num_heads) if self_attention else None
         self.cross_attention = Attention(out_channels, num_heads, context_dim) if context_dim else None
 
@@ -224,6 +235,7 @@ class ConditionalUNet(nn.Module):
         patch_size: p folds p x p pixels into channels before the first level and back after it
             (pixel unshuffle), so that every level works on a p times smaller side.
         attribute_maps: add ``AttributeMaps`` to the first features.
+        shared_film: one projection of the embedding for all blocks of a width.
         dropout: inside the residual blocks.
 
     Set ``gradient_checkpointing`` to keep only the blocks' inputs for the backward pass and compute the
@@ -248,6 +260,7 @@ class ConditionalUNet(nn.Module):
         num_heads: int = 4,
         patch_size: int = 1,
         attribute_maps: bool = True,
+        shared_film: bool = False,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -263,6 +276,8 @@ class ConditionalUNet(nn.Module):
         embedding_dim = 4 * context_dim
         self.condition = ConditionEmbedding(num_attributes, latent_dim, context_dim, embedding_dim)
 
+        films = {c: nn.Linear(embedding_dim, 2 * c) for c in sorted({*channels})} if shared_film else {}
+
         def block(c_in: int, c_out: int, level: int, attend: bool = False) -> Block:
             return Block(
                 c_in,
@@ -272,6 +287,7 @@ class ConditionalUNet(nn.Module):
                 num_heads,
                 self_attention=attend or level in self_attention_levels,
                 context_dim=context_dim if attend or level in cross_attention_levels else None,
+                film=films.get(c_out),
             )
 
         patch_channels = image_channels * patch_size**2

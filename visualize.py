@@ -7,6 +7,7 @@ curves, architecture; or all, for as many as the flags given allow.
 from __future__ import annotations
 
 import argparse
+import json
 from functools import cached_property
 from pathlib import Path
 
@@ -33,10 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("what", choices=(*NEEDS, "all"), metavar="WHAT", help=", ".join((*NEEDS, "all")))
     add("--checkpoint", help="of train.py")
-    add("--data_root", help="folder in CelebA's layout")
-    add("--log_dir", help="of a run's TensorBoard files")
+    add("--data_root", help="folder of labelled images")
+    add("--log_dir", help="of train.py: its last run, or the folder of one")
     add("--out", default="./outputs/figures", help="folder to write to")
-    add("--attributes", nargs="+", default=list(SHOWN), help="names that are varied or coloured by")
+    add("--attributes", nargs="+", help="names that are varied or coloured by")
     add("--num_samples", type=cli.positive_int, default=8, help="images in a row")
     add("--num_points", type=cli.number(int, 50), default=1000, help="of the latent space")
     add("--cfg_scale", type=cli.non_negative, default=2.0)
@@ -45,8 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_sampling_flags(parser)
     add("--cache_dir", default="data/cache")
     add("--seed", type=cli.count, default=0)
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--mixed_precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    cli.add_device_flags(parser)
     args = parser.parse_args(argv)
     lacking = [flag for flag in NEEDS.get(args.what, ()) if getattr(args, flag) is None]
     if lacking:
@@ -83,16 +83,36 @@ class Figures:
 
     @cached_property
     def held_out(self):
-        from celeba_dataset import CelebADataset
+        from labelled_images import check_names, open_dataset
 
         config = self.model.config
-        return CelebADataset(
+        data = open_dataset(
             self.args.data_root,
             "test",
             config.image_size,
             crop=config.crop,
             cache_dir=self.args.cache_dir,
         )
+        check_names(data.attribute_names, config.attribute_names, self.args.data_root)
+        return data
+
+    @cached_property
+    def shown(self) -> list[str]:
+        """The attributes that are varied: --attributes, or SHOWN as far as the model knows them."""
+        names = self.model.config.attribute_names
+        known = [name for name in SHOWN if name in names]
+        return self.args.attributes or known or list(names[: 10 if self.model.config.one_hot else 6])
+
+    def without_and_with(self, name: str, number: int):
+        """Rows (number, A) without an attribute and with it; of a class: of the one before, and its."""
+        import torch
+
+        requests = [{name: 0}, {name: 1}]
+        if self.model.config.one_hot:
+            names = self.model.config.attribute_names
+            requests[0] = {names[names.index(name) - 1]: 1}
+        rows = torch.cat([self.model.request_row(request) for request in requests])
+        return [torch.where(row == 0, self.base_rows(number), row) for row in rows[:, None]]
 
     @property
     def autocast(self):
@@ -101,13 +121,6 @@ class Figures:
     @property
     def sampling(self) -> SamplingConfig:
         return configure(SamplingConfig, self.args)
-
-    def row(self, **request: float):
-        """The attribute row (1, A) of a request."""
-        from celeba_dataset import create_attribute_vector
-
-        names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
-        return create_attribute_vector(names, **request).unsqueeze(0)
 
     def base_rows(self, number: int):
         """Whole attribute rows: of the held-out images where they are at hand, else unspecified."""
@@ -128,19 +141,21 @@ class Figures:
         """How often each attribute is present in each split, and how attributes go together."""
         import numpy as np
 
-        from celeba_dataset import CELEBA_ATTRIBUTES, SPLITS, attribute_rows
+        from image_dataset import SPLITS
+        from labelled_images import attribute_rows
         from pictures import save_bars, save_matrix
 
-        rows = {split: attribute_rows(self.args.data_root, split).numpy() for split in SPLITS}
+        read = {split: attribute_rows(self.args.data_root, split) for split in SPLITS}
+        rows, names = {split: found[0] for split, found in read.items()}, read["train"][1]
         order = np.argsort(rows["train"].mean(0))
         shares = {
             f"{split}, {len(values)} images": (values[:, order] > 0).mean(0)
             for split, values in rows.items()
         }
-        names = [CELEBA_ATTRIBUTES[i] for i in order]
+        names = [names[i] for i in order]
         constant = rows["train"].std(0) == 0
         with np.errstate(invalid="ignore"):
-            correlation = np.corrcoef(rows["train"].T)
+            correlation = np.atleast_2d(np.corrcoef(rows["train"].T))
         correlation[constant] = correlation[:, constant] = 0  # undefined: what never varies
         correlation = correlation[np.ix_(order, order)]
         root = Path(self.args.data_root).name
@@ -171,13 +186,14 @@ class Figures:
             save_grid(self.out / "real.png", images, labels, 8, title="test images, labels present")
         ]
         drawn, titles = [], []
-        for name in self.args.attributes:
-            for value in (1, 0):
-                request = self.row(**{name: value})
-                asked = torch.where(request == 0, self.base_rows(number), request)
+        for name in self.shown:
+            without, having = self.without_and_with(name, number)
+            for asked, label in ((having, name), (without, f"not {name}")):
+                if asked is without and self.model.config.one_hot:
+                    continue  # each class has a row of its own
                 drawn.append(draw(self.model, asked, self.sampling, self.autocast, self.args.seed))
-                titles += [name if value else f"not {name}"] * number
-        title = f"each attribute with and without, from the same noise; {self.source}"
+                titles += [label] * number
+        title = f"each from the same noise; {self.source}"
         images = torch.cat(drawn).numpy()
         return [*files, save_grid(self.out / "samples.png", images, titles, number, title=title)]
 
@@ -204,15 +220,13 @@ class Figures:
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
 
-        from evaluation import in_batches
+        from evaluation_classifier import in_batches
         from pictures import save_scatter
 
         images = self.held_out.images[: self.args.num_points]
         with self.autocast:
-            batches = in_batches(images, 100, "latents")
-            latents = torch.cat(
-                [self.model.encode_latent(b.to(self.device)).float().cpu() for b in batches]
-            )
+            latents = torch.cat(in_batches(self.model.encode_latent, images, 100, "latents"))
+        latents = latents.float().cpu()
         pca = PCA(2, random_state=self.args.seed)
         flat = pca.fit_transform(latents.numpy())
         share = pca.explained_variance_ratio_
@@ -221,7 +235,7 @@ class Figures:
         tsne = TSNE(2, perplexity=perplexity, random_state=self.args.seed, init="pca")
         points = {("PCA", *axes): flat, ("t-SNE", "", ""): tsne.fit_transform(latents.numpy())}
         files, names = [], self.model.config.attribute_names
-        for name in self.args.attributes:
+        for name in self.shown:
             has = self.held_out.attributes[: len(images), names.index(name)].numpy() > 0
             title = f"semantic latents of {len(images)} test images by {name}; {self.source}"
             files.append(save_scatter(self.out / f"latent_space_{name}.png", points, has, name, title))
@@ -230,11 +244,11 @@ class Figures:
     @cached_property
     def chain(self):
         """The reverse chain under one request each: x_t and x0_hat after every step, uint8 pictures
-        (steps, requests, H, W, 3), the timesteps, and the requests' names."""
+        (steps, requests, H, W, 3), and the timesteps."""
         import torch
 
         model = self.model
-        rows = [self.row(**{name: 1}) for name in self.args.attributes]
+        rows = [self.model.request_row({name: 1}) for name in self.shown]
         rows = torch.where(torch.cat(rows) == 0, self.base_rows(1), torch.cat(rows))
         x_T = model.initial_noise(len(rows), generator=self.generators(len(rows)))
         decode = model.first_stage.decode
@@ -259,7 +273,7 @@ class Figures:
         noisy, clean, times = self.chain
         shown = np.linspace(0, len(times) - 1, min(FRAMES, len(times))).round().astype(int)
         images, labels = [], []
-        for i, name in enumerate(self.args.attributes):
+        for i, name in enumerate(self.shown):
             for row, what in ((noisy, "x_t"), (clean, "x0_hat")):
                 images += [row[step, i] for step in shown]
                 labels += [f"{what}, t = {times[step]}" if step else f"{what}, {name}" for step in shown]
@@ -288,14 +302,14 @@ class Figures:
         from pictures import save_grid
 
         strips, labels = [], []
-        for name in self.args.attributes:
-            ends = [
-                torch.where(request == 0, self.base_rows(1), request)
-                for request in (self.row(**{name: 0}), self.row(**{name: 1}))
-            ]
+        for name in self.shown:
             with self.autocast:
                 strip = self.model.interpolate_between_attributes(
-                    *ends, FRAMES, self.sampling, self.generators(1)[0], progress=True
+                    *self.without_and_with(name, 1),
+                    FRAMES,
+                    self.sampling,
+                    self.generators(1)[0],
+                    progress=True,
                 )
             strips.append(strip.cpu())
             labels += [f"{name} {i / (FRAMES - 1):.2f}" for i in range(FRAMES)]
@@ -304,22 +318,23 @@ class Figures:
         return [save_grid(path, torch.cat(strips).numpy(), labels, FRAMES, title=title)]
 
     def curves(self) -> list[Path]:
-        """Training and validation losses, loss by timestep, and speed, from the TensorBoard logs."""
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+        """Losses, loss by timestep, and speed, of a run: the last in the folder."""
         from pictures import save_curves
 
         folder = Path(self.args.log_dir)
-        title = "/".join(folder.resolve().parts[-2:])
-        if not any(folder.glob("events.out.tfevents.*")):
+        found = [folder / "metrics.jsonl", *sorted(folder.glob("*/metrics.jsonl"))]
+        found = [path for path in found if path.is_file()]
+        if not found:
             raise FileNotFoundError(
-                f"no TensorBoard logs in {folder}: give the --log_dir of a training run"
+                f"no metrics.jsonl in {folder}: give the --log_dir of a training run"
             )
-        logs = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        title = "/".join(found[-1].resolve().parts[-3:-1])
         curves: dict[str, dict[str, list]] = {}
-        for tag in logs.Tags()["scalars"]:
-            group, name = tag.split("/", 1)
-            curves.setdefault(group, {})[name] = [(e.step, e.value) for e in logs.Scalars(tag)]
+        for line in found[-1].read_text().splitlines():
+            values = json.loads(line)
+            for tag in values.keys() - {"step", "seconds"}:
+                group, _, name = tag.partition("/")
+                curves.setdefault(group, {}).setdefault(name, []).append((values["step"], values[tag]))
         return [
             save_curves(
                 self.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], title
@@ -345,8 +360,8 @@ def visualize(args: argparse.Namespace) -> None:
         if not wanted:
             raise ValueError("all: give --checkpoint, --data_root or --log_dir, from which to draw")
     if args.checkpoint and set(wanted) - {"curves", "attributes"}:
-        for name in args.attributes:
-            figures.row(**{name: 1})  # unknown names are refused before anything is drawn
+        for name in args.attributes or ():
+            figures.model.request_row({name: 1})  # unknown names are refused before anything is drawn
     for what in wanted:
         for path in getattr(figures, what.replace("-", "_"))():
             print(f"{what}: {path}")

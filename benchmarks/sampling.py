@@ -91,7 +91,8 @@ def equal_quality(model, classifier, autocast, args) -> tuple[float, float]:
     from tqdm import tqdm
 
     from celeba_dataset import CelebADataset
-    from evaluation import draw, frechet_distance, read, with_error
+    from evaluation import draw, frechet_distance, with_error
+    from evaluation_classifier import read
     from model_config import SamplingConfig
     from pictures import save_curves
 
@@ -144,7 +145,7 @@ def main() -> None:
     from celeba_dataset import CELEBA_ATTRIBUTES
     from checkpoint import load_model
     from diffusion_model import ConditionalDiffusion
-    from evaluation import load_classifier
+    from evaluation_classifier import load_classifier
     from model_config import ModelConfig
 
     autocast = cli.autocast("auto", "cpu")

@@ -100,7 +100,7 @@ def train_probe(
     """
     import torch
 
-    from evaluation import fit_classifier
+    from evaluation_classifier import fit_classifier
 
     pictures, attributes = draw_labelled(num_images, image_size, seed, True, num_workers)
     generator = torch.Generator().manual_seed(seed)

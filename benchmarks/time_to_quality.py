@@ -186,7 +186,7 @@ class Contest:
         from demo import command
 
         from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
-        from evaluation import load_classifier, read
+        from evaluation_classifier import load_classifier, read
 
         self.args, self.out = args, Path(args.output_dir).resolve()
         self.out.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,8 @@ class Contest:
 
     def judge(self, name: str, images, seen: int, how: dict) -> None:
         """Measure one contender's images and keep the result and a grid."""
-        from evaluation import balanced_accuracy, distances, read
+        from evaluation import balanced_accuracy, distances
+        from evaluation_classifier import read
         from pictures import save_grid
 
         features, logits = read(self.classifier, images)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,3 +91,45 @@ def trained():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def launch_two():
+    """Run a script in two processes on the CPU; returns what they say."""
+
+    def launch(script: str, *flags: object) -> str:
+        how = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        done = subprocess.run(
+            [sys.executable, *how, script, *map(str, flags)],
+            cwd=Path(__file__).resolve().parents[1],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return launch
+
+
+@pytest.fixture
+def stop_after_three(monkeypatch):
+    """A context in which training is asked to stop after three steps, as Ctrl-C would."""
+    import training
+
+    class StopAfterThree(training.StopRequest):
+        def __init__(self, accelerator):
+            self.steps = 0
+
+        def __bool__(self):
+            self.steps += 1
+            return self.steps > 3
+
+    @contextmanager
+    def stop():
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "StopRequest", StopAfterThree)
+            yield
+
+    return stop

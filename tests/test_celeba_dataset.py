@@ -449,8 +449,7 @@ def test_loader_batches(celeba):
             assert batch["image"].dtype == torch.uint8 and batch["attributes"].dtype == torch.float32
             assert np.array_equal(batch["image"].numpy(), images)
             assert torch.equal(batch["attributes"], attributes)
-    singly = CelebADataset.collate([data[3], data[1]])
-    assert torch.equal(singly["image"], data.__getitems__([3, 1])["image"])
+    assert torch.equal(data[3]["image"], data.__getitems__([3, 1])["image"][0])
     with pytest.raises(IndexError):
         data[8]
 

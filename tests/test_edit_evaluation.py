@@ -13,7 +13,7 @@ import cli
 import evaluate
 from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset, attr_dict
 from edit_evaluation import Judge, Task, psnr
-from evaluation import EvaluationClassifier
+from evaluation_classifier import EvaluationClassifier
 from face_attributes import attributes_are_possible
 from synthetic_faces import counterfactuals, draw_parameters, write_dataset
 
@@ -107,7 +107,7 @@ def test_true_counterfactuals_are_the_same_face_with_one_change(faces, tmp_path)
     assert counterfactuals(tmp_path, 32, 178) is None
 
 
-def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path, capsys):
+def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path, launch_two, capsys):
     out, classifier, faces = tmp_path / "out", tmp_path / "classifier.pth", tmp_path / "faces"
     write_dataset(faces, num_images=100, image_size=32, seed=0, num_workers=1)
     flags = ["--checkpoint", checkpoint, "--data_root", faces, "--classifier", classifier]
@@ -128,6 +128,13 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
     names = [entry["name"] for entry in report["edits"]]
     assert names[0] == "no edit" and len(names) == 5
     assert "ddpm, cfg 4" in names
+    how = ["--batch_size", 2, "--mixed_precision", "no", "--output_dir", tmp_path / "two"]
+    assert "2 processes" in launch_two("evaluate.py", *flags, *how)
+    together = json.loads((tmp_path / "two" / "edits.json").read_text())
+    for alone, shared in zip(report["edits"], together["edits"], strict=True):
+        assert [task["task"] for task in alone["tasks"]] == [task["task"] for task in shared["tasks"]]
+        for a, b in zip(alone["tasks"], shared["tasks"], strict=True):
+            assert a["cosine"] == pytest.approx(b["cosine"], abs=1e-2)
     for entry in report["edits"][1:]:
         assert [task["task"] for task in entry["tasks"]] == ["add Smiling", "remove Smiling"]
         for task in entry["tasks"]:

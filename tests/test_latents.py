@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -183,6 +184,40 @@ def latents(encoding, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(latent_dataset, "SHARD", 8)
+
+
+def test_a_first_stage_resumed_equals_an_uninterrupted_one(
+    flags, first_stage, stop_after_three, tmp_path
+):
+    """The discriminator and its schedule included."""
+    common = [*flags, *VAE_FLAGS, "--classifier", str(first_stage.with_name("classifier.pth"))]
+
+    def run(folder, *more):
+        where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--max_steps", "6"]
+        train.train(train.parse_args([*common, *where, *more]))
+        return load_checkpoint(folder / "last.pth")
+
+    whole = run(tmp_path / "whole")
+    with stop_after_three():
+        assert run(tmp_path / "parts")["step"] == 3
+    parts = run(tmp_path / "parts", "--resume")
+    for part in ("model", "ema"):
+        for name, weight in whole[part].items():
+            assert torch.equal(weight, parts[part][name]), f"{part} {name}"
+
+
+def test_two_processes_write_the_same_folder(encoding, launch_two, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_dataset, "SHARD", 512)  # what the script's own processes use
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    encode_latents.encode(encode_latents.parse_args([*encoding, "--out", str(alone)]))
+    said = launch_two("encode_latents.py", *encoding, "--out", together)
+    assert "2 processes" in said and said.count("images, ") == 1
+    names = sorted(path.name for path in alone.iterdir())
+    assert names == sorted(path.name for path in together.iterdir())
+    for name in names:
+        if name.endswith(".npy"):
+            a, b = (np.load(folder / name).astype(float) for folder in (alone, together))
+            np.testing.assert_allclose(a, b, atol=2e-3)
 
 
 def test_encoded_images_are_those_of_the_first_stage(latents, faces, first_stage, tmp_path):

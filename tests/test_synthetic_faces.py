@@ -17,8 +17,8 @@ import synthetic_faces
 from benchmarks.synthetic_probe import draw_labelled, train_probe
 from celeba_dataset import CELEBA_ATTRIBUTES, attr_dict
 from evaluation import balanced_accuracy
+from face_attributes import IMPOSSIBLE
 from synthetic_faces import (
-    IMPOSSIBLE,
     attributes_are_possible,
     draw_parameters,
     landmarks,

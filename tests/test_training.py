@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cli
 import train
 from checkpoint import load_checkpoint
 from monitoring import validate
@@ -42,31 +46,31 @@ def same(first, second) -> bool:
     return first == second
 
 
-@pytest.mark.parametrize("more", [[], ["--grad_accum", "2", "--num_workers", "2", "--dropout", "0.1"]])
-def test_interrupted_and_resumed_equals_uninterrupted(flags, tmp_path, monkeypatch, more):
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--grad_accum", "2", "--num_workers", "2", "--dropout", "0.1"],
+        ["--stage", "classifier", "--num_workers", "2"],
+    ],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(flags, tmp_path, stop_after_three, more):
     """Stopped in the middle of an epoch, and resumed: every weight, average, moment and best loss is
     bit for bit what it would have been."""
+    prefix = "classifier_" if "classifier" in more else ""
     more = [*more, "--epochs", "2"]
-    whole = load_checkpoint(run_training(flags, tmp_path / "whole", *more))
-
-    class StopAfterThree(train.StopRequest):
-        def __init__(self, accelerator):
-            self.steps = 0
-
-        def __bool__(self):
-            self.steps += 1
-            return self.steps > 3
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "StopRequest", StopAfterThree)
-        path = run_training(flags, tmp_path / "parts", *more)
-    assert load_checkpoint(path)["step"] == 3 < whole["step"]
+    run_training(flags, tmp_path / "whole", *more)
+    with stop_after_three():
+        run_training(flags, tmp_path / "parts", *more)
+    assert load_checkpoint(tmp_path / "parts" / f"{prefix}last.pth")["step"] == 3
     run_training(flags, tmp_path / "parts", *more, "--resume")
-    parts = load_checkpoint(path)
+    whole, parts = (
+        load_checkpoint(tmp_path / which / f"{prefix}last.pth") for which in ("whole", "parts")
+    )
     for key in ("step", "best", "model", "ema", "optimizer"):
         assert same(whole[key], parts[key]), key
-    best = [load_checkpoint(tmp_path / which / "best_model.pth") for which in ("whole", "parts")]
-    assert same(*best)
+    name = f"{prefix}best.pth" if prefix else "best_model.pth"
+    assert same(*(load_checkpoint(tmp_path / which / name) for which in ("whole", "parts")))
 
 
 def test_resuming_with_other_flags_is_refused(flags, tmp_path):
@@ -116,6 +120,52 @@ def test_non_finite_gradients_skip_the_step_and_too_many_stop(flags, monkeypatch
     assert not same(weights, run.raw_model.state_dict())
 
 
+def one_line(capsys, call) -> str:
+    """What a call that must fail says, in one line."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(call)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and ": error: " in said
+    return said
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(flags, tmp_path, monkeypatch, capsys):
+    path = run_training(flags, tmp_path, "--max_steps", "2")
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    more = ["--max_steps", "4", "--resume"]
+    assert "No space left" in one_line(capsys, lambda: run_training(flags, tmp_path, *more))
+    assert path.read_bytes() == before and not list(tmp_path.glob(".*"))
+    monkeypatch.undo()
+    run_training(flags, tmp_path, *more)
+    assert load_checkpoint(path)["step"] == 4
+
+
+def test_pictures_that_vanish_in_a_run_are_in_the_cache(faces, flags, tmp_path):
+    root = tmp_path / "faces"
+    shutil.copytree(faces, root)
+    run = make_run(flags, "--data_root", str(root), "--cache_dir", str(tmp_path / "cache"))
+    batches = run.batches()
+    run.update(batches)
+    shutil.rmtree(root)
+    run.update(batches)
+    assert run.step == 2
+
+
+def test_a_full_gpu_is_one_line_with_the_flags_that_help(flags, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(TrainingRun, "update", full)
+    said = one_line(capsys, lambda: run_training(flags, tmp_path))
+    assert "CUDA out of memory: lower --batch_size" in said and "--gradient_checkpointing" in said
+
+
 def test_dry_run_writes_nothing(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train.train(train.parse_args([*flags, "--dry_run"]))
@@ -127,13 +177,36 @@ def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run_training(flags, tmp_path, "--max_steps", "20")
-    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    folder = tmp_path / "logs" / "0001"
+    events = EventAccumulator(str(folder)).Reload()
     terms = ("total", "diffusion", "reconstruction", "kl", "attributes")
     expected = {f"{kind}/{term}" for kind in ("loss", "validation") for term in terms}
     expected |= {f"diffusion_by_timestep/quartile_{q}" for q in (1, 2, 3, 4)}
     expected |= {"optimisation/grad_norm", "optimisation/lr", "speed/images_per_second"}
     assert expected <= set(events.Tags()["scalars"])
     assert {tag.split("/")[0] for tag in events.Tags()["images"]} == {"samples", "reconstructions"}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert expected <= {name for line in lines for name in line} and lines[-1]["step"] == 20
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["images_per_step"] == 4 and "git_revision" in environment
+    again = train.parse_args(["--config", str(folder / "config.yaml")])
+    assert again.max_steps == 20 and again.channels == [16, 32]
+
+
+def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path):
+    """Metrics after the checkpoint are those of a run that broke off, and go."""
+    run_training(flags, tmp_path, "--max_steps", "20")
+    logs = tmp_path / "logs"
+    with open(logs / "0001" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "loss/total": 1}\n{"step": 40, "lo')
+    run_training(flags, tmp_path / "other", "--max_steps", "1")
+    run_training(flags, tmp_path, "--max_steps", "40", "--resume")
+    assert [each.name for each in logs.iterdir()] == ["0001"]
+    steps = [json.loads(line)["step"] for line in (logs / "0001" / "metrics.jsonl").open()]
+    assert steps == sorted(steps) and steps[-1] == 40 and 30 not in steps
+    args = ["--save_dir", str(tmp_path / "third"), "--log_dir", str(logs), "--max_steps", "1"]
+    train.train(train.parse_args([*flags, *args]))
+    assert sorted(each.name for each in logs.iterdir()) == ["0001", "0002"]
 
 
 def test_validation_repeats_and_leaves_training_alone(flags):
@@ -166,17 +239,20 @@ def test_every_epoch_shows_every_image_once_over_all_processes():
     assert late == next(itertools.islice(iter(BatchOrder(30, 5, 0, 0, 1, 0)), 4, None))
 
 
-def test_two_processes_train_and_validate_together(flags, tmp_path):
-    """Also where the second has no image left to validate."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py", *flags]
-    where = ["--save_dir", str(tmp_path), "--log_dir", str(tmp_path / "logs"), "--max_steps", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, *where], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+def test_two_processes_train_as_one_with_twice_the_accumulation(flags, launch_two, tmp_path):
+    """The same weights, but for the order of sums. The second process has no image left to validate."""
+    more = ["--max_steps", "4", "--num_workers", "1"]
+    alone = load_checkpoint(run_training(flags, tmp_path / "one", *more, "--grad_accum", "2"))
+    where = ["--save_dir", str(tmp_path), "--log_dir", str(tmp_path / "logs")]
+    assert "8 images a step (4 x 1 accumulated x 2 processes)" in launch_two(
+        "train.py", *flags, *where, *more
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    state = load_checkpoint(tmp_path / "last.pth")
-    assert state["step"] == 2 and state["recipe"]["processes"] == 2
-    assert 0 < state["best"] < 5
+    together = load_checkpoint(tmp_path / "last.pth")
+    assert together["recipe"] == alone["recipe"] and together["step"] == alone["step"] == 4
+    assert together["best"] == pytest.approx(alone["best"], rel=1e-5)
+    for part in ("model", "ema"):
+        for name, weight in alone[part].items():
+            assert torch.allclose(together[part][name], weight, rtol=1e-4, atol=1e-6), f"{part} {name}"
 
 
 def test_learning_rate_warms_up_and_anneals():
@@ -201,3 +277,22 @@ def test_speed_and_memory_flags_reach_the_unet_and_not_the_average(flags, monkey
     run = make_run(flags, "--gradient_checkpointing", "--compile")
     assert compiled == [run.raw_model.unet]
     assert run.raw_model.unet.gradient_checkpointing and not run.ema.model.unet.gradient_checkpointing
+
+
+def test_resume_falls_back_past_a_damaged_checkpoint(flags, tmp_path, capsys):
+    more = ["--max_steps", "20", "--save_interval", "1", "--keep_last", "2"]
+    path = run_training(flags, tmp_path, *more)
+    epochs = sorted(path.parent.glob("epoch_*.pth"))
+    assert [each.name for each in epochs] == ["epoch_0002.pth", "epoch_0003.pth"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    epochs[1].write_bytes(b"")
+    capsys.readouterr()
+    run_training(flags, tmp_path, *more, "--resume")
+    said = capsys.readouterr().err
+    assert "last.pth is not a whole checkpoint" in said and "epoch_0003.pth" in said
+    assert load_checkpoint(path)["step"] == 20
+    for each in path.parent.glob("*.pth"):
+        each.write_bytes(b"")
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        run_training(flags, tmp_path, *more, "--resume")

@@ -1,0 +1,95 @@
+"""Give a model to other programs: safetensors, or a folder in diffusers' format.
+
+--out model.safetensors holds the inference weights, the configuration in its metadata; every script
+reads it as it reads model.pth, and --out model.pth turns it back. Another --out is a folder for
+diffusers: scheduler/, and vae/ where the first stage is Stable Diffusion's VAE, which encode_latents.py
+reads back. The UNet stays behind: diffusers has none of its kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}  # as diffusers names them
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", default="./checkpoints/best_model.pth", help="of train.py, or .safetensors")
+    add("--out", required=True, help="FILE.safetensors, FILE.pth, or a folder for diffusers")
+    return parser.parse_args(argv)
+
+
+def scheduler_of(config):
+    """diffusers' DDIMScheduler with the noise schedule and kind of prediction of a ``ModelConfig``; x0
+    is clipped in pixels only."""
+    from diffusers import DDIMScheduler
+
+    from noise_schedule import NoiseSchedule
+
+    schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
+    return DDIMScheduler(
+        num_train_timesteps=config.num_timesteps,
+        trained_betas=schedule.beta.tolist(),
+        prediction_type=PREDICTION_TYPES[config.prediction],
+        clip_sample=config.first_stage == "pixels",
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+
+
+def flags_of(folder: str | Path) -> dict[str, str | int | bool]:
+    """The flags of train.py whose noise schedule and prediction are those of a scheduler's folder in
+    diffusers' format.
+
+    Raises:
+        FileNotFoundError, ValueError: for no such folder, or a schedule that train.py has not.
+    """
+    import torch
+    from diffusers import DDIMScheduler
+
+    from noise_schedule import BETAS, NoiseSchedule
+
+    try:
+        theirs = DDIMScheduler.from_pretrained(str(folder))
+    except OSError as error:
+        raise FileNotFoundError(f"no scheduler in {folder} ({str(error).splitlines()[0]})") from None
+    steps = theirs.config.num_train_timesteps
+    for kind in BETAS:
+        for zero in (False, True):
+            if torch.allclose(
+                NoiseSchedule(kind, steps, zero).alpha_bar.float(), theirs.alphas_cumprod, atol=1e-5
+            ):
+                names = {value: name for name, value in PREDICTION_TYPES.items()}
+                prediction = names[theirs.config.prediction_type]
+                flags = {"schedule": kind, "num_timesteps": steps, "zero_terminal_snr": zero}
+                return flags | {"prediction": prediction}
+    raise ValueError(
+        f"{folder} has a noise schedule that is none of {', '.join(BETAS)} over {steps} steps"
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write what --out names."""
+    from checkpoint import load_checkpoint, load_guide, load_model, save_model
+
+    out, state = Path(args.out), load_checkpoint(args.checkpoint)
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another --out, or remove it")
+    guide = "guide" in state or state.get("stage") == "classifier"
+    model = (load_guide if guide else load_model)(args.checkpoint)
+    if out.suffix in (".safetensors", ".pth"):
+        save_model(model, out, **{k: state[k] for k in ("step", "validation_loss") if k in state})
+    else:
+        scheduler_of(model.config).save_pretrained(str(out / "scheduler"))
+        if model.config.first_stage == "sd-vae":
+            model.first_stage.autoencoder.vae.save_pretrained(str(out / "vae"))
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    cli.run(lambda: export(parse_args()))

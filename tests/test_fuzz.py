@@ -1,0 +1,193 @@
+"""Files and flags from strangers: thousands of inputs, each accepted or refused in one line; no
+traceback, no hang, nothing written."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import celeba_dataset
+import cli
+import encode_latents
+import evaluate
+import labelled_images
+import manipulate
+import train
+import visualize
+from checkpoint import load_checkpoint, load_guide, load_model
+from image_cache import decode_image
+from model_config import ModelConfig
+
+REFUSALS = (ValueError, OSError)
+
+
+def refused(call, *args) -> bool:
+    """Whether a call ends in one line; anything but success or that fails the test."""
+    try:
+        call(*args)
+    except REFUSALS as error:
+        text = " ".join(str(error).split())
+        assert text, repr(error)
+        return True
+    return False
+
+
+def mutated(data: bytes, pick: random.Random) -> bytes:
+    """A file cut, with bytes changed, doubled, or with a part of it moved."""
+    data = bytearray(data)
+    kind = pick.choice(["cut", "bytes", "insert", "empty", "swap"][: 5 if len(data) > 1 else 4])
+    if kind == "cut":
+        return bytes(data[: pick.randrange(len(data))])
+    if kind == "empty":
+        return bytes(pick.randrange(64))
+    if kind == "insert":
+        at = pick.randrange(len(data))
+        return bytes(data[:at]) + pick.randbytes(pick.randrange(1, 200)) + bytes(data[at:])
+    if kind == "swap":
+        a, b = sorted(pick.sample(range(len(data)), 2))
+        return bytes(data[b:] + data[a:b] + data[:a])
+    for _ in range(pick.choice([1, 8, 64])):
+        data[pick.randrange(len(data))] = pick.randrange(256)
+    return bytes(data)
+
+
+def test_damaged_checkpoints(checkpoint, tmp_path):
+    whole, pick, path, count = checkpoint.read_bytes(), random.Random(0), tmp_path / "c.pth", 0
+    head = 4096  # where the structure lies, besides the end
+    for number in range(600):
+        data = mutated(whole, pick)
+        if number % 3 == 0:  # damage the pickled structure
+            data = bytearray(whole)
+            for _ in range(pick.choice([1, 4])):
+                data[pick.randrange(head)] = pick.randrange(256)
+        path.write_bytes(bytes(data))
+        count += refused(load_model, path)
+    assert count > 300
+    assert [each.name for each in tmp_path.iterdir()] == ["c.pth"]
+
+
+def test_a_checkpoint_that_runs_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "touched",))
+
+    path = tmp_path / "evil.pth"
+    torch.save({"format": "attribute-face-diffusion/1", "config": Evil()}, path)
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        load_checkpoint(path)
+    assert not (tmp_path / "touched").exists()
+
+
+VALUES = [None, -1, 0, 1, 3, 10**9, 2**70, 0.5, float("nan"), "x", "", [], [0], [10**9] * 3, {}, True]
+VALUES += [["a"], [[1]], {"a": 1}, "sd-vae", "vae", [8] * 40]
+
+
+def test_crafted_configurations(checkpoint, tmp_path):
+    """Any value in any field: no memory is taken for what the weights do not hold."""
+    state, pick, path = load_checkpoint(checkpoint), random.Random(1), tmp_path / "c.pth"
+    fields = list(ModelConfig.__dataclass_fields__)
+    for _ in range(400):
+        config = dict(state["config"])
+        for name in pick.sample(fields, pick.choice([1, 1, 2])):
+            config[name] = pick.choice(VALUES)
+        if pick.random() < 0.1:
+            config[pick.choice(["", "unknown", "self"])] = 1
+        torch.save({**state, "config": config}, path)
+        refused(load_model, path)
+        assert refused(load_guide, path)
+    for key in ("config", "model"):
+        for value in VALUES:
+            torch.save({**state, key: value}, path)
+            assert refused(load_model, path), (key, value)
+
+
+def test_damaged_pictures(tmp_path):
+    pick, path, count = random.Random(2), tmp_path / "p", 0
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    forms = []
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"):
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, kind)
+        forms.append(file.getvalue())
+    for number in range(1500):
+        path.write_bytes(mutated(forms[number % len(forms)], pick))
+        count += refused(decode_image, path, 8, 178)
+    assert count > 500
+
+
+def test_damaged_label_files(faces, tmp_path):
+    """CelebA's three files, and annotations; what is read of them must fit the pictures."""
+    pick = random.Random(3)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "img_align_celeba").symlink_to(faces / "img_align_celeba")
+    names = ("list_attr_celeba.txt", "list_eval_partition.txt", "identity_CelebA.txt")
+    whole = {name: (faces / name).read_bytes() for name in names}
+    count = 0
+    for _ in range(500):
+        for name in names:
+            (root / name).write_bytes(whole[name])
+        name = pick.choice(names)
+        (root / name).write_bytes(mutated(whole[name], pick))
+        count += refused(celeba_dataset.celeba_rows, root, "train")
+    assert count > 300
+    table = "file,split,Red\n" + "".join(f"a{i}.png,train,{i % 2}\n" for i in range(9))
+    lines = "\n".join(json.dumps({"file": f"a{i}.png", "attributes": {"Red": 1}}) for i in range(9))
+    for name, text in (("attributes.csv", table), ("attributes.jsonl", lines)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for _ in range(300):
+            (folder / name).write_bytes(mutated(text.encode(), pick))
+            refused(labelled_images.attribute_rows, folder, "train")
+
+
+WORDS = [
+    *("--lr", "--config", "--data_root", "--mode", "edit", "--attributes", "Smiling=1", "Male=", "="),
+    *("--", "--channels", "0", "-1", "1e999", "nan", "64", "--image_size", "--sampler", "ddim", "all"),
+    *("--resume", "--landmarks", "--stage", "classifier", "--dataset", "mnist", "--edit", "--seed"),
+    *("--strengths", "2", "--cfg_scale", "--from", "--to", "\x00", "ü", "--save_dir", "9" * 20),
+]
+
+
+@pytest.mark.parametrize("script", [train, manipulate, evaluate, visualize, encode_latents])
+def test_any_flags(script, tmp_path, monkeypatch, capsys):
+    """Parsed or refused by the parser: exit code 2 and one line after the usage."""
+    monkeypatch.chdir(tmp_path)
+    pick = random.Random(script.__name__)
+    for _ in range(400):
+        argv = [pick.choice(WORDS) for _ in range(pick.randrange(1, 8))]
+        try:
+            cli.run(lambda argv=argv: script.parse_args(argv))
+        except SystemExit as stopped:
+            assert stopped.code == 2, shlex.join(argv)
+            assert "Traceback" not in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+YAML = [
+    "lr: !!python/object/apply:os.system [touch x]",
+    *("lr: [1, 2", "- a", "lr: {a: 1}", "1: 2", "lr: ~", "a: &a [*a]", "\x00", "lr: 1e-3\nlr: 2"),
+    *("channels: [a, b]", "config: x.yaml", "image_size: 9" * 9),
+]
+
+
+def test_any_configuration_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pick, path = random.Random(5), tmp_path / "c.yaml"
+    texts = [*YAML, "channels: [64, 128]\nlr: 1.0e-3\nstage: autoencoder\n"]
+    for number in range(300):
+        text = texts[number % len(texts)].encode()
+        path.write_bytes(text if number < len(texts) else mutated(text, pick))
+        try:
+            cli.run(lambda: train.parse_args(["--config", str(path)]))
+        except SystemExit as stopped:
+            assert stopped.code == 2
+    assert [each.name for each in tmp_path.iterdir()] == ["c.yaml"]
