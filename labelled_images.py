@@ -62,8 +62,9 @@ class Labelled:
     splits: np.ndarray
 
     def part(self, root: Path, split: str) -> Source:
-        """Those of a split; ValueError where there is none."""
-        rows = np.flatnonzero(self.splits == SPLITS[split])
+        """Those of a split, in a fixed random order: folders come class by class, and the first few shall
+        be a sample of all. ValueError where there is none."""
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(self.splits == SPLITS[split]))
         if not len(rows):
             raise ValueError(f"{root} has no picture in the {split} split")
         return Source(root, split, [self.pictures[i] for i in rows], self.attributes[rows], self.names)
@@ -134,8 +135,8 @@ def attribute_rows(root: str | os.PathLike, split: str = "test") -> tuple[np.nda
         _, classes, names = _arrays(kind, root, split)
         rows = one_hot(classes, len(names))
     else:
-        labelled = _labelled(kind, root)
-        rows, names = labelled.attributes[labelled.splits == SPLITS[split]], labelled.names
+        source = _labelled(kind, root).part(root, split)
+        rows, names = source.attributes, source.attribute_names
     return np.asarray(rows, np.float32), tuple(names)
 
 

@@ -1,10 +1,11 @@
-"""Count the memory of one training step at the default configuration, or measure it on a GPU.
+"""Count the memory and the operations of one training step, or measure its memory on a GPU.
 
-    python benchmarks/train_memory.py [--batch_size 16] [--image_size 64]
+    python benchmarks/train_memory.py [flags of train.py, such as --config configs/celeba64.yaml]
 
-Weights, gradients, Adam's moments and the EMA are counted from the parameters; activations as the bytes
-autograd really keeps between forward and backward, under bf16 autocast (each storage once). On CUDA the
-peak the allocator saw stands beside the count. The last line is one JSON object.
+Of the stage in pixels. Weights, gradients, Adam's moments and the EMA are counted from the parameters;
+activations as the bytes autograd really keeps between forward and backward, under bf16 autocast (each
+storage once); operations by torch.utils.flop_counter, forward and backward. On CUDA the peak that the
+allocator saw stands beside the count. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import cli
 
 
 def count_step(config, images, device: str) -> dict[str, float]:
-    """GiB of each part of a training step of a model on a batch: uint8 images, or moments."""
+    """GiB of each part of a training step of a model on a batch: uint8 images, or moments. And its GFLOP
+    for an image."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from checkpoint import EMA
     from diffusion_model import ConditionalDiffusion
@@ -39,13 +42,14 @@ def count_step(config, images, device: str) -> dict[str, float]:
         return tensor
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast(device, torch.bfloat16),
-    ):
-        terms, _, _ = model(images.to(device), attributes, LossConfig())
-    activations = sum(size for pointer, size in kept.items() if pointer not in own)
-    terms["total"].backward()
+    with FlopCounterMode(display=False) as operations:
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast(device, torch.bfloat16),
+        ):
+            terms, _, _ = model(images.to(device), attributes, LossConfig())
+        activations = sum(size for pointer, size in kept.items() if pointer not in own)
+        terms["total"].backward()
     optimizer.step()
     ema.update(model, 0)
     number = sum(p.numel() for p in trained)
@@ -62,21 +66,20 @@ def count_step(config, images, device: str) -> dict[str, float]:
     result["counted_gib"] = sum(result.values())
     if device == "cuda":
         result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return {"parameters_millions": number / 1e6} | result
+    gflop = operations.get_total_flops() / len(images) / 1e9
+    return {"parameters_millions": number / 1e6, "gflop_an_image": gflop} | result
 
 
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--batch_size", type=cli.positive_int, default=16)
-    parser.add_argument("--image_size", type=cli.positive_int, default=64)
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    args = parser.parse_args()
+    from train import parse_args
+
+    args = parse_args()
     import torch
 
     from celeba_dataset import CELEBA_ATTRIBUTES
-    from model_config import ModelConfig
+    from model_config import ModelConfig, configure
 
-    config = ModelConfig(CELEBA_ATTRIBUTES, image_size=args.image_size)
+    config = configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES)
     images = torch.zeros(args.batch_size, args.image_size, args.image_size, 3, dtype=torch.uint8)
     sizes = count_step(config, images, cli.choose_device(args.device))
     for name, size in sizes.items():
