@@ -168,7 +168,7 @@ class EditEvaluation:
         target[0, task.column] = task.direction
         if self.model.config.one_hot:
             target = deny_other_classes(target)
-        size = self.args.batch_size
+        size = min(self.args.batch_size, -(-len(images) // processes.number()))  # some for each
 
         def strip(first: int) -> list[Tensor]:
             batch = images[first : first + size]

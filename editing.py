@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from classifier_model import GuidanceClassifier
 from guidance import weighed_with_input
-from model_config import EditConfig
+from model_config import EditConfig, ModelConfig
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Steps, ddim, ddpm, ddpm_inversion, last, timestep_grid
 
@@ -54,6 +54,7 @@ def localised(x0: Tensor, edited: Tensor, threshold: float) -> Tensor:
 class Editing:
     """Methods of ``ConditionalDiffusion`` on photographs uint8 (B, S, S, 3)."""
 
+    config: ModelConfig
     device: torch.device
     schedule: NoiseSchedule
     first_stage: nn.Module
@@ -173,7 +174,8 @@ class Editing:
         source = source.expand(batch_size, -1)
         named = self._rows(target_attributes, batch_size)
         target = torch.where(named == 0, source, named)
-        opposite = torch.where(named == 0, source, -named.sign()) if editing.oppose else source
+        oppose = editing.oppose and not self.config.one_hot  # the opposite of a class is no class
+        opposite = torch.where(named == 0, source, -named.sign()) if oppose else source
         for strength in strengths:
             if strength == 0 and editing.keep_detail:  # nothing is edited, and nothing is lost
                 yield self.first_stage.decode(x0).expand(batch_size, -1, -1, -1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from model_config import (
     EditConfig,
     ModelConfig,
     SamplingConfig,
-    configure,
 )
 
 
@@ -37,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--classifier_epochs", type=cli.positive_int, default=12)
     add("--inception_weights", help="torch-fidelity's file, or 'download': its features, too")
     add("--num_samples", type=cli.number(int, FEWEST_SAMPLES), default=1000)
-    scales = f"None: 1, 1.5, 2 and 3; {EditConfig.cfg_scale:g} for edits"
+    scales = f"None: 1, 1.5, 2 and 3 as far as it was trained for; {EditConfig.cfg_scale:g} for edits"
     add("--cfg_scale", type=cli.non_negative, nargs="+", help=scales)
     add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])
     steps = f"None: {SamplingConfig.num_inference_steps}; {EditConfig.num_inference_steps} for edits"
@@ -60,7 +58,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     edit("--strengths", type=cli.fraction, nargs="+", default=[0.5, 1.0], help="the last is judged")
     cli.add_edit_flags(parser)
     args = parser.parse_args(argv)
-    args.cfg_scale = args.cfg_scale or ([EditConfig.cfg_scale] if args.edit else [1.0, 1.5, 2.0, 3.0])
+    if args.edit and not args.cfg_scale:
+        args.cfg_scale = [EditConfig.cfg_scale]
     steps = EditConfig.num_inference_steps if args.edit else SamplingConfig.num_inference_steps
     args.num_inference_steps = args.num_inference_steps or [steps]
     if args.edit and len(args.num_inference_steps) > 1:
@@ -73,15 +72,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def settings(args: argparse.Namespace) -> list[SamplingConfig]:
-    """Every combination of the samplers, step counts and guidance scales asked for."""
-    names = ("sampler", "num_inference_steps", "cfg_scale", "classifier_scale")
-    combinations = product(*(getattr(args, name) for name in names))
-    return [
-        configure(SamplingConfig, args, **dict(zip(names, each, strict=True))) for each in combinations
-    ]
-
-
 def evaluate(args: argparse.Namespace) -> None:
     """Measure every setting and write the report."""
     from tqdm import tqdm
@@ -89,7 +79,6 @@ def evaluate(args: argparse.Namespace) -> None:
     from labelled_images import attribute_rows
     from sample_evaluation import Evaluation, make_classifier
 
-    todo = settings(args)
     if args.train_classifier and processes.launched() > 1:
         raise ValueError("--train_classifier is for one process: train it first, then launch several")
     processes.join(cli.choose_device(args.device))
@@ -99,7 +88,7 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     from reports import evaluation_table, plot
 
-    work = Evaluation(args, todo)
+    work = Evaluation(args)
     work.out.mkdir(parents=True, exist_ok=True)
     if args.edit:
         from edit_evaluation import EditEvaluation
@@ -110,8 +99,9 @@ def evaluate(args: argparse.Namespace) -> None:
     real = work.real()  # before the long part: too few images are refused here
     report: dict[str, Any] = {"protocol": work.protocol, "real": real, **work.autoencoders()}
     report["settings"] = []
-    with tqdm(total=work.images_per_setting * len(todo), desc="sampling", unit="image") as bar:
-        for sampling in todo:
+    total = work.images_per_setting * len(work.settings)
+    with tqdm(total=total, desc="sampling", unit="image") as bar:
+        for sampling in work.settings:
             report["settings"].append(work.measure(sampling, bar))
             (work.out / "report.json").write_text(json.dumps(report, indent=1))
             (work.out / "report.md").write_text(evaluation_table(report))

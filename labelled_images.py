@@ -30,7 +30,7 @@ from celeba_dataset import (
 from celeba_dataset import first_image as celeba_first_image
 from image_cache import check_geometry, to_square
 from image_dataset import SPLITS, CachedDataset, ImageDataset, Source, check_split, chosen_rows
-from model_config import check_attribute_names
+from model_config import ModelConfig, check_attribute_names
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ANNOTATIONS = ("attributes.csv", "attributes.jsonl")
@@ -62,8 +62,8 @@ class Labelled:
     splits: np.ndarray
 
     def part(self, root: Path, split: str) -> Source:
-        """Those of a split, in a fixed random order: folders come class by class, and the first few shall
-        be a sample of all. ValueError where there is none."""
+        """Those of a split, in a fixed random order, for folders come class by class and the first few
+        shall be a sample of all. ValueError where there is none."""
         rows = np.random.default_rng(0).permutation(np.flatnonzero(self.splits == SPLITS[split]))
         if not len(rows):
             raise ValueError(f"{root} has no picture in the {split} split")
@@ -75,6 +75,7 @@ def recognise(root: Path) -> str:
 
     Raises:
         FileNotFoundError: for no folder, or one that holds none.
+        ValueError: for one that holds several.
     """
     if not root.is_dir():
         raise FileNotFoundError(
@@ -84,12 +85,14 @@ def recognise(root: Path) -> str:
         "celeba": (IMAGE_FOLDER, f"celeba/{IMAGE_FOLDER}", "list_attr_celeba.txt"),
         "celebahq": (HQ_ANNOTATION,),
         "mnist": ("MNIST/raw", "raw/train-images-idx3-ubyte"),
-        "cifar10": ("cifar-10-batches-py",),
+        "cifar10": ("cifar-10-batches-py", "data_batch_1"),
         "folder": ANNOTATIONS,
     }
-    for kind, names in signs.items():
-        if any((root / name).exists() for name in names):
-            return kind
+    found = [kind for kind, names in signs.items() if any((root / name).exists() for name in names)]
+    if len(found) > 1:
+        raise ValueError(f"{root} holds {' and '.join(found)}: give the folder of one of them")
+    if found:
+        return found[0]
     if any(path.is_dir() for path in root.iterdir()):
         return "folder"
     raise FileNotFoundError(
@@ -125,6 +128,15 @@ def open_dataset(
     return CachedDataset(source, image_size, crop, data_fraction, cache_dir, num_workers)
 
 
+def open_for(
+    config: ModelConfig, root: str | os.PathLike, split: str, cache_dir: str | os.PathLike
+) -> ImageDataset:
+    """A split as a model of this configuration sees it; ValueError where its attributes are others."""
+    data = open_dataset(root, split, config.image_size, config.crop, cache_dir=cache_dir)
+    check_names(data.attribute_names, config.attribute_names, root)
+    return data
+
+
 def attribute_rows(root: str | os.PathLike, split: str = "test") -> tuple[np.ndarray, tuple[str, ...]]:
     """The attribute rows float32 (N, A) of a split and the attributes' names; no picture is decoded."""
     root = Path(root).expanduser().resolve()
@@ -150,14 +162,14 @@ def check_names(found: Sequence[str], expected: Sequence[str], root: str | os.Pa
             )
 
 
-def first_image(root: str | os.PathLike, split: str = "test") -> Path:
-    """The path of a split's first picture file."""
+def first_image(root: str | os.PathLike, split: str = "test") -> Path | None:
+    """The path of a split's first picture file; None for a dataset that is not kept in such."""
     root = Path(root).expanduser().resolve()
     kind = recognise(root)
     if kind == "celeba":
         return celeba_first_image(root, split)
     if _has_arrays(kind, root):
-        raise ValueError(f"{root} holds no picture files to edit: give --source_image")
+        return None
     return Path(_labelled(kind, root).part(root, split).pictures[0].path)
 
 
@@ -179,7 +191,12 @@ def held_out_splits(names: Sequence[str]) -> np.ndarray:
 
 
 def _has_arrays(kind: str, root: Path) -> bool:
-    return kind == "mnist" or (kind == "cifar10" and (root / "cifar-10-batches-py").exists())
+    return kind == "mnist" or (kind == "cifar10" and _cifar_root(root) is not None)
+
+
+def _cifar_root(root: Path) -> Path | None:
+    """The folder that holds cifar-10-batches-py, of this folder or of itself."""
+    return next((each for each in (root, root.parent) if (each / "cifar-10-batches-py").is_dir()), None)
 
 
 def _arrays(kind: str, root: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -195,7 +212,7 @@ def _arrays(kind: str, root: Path, split: str) -> tuple[np.ndarray, np.ndarray, 
             classes = mnist.read_label_file(str(raw / f"{part}-labels-idx1-ubyte")).numpy()
             names = tuple("0123456789")
         else:
-            source = CIFAR10(str(root), train=split != "test")
+            source = CIFAR10(str(_cifar_root(root)), train=split != "test")
             pictures, classes, names = source.data, np.array(source.targets), tuple(source.classes)
     except Exception as error:  # these readers raise anything, AssertionError among it
         reason = textwrap.shorten(str(error), 160) or type(error).__name__

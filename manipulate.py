@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import cli
@@ -40,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--attributes", nargs="+", default=[], metavar="NAME=VALUE", help="1 there, 0 not, 0.5 open")
     add("--from", dest="start", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation start")
     add("--to", dest="end", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation end")
-    add("--num_samples", type=cli.positive_int, default=8)
+    add("--num_samples", type=cli.positive_int, default=8, help="of each class, where there are classes")
     scales = f"0 unconditional, 1 no guidance; None: {SamplingConfig.cfg_scale:g}, "
     scales += f"{EditConfig.cfg_scale:g} for edits"
     add("--cfg_scale", type=cli.non_negative, help=scales)
@@ -89,16 +90,17 @@ def find_source(args: argparse.Namespace) -> Path | None:
     """
     if args.mode == "generate" or (args.mode == "interpolate" and not args.target_image):
         return None
-    if args.source_image:
-        source = Path(args.source_image)
-    elif args.data_root:
+    source = Path(args.source_image) if args.source_image else None
+    if args.data_root and source is None:
         from labelled_images import first_image
 
         source = first_image(args.data_root, "test")
-    elif args.mode == "all" and not args.target_image:
+    if source is None and args.mode == "all" and not args.target_image:
         return None
-    else:
-        raise ValueError(f"--mode {args.mode} needs a photograph: give --source_image, or --data_root")
+    if source is None:
+        raise ValueError(
+            f"--mode {args.mode} needs a photograph: give --source_image, or a --data_root of files"
+        )
     if not source.is_file():
         raise FileNotFoundError(f"no source image at {source}: check --source_image")
     return source
@@ -131,6 +133,9 @@ def manipulate(args: argparse.Namespace) -> None:
     manifest = {
         "arguments": vars(args),
         "checkpoint": file_hash(args.checkpoint),
+        "classifier": file_hash(args.classifier) if work.classifier else None,
+        "sampling": asdict(work.sampling),
+        "editing": asdict(work.editing),
         "precision": cli.choose_precision(args.mixed_precision, work.model.device.type),
         "model": work.model.config.to_dict(),
         "made": work.made,

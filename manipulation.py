@@ -84,7 +84,10 @@ class Manipulation:
         given["cfg_scale"] = {"classifier": 0.0, "none": 1.0}.get(args.guidance, args.cfg_scale)
         given["classifier_scale"] = args.guidance_scale if guided else 0.0
         flags = {name: value for name, value in (vars(args) | given).items() if value is not None}
-        self.sampling = configure(SamplingConfig, argparse.Namespace(**flags))
+        draws = args.mode in ("generate", "interpolate", "all")
+        asked = given["cfg_scale"] if draws else None
+        scale = self.model.config.sampling_scale(asked, SamplingConfig.cfg_scale)
+        self.sampling = configure(SamplingConfig, argparse.Namespace(**flags), cfg_scale=scale)
         self.editing = configure(EditConfig, argparse.Namespace(**flags), method=args.edit_method)
         self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
         self.made: dict[str, dict] = {}
@@ -129,7 +132,7 @@ class Manipulation:
             columns = args.num_samples
             requests = [{name: 1.0} for name in self.names for _ in range(columns)]
         else:
-            shown = [self.known(request) for request in SHOWN_REQUESTS]
+            shown = [*filter(None, map(self.known, SHOWN_REQUESTS))] or [{n: 1.0} for n in self.names]
             requests = [shown[i % len(shown)] for i in range(args.num_samples)]
         rows = self.rows(requests)
         drawn = draw(
@@ -214,8 +217,7 @@ class Manipulation:
             edits = [{name: value} for name, value in request.items()]
             edits += [request] if len(request) > 1 else []
         else:  # turn every shown attribute into what the source is not
-            shown = [name for name in SHOWN_EDITS if name in self.names] or list(self.names)[:6]
-            edits = [{name: float(has[0, self.names[name]] < 0)} for name in shown]
+            edits = self.usual_edits(has[0])
         targets = torch.cat([self.model.request_row(edit) for edit in edits])
         strengths = sorted({*SHOWN_STRENGTHS, args.manipulation_strength})
         over = [part.cpu().numpy() for part in self.strip(image, targets, strengths, has)]
@@ -238,6 +240,14 @@ class Manipulation:
                 source.paste(each).save(path)
             made["whole"] = whole
         self.made["edit"] = made | {"source": args.source_image}
+
+    def usual_edits(self, has) -> list[Request]:
+        """Requests that turn each of some attributes (A,) into what it is not, a class into others."""
+        if self.model.config.one_hot:
+            others = [name for name, i in self.names.items() if i != int(has.argmax())]
+            return [{name: 1.0} for name in others[: len(SHOWN_REQUESTS)]]
+        shown = [name for name in SHOWN_EDITS if name in self.names] or list(self.names)[:6]
+        return [{name: float(has[self.names[name]] < 0)} for name in shown]
 
     def pairs(self, image, has, targets, edits: list[dict]) -> Path:
         """Two edits at once, each over strength: a square of pictures."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("eps", "x0", "v")
@@ -82,6 +82,7 @@ class ModelConfig(Plain):
     """Everything needed to build the model again; plain types only, so it travels in checkpoints."""
 
     attribute_names: tuple[str, ...]
+    _: KW_ONLY
     one_hot: bool = False  # the attributes are classes that exclude each other
     guidable: bool = True  # trained without condition, too; else cfg_scale is 1
     image_size: int = 64
@@ -120,6 +121,21 @@ class ModelConfig(Plain):
         check_choice("first_stage", self.first_stage, FIRST_STAGES)
         if self.zero_terminal_snr and self.prediction == "eps":
             raise ValueError("zero_terminal_snr leaves no image at the last timestep: predict v or x0")
+
+    def sampling_scale(self, asked: float | None, default: float) -> float:
+        """The cfg_scale to draw with: what was asked for, or the default.
+
+        Raises:
+            ValueError: for another than 1 where training never dropped the condition.
+        """
+        if self.guidable:
+            return default if asked is None else asked
+        if asked not in (None, 1):
+            raise ValueError(
+                f"cfg_scale {asked:g} asks for guidance, but --cfg_dropout 0 trained this model, which knows "
+                "no picture without condition: draw at 1"
+            )
+        return 1.0
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ def evaluation_table(report: dict) -> str:
     for space in [s for s in ("classifier", "inception") if s in report["real"]]:
         columns = ["sampler", "spacing", "steps", "cfg", "classifier", "Frechet", "kernel x 1000"]
         columns += ["precision", "recall"]
-        columns += ["density", "coverage", "attributes", "three named (by chance)"]
+        classes = "class_accuracy" in report["real"]["attributes"]
+        columns += ["density", "coverage", "attributes"]
+        columns += ["class asked for" if classes else "three named (by chance)"]
         lines += [f"Features: {space}. Errors are half of a 95 % interval.", ""]
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for entry in [*report["settings"], report["real"]]:
@@ -42,15 +44,14 @@ def evaluation_table(report: dict) -> str:
                 f"{1000 * d['kernel']:.1f} ± {1000 * d['kernel_error']:.1f}",
                 *(f"{d[k]:.3f}" for k in ("precision", "recall", "density", "coverage")),
                 f"{a['balanced_accuracy']:.3f}",
-                f"{a['three_named']:.3f} ({a['three_named_by_chance']:.3f})" if sampling else "",
+                f"{a['three_named']:.3f} ({a['three_named_by_chance']:.3f})"
+                if "three_named" in a
+                else "",
             ]
+            if classes:
+                cells[-1] = f"{a['class_accuracy']:.4f} ± {a['class_accuracy_error']:.4f}"
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    for entry in report["settings"]:
-        if "class_accuracy" in entry["attributes"]:
-            scale = entry["sampling"]["cfg_scale"]
-            accuracy = entry["attributes"]["class_accuracy"]
-            lines += [f"Class asked for and seen at cfg_scale {scale:g}: {accuracy:.4f}", ""]
     for key, name in (("autoencoder", "Semantic latent"), ("first_stage", "First stage")):
         if key in report:
             figures = ", ".join(f"{k} {v:.4g}" for k, v in report[key].items())

@@ -8,6 +8,7 @@ import hashlib
 import math
 from dataclasses import asdict
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,8 +33,8 @@ from evaluation import (
     with_error,
 )
 from evaluation_classifier import in_batches, load_classifier, read, train_classifier
-from labelled_images import check_names, open_dataset
-from model_config import FEWEST_SAMPLES, ModelConfig, SamplingConfig
+from labelled_images import open_for
+from model_config import FEWEST_SAMPLES, ModelConfig, SamplingConfig, configure
 from pictures import save_grid
 from samplers import timestep_grid
 
@@ -41,19 +42,21 @@ NAMED = 3  # attributes in a short request
 GUESTS = 8  # rows, and samples of each, behind the diversity figure; pairs in the neighbour picture
 
 
-def dataset(args: argparse.Namespace, config: ModelConfig, split: str):
-    """A split as the model of this configuration sees it."""
-    data = open_dataset(
-        args.data_root, split, config.image_size, crop=config.crop, cache_dir=args.cache_dir
-    )
-    check_names(data.attribute_names, config.attribute_names, args.data_root)
-    return data
+def settings(args: argparse.Namespace, config: ModelConfig) -> list[SamplingConfig]:
+    """Every combination of the samplers, step counts and guidance scales asked for."""
+    asked = args.cfg_scale or ([1.0, 1.5, 2.0, 3.0] if config.guidable else [1.0])
+    scales = [config.sampling_scale(scale, 1.0) for scale in asked]
+    combinations = product(args.sampler, args.num_inference_steps, scales, args.classifier_scale)
+    names = ("sampler", "num_inference_steps", "cfg_scale", "classifier_scale")
+    return [
+        configure(SamplingConfig, args, **dict(zip(names, each, strict=True))) for each in combinations
+    ]
 
 
 def make_classifier(args: argparse.Namespace, config: ModelConfig) -> None:
     """Train the evaluation classifier, test it, and write both to --classifier."""
-    device, test = cli.choose_device(args.device), dataset(args, config, "test")
-    faces = dataset(args, config, "train")
+    device = cli.choose_device(args.device)
+    test, faces = (open_for(config, args.data_root, s, args.cache_dir) for s in ("test", "train"))
     model = train_classifier(faces, args.classifier_epochs, args.seed, device)
     accuracy = balanced_accuracy(read(model, test.images)[1], test.attributes)
     state = {
@@ -68,7 +71,7 @@ def make_classifier(args: argparse.Namespace, config: ModelConfig) -> None:
 class Evaluation:
     """A model, its judge, and the images it is measured against."""
 
-    def __init__(self, args: argparse.Namespace, todo: list[SamplingConfig]):
+    def __init__(self, args: argparse.Namespace):
         device = cli.choose_device(args.device)
         self.args, self.out = args, Path(args.output_dir)
         if processes.rank():  # only the first writes
@@ -81,11 +84,8 @@ class Evaluation:
         self.autocast = cli.autocast(args.mixed_precision, device)
         config = self.model.config
         self.names = config.attribute_names
-        if not config.guidable and {sampling.cfg_scale for sampling in todo} != {1.0}:
-            raise ValueError(
-                "this model was trained with --cfg_dropout 0: measure it with --cfg_scale 1"
-            )
-        for sampling in todo:  # refused before anything long
+        self.settings = [] if args.edit else settings(args, config)
+        for sampling in self.settings:  # refused before anything long
             timestep_grid(self.model.schedule, sampling.num_inference_steps, sampling.spacing)
         weights = args.inception_weights
         self.inception = inception_features(weights, device) if weights else None
@@ -103,22 +103,23 @@ class Evaluation:
             )
         splits = (args.attribute_split, "train", args.reference_split)
         self.held_out, self.train, self.reference_set = (
-            dataset(args, config, split) for split in splits
+            open_for(config, args.data_root, split, args.cache_dir) for split in splits
         )
         self.number = min(args.num_samples, len(self.held_out))
         if self.number < FEWEST_SAMPLES:
             split = args.attribute_split
             raise ValueError(
-                f"{self.number} images in the {split} split: at least {FEWEST_SAMPLES} are needed"
+                f"{self.number} images in the {split} split: at least {FEWEST_SAMPLES} are needed: "
+                "choose another --attribute_split"
             )
         if self.number < args.num_samples:
             print(f"{self.number} samples: the {args.attribute_split} split has no more rows")
-        # What is asked for: rows of the held-out split; and a quarter of them, all but NAMED left open.
+        # What is asked for: rows of the held-out split; and a quarter of them, all but NAMED left open,
+        # which of classes says nothing new.
         self.rows = self.held_out.attributes[: self.number]
         generator = torch.Generator().manual_seed(args.seed)
         order = torch.rand(self.rows.shape, generator=generator).argsort(1)
-        named = (order < NAMED) | config.one_hot  # a class is a short request as it is
-        self.short = (self.rows * named)[: self.number // 4]
+        self.short = (self.rows * (order < NAMED))[: 0 if config.one_hot else self.number // 4]
         label = f"{args.reference_split} split"
         self.reference = {"classifier": read(self.classifier, self.reference_set.images, label)[0]}
         if self.inception:
@@ -162,25 +163,22 @@ class Evaluation:
 
     def measure(self, sampling: SamplingConfig, bar) -> dict:
         """Every figure of one setting; writes its pictures."""
-        args, rows, short = self.args, self.rows, self.short
+        args, rows = self.args, self.rows
         images = self.draw(rows, sampling, bar, args.seed)
         features, logits = read(self.classifier, images)
         whole, whole_error = with_error(
             lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
         )
-        seen = read(self.classifier, self.draw(short, sampling, bar, args.seed + 1))[1]
-        few, few_error = with_error(lambda i: pooled_accuracy(seen[i], short[i]), len(short))
-        # What is common is drawn, and asked for, more often: others' requests are met this well.
-        chance = [pooled_accuracy(seen, short.roll(shift, 0)) for shift in range(1, len(short))]
         each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
         control = {
             "balanced_accuracy": whole,
             "balanced_accuracy_error": whole_error,
-            "three_named": few,
-            "three_named_error": few_error,
-            "three_named_by_chance": sum(chance) / len(chance),
             "each": {name: None if math.isnan(value) else value for name, value in each},
         }
+        if self.model.config.one_hot:
+            control |= self.class_accuracy(logits)
+        else:
+            control |= self.short_requests(sampling, bar)
         alike = self.draw(rows[:GUESTS].repeat_interleave(GUESTS, 0), sampling, bar, args.seed + 2)
         groups = read(self.classifier, alike)[0].view(GUESTS, GUESTS, -1)
         reference = self.reference["classifier"]
@@ -191,18 +189,26 @@ class Evaluation:
         return {
             "sampling": asdict(sampling),
             **self.distances(images, features),
-            "attributes": control | self.class_accuracy(logits),
+            "attributes": control,
             "diversity_of_one_row_over_reference": float(spread.mean()),
             "diversity_error": mean_error(spread),
             "median_distance_to_train": float(closest.median()),
         }
 
+    def short_requests(self, sampling: SamplingConfig, bar) -> dict[str, float]:
+        """How well requests that name NAMED attributes are met, and others' requests, by chance: what is
+        common is drawn, and asked for, more often."""
+        short = self.short
+        seen = read(self.classifier, self.draw(short, sampling, bar, self.args.seed + 1))[1]
+        few, error = with_error(lambda i: pooled_accuracy(seen[i], short[i]), len(short))
+        chance = [pooled_accuracy(seen, short.roll(shift, 0)) for shift in range(1, len(short))]
+        by_chance = sum(chance) / len(chance)
+        return {"three_named": few, "three_named_error": error, "three_named_by_chance": by_chance}
+
     def class_accuracy(self, logits) -> dict[str, float]:
         """How often the classifier sees the class that was asked for, where attributes are classes."""
-        if not self.model.config.one_hot:
-            return {}
         right = (logits.argmax(1) == self.rows.argmax(1)).float()
-        return {"class_accuracy": float(right.mean())}
+        return {"class_accuracy": float(right.mean()), "class_accuracy_error": mean_error(right)}
 
     def distances(self, images, classifier_features) -> dict[str, dict]:
         """Every distance to the reference, in every feature space."""
@@ -235,10 +241,12 @@ class Evaluation:
         """The same figures for held-out photographs: what a perfect model would score."""
         images = self.held_out.images[: self.number]
         features, logits = read(self.classifier, images)
-        seen = balanced_accuracy(logits, self.held_out.attributes[: len(images)])
+        seen = {"balanced_accuracy": float(balanced_accuracy(logits, self.rows).nanmean())}
+        if self.model.config.one_hot:
+            seen |= self.class_accuracy(logits)
         return {
             **self.distances(images, features),
-            "attributes": {"balanced_accuracy": float(seen.nanmean())},
+            "attributes": seen,
             "median_distance_to_train": float(nearest(features, self.train_features)[0].median()),
         }
 

@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--attributes", nargs="+", help="names that are varied or coloured by")
     add("--num_samples", type=cli.positive_int, default=8, help="images in a row")
     add("--num_points", type=cli.number(int, 50), default=1000, help="of the latent space")
-    add("--cfg_scale", type=cli.non_negative, default=2.0)
+    add("--cfg_scale", type=cli.non_negative, help=f"None: {SamplingConfig.cfg_scale:g}")
     add("--sampler", default=SamplingConfig.sampler, choices=SAMPLERS)
     add("--num_inference_steps", type=cli.positive_int, default=SamplingConfig.num_inference_steps)
     cli.add_sampling_flags(parser)
@@ -83,18 +83,9 @@ class Figures:
 
     @cached_property
     def held_out(self):
-        from labelled_images import check_names, open_dataset
+        from labelled_images import open_for
 
-        config = self.model.config
-        data = open_dataset(
-            self.args.data_root,
-            "test",
-            config.image_size,
-            crop=config.crop,
-            cache_dir=self.args.cache_dir,
-        )
-        check_names(data.attribute_names, config.attribute_names, self.args.data_root)
-        return data
+        return open_for(self.model.config, self.args.data_root, "test", self.args.cache_dir)
 
     @cached_property
     def shown(self) -> list[str]:
@@ -120,7 +111,8 @@ class Figures:
 
     @property
     def sampling(self) -> SamplingConfig:
-        return configure(SamplingConfig, self.args)
+        scale = self.model.config.sampling_scale(self.args.cfg_scale, SamplingConfig.cfg_scale)
+        return configure(SamplingConfig, self.args, cfg_scale=scale)
 
     def base_rows(self, number: int):
         """Whole attribute rows: of the held-out images where they are at hand, else unspecified."""
@@ -181,6 +173,7 @@ class Figures:
 
         number, names = self.args.num_samples, self.model.config.attribute_names
         images, rows = self.held_out.images[:number], self.held_out.attributes[:number]
+        number = len(images)  # the split may have fewer
         labels = [", ".join(n for n, v in zip(names, row, strict=True) if v > 0) for row in rows]
         files = [
             save_grid(self.out / "real.png", images, labels, 8, title="test images, labels present")

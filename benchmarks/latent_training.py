@@ -77,7 +77,9 @@ def measure(image_size: int, batch_size: int, rounds: int, device: str) -> dict[
     small = {"channels": (64, 128, 256), "blocks_per_level": 1, "latent_dim": 256}
     small |= {"self_attention_levels": (), "cross_attention_levels": ()}
     contenders = {
-        name: Contender(ModelConfig(CELEBA_ATTRIBUTES, image_size, **small, **how), batch_size, device)
+        name: Contender(
+            ModelConfig(CELEBA_ATTRIBUTES, image_size=image_size, **small, **how), batch_size, device
+        )
         for name, how in SPACES.items()
     }
     times = {name: [] for name in contenders}
