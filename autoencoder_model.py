@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -334,6 +335,8 @@ class StableDiffusionVAE(nn.Module):
         self.vae = AutoencoderKL.from_config(config)
         self.latent_channels = self.vae.config.latent_channels
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if not self.vae.config.scaling_factor > 0:
+            raise ValueError(f"scaling_factor is {self.vae.config.scaling_factor}: it must be positive")
         self.latent_std = 1 / self.vae.config.scaling_factor
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -357,9 +360,9 @@ def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
 
     try:
         vae = AutoencoderKL.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a wrong config.json leads a constructor to
         raise FileNotFoundError(
-            f"no AutoencoderKL at {name!r} ({str(error).splitlines()[0][:100]}): give a folder with "
+            f"no AutoencoderKL at {name!r} ({textwrap.shorten(str(error), 100)}): give a folder with "
             "config.json and diffusion_pytorch_model.safetensors, such as the vae/ of Stable Diffusion "
             "v1.5, or its name on the hub"
         ) from None

@@ -6,7 +6,11 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import reprlib
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder_loss import AutoencoderTraining
-from autoencoder_model import pretrained_vae
+from autoencoder_model import build_first_stage, pretrained_vae
 from classifier_model import GuidanceClassifier
 from diffusion_model import ConditionalDiffusion
-from model_config import ModelConfig
+from model_config import ModelConfig, check_first_stage_config
 
 FORMAT = "attribute-face-diffusion/1"
 
@@ -43,6 +47,20 @@ class EMA:
         torch._foreach_lerp_(averaged, latest, 1 - decay)
 
 
+@contextmanager
+def refusing(path: str | Path, what: str) -> Iterator[None]:
+    """A file from a stranger may lead whatever reads it to any error: this makes it one ValueError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        raise ValueError(f"{path} holds no {what}, or one of another version ({reason})") from None
+
+
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that ``path`` holds either what it held or all of the new. What a kill leaves
     beside it is overwritten by the next try."""
@@ -53,6 +71,9 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by either
+        reason = textwrap.shorten(str(error), 160)
+        raise OSError(f"cannot write {path} ({reason}): free some space, or write elsewhere") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -71,7 +92,7 @@ def _to_safetensors(state: dict[str, Any]) -> bytes:
     """The one state dict in here under its weights' names; the rest as JSON in the metadata."""
     from safetensors.torch import save
 
-    (part,) = {"model", "guide"} & state.keys()
+    (part,) = {"model", "guide", "classifier"} & state.keys()
     facts = {key: value for key, value in state.items() if key != part}
     weights = {name: weight.contiguous().clone() for name, weight in state[part].items()}
     return save(weights, {"part": part, "facts": json.dumps(facts)})
@@ -100,19 +121,42 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             state = _from_safetensors(path)
         else:
+            _check_sums(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):  # which says nothing of the file
+        raise
     except Exception as error:  # the unpickler raises whatever a damaged file leads it to
         reason = str(error).split("\n")[0][:100]
         raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        found = reprlib.repr(found)
         raise ValueError(f"{path} is not a checkpoint of this project: expected {FORMAT}, found {found}")
     return state
 
 
+def _check_sums(path: Path) -> None:
+    """ValueError for a file whose bytes are not those that were written, which torch does not look at;
+    or a compressed one, which torch does not write."""
+    with zipfile.ZipFile(path) as archive:
+        if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+            raise ValueError("it is compressed")
+        damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"damaged at {damaged}")
+
+
+def _memory(weights: Iterable[Tensor]) -> int:
+    """Bytes behind these tensors, what they share counted once."""
+    storages = [weight.untyped_storage() for weight in weights]
+    return sum({each._cdata: each.nbytes() for each in storages}.values())
+
+
 def _is_whole(weight: object) -> bool:
     """Whether this is a tensor with memory behind every element, which an expanded one has not."""
-    if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.device.type != "cpu":
+    if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.is_quantized:
+        return False
+    if weight.device.type != "cpu":
         return False
     return weight.untyped_storage().nbytes() >= weight.nelement() * weight.element_size()
 
@@ -132,6 +176,8 @@ def check_shapes(own: dict[str, Tensor], weights: dict[str, Tensor], path: str |
             raise ValueError(
                 f"{path} holds another architecture: {name} is {theirs} there and {ours} in this model"
             )
+    if _memory(weights.values()) < _memory(own.values()) // 2:  # half precision is fine
+        raise ValueError(f"{path} holds fewer bytes than its weights need")
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
@@ -166,17 +212,14 @@ def save_first_stage(
 
 def _load(kind: type, key: str, path: str | Path, device: str | torch.device):
     state = load_checkpoint(path)
-    try:
+    with refusing(path, key):
         config = ModelConfig(**state["config"])
         weights = state["ema"] if "ema" in state else state[key]
         with torch.device("meta"):  # which takes no memory, whatever a stranger's file asks for
             expected = kind(config).state_dict()
-    except Exception as error:  # a crafted configuration finds whatever a constructor does not expect
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} holds no {key}, or one of another version: {reason}") from None
-    check_shapes(expected, weights, path)
-    model = kind(config)
-    model.load_state_dict(weights)
+        check_shapes(expected, weights, path)
+        model = kind(config)
+        model.load_state_dict(weights)
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
@@ -208,7 +251,13 @@ def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor], st
     state = load_checkpoint(path)
     if "autoencoder" not in state:
         raise ValueError(f"{path} holds no first stage: train one with train.py --stage autoencoder")
-    return "vae", state["config"], state["autoencoder"], state["trained_on"]["judge"]
+    with refusing(path, "first stage"):
+        config, weights, judge = state["config"], state["autoencoder"], state["trained_on"]["judge"]
+        check_first_stage_config(config)
+        with torch.device("meta"):
+            expected = build_first_stage("vae", config).autoencoder.state_dict()
+        check_shapes(expected, weights, path)
+    return "vae", config, weights, str(judge)
 
 
 def weights_hash(weights: dict[str, Tensor]) -> str:

@@ -45,29 +45,48 @@ def config_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """
     import difflib
 
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-    except OSError as error:
-        raise ValueError(f"no configuration at {path} ({error.strerror}): check --config") from None
-    except Exception as error:  # the reader's constructors raise anything
-        raise ValueError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must map flag names to values, and holds a {type(values).__name__}")
+    values = plain_yaml(path)
     actions, flags = {action.dest: action for action in parser._actions}, []
     for name, value in values.items():
         if name not in actions or name in ("help", "config"):
             near = difflib.get_close_matches(str(name), actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{path} sets {name}, which is no flag{hint}")
-        if isinstance(value, bool):
+        if actions[name].nargs == 0:
             off = [f for f in actions[name].option_strings if f.startswith("--no-")]
-            flags += [f"--{name}"] if value else off
-        elif value is not None:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            if value not in ("true", "false"):
+                raise ValueError(f"{path} sets {name} to {value}: use true or false")
+            flags += [f"--{name}"] if value == "true" else off
+        elif value not in ("null", ""):
+            flags += [f"--{name}", *(value if isinstance(value, list) else [value])]
     return flags
+
+
+def plain_yaml(path: str) -> dict[str, str | list[str]]:
+    """A YAML file that maps names to scalars or flat lists of them, as they are written.
+
+    Raises:
+        ValueError: for any other; tags and aliases, which make small files large, are none of it.
+    """
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                raise ValueError(f"a tag or an alias in line {event.start_mark.line + 1}")
+        values = yaml.load(text, yaml.BaseLoader) or {}
+    except OSError as error:
+        raise ValueError(f"no configuration at {path} ({error.strerror}): check --config") from None
+    except Exception as error:  # the reader raises anything
+        raise ValueError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must map flag names to values, and holds a {type(values).__name__}")
+    for name, value in values.items():
+        if not all(isinstance(v, str) for v in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{path} sets {name} to what is neither a value nor a list of values")
+    return values
 
 
 def number(
@@ -82,7 +101,8 @@ def number(
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not low <= value <= high or (exclusive_low and value == low):
+        fits = value is not None and low <= value <= high and value != float("inf")
+        if not fits or (exclusive_low and value == low):
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {noun} {bounds}, got {text!r}")
         return value
@@ -211,6 +231,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model("--patch_size", type=positive_int, help="pixel-unshuffle before the UNet")
     maps = "learn where each attribute shows"
     model("--attribute_maps", action=argparse.BooleanOptionalAction, help=maps)
+    bottom = "self- and cross-attention at the coarsest"
+    model("--bottleneck_attention", action=argparse.BooleanOptionalAction, help=bottom)
     model("--shared_film", action="store_true", help="one time projection for all blocks of a width")
     model("--dropout", type=fraction, help="inside the residual blocks")
     model("--latent_dim", type=positive_int, help="size of the semantic latent")

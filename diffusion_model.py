@@ -86,6 +86,7 @@ class ConditionalDiffusion(Editing, nn.Module):
             num_heads=config.num_heads,
             patch_size=config.patch_size,
             attribute_maps=config.attribute_maps,
+            bottleneck_attention=config.bottleneck_attention,
             shared_film=config.shared_film,
             dropout=config.dropout,
         )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import processes
 from celeba_dataset import random_flip
-from checkpoint import file_hash, load_checkpoint, load_weights
+from checkpoint import file_hash, load_checkpoint, load_weights, refusing
 
 Result = TypeVar("Result")
 FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
@@ -172,19 +172,20 @@ def load_classifier(
     state = load_checkpoint(path)
     if "classifier" not in state:
         raise ValueError(f"{path} holds no evaluation classifier: evaluate.py --train_classifier")
-    if state["attribute_names"] != list(attribute_names):
-        raise ValueError(
-            f"{path} reads {len(state['attribute_names'])} attributes, the checkpoint has other "
-            f"{len(attribute_names)}: train a classifier on the checkpoint's data"
-        )
-    if state["crop"] != crop:
-        raise ValueError(
-            f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
-            f"cropped to {crop}: train a classifier on the checkpoint's data"
-        )
-    model = EvaluationClassifier(len(attribute_names)).to(device, memory_format=torch.channels_last)
-    load_weights(model, state["classifier"], path)
-    accuracy = torch.tensor(state["balanced_accuracy"]).nanmean()
+    with refusing(path, "evaluation classifier"):
+        if state["attribute_names"] != list(attribute_names):
+            raise ValueError(
+                f"{path} reads {len(state['attribute_names'])} attributes, the checkpoint has other "
+                f"{len(attribute_names)}: train a classifier on the checkpoint's data"
+            )
+        if state["crop"] != crop:
+            raise ValueError(
+                f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
+                f"cropped to {crop}: train a classifier on the checkpoint's data"
+            )
+        model = EvaluationClassifier(len(attribute_names)).to(device, memory_format=torch.channels_last)
+        load_weights(model, state["classifier"], path)
+        accuracy = torch.tensor(state["balanced_accuracy"]).nanmean()
     return model.eval(), {"hash": file_hash(path), "test_balanced_accuracy": float(accuracy)}
 
 

@@ -20,8 +20,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", default="./checkpoints/best_model.pth", help="of train.py, or .safetensors")
-    add("--out", required=True, help="FILE.safetensors, FILE.pth, or a folder for diffusers")
-    return parser.parse_args(argv)
+    add("--out", help="FILE.safetensors, FILE.pth, or a folder for diffusers")
+    back = "print the flags of train.py that give a diffusers scheduler's noise schedule, instead"
+    add("--flags_of", metavar="FOLDER", help=back)
+    args = parser.parse_args(argv)
+    if bool(args.out) == bool(args.flags_of):
+        parser.error("give --out, what to write, or --flags_of, the scheduler to read")
+    return args
 
 
 def scheduler_of(config):
@@ -58,23 +63,31 @@ def flags_of(folder: str | Path) -> dict[str, str | int | bool]:
         theirs = DDIMScheduler.from_pretrained(str(folder))
     except OSError as error:
         raise FileNotFoundError(f"no scheduler in {folder} ({str(error).splitlines()[0]})") from None
-    steps = theirs.config.num_train_timesteps
+    steps, end = theirs.config.num_train_timesteps, bool(theirs.alphas_cumprod[-1] == 0)
+    names = {value: name for name, value in PREDICTION_TYPES.items()}
+    prediction = names.get(theirs.config.prediction_type)
+    if len(theirs.alphas_cumprod) != steps or prediction is None:
+        raise ValueError(
+            f"{folder} has {len(theirs.alphas_cumprod)} betas for {steps} steps and predicts "
+            f"{theirs.config.prediction_type}: train.py has no such"
+        )
     for kind in BETAS:
-        for zero in (False, True):
-            if torch.allclose(
-                NoiseSchedule(kind, steps, zero).alpha_bar.float(), theirs.alphas_cumprod, atol=1e-5
-            ):
-                names = {value: name for name, value in PREDICTION_TYPES.items()}
-                prediction = names[theirs.config.prediction_type]
-                flags = {"schedule": kind, "num_timesteps": steps, "zero_terminal_snr": zero}
-                return flags | {"prediction": prediction}
+        ours = NoiseSchedule(kind, steps, end).alpha_bar.float()
+        if torch.allclose(ours, theirs.alphas_cumprod, atol=1e-5):
+            flags = {"schedule": kind, "num_timesteps": steps, "zero_terminal_snr": end}
+            return flags | {"prediction": prediction}
     raise ValueError(
         f"{folder} has a noise schedule that is none of {', '.join(BETAS)} over {steps} steps"
     )
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write what --out names."""
+    """Write what --out names, or print the flags for what --flags_of names."""
+    if args.flags_of:
+        flags = flags_of(args.flags_of).items()
+        given = (f"--{k}" if v is True else f"--{k} {v}" for k, v in flags if v is not False)
+        print(" ".join(given))
+        return
     from checkpoint import load_checkpoint, load_guide, load_model, save_model
 
     out, state = Path(args.out), load_checkpoint(args.checkpoint)

@@ -7,8 +7,10 @@ import hashlib
 import itertools
 import json
 import os
+import stat
 import sys
 import textwrap
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 CROPS: tuple[int, ...] = (178, 148, 140, 128)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no EPS, which would run a program
+MOST_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 DECODING = "bilinear-1"  # part of every cache's key: change it when `decode_image` changes its pixels
 
 
@@ -34,6 +38,7 @@ def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
 
 
 def check_geometry(image_size: int, crop: int) -> None:
+    """Raise ValueError for a side or a crop that cannot be."""
     if not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"image_size is {image_size!r}; it must be a whole number of pixels above 0")
     if crop not in CROPS:
@@ -43,7 +48,11 @@ def check_geometry(image_size: int, crop: int) -> None:
 def open_picture(path: str | os.PathLike) -> Image.Image:
     """A picture file upright and as RGB over white; ValueError if it is not a whole one."""
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError("it is no file")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except FileNotFoundError:
@@ -69,7 +78,7 @@ def to_square(rgb: Image.Image, image_size: int, crop: int) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """The picture as RGB: 16-bit grey scaled rather than clipped, transparency over white."""
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        grey = np.asarray(image).astype(np.int32).clip(0, 65535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
@@ -78,9 +87,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def ensure_cache(
-    cache: Path, slot: str, pictures: list[os.DirEntry], image_size: int, crop: int, workers: int | None
+    cache: Path, slot: str, pictures: Sequence, image_size: int, crop: int, workers: int | None
 ) -> list[str]:
-    """Builds `cache` and the .json beside it unless both are whole; the names it had to skip.
+    """Builds `cache` and the .json beside it unless both are whole; the names it had to skip. Pictures
+    have .name, .path and .stat(), as os.DirEntry has.
 
     One process builds while the others wait: the lock goes with its process, however that ends. The
     slot names root, split, size and crop; a file of the slot under another key is out of date.
@@ -100,7 +110,6 @@ def ensure_cache(
                 stale.unlink()
             skipped = _build_cache(cache, pictures, image_size, crop, workers)
             record = {"count": len(pictures) - len(skipped), "skipped": skipped}
-            record["source"] = os.path.dirname(pictures[0].path)
             record_file.write_text(json.dumps(record, indent=1))
             return skipped
     except OSError as error:
@@ -108,7 +117,7 @@ def ensure_cache(
 
 
 def _build_cache(
-    cache: Path, pictures: list[os.DirEntry], image_size: int, crop: int, workers: int | None
+    cache: Path, pictures: Sequence, image_size: int, crop: int, workers: int | None
 ) -> list[str]:
     """Decodes the pictures into `cache`, uint8 (N, H, W, 3) end to end; the unreadable ones' names.
 
@@ -117,7 +126,7 @@ def _build_cache(
     """
     from tqdm import tqdm
 
-    def decode(chunk: list[os.DirEntry]) -> list[np.ndarray | ValueError | FileNotFoundError]:
+    def decode(chunk: Sequence) -> list[np.ndarray | ValueError | FileNotFoundError]:
         results: list[np.ndarray | ValueError | FileNotFoundError] = []
         for entry in chunk:
             try:
@@ -162,13 +171,13 @@ def _build_cache(
     return list(broken)
 
 
-def fingerprint(pictures: list[os.DirEntry], image_size: int, crop: int) -> str:
+def fingerprint(pictures: Sequence, image_size: int, crop: int) -> str:
     """A hash that changes with the choice of pictures and with their sizes and dates.
 
     Attribute values are no part of it: they are read from their file each time, never cached.
     """
     digest = hashlib.sha256(f"{DECODING} {image_size} {crop}\n".encode())
     for entry in pictures:
-        stat = entry.stat()
-        digest.update(f"{entry.path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        found = entry.stat()
+        digest.update(f"{entry.path} {found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

@@ -20,6 +20,7 @@ SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}  # as list_eval_parti
 
 
 def check_split(split: str) -> None:
+    """Raise ValueError for what is none of SPLITS."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoint import load_checkpoint, replace_file, save_atomically
+from checkpoint import load_checkpoint, refusing, replace_file, save_atomically
 
 FORMAT = "encoded-images/2"
 SHARD = 512  # images
@@ -29,6 +29,14 @@ SHARD = 512  # images
 def names_hash(filenames: list[str]) -> str:
     """What tells one list of images from another."""
     return hashlib.sha256("\n".join(filenames).encode()).hexdigest()[:12]
+
+
+def read_manifest(file: Path) -> dict:
+    """What manifest.json says; ValueError where it is damaged."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{file} is damaged: encode again into another folder") from None
 
 
 def shard_names(manifest: dict, split: str) -> list[str]:
@@ -54,14 +62,14 @@ class LatentWriter:
         self.file = self.folder / "manifest.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.file.is_file():
-            found = json.loads(self.file.read_text())
+            found = read_manifest(self.file)
             for key, wanted in self.manifest.items():
                 if found.get(key) != wanted:
                     raise ValueError(
                         f"{folder} was encoded with {key} {found.get(key)}, not {wanted}: choose "
                         "another --out, or remove that folder"
                     )
-        elif any(self.folder.iterdir()):
+        elif any(path.name[0] != "." for path in self.folder.iterdir()):  # a kill may leave .*.tmp
             raise ValueError(f"{folder} holds other files and no manifest.json: choose another --out")
         else:
             self._write_manifest(self.manifest)
@@ -115,10 +123,11 @@ class LatentDataset:
         self.folder, file = Path(folder), Path(folder) / "manifest.json"
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no manifest.json: make it with encode_latents.py")
-        try:
-            manifest = json.loads(file.read_text())
-        except ValueError:
-            raise ValueError(f"{file} is damaged: encode again into another folder") from None
+        with refusing(file, "encoded dataset"):
+            self._read(read_manifest(file), split)
+
+    def _read(self, manifest: dict, split: str) -> None:
+        file, folder = self.folder / "manifest.json", self.folder
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{file} is of format {manifest.get('format')!r}, not {FORMAT!r}")
         if not manifest.get("complete"):
@@ -127,8 +136,13 @@ class LatentDataset:
         self.first_stage, self.attribute_names = manifest["first_stage"], manifest["attribute_names"]
         self._files = [self.folder / name for name in shard_names(manifest, split)]
         self.attributes = torch.from_numpy(np.load(self.folder / f"{split}_attributes.npy")).float()
-        self.flips, self.one_hot = manifest["flips"], manifest["one_hot"]
+        self.flips, self.one_hot = bool(manifest["flips"]), bool(manifest["one_hot"])
         self._open()
+        if self._ends[-1:] != [len(self.attributes)]:
+            raise ValueError(
+                f"{folder} has {self._ends[-1]} {split} images and {len(self.attributes)} rows of "
+                "attributes: encode again into another folder"
+            )
 
     def _open(self) -> None:
         self._shards = [np.load(file, mmap_mode="r") for file in self._files]
@@ -136,7 +150,9 @@ class LatentDataset:
 
     def first_stage_weights(self) -> dict[str, Tensor]:
         """The weights of the first stage, its statistics among them."""
-        return load_checkpoint(self.folder / "first_stage.pth")["first_stage"]
+        path = self.folder / "first_stage.pth"
+        with refusing(path, "first stage"):
+            return load_checkpoint(path)["first_stage"]
 
     def __len__(self) -> int:
         return len(self.attributes)

@@ -3,6 +3,7 @@ travels in checkpoints. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import reprlib
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
@@ -39,13 +40,36 @@ MOST_LEVELS, MOST_ATTRIBUTES = 12, 10_000
 
 
 def check_attribute_names(names: Sequence[str]) -> None:
-    """Raise ValueError unless these can be names: not too many, and fit to be part of a file's name."""
-    if not 1 <= len(names) <= MOST_ATTRIBUTES:
-        raise ValueError(f"attribute_names must be 1 to {MOST_ATTRIBUTES} names, got {len(names)}")
+    """Raise ValueError unless these can be names: not too many, each once, and fit to be part of a
+    file's name."""
+    if not isinstance(names, list | tuple) or not 1 <= len(names) <= MOST_ATTRIBUTES:
+        raise ValueError(f"attribute_names must be 1 to {MOST_ATTRIBUTES}, got {reprlib.repr(names)}")
     for name in names:
         good = isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()
         if not good or {*name} & {*"/\\="} or name.startswith("."):
             raise ValueError(f"{str(name)[:100]!r} cannot name an attribute: no /, \\, = or leading dot")
+    if len({*names}) < len(names):
+        raise ValueError(f"an attribute is named twice: {max(names, key=list(names).count)}")
+
+
+def check_first_stage_config(config: dict) -> None:
+    """Raise ValueError unless a first stage's configuration holds plain values of bearable size."""
+    values = [each for v in config.values() for each in (v if isinstance(v, list | tuple) else [v])]
+    plain = all(isinstance(value, int | float | str | None) for value in values)
+    if not plain or len(values) > 100 or any(isinstance(v, int) and abs(v) > 65_536 for v in values):
+        raise ValueError(f"first_stage_config asks for too much: {reprlib.repr(config)}")
+    for name in ("blocks_per_level", "layers_per_block"):
+        blocks = config.get(name, 1)
+        if not isinstance(blocks, int) or blocks > LIMITS["blocks_per_level"]:
+            raise ValueError(f"first_stage_config has {name} = {reprlib.repr(blocks)}: too much")
+
+
+def check_types(config) -> None:
+    """Raise ValueError unless every field that has a plain default is of its type."""
+    for each in fields(config):
+        value, kind = getattr(config, each.name), type(each.default)
+        if kind in (bool, int, float, str) and type(value) not in (kind, int if kind is float else kind):
+            raise ValueError(f"{each.name} must be of type {kind.__name__}, got {reprlib.repr(value)}")
 
 
 def check_whole_numbers(config) -> None:
@@ -58,12 +82,7 @@ def check_whole_numbers(config) -> None:
         whole = all(type(each) is int and least <= each <= limit for each in several)
         if not whole or single == isinstance(value, tuple):
             kind = "a whole number" if single else "whole numbers"
-            raise ValueError(f"{name} must be {kind} from {least} to {limit}, got {value!r}")
-    numbers = [v for v in dict(config.first_stage_config).values() if isinstance(v, int | list)]
-    flat = [each for value in numbers for each in (value if isinstance(value, list) else [value])]
-    if len(flat) > 100 or any(isinstance(each, int) and abs(each) > 65_536 for each in flat):
-        raise ValueError(f"first_stage_config asks for {max(map(str, flat), key=len)[:20]}: too much")
-    check_attribute_names(config.attribute_names)
+            raise ValueError(f"{name} must be {kind} from {least} to {limit}, got {reprlib.repr(value)}")
     if not 1 <= len(config.channels) <= MOST_LEVELS:
         raise ValueError(f"channels must be 1 to {MOST_LEVELS} widths, got {len(config.channels)}")
 
@@ -94,6 +113,7 @@ class ModelConfig(Plain):
     num_heads: int = 4
     patch_size: int = 1
     attribute_maps: bool = True  # learn where each attribute shows; pays where faces are aligned
+    bottleneck_attention: bool = True
     shared_film: bool = False
     dropout: float = 0.0
     latent_dim: int = 512
@@ -115,7 +135,10 @@ class ModelConfig(Plain):
             value = getattr(self, each.name)
             if isinstance(value, (list, range)):
                 object.__setattr__(self, each.name, tuple(value))
+        check_types(self)
         check_whole_numbers(self)
+        check_first_stage_config(self.first_stage_config)
+        check_attribute_names(self.attribute_names)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("prediction", self.prediction, PREDICTIONS)
         check_choice("first_stage", self.first_stage, FIRST_STAGES)
@@ -132,8 +155,8 @@ class ModelConfig(Plain):
             return default if asked is None else asked
         if asked not in (None, 1):
             raise ValueError(
-                f"cfg_scale {asked:g} asks for guidance, but --cfg_dropout 0 trained this model, which knows "
-                "no picture without condition: draw at 1"
+                f"cfg_scale {asked:g} is for models trained without condition, too, and this one "
+                "was trained with --cfg_dropout 0: draw at 1"
             )
         return 1.0
 

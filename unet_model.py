@@ -68,7 +68,7 @@ class AttributeMaps(nn.Module):
 
 class ConditionEmbedding(nn.Module):
     """Timestep, attributes and latent -> FiLM embedding (B, E) and context tokens (B, A + 1, C), or
-    (B, A, C) without a latent.
+    (B, A, C) without a latent; none with context_dim 0.
 
     The token of attribute i is LayerNorm(name_i + a_i * value_i): affine in a_i before the norm, so
     fractions lie between their ends, and a_i = 0 leaves the name alone, which says "unspecified".
@@ -78,33 +78,36 @@ class ConditionEmbedding(nn.Module):
     def __init__(self, num_attributes: int, latent_dim: int, context_dim: int, embedding_dim: int):
         super().__init__()
         self.time = TimeEmbedding(embedding_dim)
-        self.name = nn.Parameter(torch.randn(num_attributes, context_dim))
-        self.value = nn.Parameter(torch.randn(num_attributes, context_dim))
-        self.norm = nn.LayerNorm(context_dim)
+        self.tokens = context_dim > 0
+        if self.tokens:
+            self.name = nn.Parameter(torch.randn(num_attributes, context_dim))
+            self.value = nn.Parameter(torch.randn(num_attributes, context_dim))
+            self.norm = nn.LayerNorm(context_dim)
         # No bias: the all-zero row adds nothing, which is what makes it the unconditional branch.
         self.attributes = nn.Linear(num_attributes, embedding_dim, bias=False)
         self.latent = nn.Linear(latent_dim, embedding_dim, bias=False) if latent_dim else None
-        if latent_dim:
+        if latent_dim and self.tokens:
             self.latent_token = nn.Linear(latent_dim, context_dim)
             self.no_latent_token = nn.Parameter(torch.randn(context_dim))
 
     def forward(
         self, t: Tensor, attributes: Tensor, latent: Tensor | None, latent_keep: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        embedding = self.time(t)  # (B, E)
-        embedding = embedding + self.attributes(attributes)
+    ) -> tuple[Tensor, Tensor | None]:
+        embedding = self.time(t) + self.attributes(attributes)  # (B, E)
+        if self.latent is not None and latent is not None:
+            keep = torch.ones_like(t) if latent_keep is None else latent_keep
+            keep = keep[:, None].to(latent.dtype)  # (B, 1)
+            embedding = embedding + keep * self.latent(latent)
+        embedding = F.silu(embedding)
+        if not self.tokens:
+            return embedding, None
         tokens = self.name + attributes[..., None] * self.value  # (B, A, C)
         if self.latent is not None:
-            no_token = self.no_latent_token.expand(len(t), -1)  # (B, C)
-            if latent is None:
-                token = no_token
-            else:
-                keep = torch.ones_like(t) if latent_keep is None else latent_keep
-                keep = keep[:, None].to(latent.dtype)  # (B, 1)
-                token = keep * self.latent_token(latent) + (1 - keep) * no_token
-                embedding = embedding + keep * self.latent(latent)
+            token = self.no_latent_token.expand(len(t), -1)  # (B, C)
+            if latent is not None:
+                token = keep * self.latent_token(latent) + (1 - keep) * token
             tokens = torch.cat([tokens, token[:, None]], dim=1)  # (B, A + 1, C)
-        return F.silu(embedding), self.norm(tokens)
+        return embedding, self.norm(tokens)
 
 
 class ResidualBlock(nn.Module):
@@ -192,7 +195,7 @@ class Block(nn.Module):
         self.self_attention = Attention(out_channels, num_heads) if self_attention else None
         self.cross_attention = Attention(out_channels, num_heads, context_dim) if context_dim else None
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
         x = self.residual(x, embedding)
         if self.self_attention is not None:
             x = self.self_attention(x)
@@ -230,11 +233,12 @@ class ConditionalUNet(nn.Module):
         latent_dim: size of the semantic latent, 0 for none.
         blocks_per_level: residual blocks of each level, on the way down and again on the way up.
         self_attention_levels, cross_attention_levels: levels (0 is the finest) whose blocks attend;
-            the bottleneck always does both.
+            the bottleneck does both.
         num_heads: attention heads.
         patch_size: p folds p x p pixels into channels before the first level and back after it
             (pixel unshuffle), so that every level works on a p times smaller side.
         attribute_maps: add ``AttributeMaps`` to the first features.
+        bottleneck_attention: whether it does. Without any, attributes enter as embedding and maps only.
         shared_film: one projection of the embedding for all blocks of a width.
         dropout: inside the residual blocks.
 
@@ -260,6 +264,7 @@ class ConditionalUNet(nn.Module):
         num_heads: int = 4,
         patch_size: int = 1,
         attribute_maps: bool = True,
+        bottleneck_attention: bool = True,
         shared_film: bool = False,
         dropout: float = 0.0,
     ):
@@ -274,7 +279,9 @@ class ConditionalUNet(nn.Module):
         self.stride = patch_size * 2 ** (levels - 1)
         context_dim = max(channels[0], 128)
         embedding_dim = 4 * context_dim
-        self.condition = ConditionEmbedding(num_attributes, latent_dim, context_dim, embedding_dim)
+        attends = bottleneck_attention or len(cross_attention_levels) > 0
+        dims = latent_dim, context_dim if attends else 0, embedding_dim
+        self.condition = ConditionEmbedding(num_attributes, *dims)
 
         films = {c: nn.Linear(embedding_dim, 2 * c) for c in sorted({*channels})} if shared_film else {}
 
@@ -296,7 +303,8 @@ class ConditionalUNet(nn.Module):
         self.down, self.downsample = way_down(channels, blocks_per_level, block)
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         width = channels[-1]
-        self.middle = nn.ModuleList([block(width, width, -1, attend=True), block(width, width, -1)])
+        middle = (block(width, width, -1, attend) for attend in (bottleneck_attention, False))
+        self.middle = nn.ModuleList(middle)
         for level, c in reversed(list(enumerate(channels))):
             inputs = [width + c] + [2 * c] * (blocks_per_level - 1)
             self.up.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
@@ -307,7 +315,7 @@ class ConditionalUNet(nn.Module):
         self.norm_out = Norm(width)
         self.conv_out = zero_init(nn.Conv2d(width, patch_channels, 3, padding=1))
 
-    def _run(self, block: Block, *inputs: Tensor) -> Tensor:
+    def _run(self, block: Block, *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)

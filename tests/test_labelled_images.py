@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from celeba_dataset import CELEBA_ATTRIBUTES, deny_other_classes
-from labelled_images import attribute_rows, one_hot, open_dataset, recognise
+from labelled_images import attribute_rows, open_dataset, recognise
+from picture_folders import one_hot
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
