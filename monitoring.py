@@ -4,6 +4,7 @@ one run from another."""
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -27,6 +28,7 @@ def validate(run: TrainingRun) -> dict[str, float]:
     """Every loss term over the validation split: EMA weights, fixed noise and timesteps, attributes
     never dropped. Timesteps are spread evenly over the images."""
     accelerator, model, config = run.accelerator, run.ema.model, run.loss_config
+    model.progress = run.progress
     total = min(run.args.val_images, len(run.val_set))
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
     timesteps = None
@@ -118,6 +120,17 @@ def environment(run: TrainingRun) -> dict:
     }
 
 
+def record_start(run: TrainingRun, folder: Path) -> None:
+    """Add this start, or resume, to the list in environment.json."""
+    path = folder / "environment.json"
+    try:
+        starts = json.loads(path.read_text())
+    except (OSError, ValueError):  # the first, or cut short by a kill
+        starts = []
+    starts.append({"step": run.step, **environment(run)})
+    replace_file(path, lambda file: file.write(json.dumps(starts, indent=1).encode() + b"\n"))
+
+
 def run_directory(run: TrainingRun, log_dir: Path) -> Path:
     """The run's own folder in ``log_dir``: a new number with config.yaml (as --config takes it) and
     environment.json; or, of a resumed run, the old one, its metrics.jsonl cut at the checkpoint."""
@@ -127,6 +140,7 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
         lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step]
         replace_file(metrics, lambda file: file.write("".join(kept).encode()))
+        record_start(run, folder)
         return folder
     log_dir.mkdir(parents=True, exist_ok=True)
     for number in count(1):
@@ -140,7 +154,7 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
     flags = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(run.args).items()}
     flags = {k: v for k, v in flags.items() if k not in ("config", "resume", "dry_run")}
     (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
-    (folder / "environment.json").write_text(json.dumps(environment(run), indent=1) + "\n")
+    record_start(run, folder)
     return folder
 
 
@@ -153,7 +167,7 @@ class Logger:
         if run.accelerator.is_main_process:
             self.folder = run_directory(run, Path(log_dir))
             # What a run that broke off wrote after its last checkpoint is replaced.
-            self.writer = SummaryWriter(str(self.folder), purge_step=run.step or None)
+            self.writer = SummaryWriter(str(self.folder), purge_step=run.step + 1 if run.step else None)
         self.steps: list[dict] = []
         self.seconds = 0.0
 
@@ -168,10 +182,13 @@ class Logger:
         self.steps, self.seconds = [], 0.0
         if not steps:
             return {}
-        means = {
-            f"loss/{name}": float(torch.stack([step["terms"][name] for step in steps]).mean())
+        terms = {
+            name: torch.stack([step["terms"][name] for step in steps]).mean()
             for name in steps[0]["terms"]
         }
+        if self.run.accelerator.num_processes > 1:
+            terms = self.run.accelerator.reduce(terms, "mean")
+        means = {f"loss/{name}": float(value) for name, value in terms.items()}
         for name in ("grad_norm", "lr"):
             means[f"optimisation/{name}"] = sum(step[name] for step in steps) / len(steps)
         if steps[0]["t"] is not None:
@@ -197,7 +214,8 @@ class Logger:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, self.run.step)
             self.writer.flush()
-            line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **values}
+            numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **numbers}
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
 

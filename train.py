@@ -184,8 +184,9 @@ def saved_checkpoints(args: argparse.Namespace) -> list[Path]:
 
 def epoch_files(args: argparse.Namespace, up_to: float = float("inf")) -> list[Path]:
     """The kept checkpoints of epochs up to this one, oldest first."""
-    found = Path(args.save_dir).glob(f"{prefix(args)}epoch_*.pth")
-    numbered = sorted((int(re.sub(r"\D", "", path.stem) or 0), path) for path in found)
+    pattern, folder = re.compile(rf"{prefix(args)}epoch_(\d+)\.pth"), Path(args.save_dir)
+    found = {path: pattern.fullmatch(path.name) for path in folder.glob("*.pth")}
+    numbered = sorted((int(match[1]), path) for path, match in found.items() if match)
     return [path for number, path in numbered if number <= up_to]
 
 
@@ -225,10 +226,24 @@ def check_flags(args: argparse.Namespace, accelerator) -> None:
         raise FileNotFoundError(f"no checkpoint at {last} to resume from")
     if args.resume and not Path(args.resume).is_file():
         raise FileNotFoundError(f"no checkpoint at {args.resume} to resume from")
+    if accelerator.is_main_process and not args.dry_run:
+        check_writable(Path(args.save_dir), Path(args.log_dir))
     if args.stage != "autoencoder" and not args.latents:  # whose image size is the folder's
         kind = GuidanceClassifier if args.stage == "classifier" else ConditionalDiffusion
         with torch.device("meta"):
             kind(configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES))
+
+
+def check_writable(*folders: Path) -> None:
+    """Make the folders; OSError where they cannot be made or written to."""
+    from tempfile import TemporaryFile
+
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OSError(f"cannot write to {folder} ({error.strerror}): choose another") from None
 
 
 def train(args: argparse.Namespace) -> None:
@@ -270,7 +285,7 @@ def fit(run) -> None:
         logger.add(metrics, time.perf_counter() - started)
         run.seconds = clock()
         bar.update()
-        if run.skipped:
+        if run.skipped and main:
             bar.write(f"step {run.step}: the loss or its gradient is not finite, step skipped")
         if run.step % LOG_STEPS == 0:
             means = logger.flush()

@@ -26,6 +26,7 @@ from checkpoint import (
     EMA,
     load_checkpoint,
     load_weights,
+    refusing,
     save_atomically,
     save_first_stage,
     save_model,
@@ -37,7 +38,15 @@ from image_dataset import ImageDataset
 from latent_dataset import LatentDataset
 from model_config import AutoencoderConfig, AutoencoderLossConfig, LossConfig, ModelConfig, configure
 
+ADJUSTABLE = ("lr", "warmup_steps", "grad_clip", "epochs", "max_steps", "max_minutes")
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
+
+
+def leave_signals(_worker: int) -> None:
+    """Of a loader's worker: a signal to the whole group is for the main process, which needs its workers
+    until it has saved; they end when it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class BatchOrder:
@@ -205,6 +214,7 @@ class TrainingRun:
             batch_sampler=order,
             num_workers=self.args.num_workers,
             collate_fn=self.train_set.collate,
+            worker_init_fn=leave_signals,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         return iter(loader)
@@ -224,7 +234,7 @@ class TrainingRun:
         return self.to_device(self.val_set.__getitems__(indices))
 
     def update(self, batches: Iterator[dict[str, Tensor]]) -> dict:
-        """One optimiser step over grad_accum batches: the loss terms of the last batch, its diffusion
+        """One optimiser step over grad_accum batches: their mean loss terms, the last one's diffusion
         loss and timestep per sample, the learning rate and the gradient norm before clipping.
 
         Raises:
@@ -235,6 +245,7 @@ class TrainingRun:
         self.raw_model.progress = self.ema.model.progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        sums: dict[str, Tensor] = {}
         for micro in range(args.grad_accum):
             batch = next(batches)
             part = micro * accelerator.num_processes + accelerator.process_index  # of the global batch
@@ -243,6 +254,8 @@ class TrainingRun:
             with accelerator.accumulate(self.model):
                 terms, per_sample, t = self.model(images, attributes, self.loss_config)
                 accelerator.backward(terms["total"])
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / args.grad_accum
         norm = float(accelerator.clip_grad_norm_(self.raw_model.parameters(), args.grad_clip))
         finite = math.isfinite(norm)  # alike on all processes; a loss that is not finite shows here, too
         if finite or accelerator.scaler is not None:  # fp16's scaler skips by itself, to adapt its scale
@@ -255,19 +268,18 @@ class TrainingRun:
         if self.skipped >= MAX_SKIPPED:
             raise ValueError(
                 f"the loss or its gradient was not finite {MAX_SKIPPED} steps in a row, up to step "
-                f"{self.step}: the last checkpoint is intact; lower --lr or --grad_clip and --resume"
+                f"{self.step}: the last checkpoint is intact; --resume with a lower --lr or --grad_clip"
             )
-        terms = {name: value.detach() for name, value in terms.items()}
-        return {"terms": terms, "per_sample": per_sample, "t": t, "lr": rate, "grad_norm": norm}
+        return {"terms": sums, "per_sample": per_sample, "t": t, "lr": rate, "grad_norm": norm}
 
     # ---------------------------------------------------------------- checkpoints
 
     def recipe(self) -> dict:
-        """What decides the numbers a run produces; a resumed run must agree on all of it. N processes do
-        what one does with N times the accumulation: its parts and their seeds are the same."""
-        names = ("batch_size", "lr", "warmup_steps", "weight_decay", "grad_clip")
-        names = (*names, "ema_decay", "val_images", "seed")
+        """What decides the numbers a run produces; a resumed run must agree on all but ADJUSTABLE. N
+        processes do what one does with N times the accumulation: their parts and seeds are the same."""
+        names = ("batch_size", "weight_decay", "ema_decay", "val_images", "seed", *ADJUSTABLE)
         recipe = {name: getattr(self.args, name) for name in names}
+        recipe["mixed_precision"] = str(self.accelerator.mixed_precision)
         recipe["flip"] = self.args.flip and self.train_set.flips
         recipe |= vars(self.loss_config) | self.raw_model.config.to_dict()
         if isinstance(self.train_set, LatentDataset):
@@ -306,24 +318,37 @@ class TrainingRun:
             except ValueError as damaged:
                 if path == paths[-1]:
                     raise
-                print(f"{damaged}: going back to the one before", file=sys.stderr)
+                if self.accelerator.is_main_process:
+                    print(f"{damaged}: going back to the one before", file=sys.stderr)
         if "recipe" not in state:
             raise ValueError(f"{path} holds inference weights only: --resume needs a last.pth")
+        with refusing(path, "training state"):
+            self.check_recipe(path, state["recipe"])
+            load_weights(self.raw_model, state["model"], path)
+            load_weights(self.ema.model, state["ema"], path)
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step, self.best = int(state["step"]), float(state["best"])
+            self.seconds = float(state["seconds"])
+            branch = path.resolve().parent != Path(self.args.save_dir).resolve()
+            log = "" if branch else state["log"]
+        self.log = log if isinstance(log, str) and log.isdecimal() else ""
+
+    def check_recipe(self, path: Path, trained: dict) -> None:
+        """Compare a checkpoint's recipe with this run's: ValueError for what must agree, a line for what
+        need not."""
         for key, value in self.recipe().items():
-            trained = state["recipe"].get(key, "something else")
-            if trained != value:
+            before = trained.get(key, "something else")
+            if before == value:
+                continue
+            if key not in ADJUSTABLE:
                 raise ValueError(
-                    f"{path} was trained with {key} = {trained}, this run has {value}: "
+                    f"{path} was trained with {key} = {before}, this run has {value}: "
                     f"resume with the same flags, or start afresh in another --save_dir"
                 )
-        load_weights(self.raw_model, state["model"], path)
-        load_weights(self.ema.model, state["ema"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        log = state.get("log")
-        self.log = log if isinstance(log, str) and log.isdecimal() else ""
+            if self.accelerator.is_main_process:
+                print(f"{key} was {before} so far, and is {value} from here on")
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
         """Write the EMA weights: a first stage as first_stage.pth, always, since its loss changes when

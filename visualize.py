@@ -327,7 +327,9 @@ class Figures:
             values = json.loads(line)
             for tag in values.keys() - {"step", "seconds"}:
                 group, _, name = tag.partition("/")
-                curves.setdefault(group, {}).setdefault(name, []).append((values["step"], values[tag]))
+                if values[tag] is not None:  # was not finite
+                    point = values["step"], values[tag]
+                    curves.setdefault(group, {}).setdefault(name, []).append(point)
         return [
             save_curves(
                 self.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], title

@@ -48,6 +48,34 @@ def checkpoint(flags, tmp_path_factory):
     return folder / "checkpoints" / "best_model.pth"
 
 
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory):
+    """Class folders of 3 x 120 noisy pictures, red, green and blue, 20 pixels wide."""
+    import numpy as np
+    from PIL import Image
+
+    root, noise = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir()
+        for number in range(120):
+            pixels = noise.integers(0, 80, (20, 20, 3), dtype=np.uint8)
+            pixels[..., channel] += 160
+            Image.fromarray(pixels).save(root / name / f"{number:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def class_checkpoint(colours, tmp_path_factory):
+    """best_model.pth of a model of those classes, trained for three steps; never without its class."""
+    import train
+
+    folder = tmp_path_factory.mktemp("classes")
+    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--max_steps", "3"]
+    data = ["--data_root", str(colours), "--cache_dir", str(folder / "cache"), "--cfg_dropout", "0"]
+    train.train(train.parse_args([*TINY_FLAGS, *data, *where]))
+    return folder / "best_model.pth"
+
+
 @pytest.fixture
 def make_model():
     """Build a tiny ConditionalDiffusion over named attributes, every weight drawn (none left at its

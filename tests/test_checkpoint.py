@@ -91,3 +91,12 @@ def test_ema_follows_its_formula(make_model):
         expected = decay * expected + (1 - decay) * model.unet.stem.weight.detach()
     torch.testing.assert_close(ema.model.unet.stem.weight, expected)
     assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_one_flipped_bit_is_found(checkpoint, tmp_path):
+    """torch does not look at the sums of what it reads."""
+    data = bytearray(checkpoint.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "flipped.pth").write_bytes(data)
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        load_checkpoint(tmp_path / "flipped.pth")

@@ -99,6 +99,18 @@ def test_diffusers_steps_as_we_do(make_model, tmp_path, schedule, zero):
     assert flags == options | {"prediction": "v"}
 
 
+def test_flags_of_a_scheduler_are_printed(make_model, tmp_path, capsys):
+    """Of a long schedule, whose end is nearly noise in either case."""
+    for zero in (False, True):
+        model = make_model(num_timesteps=4000, zero_terminal_snr=zero)
+        save_model(model, tmp_path / "model.pth")
+        run_export(tmp_path / "model.pth", tmp_path / str(zero))
+        capsys.readouterr()
+        export.export(export.parse_args(["--flags_of", str(tmp_path / str(zero) / "scheduler")]))
+        said = capsys.readouterr().out
+        assert "--num_timesteps 4000" in said and ("--zero_terminal_snr" in said) == zero
+
+
 def test_the_vae_and_back(make_model, tmp_path):
     model = make_model(first_stage="sd-vae", first_stage_config=SMALL_KL)
     save_model(model, tmp_path / "model.pth")

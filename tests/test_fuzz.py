@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shlex
 from pathlib import Path
@@ -18,11 +19,15 @@ import celeba_dataset
 import cli
 import encode_latents
 import evaluate
+import export
 import labelled_images
+import latent_dataset
 import manipulate
 import train
 import visualize
-from checkpoint import load_checkpoint, load_guide, load_model
+from checkpoint import FORMAT, load_checkpoint, load_first_stage, load_guide, load_model
+from diffusion_model import ConditionalDiffusion
+from evaluation_classifier import load_classifier
 from image_cache import decode_image
 from model_config import ModelConfig
 
@@ -86,6 +91,52 @@ def test_a_checkpoint_that_runs_code_is_not_run(tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
+def nested(depth: int) -> list:
+    """A list of a few hundred bytes in a file that would be 2 ** depth values written out."""
+    value: list = [0]
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def test_small_files_that_unfold(checkpoint, tmp_path):
+    """Shared references and shared memory: refused at once, and nothing is built of them."""
+    state, path = load_checkpoint(checkpoint), tmp_path / "c.pth"
+    large = {"channels": [1024] * 6, "blocks_per_level": 32, "image_size": 2048, "num_heads": 4}
+    large |= {"self_attention_levels": [], "cross_attention_levels": []}
+    config = ModelConfig(**state["config"] | large)
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in ConditionalDiffusion(config).state_dict().items()}
+    one = torch.zeros(max(shape.numel() for shape in shapes.values()))
+    shared = {name: one[: shape.numel()].view(shape) for name, shape in shapes.items()}
+    crafted = [{"format": nested(40)}, {**state, "config": state["config"] | {"image_size": nested(40)}}]
+    crafted += [{**state, "config": state["config"] | {"first_stage_config": {"a": nested(40)}}}]
+    crafted += [{**state, "config": config.to_dict(), "model": shared}]
+    stage = {"first_stage": "vae", "first_stage_config": {"channels": (8,) * 90}}
+    crafted += [{**state, "config": state["config"] | stage}]
+    stage = {"first_stage": "vae", "first_stage_config": {"channels": [8], "blocks_per_level": 60000}}
+    crafted += [{**state, "config": state["config"] | stage}]
+    for each in crafted:
+        torch.save(each, path)
+        assert refused(load_model, path)
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "classifier", "first_stage"])
+def test_other_checkpoints(part, tmp_path):
+    """Of first stages, evaluation classifiers and encoded folders: a right key with any value."""
+    path = tmp_path / "first_stage.pth"
+    for value in VALUES:
+        state = {"format": FORMAT, part: value, "config": value, "trained_on": value}
+        state |= {"attribute_names": ["a"], "crop": 178, "balanced_accuracy": value, "recipe": value}
+        torch.save(state, path)
+        assert refused(load_first_stage, path)
+        assert refused(load_classifier, path, ["a"], 178)
+        manifest = dict.fromkeys(("image_size", "crop", "first_stage", "splits", "shard"), value)
+        manifest |= {"format": latent_dataset.FORMAT, "complete": True, "attribute_names": value}
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        assert refused(latent_dataset.LatentDataset, tmp_path, "train")
+
+
 VALUES = [None, -1, 0, 1, 3, 10**9, 2**70, 0.5, float("nan"), "x", "", [], [0], [10**9] * 3, {}, True]
 VALUES += [["a"], [[1]], {"a": 1}, "sd-vae", "vae", [8] * 40]
 
@@ -123,6 +174,16 @@ def test_damaged_pictures(tmp_path):
     assert count > 500
 
 
+def test_files_that_are_no_pictures(tmp_path):
+    """A program, a pipe, and more pixels than memory."""
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n")
+    os.mkfifo(tmp_path / "b.jpg")
+    Image.new("L", (13_000, 13_000)).save(tmp_path / "c.png")
+    (tmp_path / "d.jpg").mkdir()
+    for path in sorted(tmp_path.iterdir()):
+        assert refused(decode_image, path, 8, 178), path
+
+
 def test_damaged_label_files(faces, tmp_path):
     """CelebA's three files, and annotations; what is read of them must fit the pictures."""
     pick = random.Random(3)
@@ -144,6 +205,8 @@ def test_damaged_label_files(faces, tmp_path):
     for name, text in (("attributes.csv", table), ("attributes.jsonl", lines)):
         folder = tmp_path / name
         folder.mkdir()
+        for i in range(9):
+            (folder / f"a{i}.png").touch()
         for _ in range(300):
             (folder / name).write_bytes(mutated(text.encode(), pick))
             refused(labelled_images.attribute_rows, folder, "train")
@@ -157,7 +220,7 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize("script", [train, manipulate, evaluate, visualize, encode_latents])
+@pytest.mark.parametrize("script", [train, manipulate, evaluate, visualize, encode_latents, export])
 def test_any_flags(script, tmp_path, monkeypatch, capsys):
     """Parsed or refused by the parser: exit code 2 and one line after the usage."""
     monkeypatch.chdir(tmp_path)
@@ -174,6 +237,7 @@ def test_any_flags(script, tmp_path, monkeypatch, capsys):
 
 YAML = [
     "lr: !!python/object/apply:os.system [touch x]",
+    *("lr: [&a [0, 0], &b [*a, *a], [*b, *b]]", "<<: [&a {lr: 1}, *a]", "num_workers: off", "flip: 3"),
     *("lr: [1, 2", "- a", "lr: {a: 1}", "1: 2", "lr: ~", "a: &a [*a]", "\x00", "lr: 1e-3\nlr: 2"),
     *("channels: [a, b]", "config: x.yaml", "image_size: 9" * 9),
 ]

@@ -18,14 +18,13 @@ KILLS, ROUNDS = 20, 200
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("stage", ["diffusion"])
 def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(
-    flags, tmp_path, monkeypatch, stage, capfd
+    flags, tmp_path, monkeypatch, capfd
 ):
     """Every step saves, so that many kills fall into a save; moments are drawn from the time that the
     undisturbed run takes."""
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
-    common = [*flags, "--stage", stage, "--max_steps", "25", "--grad_accum", "2"]
+    common = [*flags, "--max_steps", "25", "--grad_accum", "2"]
 
     def run(folder, *more: str) -> None:
         where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]

@@ -176,3 +176,35 @@ def test_real_digits_and_objects():
     assert len(data) == 1000 and 100 < data.images[:, 8:20, 8:20].max() <= 255
     rows, names = attribute_rows(REAL / "cifar10", "test")
     assert rows.shape == (1000, 10) and names[3] == "cat"
+
+
+def test_what_no_row_names_is_taken_from_train(tmp_path):
+    """One picture at least, even of the few."""
+    for number in range(8):
+        picture(tmp_path / f"{number}.png", number)
+    split = ["train"] * 6 + ["test"] * 2
+    rows = "".join(f"{i}.png,{part},{i % 2}\n" for i, part in enumerate(split))
+    (tmp_path / "attributes.csv").write_text(f"file,split,odd\n{rows}")
+    sizes = [len(load(tmp_path, part)) for part in ("train", "val", "test")]
+    assert sizes[1] >= 1 and sizes[2] == 2 and sum(sizes) == 8
+
+
+def test_a_picture_that_is_not_there_is_named_with_its_line(tmp_path):
+    (tmp_path / "attributes.csv").write_text("file,odd\n1.png,1\n")
+    with pytest.raises(FileNotFoundError, match=r"attributes.csv line 2: there is no 1.png"):
+        load(tmp_path)
+
+
+def test_a_few_class_pictures_are_of_all_classes(colours):
+    few = load(colours, "val").attributes[:8]
+    assert ((few == 1).sum(0) > 0).all()
+
+
+def test_two_datasets_in_one_folder_are_told_apart(tmp_path):
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(ValueError, match="holds mnist and cifar10: give the folder of one"):
+        recognise(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").touch()
+    assert recognise(tmp_path / "MNIST") == "mnist"
+    assert recognise(tmp_path / "cifar-10-batches-py") == "cifar10"

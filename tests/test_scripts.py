@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence
 
 import cli
 import encode_latents
+import evaluate
 import manipulate
 import train
 import visualize
@@ -25,6 +26,7 @@ MAIN = {
     manipulate: manipulate.manipulate,
     visualize: visualize.visualize,
     encode_latents: encode_latents.encode,
+    evaluate: evaluate.evaluate,
 }
 
 
@@ -201,3 +203,44 @@ def test_flags_override_a_configuration(tmp_path):
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.yaml")), ids=lambda path: path.name)
 def test_every_configuration_is_one(path):
     train.parse_args(["--config", str(path)])
+
+
+def test_classes_through_every_script(class_checkpoint, colours, tmp_path, capsys):
+    """A row for each class, edits from one class to the others, and no guidance without what it needs."""
+    out = tmp_path / "out"
+    common = ["--checkpoint", class_checkpoint, "--num_inference_steps", "2"]
+    run_script(manipulate, *common, "--data_root", colours, "--output_dir", out, "--num_samples", "2")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["sampling"]["cfg_scale"] == 1 and manifest["editing"]["cfg_scale"] == 4
+    rows = np.array(manifest["made"]["generate"]["rows"])
+    assert rows.shape == (6, 3) and ((rows == 1).sum(1) == 1).all() and ((rows == -1).sum(1) == 2).all()
+    edits = manifest["made"]["edit"]["attributes"]
+    assert len(edits) == 2 and all(value == 1 for edit in edits for value in edit.values())
+    for argv, message in (
+        (["--cfg_scale", "3"], "cfg_scale 3 is for models trained without condition, too"),
+        (["--attributes", "red=1", "blue=1"], "classes that exclude each other"),
+    ):
+        with pytest.raises(SystemExit):
+            run_script(manipulate, *common, "--mode", "generate", "--output_dir", out, *argv)
+        assert message in capsys.readouterr().err
+    figures = [*common, "--data_root", colours, "--out", out, "--cache_dir", tmp_path / "cache"]
+    for what in ("samples", "interpolation"):
+        run_script(visualize, what, *figures, "--num_samples", "4")
+        assert (out / f"{what}.png").is_file()
+
+
+def test_the_class_asked_for_is_judged(class_checkpoint, colours, tmp_path, capsys):
+    judge = ["--classifier", tmp_path / "judge.pth", "--cache_dir", tmp_path / "cache"]
+    judge += ["--attribute_split", "train", "--reference_split", "test", "--batch_size", "32"]
+    common = ["--checkpoint", class_checkpoint, "--data_root", colours, *judge]
+    common += ["--num_samples", "32", "--num_inference_steps", "2"]
+    out = ["--output_dir", tmp_path / "out"]
+    run_script(evaluate, *common, *out, "--train_classifier", "--classifier_epochs", "8")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["real"]["attributes"]["class_accuracy"] > 0.9  # colours are easy
+    (setting,) = report["settings"]
+    assert 0 <= setting["attributes"]["class_accuracy"] <= 1 and setting["sampling"]["cfg_scale"] == 1
+    assert "class asked for" in capsys.readouterr().out
+    run_script(evaluate, *common, *out, "--edit", "ddim", "--edit_sources", "2", "--strengths", "1")
+    edits = json.loads((tmp_path / "out" / "edits.json").read_text())["edits"]
+    assert [task["task"] for task in edits[1]["tasks"]] == ["add blue", "add green", "add red"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import checkpoint
 import cli
 import train
 from checkpoint import load_checkpoint
@@ -85,16 +87,19 @@ def test_resuming_with_other_flags_is_refused(flags, tmp_path):
 
 
 def test_sigterm_saves_and_exits_cleanly(flags, tmp_path):
+    """To the whole group, as schedulers send it: data workers must outlast the save."""
     command = [sys.executable, "train.py", *flags, "--epochs", "9999", "--save_dir", str(tmp_path)]
+    command += ["--num_workers", "2"]
     with open(tmp_path / "output", "w") as output:
         process = subprocess.Popen(
             [*command, "--log_dir", str(tmp_path / "logs")],
             cwd=REPOSITORY, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )  # fmt: skip
         deadline = time.time() + 120
         while not (tmp_path / "last.pth").exists() and time.time() < deadline:
             time.sleep(0.2)  # the first epoch's checkpoint: training is under way
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(60) == 0
     text = (tmp_path / "output").read_text()
     assert "go on with --resume" in text and "Traceback" not in text
@@ -129,17 +134,31 @@ def one_line(capsys, call) -> str:
     return said
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(flags, tmp_path, monkeypatch, capsys):
+class FullDisk(io.FileIO):
+    """A file on a disk with room for 5,000 bytes."""
+
+    def write(self, data):
+        if self.tell() > 5000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("at", ["write", "fsync"])
+def test_a_full_disk_leaves_the_last_checkpoint(flags, tmp_path, monkeypatch, capsys, at):
     path = run_training(flags, tmp_path, "--max_steps", "2")
     before = path.read_bytes()
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    if at == "write":
+        monkeypatch.setattr(checkpoint, "open", FullDisk, raising=False)
+    else:
+        monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     more = ["--max_steps", "4", "--resume"]
-    assert "No space left" in one_line(capsys, lambda: run_training(flags, tmp_path, *more))
+    said = one_line(capsys, lambda: run_training(flags, tmp_path, *more))
+    assert "cannot write" in said and "last.pth" in said and "free some space" in said
     assert path.read_bytes() == before and not list(tmp_path.glob(".*"))
     monkeypatch.undo()
     run_training(flags, tmp_path, *more)
@@ -188,7 +207,7 @@ def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert expected <= {name for line in lines for name in line} and lines[-1]["step"] == 20
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["images_per_step"] == 4 and "git_revision" in environment
+    assert environment[0]["images_per_step"] == 4 and "git_revision" in environment[0]
     again = train.parse_args(["--config", str(folder / "config.yaml")])
     assert again.max_steps == 20 and again.channels == [16, 32]
 
@@ -204,9 +223,24 @@ def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path
     assert [each.name for each in logs.iterdir()] == ["0001"]
     steps = [json.loads(line)["step"] for line in (logs / "0001" / "metrics.jsonl").open()]
     assert steps == sorted(steps) and steps[-1] == 40 and 30 not in steps
-    args = ["--save_dir", str(tmp_path / "third"), "--log_dir", str(logs), "--max_steps", "1"]
-    train.train(train.parse_args([*flags, *args]))
+    starts = json.loads((logs / "0001" / "environment.json").read_text())
+    assert [start["step"] for start in starts] == [0, 20]
+    args = ["--save_dir", str(tmp_path / "third"), "--log_dir", str(logs), "--max_steps", "41"]
+    train.train(train.parse_args([*flags, *args, "--resume", str(tmp_path / "last.pth")]))  # a branch
     assert sorted(each.name for each in logs.iterdir()) == ["0001", "0002"]
+
+
+def test_resuming_may_change_the_learning_rate_and_says_so(flags, tmp_path, capsys):
+    run_training(flags, tmp_path, "--max_steps", "1")
+    path = run_training(flags, tmp_path, "--max_steps", "2", "--resume", "--lr", "1e-5")
+    assert "lr was 0.0002 so far, and is 1e-05 from here on" in capsys.readouterr().out
+    assert load_checkpoint(path)["recipe"]["lr"] == 1e-5
+
+
+def test_what_cannot_be_written_to_is_refused_before_training(flags, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    said = one_line(capsys, lambda: run_training(flags, tmp_path / "file" / "run"))
+    assert "cannot write to" in said and "choose another" in said
 
 
 def test_validation_repeats_and_leaves_training_alone(flags):

@@ -167,3 +167,18 @@ def test_gradient_checkpointing_leaves_output_and_gradients_as_they_are():
         gradients.append([p.grad for p in unet.parameters()])
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, again)
+
+
+def test_without_any_attention_attributes_still_reach_the_picture():
+    """No parameter is left without a gradient, which several processes would wait for."""
+    torch.manual_seed(0)
+    options = {"self_attention_levels": (), "cross_attention_levels": (), "bottleneck_attention": False}
+    unet = ConditionalUNet(channels=(8, 16), num_attributes=3, latent_dim=4, num_heads=2, **options)
+    assert not any(isinstance(module, Attention) for module in unet.modules())
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t, latent = torch.randn(2, 3, 16, 16), torch.tensor([3, 500]), torch.randn(2, 4)
+    first, second = (unet(x, t, rows, latent) for rows in (torch.ones(2, 3), -torch.ones(2, 3)))
+    assert (first - second).abs().max() > 1e-3
+    first.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in unet.parameters())
