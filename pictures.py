@@ -236,9 +236,12 @@ def unet_boxes(unet, side: int) -> tuple[list[Box], list[tuple[int, int]]]:
     """What a UNet is made of, in the order of its forward pass, for an x_t of this side; and which pairs
     of boxes skip connections join."""
     boxes: list[Box] = []
+    counted: set[int] = set()  # parameters: what blocks share stands in the first
 
     def add(level: int, name: str, module, kind: str = "convolution") -> None:
-        millions = sum(p.numel() for p in module.parameters()) / 1e6
+        own = {id(p): p.numel() for p in module.parameters() if id(p) not in counted}
+        counted.update(own)
+        millions = sum(own.values()) / 1e6
         channels = [p for p in module.parameters() if p.ndim == 4][-1].shape[0]
         here = side // (unet.patch_size * 2**level)
         boxes.append((level, f"{name}\n{channels} × {here} × {here}\n{millions:.2f} M", kind))

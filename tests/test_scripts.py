@@ -206,7 +206,7 @@ def test_every_configuration_is_one(path):
 
 
 def test_classes_through_every_script(class_checkpoint, colours, tmp_path, capsys):
-    """A row for each class, edits from one class to the others, and no guidance without what it needs."""
+    """A row for each class, edits from one class to others, and no guidance without what it needs."""
     out = tmp_path / "out"
     common = ["--checkpoint", class_checkpoint, "--num_inference_steps", "2"]
     run_script(manipulate, *common, "--data_root", colours, "--output_dir", out, "--num_samples", "2")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unet_model import AttributeMaps, ConditionalUNet, sinusoidal_embedding
+from unet_model import Attention, AttributeMaps, ConditionalUNet, sinusoidal_embedding
 
 
 def make_unet(**changes) -> ConditionalUNet:
