@@ -180,20 +180,12 @@ class Block(nn.Module):
     """One residual block, then self-attention and cross-attention where the level has them."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding_dim: int,
-        dropout: float,
-        num_heads: int,
-        self_attention: bool,
-        context_dim: int | None,
-        film: nn.Linear | None = None,
+        self, residual: ResidualBlock, num_heads: int, self_attention: bool, context_dim: int | None
     ):
         super().__init__()
-        self.residual = ResidualBlock(in_channels, out_channels, embedding_dim, dropout, film)
-        self.self_attention = Attention(out_channels, num_heads) if self_attention else None
-        self.cross_attention = Attention(out_channels, num_heads, context_dim) if context_dim else None
+        self.residual, channels = residual, residual.conv2.out_channels
+        self.self_attention = Attention(channels, num_heads) if self_attention else None
+        self.cross_attention = Attention(channels, num_heads, context_dim) if context_dim else None
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
         x = self.residual(x, embedding)
@@ -279,23 +271,16 @@ class ConditionalUNet(nn.Module):
         self.stride = patch_size * 2 ** (levels - 1)
         context_dim = max(channels[0], 128)
         embedding_dim = 4 * context_dim
-        attends = bottleneck_attention or len(cross_attention_levels) > 0
-        dims = latent_dim, context_dim if attends else 0, embedding_dim
-        self.condition = ConditionEmbedding(num_attributes, *dims)
+        tokens = context_dim if bottleneck_attention or cross_attention_levels else 0
+        self.condition = ConditionEmbedding(num_attributes, latent_dim, tokens, embedding_dim)
 
         films = {c: nn.Linear(embedding_dim, 2 * c) for c in sorted({*channels})} if shared_film else {}
 
         def block(c_in: int, c_out: int, level: int, attend: bool = False) -> Block:
-            return Block(
-                c_in,
-                c_out,
-                embedding_dim,
-                dropout,
-                num_heads,
-                self_attention=attend or level in self_attention_levels,
-                context_dim=context_dim if attend or level in cross_attention_levels else None,
-                film=films.get(c_out),
-            )
+            residual = ResidualBlock(c_in, c_out, embedding_dim, dropout, films.get(c_out))
+            crosses = attend or level in cross_attention_levels
+            attends = attend or level in self_attention_levels
+            return Block(residual, num_heads, attends, context_dim if crosses else None)
 
         patch_channels = image_channels * patch_size**2
         self.stem = nn.Conv2d(patch_channels, channels[0], 3, padding=1)
@@ -303,7 +288,7 @@ class ConditionalUNet(nn.Module):
         self.down, self.downsample = way_down(channels, blocks_per_level, block)
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         width = channels[-1]
-        middle = (block(width, width, -1, attend) for attend in (bottleneck_attention, False))
+        middle = [block(width, width, -1, bottleneck_attention), block(width, width, -1)]
         self.middle = nn.ModuleList(middle)
         for level, c in reversed(list(enumerate(channels))):
             inputs = [width + c] + [2 * c] * (blocks_per_level - 1)
