@@ -13,7 +13,7 @@ from autoencoder_model import build_first_stage, specified_bce
 from model_config import LossConfig, ModelConfig
 from noise_schedule import NoiseSchedule
 from norm import Norm
-from unet_model import Block, TimeEmbedding, attend, way_down
+from unet_model import Block, ResidualBlock, TimeEmbedding, attend, way_down
 
 
 class AttributeClassifier(nn.Module):
@@ -55,8 +55,9 @@ class AttributeClassifier(nn.Module):
         self.stem = nn.Conv2d(image_channels * patch_size**2, channels[0], 3, padding=1)
 
         def block(c_in: int, c_out: int, level: int) -> Block:
+            residual = ResidualBlock(c_in, c_out, embedding_dim, dropout)
             coarsest = level == len(channels) - 1
-            return Block(c_in, c_out, embedding_dim, dropout, num_heads, coarsest, context_dim=None)
+            return Block(residual, num_heads, self_attention=coarsest, context_dim=None)
 
         self.down, self.downsample = way_down(channels, blocks_per_level, block)
         self.norm = Norm(width)
