@@ -304,7 +304,7 @@ def deny_other_classes(rows: torch.Tensor) -> torch.Tensor:
     unspecified, as every row of such a training set does. ValueError for two in a row."""
     import torch
 
-    if ((rows > 0).sum(1) > 1).any():
+    if ((rows == 1).sum(1) > 1).any():
         raise ValueError("these attributes are classes that exclude each other: name one of them")
     names_one = (rows > 0).any(1, keepdim=True)
     return torch.where((rows == 0) & names_one, -1.0, rows)

@@ -8,6 +8,7 @@ manipulate.py. One process, or several with `accelerate launch train.py ...`.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -235,15 +236,11 @@ def check_flags(args: argparse.Namespace, accelerator) -> None:
 
 
 def check_writable(*folders: Path) -> None:
-    """Make the folders; OSError where they cannot be made or written to."""
-    from tempfile import TemporaryFile
-
+    """OSError where one of the folders cannot be written to, or not be made."""
     for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise OSError(f"cannot write to {folder} ({error.strerror}): choose another") from None
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise OSError(f"cannot write to {folder}, as {there} is not open to it: choose another")
 
 
 def train(args: argparse.Namespace) -> None:
