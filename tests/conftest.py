@@ -126,7 +126,9 @@ def launch_two():
     """Run a script in two processes on the CPU; returns what they say."""
 
     def launch(script: str, *flags: object) -> str:
-        how = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        # Its --cpu would start a single one; the script, which sees no GPU, makes gloo of --multi_gpu.
+        how = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        how += ["--main_process_port", "0"]
         done = subprocess.run(
             [sys.executable, *how, script, *map(str, flags)],
             cwd=Path(__file__).resolve().parents[1],
