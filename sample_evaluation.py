@@ -141,7 +141,7 @@ class Evaluation:
             "num_samples": self.number,
             "attribute_split": args.attribute_split,
             "reference": f"{args.reference_split}, {len(faces)} images",
-            "data": hashlib.sha256(faces.images).hexdigest()[:12],
+            "data": hashlib.sha256(faces.images.data).hexdigest()[:12],
             "rescale": args.rescale,
             "eta": args.eta,
             "guidance_interval": tuple(args.guidance_interval),
