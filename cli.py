@@ -75,7 +75,7 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
             text = file.read()
         for event in yaml.parse(text, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-                raise ValueError(f"a tag or an alias in line {event.start_mark.line + 1}")
+                raise ValueError(f"a tag or an alias {event.start_mark}")
         values = yaml.load(text, yaml.BaseLoader) or {}
     except OSError as error:
         raise ValueError(f"no configuration at {path} ({error.strerror}): check --config") from None
