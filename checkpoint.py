@@ -52,7 +52,7 @@ def refusing(path: str | Path, what: str) -> Iterator[None]:
     """A file from a stranger may lead whatever reads it to any error: this makes it one ValueError."""
     try:
         yield
-    except OSError:
+    except (OSError, MemoryError, ImportError, torch.OutOfMemoryError):  # which say nothing of the file
         raise
     except Exception as error:
         if isinstance(error, ValueError) and str(path) in str(error):
@@ -72,6 +72,9 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by either
+        full = any(words in str(error) for words in ("unexpected pos", "PytorchStreamWriter"))
+        if isinstance(error, RuntimeError) and not full:
+            raise
         reason = textwrap.shorten(str(error), 160)
         raise OSError(f"cannot write {path} ({reason}): free some space, or write elsewhere") from None
     finally:

@@ -54,15 +54,24 @@ def flags_of(folder: str | Path) -> dict[str, str | int | bool]:
     Raises:
         FileNotFoundError, ValueError: for no such folder, or a schedule that train.py has not.
     """
-    import torch
     from diffusers import DDIMScheduler
+
+    from checkpoint import refusing
+
+    with refusing(folder, "scheduler that train.py could have"):
+        try:
+            theirs = DDIMScheduler.from_pretrained(str(folder))
+        except OSError as error:
+            raise FileNotFoundError(f"no scheduler in {folder} ({str(error).splitlines()[0]})") from None
+        return _matching_flags(folder, theirs)
+
+
+def _matching_flags(folder: str | Path, theirs) -> dict[str, str | int | bool]:
+    """``flags_of`` for a scheduler that was read."""
+    import torch
 
     from noise_schedule import BETAS, NoiseSchedule
 
-    try:
-        theirs = DDIMScheduler.from_pretrained(str(folder))
-    except OSError as error:
-        raise FileNotFoundError(f"no scheduler in {folder} ({str(error).splitlines()[0]})") from None
     steps, end = theirs.config.num_train_timesteps, bool(theirs.alphas_cumprod[-1] == 0)
     names = {value: name for name, value in PREDICTION_TYPES.items()}
     prediction = names.get(theirs.config.prediction_type)

@@ -123,7 +123,7 @@ class LatentDataset:
         self.folder, file = Path(folder), Path(folder) / "manifest.json"
         if not file.is_file():
             raise FileNotFoundError(f"{folder} has no manifest.json: make it with encode_latents.py")
-        with refusing(file, "encoded dataset"):
+        with refusing(folder, "encoded dataset"):
             self._read(read_manifest(file), split)
 
     def _read(self, manifest: dict, split: str) -> None:

@@ -75,6 +75,11 @@ class Manipulation:
         self.autocast = cli.autocast(args.mixed_precision, device)
         self.args, self.out, self.classifier = args, Path(args.output_dir), None
         self.model = load_model(args.checkpoint, device)
+        if args.guidance == "classifier" and not self.model.config.guidable:
+            raise ValueError(
+                "--guidance classifier starts from no condition, which this model, of --cfg_dropout 0, "
+                "never saw: use --guidance both"
+            )
         guided = args.guidance in ("classifier", "both")
         photographs = args.target_image or args.mode in ("edit", "counterfactual", "all")
         if args.classifier and (guided or photographs):

@@ -134,8 +134,8 @@ def record_start(run: TrainingRun, folder: Path) -> None:
 def run_directory(run: TrainingRun, log_dir: Path) -> Path:
     """The run's own folder in ``log_dir``: a new number with config.yaml (as --config takes it) and
     environment.json; or, of a resumed run, the old one, its metrics.jsonl cut at the checkpoint."""
-    folder = log_dir / run.log
-    if run.log and folder.is_dir():
+    folder, log_dir = Path(run.log), log_dir.resolve()
+    if folder.parent == log_dir and folder.name.isdecimal() and folder.is_dir():
         metrics = folder / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step]
@@ -150,7 +150,7 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
             break
         except FileExistsError:
             continue
-    run.log = folder.name
+    run.log = str(folder)
     flags = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(run.args).items()}
     flags = {k: v for k, v in flags.items() if k not in ("config", "resume", "dry_run")}
     (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))

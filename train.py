@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import cli
@@ -147,11 +148,11 @@ def dry_run(run) -> None:
     from monitoring import validate
 
     run.args.val_images = run.args.batch_size
-    batches = run.batches()
-    run.update(batches)  # the first step allocates
-    started = time.perf_counter()
-    metrics = run.update(batches)
-    seconds = time.perf_counter() - started
+    with closing(run.batches()) as batches:
+        run.update(batches)  # the first step allocates
+        started = time.perf_counter()
+        metrics = run.update(batches)
+        seconds = time.perf_counter() - started
     losses = validate(run)
     if not run.accelerator.is_main_process:
         return
@@ -263,6 +264,12 @@ def train(args: argparse.Namespace) -> None:
 
 def fit(run) -> None:
     """The training loop."""
+    with closing(run.batches()) as batches:
+        loop(run, batches)
+
+
+def loop(run, batches) -> None:
+    """Every step over these batches, and what comes between steps."""
     from tqdm import tqdm
 
     from monitoring import Logger
@@ -270,7 +277,7 @@ def fit(run) -> None:
 
     args, accelerator, last = run.args, run.accelerator, last_checkpoint(run.args)
     main = accelerator.is_main_process
-    logger, stop, batches = Logger(run, args.log_dir), StopRequest(accelerator), run.batches()
+    logger, stop = Logger(run, args.log_dir), StopRequest(accelerator)
     bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main)
     parts = f"{args.batch_size} x {args.grad_accum} accumulated x {accelerator.num_processes} processes"
     if main:

@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before tra
 
 def leave_signals(_worker: int) -> None:
     """Of a loader's worker: a signal to the whole group is for the main process, which needs its workers
-    until it has saved; they end when it does."""
+    until it has saved, and ends them by a message."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -199,8 +199,8 @@ class TrainingRun:
 
         return read
 
-    def batches(self) -> Iterator[dict[str, Tensor]]:
-        """Batches from the current step on."""
+    def batches(self) -> Generator[dict[str, Tensor], None, None]:
+        """Batches from the current step on; ``close`` ends the loader's workers."""
         order = BatchOrder(
             len(self.train_set),
             self.args.batch_size,
@@ -217,7 +217,11 @@ class TrainingRun:
             worker_init_fn=leave_signals,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return iter(loader)
+        iterator = iter(loader)
+        try:
+            yield from iterator
+        finally:  # an error's traceback keeps the iterator alive, and it them, beyond the exit
+            getattr(iterator, "_shutdown_workers", lambda: None)()
 
     def to_device(self, batch: dict[str, Tensor], flip: bool = False) -> tuple[Tensor, Tensor]:
         """Images, or moments, mirrored at random with ``flip``; and attributes."""
@@ -301,6 +305,7 @@ class TrainingRun:
             "seconds": self.seconds,
             "best": self.best,
             "log": self.log,
+            "save_dir": str(Path(self.args.save_dir).resolve()),
         }
         save_atomically(state, path)
 
@@ -331,9 +336,8 @@ class TrainingRun:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.best = int(state["step"]), float(state["best"])
             self.seconds = float(state["seconds"])
-            branch = path.resolve().parent != Path(self.args.save_dir).resolve()
-            log = "" if branch else state["log"]
-        self.log = log if isinstance(log, str) and log.isdecimal() else ""
+            own = state["save_dir"] == str(Path(self.args.save_dir).resolve())  # no copy, no branch
+            self.log = str(state["log"]) if own else ""
 
     def check_recipe(self, path: Path, trained: dict) -> None:
         """Compare a checkpoint's recipe with this run's: ValueError for what must agree, a line for what

@@ -128,3 +128,6 @@ def test_the_vae_and_back(make_model, tmp_path):
 def test_no_scheduler_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="no scheduler"):
         export.flags_of(tmp_path)
+    (tmp_path / "scheduler_config.json").write_text('{"beta_schedule": "exponential"}')
+    with pytest.raises(ValueError, match="no scheduler that train"):
+        export.flags_of(tmp_path)

@@ -218,6 +218,7 @@ def test_classes_through_every_script(class_checkpoint, colours, tmp_path, capsy
     assert len(edits) == 2 and all(value == 1 for edit in edits for value in edit.values())
     for argv, message in (
         (["--cfg_scale", "3"], "cfg_scale 3 is for models trained without condition, too"),
+        (["--guidance", "classifier", "--classifier", class_checkpoint], "use --guidance both"),
         (["--attributes", "red=1", "blue=1"], "classes that exclude each other"),
     ):
         with pytest.raises(SystemExit):

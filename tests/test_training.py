@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -176,6 +177,19 @@ def test_pictures_that_vanish_in_a_run_are_in_the_cache(faces, flags, tmp_path):
     assert run.step == 2
 
 
+def test_an_error_ends_the_data_workers(flags, tmp_path, monkeypatch):
+    """Or the process would wait for them at its exit, as they heed no signal."""
+
+    def fail(run, batches):
+        next(batches)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(TrainingRun, "update", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_training(flags, tmp_path, "--num_workers", "2")
+    assert not multiprocessing.active_children()
+
+
 def test_a_full_gpu_is_one_line_with_the_flags_that_help(flags, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
@@ -228,6 +242,10 @@ def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path
     args = ["--save_dir", str(tmp_path / "third"), "--log_dir", str(logs), "--max_steps", "41"]
     train.train(train.parse_args([*flags, *args, "--resume", str(tmp_path / "last.pth")]))  # a branch
     assert sorted(each.name for each in logs.iterdir()) == ["0001", "0002"]
+    shutil.copytree(tmp_path / "third", tmp_path / "copy")
+    args = ["--save_dir", str(tmp_path / "copy"), "--log_dir", str(logs), "--max_steps", "42"]
+    train.train(train.parse_args([*flags, *args, "--resume"]))
+    assert sorted(each.name for each in logs.iterdir()) == ["0001", "0002", "0003"]
 
 
 def test_resuming_may_change_the_learning_rate_and_says_so(flags, tmp_path, capsys):
