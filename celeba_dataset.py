@@ -252,8 +252,7 @@ class CelebADataset(CachedDataset):
         check_geometry(image_size, crop)
         layout = _read_layout(root)
         rows = _split_rows(layout, split)
-        pictures = [layout.pictures[layout.names[row]] for row in rows]
-        source = Source(layout.root, split, pictures, layout.attributes[rows], CELEBA_ATTRIBUTES)
+        source = _source(layout, split, rows)
         super().__init__(source, image_size, crop, data_fraction, cache_dir, num_workers)
         rows = rows[self.rows]
         self.identities, self.landmarks = (
@@ -274,16 +273,16 @@ def random_flip(images: torch.Tensor, generator: torch.Generator | None = None) 
     return torch.where(flip[:, None, None, None], images.flip(2), images)
 
 
-def first_image(root: str | os.PathLike, split: str = "test") -> Path:
-    """The path of a split's first picture; raises as `CelebADataset` does for a wrong layout."""
+def celeba_source(root: str | os.PathLike, split: str = "test") -> Source:
+    """The picture files and attribute rows (N, 40) of a split, no picture read; raises as
+    `CelebADataset` does for a wrong layout."""
     layout = _read_layout(root)
-    return Path(layout.pictures[layout.names[_split_rows(layout, split)[0]]].path)
+    return _source(layout, split, _split_rows(layout, split))
 
 
-def celeba_rows(root: str | os.PathLike, split: str = "test") -> np.ndarray:
-    """The attribute rows (N, 40) of a split; no picture is read."""
-    layout = _read_layout(root)
-    return layout.attributes[_split_rows(layout, split)]
+def _source(layout: _Layout, split: str, rows: np.ndarray) -> Source:
+    pictures = [layout.pictures[layout.names[row]] for row in rows]
+    return Source(layout.root, split, pictures, layout.attributes[rows], CELEBA_ATTRIBUTES)
 
 
 def complete_rows(

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from celeba_dataset import CELEBA_ATTRIBUTES, IMAGE_FOLDER, CelebADataset, celeba_rows
-from celeba_dataset import first_image as celeba_first_image
+from celeba_dataset import IMAGE_FOLDER, CelebADataset, celeba_source
 from image_cache import check_geometry, to_square
-from image_dataset import SPLITS, CachedDataset, ImageDataset, check_split, chosen_rows
+from image_dataset import SPLITS, CachedDataset, ImageDataset, Source, check_split, chosen_rows
 from model_config import ModelConfig
 from picture_folders import ANNOTATIONS, HQ_ANNOTATION, held_out_splits, one_hot, read_folder
 
@@ -83,7 +82,7 @@ def open_dataset(
         return CelebADataset(root, split, image_size, crop, data_fraction, cache_dir, num_workers)
     if _has_arrays(kind, root):
         return _in_memory(kind, root, split, image_size, crop, data_fraction)
-    source = read_folder(kind, root).part(root, split)
+    source = _source(kind, root, split)
     return CachedDataset(source, image_size, crop, data_fraction, cache_dir, num_workers)
 
 
@@ -100,13 +99,11 @@ def attribute_rows(root: str | os.PathLike, split: str = "test") -> tuple[np.nda
     """The attribute rows float32 (N, A) of a split and the attributes' names; no picture is decoded."""
     root = checked_root(root)
     kind = recognise(root)
-    if kind == "celeba":
-        rows, names = celeba_rows(root, split), CELEBA_ATTRIBUTES
-    elif _has_arrays(kind, root):
+    if _has_arrays(kind, root):
         _, classes, names = _arrays(kind, root, split)
         rows = one_hot(classes, len(names))
     else:
-        source = read_folder(kind, root).part(root, split)
+        source = _source(kind, root, split)
         rows, names = source.attributes, source.attribute_names
     return np.asarray(rows, np.float32), tuple(names)
 
@@ -125,11 +122,16 @@ def first_image(root: str | os.PathLike, split: str = "test") -> Path | None:
     """The path of a split's first picture file; None for a dataset that is not kept in such."""
     root = checked_root(root)
     kind = recognise(root)
-    if kind == "celeba":
-        return celeba_first_image(root, split)
     if _has_arrays(kind, root):
         return None
-    return Path(read_folder(kind, root).part(root, split).pictures[0].path)
+    return Path(_source(kind, root, split).pictures[0].path)
+
+
+def _source(kind: str, root: Path, split: str) -> Source:
+    """The picture files of a split, for the kinds that have such."""
+    if kind == "celeba":
+        return celeba_source(root, split)
+    return read_folder(kind, root).part(root, split)
 
 
 # -------------------------------------------------------------------- arrays that torchvision reads

@@ -44,12 +44,13 @@ def evaluation_table(report: dict) -> str:
                 f"{1000 * d['kernel']:.1f} ± {1000 * d['kernel_error']:.1f}",
                 *(f"{d[k]:.3f}" for k in ("precision", "recall", "density", "coverage")),
                 f"{a['balanced_accuracy']:.3f}",
-                f"{a['three_named']:.3f} ({a['three_named_by_chance']:.3f})"
-                if "three_named" in a
-                else "",
             ]
             if classes:
-                cells[-1] = f"{a['class_accuracy']:.4f} ± {a['class_accuracy_error']:.4f}"
+                cells.append(f"{a['class_accuracy']:.4f} ± {a['class_accuracy_error']:.4f}")
+            elif sampling:
+                cells.append(f"{a['three_named']:.3f} ({a['three_named_by_chance']:.3f})")
+            else:
+                cells.append("")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     for key, name in (("autoencoder", "Semantic latent"), ("first_stage", "First stage")):

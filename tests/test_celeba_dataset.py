@@ -24,11 +24,11 @@ from celeba_dataset import (
     complete_rows,
     create_attribute_vector,
     download_celeba,
-    first_image,
     load_and_preprocess_image,
     random_flip,
 )
 from image_cache import crop_box
+from labelled_images import first_image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("CELEBA_ROOT") or Path(__file__).resolve().parents[2] / "shared/data/celeba")

@@ -198,7 +198,7 @@ def test_damaged_label_files(faces, tmp_path):
             (root / name).write_bytes(whole[name])
         name = pick.choice(names)
         (root / name).write_bytes(mutated(whole[name], pick))
-        count += refused(celeba_dataset.celeba_rows, root, "train")
+        count += refused(celeba_dataset.celeba_source, root, "train")
     assert count > 300
     table = "file,split,Red\n" + "".join(f"a{i}.png,train,{i % 2}\n" for i in range(9))
     lines = "\n".join(json.dumps({"file": f"a{i}.png", "attributes": {"Red": 1}}) for i in range(9))
