@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unet_model import Attention, AttributeMaps, ConditionalUNet, sinusoidal_embedding
+import unet_model
+from unet_model import Attention, AttributeMaps, ConditionalUNet, attend, sinusoidal_embedding
 
 
 def make_unet(**changes) -> ConditionalUNet:
@@ -85,6 +86,31 @@ def test_starts_as_zero_and_every_parameter_learns():
     unet(x, t, attributes, latent, keep).pow(2).sum().backward()
     silent = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_written_out_is_the_fused_one(monkeypatch, dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 20, 8), (2, 3, 7, 8), (2, 3, 7, 8))
+    found = []
+    for most in (0, 10**9):
+        monkeypatch.setattr(unet_model, "WRITTEN_OUT", most)
+        inputs = [torch.randn(s, generator=generator.manual_seed(1)).to(dtype) for s in shapes]
+        inputs = [each.requires_grad_() for each in inputs]
+        out = attend(*inputs)
+        found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    for fused, written in zip(*found, strict=True):
+        torch.testing.assert_close(fused, written, **tolerance)
+
+
+def test_attention_of_many_positions_keeps_no_square(monkeypatch):
+    """At 64 x 64 positions one copy of all pairs would be 67 MB a head."""
+    kept = []
+    query = torch.randn(1, 2, 4096, 4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes), lambda x: x):
+        attend(query, query, query)
+    assert sum(kept) < 5e6
 
 
 def test_cross_attention_attends():
