@@ -117,29 +117,14 @@ non_negative = number(float, 0)
 fraction = number(float, 0, 1)
 
 
-def keep_freed_memory() -> None:
-    """Let the allocator keep what is freed instead of handing it back to the system: a training step
-    frees and takes the same gigabytes each time, and clearing fresh pages is a third of its time on a
-    CPU. For glibc; other C libraries are left as they are."""
-    import ctypes
-
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
-
-
 def choose_device(name: str) -> str:
-    """'cpu' or 'cuda' for a flag's 'auto', 'cpu' or 'cuda', after ``keep_freed_memory`` for a CPU;
-    ValueError without such a device."""
+    """'cpu' or 'cuda' for a flag's 'auto', 'cpu' or 'cuda'; ValueError without such a device."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but torch sees no CUDA device here: use --device cpu")
     if name != "cpu" and torch.cuda.is_available():
         return "cuda"
-    keep_freed_memory()
     return "cpu"
 
 

@@ -264,7 +264,9 @@ def train(args: argparse.Namespace) -> None:
 
 def fit(run) -> None:
     """The training loop."""
-    with closing(run.batches()) as batches:
+    from training import keep_freed_memory
+
+    with closing(run.batches()) as batches, keep_freed_memory(run.accelerator.device.type):
         loop(run, batches)
 
 

@@ -122,7 +122,6 @@ def train_peer(peer, images, minutes: float, tuned: bool, label: str):
     torch.manual_seed(0)
     network, step = peer.network, 0
     if tuned:
-        cli.keep_freed_memory()
         network.to(memory_format=torch.channels_last)
     ema = EMA(network, TUNED_EMA if tuned else peer.ema_decay)
     if tuned:

@@ -135,13 +135,14 @@ class Contender:
 
 def _serve(pipe, *how) -> None:
     """In a process of its own: facts first, then a step's seconds for every True received."""
+    from training import keep_freed_memory
+
     build, tuned, compiled, device, batch_size = how
-    if tuned and device == "cpu":
-        cli.keep_freed_memory()  # as train.py does; what ships does not
-    contender = Contender(build, tuned, compiled, device, batch_size)
-    pipe.send(contender.facts())
-    while pipe.recv():
-        pipe.send(_seconds(contender.step, device))
+    with keep_freed_memory(device if tuned else ""):  # as train.py does; what ships does not
+        contender = Contender(build, tuned, compiled, device, batch_size)
+        pipe.send(contender.facts())
+        while pipe.recv():
+            pipe.send(_seconds(contender.step, device))
 
 
 def _seconds(what: Callable[[], object], device: str) -> float:
