@@ -285,19 +285,6 @@ def _source(layout: _Layout, split: str, rows: np.ndarray) -> Source:
     return Source(layout.root, split, pictures, layout.attributes[rows], CELEBA_ATTRIBUTES)
 
 
-def complete_rows(
-    requests: torch.Tensor, rows: torch.Tensor, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Requests (B, A) with what they leave unspecified (0) taken from real rows (N, A): for each, one
-    drawn from those that agree best with what is named. A sample of p(unnamed | named)."""
-    import torch
-
-    agreement = requests.sign() @ rows.T  # (B, N)
-    ties = torch.rand(agreement.shape, generator=generator)
-    chosen = (agreement + 0.5 * ties).argmax(1)  # whole numbers: ties decide only among equals
-    return torch.where(requests == 0, rows[chosen], requests)
-
-
 def deny_other_classes(rows: torch.Tensor) -> torch.Tensor:
     """Rows (B, A) of classes that exclude each other: one that names a class (> 0) denies what it leaves
     unspecified, as every row of such a training set does. ValueError for two in a row."""

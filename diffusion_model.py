@@ -3,11 +3,14 @@ a user calls. Images go in and come out as uint8 (B, H, W, 3); attributes are ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attribute_prior import CANDIDATES, AttributePrior
 from autoencoder_model import AttributeVAE, build_first_stage
 from celeba_dataset import create_attribute_vector, deny_other_classes
 from classifier_model import GuidanceClassifier
@@ -21,7 +24,7 @@ from guidance import (
 )
 from model_config import LossConfig, ModelConfig, SamplingConfig
 from noise_schedule import Denoiser, NoiseSchedule
-from samplers import SAMPLERS, Generator, Steps, last, randn_like, timestep_grid
+from samplers import SAMPLERS, Generator, Steps, last, rand, randn_like, timestep_grid
 from unet_model import ConditionalUNet
 
 DEFAULT_SAMPLING = SamplingConfig()
@@ -55,7 +58,8 @@ class ConditionalDiffusion(Editing, nn.Module):
     ``Editing`` edit.
 
     Sampling methods take ``generator`` (a torch.Generator, on any device) for repeatable noise,
-    ``latent`` (B, latent_dim) or None for no semantic latent, and ``progress`` for a progress bar.
+    ``latent`` (B, latent_dim) or None for no semantic latent, ``complete`` (see ``complete_rows``) and
+    ``progress`` for a progress bar.
     """
 
     def __init__(self, config: ModelConfig):
@@ -71,6 +75,7 @@ class ConditionalDiffusion(Editing, nn.Module):
                 f"{self.first_stage.factor} of first stage {config.first_stage})"
             )
         num_attributes, channels = len(config.attribute_names), self.first_stage.channels
+        self.attribute_prior = AttributePrior(num_attributes, config.prior_rows)
         side = config.image_size // self.first_stage.factor
         self.autoencoder = AttributeVAE(
             side, vae_levels(side), config.latent_dim, num_attributes, image_channels=channels
@@ -177,6 +182,28 @@ class ConditionalDiffusion(Editing, nn.Module):
         row = create_attribute_vector(names, **request).unsqueeze(0)
         return deny_other_classes(row) if self.config.one_hot else row
 
+    def complete_rows(
+        self, attributes: Tensor | None, batch_size: int = 1, generator: Generator = None
+    ) -> Tensor:
+        """Whole attribute rows (batch_size, A) for requests (batch_size, A), (1, A) or None: what they
+        leave open (0) is drawn from the rows of the training set that agree with what they name."""
+        rows = self._rows(attributes, batch_size).clone()
+        short = (rows == 0).any(1)
+        if self.config.prior_rows and short.any():
+            if isinstance(generator, Sequence):  # image i takes from its own, whatever the others do
+                generator = [each for each, is_short in zip(generator, short, strict=True) if is_short]
+            uniform = rand(int(short.sum()), generator).to(self.device)
+            rows[short] = self.attribute_prior.complete(rows[short], uniform)
+        return rows
+
+    def complete_ends(
+        self, start: Tensor, end: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Whole rows (1, A) for both ends of an interpolation, alike in all that is not named: see
+        ``AttributePrior.complete_ends``."""
+        ends = self._rows(start, 1), self._rows(end, 1)
+        return self.attribute_prior.complete_ends(*ends, rand(CANDIDATES, generator).to(self.device))
+
     def _rows(self, attributes: Tensor | None, batch_size: int) -> Tensor:
         """Attribute rows on the model's device; None means nothing specified, one row serves all."""
         num_attributes = len(self.config.attribute_names)
@@ -217,10 +244,15 @@ class ConditionalDiffusion(Editing, nn.Module):
         latent: Tensor | None = None,
         progress: bool = False,
         classifier: GuidanceClassifier | None = None,
+        complete: bool = True,
     ) -> Steps:
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
-        rows, schedule, clip = self._rows(attributes, len(x_T)), self.schedule, self.first_stage.clip_x0
-        amplified = attributes is not None and self.config.guidable
+        schedule, clip = self.schedule, self.first_stage.clip_x0
+        if complete and latent is None:  # which says what the rest of a face is
+            rows = self.complete_rows(attributes, len(x_T), generator)
+        else:
+            rows = self._rows(attributes, len(x_T))
+        amplified = bool(rows.any()) and self.config.guidable
         cfg_scale = sampling.cfg_scale if amplified else 1.0
         denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
         scale = sampling.classifier_scale
@@ -300,12 +332,15 @@ class ConditionalDiffusion(Editing, nn.Module):
         latent: Tensor | None = None,
         progress: bool = False,
         classifier: GuidanceClassifier | None = None,
+        complete: bool = True,
     ) -> Tensor:
         """Images: uint8 (batch_size, H, W, 3).
 
         Args:
             image_size: (H, W); the training size by default.
             attributes: (batch_size, A) or (1, A) in [-1, 1]; None asks for nothing in particular.
+            complete: draw what the attributes leave open by ``complete_rows``. False leaves it to the
+                network, which draws mush for short requests; with None that is an unconditional sample.
             sampling: sampler, steps and guidance.
             generator: one for the batch, or a list with one for each image
                 (``samplers.sample_generators``), which makes image i the same in any batch.
@@ -315,7 +350,9 @@ class ConditionalDiffusion(Editing, nn.Module):
             ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
         """
         x_T = self.initial_noise(batch_size, image_size, generator)
-        steps = self.sample_steps(x_T, attributes, sampling, generator, latent, progress, classifier)
+        steps = self.sample_steps(
+            x_T, attributes, sampling, generator, latent, progress, classifier, complete
+        )
         return self.first_stage.decode(last(steps))
 
     def ddim_sample(
@@ -326,15 +363,13 @@ class ConditionalDiffusion(Editing, nn.Module):
         cfg_scale: float = 1.0,
         num_inference_steps: int = 50,
         eta: float = 0.0,
-        generator: Generator = None,
-        latent: Tensor | None = None,
-        progress: bool = False,
+        **options: Any,
     ) -> Tensor:
         """``sample`` by DDIM: num_inference_steps network evaluations in 1 ... T; eta from 0,
         deterministic given the noise, to 1, as noisy as DDPM; cfg_scale 0 unconditional, 1 conditional,
-        more amplifies what the attributes ask."""
+        more amplifies what the attributes ask; further options as of ``sample``."""
         sampling = SamplingConfig("ddim", num_inference_steps, "trailing", eta, cfg_scale)
-        return self.sample(batch_size, image_size, attributes, sampling, generator, latent, progress)
+        return self.sample(batch_size, image_size, attributes, sampling, **options)
 
     def ddpm_sample(
         self,
@@ -343,14 +378,12 @@ class ConditionalDiffusion(Editing, nn.Module):
         attributes: Tensor | None = None,
         cfg_scale: float = 1.0,
         num_inference_steps: int | None = None,
-        generator: Generator = None,
-        latent: Tensor | None = None,
-        progress: bool = False,
+        **options: Any,
     ) -> Tensor:
         """``sample`` by ancestral (DDPM) sampling, through all T timesteps unless told otherwise."""
         num_steps = num_inference_steps or self.schedule.num_timesteps
         sampling = SamplingConfig("ddpm", num_steps, "trailing", cfg_scale=cfg_scale)
-        return self.sample(batch_size, image_size, attributes, sampling, generator, latent, progress)
+        return self.sample(batch_size, image_size, attributes, sampling, **options)
 
     def interpolate_between_attributes(
         self,
@@ -362,9 +395,11 @@ class ConditionalDiffusion(Editing, nn.Module):
         latent: Tensor | None = None,
         progress: bool = False,
         classifier: GuidanceClassifier | None = None,
+        complete: bool = True,
     ) -> Tensor:
         """A strip from ``start`` to ``end``, rows (1, A), linear in the attributes, every frame from the
-        same noise: uint8 (num_steps, H, W, 3), frame 0 at start and the last at end.
+        same noise: uint8 (num_steps, H, W, 3), frame 0 at start and the last at end. ``complete_ends``
+        draws what is not named, once for all frames.
 
         Raises:
             ValueError: for fewer than two steps, or rows of another size.
@@ -372,9 +407,14 @@ class ConditionalDiffusion(Editing, nn.Module):
         if num_steps < 2:
             raise ValueError(f"an interpolation needs at least 2 steps, got {num_steps}")
         weight = torch.linspace(0, 1, num_steps, device=self.device)[:, None]
-        rows = torch.lerp(self._rows(start, 1), self._rows(end, 1), weight)  # (N, A)
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        start, end = self._rows(start, 1), self._rows(end, 1)
+        if complete and latent is None:
+            start, end = self.complete_ends(start, end, generator.clone_state())
+        rows = torch.lerp(start, end, weight)  # (N, A)
         latent = None if latent is None else latent.expand(num_steps, -1)
         same = [generator.clone_state() for _ in range(num_steps)]
-        return self.sample(num_steps, None, rows, sampling, same, latent, progress, classifier)
+        return self.sample(
+            num_steps, None, rows, sampling, same, latent, progress, classifier, complete=False
+        )

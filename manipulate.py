@@ -2,8 +2,8 @@
 
 Writes labelled grids, single images, an interpolation strip and GIF, an edit row, and manifest.json
 with everything needed to make them again. Attribute names and the model's shape come from the
-checkpoint; --data_root serves to find a photograph where --source_image is not given, and rows for
---complete.
+checkpoint; --data_root serves to find a photograph where --source_image is not given. What a request
+does not name is drawn as it goes with what is named in the training set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import cli
 from model_config import EDIT_METHODS, SAMPLERS, EditConfig, SamplingConfig
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
-GUIDANCE = ("free", "classifier", "both", "none")
+GUIDANCE = ("free", "classifier", "both")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,19 +33,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--landmarks", type=float, nargs=10, metavar="N", help=f"{points}: aligns it as CelebA's are")
     add("--paste_back", action="store_true", help="also write edits in the whole --source_image")
     add("--edit_method", default=EditConfig.method, choices=EDIT_METHODS, help="inversion, or other way")
-    add(
-        "--complete",
-        action="store_true",
-        help="draw the attributes a request leaves open from the test rows of --data_root that agree",
-    )
     add("--attributes", nargs="+", default=[], metavar="NAME=VALUE", help="1 there, 0 not, 0.5 open")
+    add("--open", action="store_true", help="leave what is not named to the network: often mush")
+    add("--unconditional", action="store_true", help="new faces without any request")
     add("--from", dest="start", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation start")
     add("--to", dest="end", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation end")
     add("--num_samples", type=cli.positive_int, default=8, help="of each class, where there are classes")
-    scales = f"0 unconditional, 1 no guidance; None: {SamplingConfig.cfg_scale:g}, "
+    scales = f"1 no guidance; None: {SamplingConfig.cfg_scale:g}, "
     scales += f"{EditConfig.cfg_scale:g} for edits"
     add("--cfg_scale", type=cli.non_negative, help=scales)
-    free = "classifier-free by --cfg_scale, by --classifier, by both, or none"
+    free = "classifier-free by --cfg_scale, by --classifier, or by both"
     add("--guidance", default="free", choices=GUIDANCE, help=free)
     add("--classifier", help="of train.py --stage classifier: guides, and reads what photographs show")
     add("--guidance_scale", type=cli.non_negative, default=3.0, help="of the classifier")
@@ -65,8 +62,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=cli.count, default=0)
     cli.add_device_flags(parser)
     args = parser.parse_args(argv)
-    if args.complete and not args.data_root:
-        parser.error("--complete takes its rows from --data_root: give the folder")
     if bool(args.start) != bool(args.end):
         parser.error("--from and --to go together: name the attributes at both ends")
     if args.target_image and args.mode not in ("interpolate", "all"):
@@ -75,9 +70,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--landmarks are those of --source_image: give it, too")
     if args.mode == "counterfactual" and not args.attributes:
         parser.error("--mode counterfactual needs --attributes: what is to flip, such as Smiling=0")
+    if args.cfg_scale == 0:
+        parser.error("--cfg_scale 0 ignores every request: use --unconditional; no guidance is 1")
+    if args.unconditional:
+        refuse_requests(parser, args)
+        args.mode = "generate"
     if args.guidance in ("classifier", "both") or args.mode == "counterfactual":
         args.classifier = args.classifier or "./checkpoints/classifier_best.pth"
     return args
+
+
+def refuse_requests(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """What --unconditional leaves no room for is an error of the parser."""
+    if args.mode not in ("generate", "all"):
+        parser.error(f"--unconditional draws new faces, and this is --mode {args.mode}")
+    for flag, given in (("attributes", args.attributes), ("from", args.start), ("open", args.open)):
+        if given:
+            parser.error(f"--unconditional draws without any request: leave --{flag} out")
+    if args.guidance != "free" or args.cfg_scale is not None:
+        parser.error("--unconditional guides towards nothing: leave --guidance and --cfg_scale out")
 
 
 def find_source(args: argparse.Namespace) -> Path | None:

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 
 import cli
-from celeba_dataset import complete_rows
 from checkpoint import load_guide, load_model
 from classifier_model import GuidanceClassifier
 from evaluation import draw
-from labelled_images import attribute_rows, check_names
 from model_config import EditConfig, SamplingConfig, configure
 from photograph import Photograph
 from pictures import heat_map, save_gif, save_grid, save_image
+from samplers import sample_generators
 
 Request = dict[str, float]  # attribute names, and 0 ... 1 as a user says it
 
@@ -86,7 +85,8 @@ class Manipulation:
             self.classifier = load_guide(args.classifier, device)
             self.model.check_classifier(self.classifier)
         given = {name: getattr(args, name) for name in ("cfg_scale", "num_inference_steps")}
-        given["cfg_scale"] = {"classifier": 0.0, "none": 1.0}.get(args.guidance, args.cfg_scale)
+        if args.guidance == "classifier" or args.unconditional:
+            given["cfg_scale"] = 0.0
         given["classifier_scale"] = args.guidance_scale if guided else 0.0
         flags = {name: value for name, value in (vars(args) | given).items() if value is not None}
         draws = args.mode in ("generate", "interpolate", "all")
@@ -95,6 +95,8 @@ class Manipulation:
         self.sampling = configure(SamplingConfig, argparse.Namespace(**flags), cfg_scale=scale)
         self.editing = configure(EditConfig, argparse.Namespace(**flags), method=args.edit_method)
         self.names = {name: i for i, name in enumerate(self.model.config.attribute_names)}
+        if draws and not (args.open or args.unconditional or self.model.config.prior_rows):
+            print(f"{args.checkpoint} has no attribute rows: what is not named is left to the network")
         self.made: dict[str, dict] = {}
 
     def photograph(self, path: Path, landmarks: list[float] | None = None) -> Photograph:
@@ -103,13 +105,12 @@ class Manipulation:
         return Photograph(path, config.image_size, config.crop, landmarks)
 
     def rows(self, requests: list[Request]):
-        """The attribute rows (N, A) of requests to generate, completed if asked for."""
+        """The attribute rows (N, A) of requests to generate, each completed by a draw of its own."""
         rows = torch.cat([self.model.request_row(request) for request in requests])
-        if self.args.complete:
-            known, names = attribute_rows(self.args.data_root)
-            check_names(names, tuple(self.names), self.args.data_root)
-            rows = complete_rows(rows, torch.from_numpy(known), self.generator())
-        return rows
+        if self.args.open or self.args.unconditional:
+            return rows
+        generators = sample_generators(self.args.seed + 1, range(len(rows)))  # not those of the noise
+        return self.model.complete_rows(rows, len(rows), generators).cpu()
 
     def known(self, request: Request) -> Request:
         """The part of a built-in request that this model has attributes for."""
@@ -120,6 +121,8 @@ class Manipulation:
 
     def guidance(self, config: SamplingConfig | EditConfig) -> str:
         """By what faces are guided, for a title."""
+        if self.args.unconditional:
+            return "unconditional"
         scale = config.classifier_scale
         by = f", classifier {scale:g}" if scale else ""
         return f"cfg_scale {config.cfg_scale:g}{by}"
@@ -131,7 +134,7 @@ class Manipulation:
     def generate(self) -> None:
         """A labelled grid, and every image on its own."""
         args, columns = self.args, 8
-        if args.attributes:
+        if args.attributes or args.unconditional:
             requests = [parse_request(args.attributes)] * args.num_samples
         elif self.model.config.one_hot:  # a row of the grid for each class
             columns = args.num_samples
@@ -140,13 +143,11 @@ class Manipulation:
             shown = [*filter(None, map(self.known, SHOWN_REQUESTS))] or [{n: 1.0} for n in self.names]
             requests = [shown[i % len(shown)] for i in range(args.num_samples)]
         rows = self.rows(requests)
-        drawn = draw(
-            self.model, rows, self.sampling, nullcontext(), args.seed, classifier=self.classifier
-        )
-        images = drawn.numpy()
+        options = {"classifier": self.classifier, "complete": False}
+        images = draw(self.model, rows, self.sampling, nullcontext(), args.seed, **options).numpy()
         single = self.save_each(images, "samples")
         title = f"generated, {self.guidance(self.sampling)}, seed {args.seed}"
-        labels = [*map(caption, requests)]
+        labels = [""] * len(images) if args.unconditional else [*map(caption, requests)]
         grid = save_grid(self.out / "samples.png", images, labels, columns, title=title)
         asked = {"attributes": requests, "rows": rows.tolist()}
         self.made["generate"] = {"grid": grid, "images": single, **asked}
@@ -161,20 +162,20 @@ class Manipulation:
             if not start:
                 first, *others = self.names
                 start, end = {first: 1.0}, ({others[0]: 1.0} if others else {first: 0.0})
-        whole, changed = self.rows([start]), self.model.request_row(end)
-        if self.args.complete:  # both ends of one row
-            changed = changed.where(changed != 0, whole)
+        rows = self.model.request_row(start), self.model.request_row(end)
+        if not args.open:
+            rows = self.model.complete_ends(*rows, self.generator())
         images = self.model.interpolate_between_attributes(
-            whole,
-            changed,
+            *rows,
             args.interpolation_steps,
             sampling=self.sampling,
             generator=self.generator(),
             progress=True,
             classifier=self.classifier,
+            complete=False,
         )
         files = self.save_strip("interpolation", images, f"from {caption(start)} to {caption(end)}")
-        asked = {"from": start, "to": end, "rows": [whole.tolist(), changed.tolist()]}
+        asked = {"from": start, "to": end, "rows": torch.cat(rows).tolist()}
         self.made["interpolate"] = files | asked
 
     def save_strip(self, name: str, images, title: str) -> dict:

@@ -16,6 +16,7 @@ SAMPLERS = ("ddim", "ddpm", "dpm_solver")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
 CLASSIFIER_ON = ("x_t", "x0")
 FEWEST_SAMPLES = 32  # that anything can be said of
+REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
 EDIT_METHODS = ("ddim", "ddpm")
 
 
@@ -35,6 +36,7 @@ LIMITS = {  # of a model's whole numbers: what no file of ours exceeds
     "patch_size": 64,
     "latent_dim": 65_536,
     "num_timesteps": 1_000_000,
+    "prior_rows": 100_000_000,
 }
 MOST_LEVELS, MOST_ATTRIBUTES = 12, 10_000
 
@@ -77,7 +79,7 @@ def check_whole_numbers(config) -> None:
     for name, limit in LIMITS.items():
         value = getattr(config, name)
         several = value if isinstance(value, tuple) else (value,)
-        least = 0 if name.endswith("levels") or name == "latent_dim" else 1
+        least = 0 if name.endswith("levels") or name in ("latent_dim", "prior_rows") else 1
         single = isinstance(getattr(type(config), name), int)
         whole = all(type(each) is int and least <= each <= limit for each in several)
         if not whole or single == isinstance(value, tuple):
@@ -124,6 +126,7 @@ class ModelConfig(Plain):
     first_stage: str = "pixels"
     first_stage_config: dict = field(default_factory=dict)  # what rebuilds it
     first_stage_judge: str = ""  # of likeness, when it was trained
+    prior_rows: int = 0  # distinct attribute rows of the training set, which complete requests
 
     def __post_init__(self):
         levels = range(len(self.channels))

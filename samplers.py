@@ -91,7 +91,15 @@ def randn_like(x: Tensor, generator: Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
 
-def sample_generators(seed: int, samples: range) -> list[torch.Generator]:
+def rand(number: int, generator: Generator) -> Tensor:
+    """Uniform numbers (number,) in [0, 1), on the CPU; from a list of generators, one of each."""
+    if isinstance(generator, Sequence):
+        return torch.cat([rand(1, each) for each in generator])
+    device = generator.device if generator is not None else "cpu"
+    return torch.rand(number, generator=generator, device=device).cpu()
+
+
+def sample_generators(seed: int, samples: Sequence[int]) -> list[torch.Generator]:
     """A generator for each of these sample numbers, independent of the others."""
     seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in samples]
     return [torch.Generator().manual_seed(each) for each in seeds]

@@ -95,15 +95,17 @@ class Figures:
         return self.args.attributes or known or list(names[: 10 if self.model.config.one_hot else 6])
 
     def without_and_with(self, name: str, number: int):
-        """Rows (number, A) without an attribute and with it; of a class: of the one before, and its."""
+        """Rows (number, A) without an attribute and with it, alike in all else; of a class: of the one
+        before, and its."""
         import torch
 
         requests = [{name: 0}, {name: 1}]
         if self.model.config.one_hot:
             names = self.model.config.attribute_names
             requests[0] = {names[names.index(name) - 1]: 1}
-        rows = torch.cat([self.model.request_row(request) for request in requests])
-        return [torch.where(row == 0, self.base_rows(number), row) for row in rows[:, None]]
+        rows = [self.model.request_row(request) for request in requests]
+        pairs = [self.model.complete_ends(*rows, each) for each in self.generators(number)]
+        return [torch.cat(part) for part in zip(*pairs, strict=True)]
 
     @property
     def autocast(self):
@@ -113,14 +115,6 @@ class Figures:
     def sampling(self) -> SamplingConfig:
         scale = self.model.config.sampling_scale(self.args.cfg_scale, SamplingConfig.cfg_scale)
         return configure(SamplingConfig, self.args, cfg_scale=scale)
-
-    def base_rows(self, number: int):
-        """Whole attribute rows: of the held-out images where they are at hand, else unspecified."""
-        import torch
-
-        if self.args.data_root:
-            return self.held_out.attributes[:number]
-        return torch.zeros(number, len(self.model.config.attribute_names))
 
     def generators(self, number: int):
         from samplers import sample_generators
@@ -241,15 +235,13 @@ class Figures:
         import torch
 
         model = self.model
-        rows = [self.model.request_row({name: 1}) for name in self.shown]
-        rows = torch.where(torch.cat(rows) == 0, self.base_rows(1), torch.cat(rows))
-        x_T = model.initial_noise(len(rows), generator=self.generators(len(rows)))
+        rows = torch.cat([model.request_row({name: 1}) for name in self.shown])
+        generators = self.generators(len(rows))
+        x_T = model.initial_noise(len(rows), generator=generators)
         decode = model.first_stage.decode
         noisy, clean, times = [decode(x_T)], [], [self.model.schedule.num_timesteps - 1]
         with self.autocast:
-            steps = model.sample_steps(
-                x_T, rows, self.sampling, self.generators(len(rows)), progress=True
-            )
+            steps = model.sample_steps(x_T, rows, self.sampling, generators, progress=True)
             for _, t, x_t, x0_hat in steps:
                 noisy.append(decode(x_t))
                 clean.append(decode(x0_hat))

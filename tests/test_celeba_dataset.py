@@ -21,7 +21,6 @@ from celeba_dataset import (
     CELEBA_ATTRIBUTES,
     CelebADataset,
     attr_dict,
-    complete_rows,
     create_attribute_vector,
     download_celeba,
     load_and_preprocess_image,
@@ -499,14 +498,3 @@ def test_real_celeba(tmp_path):
     lines = {line.split()[0]: line.split()[1:] for line in (REAL / ATTR).open() if ".jpg" in line}
     for name, row in zip(data.filenames, data.attributes, strict=True):
         assert row.tolist() == [float(value) for value in lines[name]]
-
-
-def test_requests_are_completed_from_rows_that_agree():
-    rows = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1]])
-    requests = torch.tensor([[1.0, 0, 0], [0, 1, 0], [-1, -1, 0], [0.5, 0, 1]]).repeat(50, 1)
-    whole = complete_rows(requests, rows, torch.Generator().manual_seed(0))
-    assert torch.equal(whole[requests != 0], requests[requests != 0])
-    drawn = {tuple(row) for row in whole[::4].tolist()}
-    assert drawn == {(1, 1, 1), (1, -1, -1)}  # each of those that agree, and no other
-    assert {tuple(row) for row in whole[2::4].tolist()} <= {(-1, -1, -1)}
-    assert {tuple(row) for row in whole[3::4].tolist()} == {(0.5, 1, 1)}

@@ -114,7 +114,7 @@ def test_guidance_changes_faces_and_scale_0_does_not(checkpoint, guide, tmp_path
     asked = ["--mode", "generate", "--attributes", "Smiling=1"]
     with_guide = [*asked, "--classifier", str(guide), "--guidance", "classifier"]
     run_manipulate(checkpoint, tmp_path / "zero", *with_guide, "--guidance_scale", "0")
-    run_manipulate(checkpoint, tmp_path / "plain", *asked, "--cfg_scale", "0")
+    run_manipulate(checkpoint, tmp_path / "plain", "--unconditional")
     run_manipulate(checkpoint, tmp_path / "much", *with_guide, "--guidance_scale", "300")
     zero, plain, much = (
         (tmp_path / name / "samples" / "000.png").read_bytes() for name in ("zero", "plain", "much")
@@ -122,8 +122,7 @@ def test_guidance_changes_faces_and_scale_0_does_not(checkpoint, guide, tmp_path
     assert zero == plain
     assert much != plain
     # no classifier file is needed where none guides
-    none = [*asked, "--guidance", "none", "--classifier", "/nowhere.pth"]
-    run_manipulate(checkpoint, tmp_path / "none", *none)
+    run_manipulate(checkpoint, tmp_path / "free", *asked, "--classifier", "/nowhere.pth")
 
 
 @pytest.mark.parametrize(("threshold", "strength", "flips"), [(0.3, 0.3, True), (9.0, 1.0, False)])

@@ -40,16 +40,3 @@ def test_imports_go_up_the_table_only():
     for name, names in drawn().items():
         below = [other for other in names if order.index(other) >= order.index(name)]
         assert not below, f"{name} imports {below}"
-
-
-def test_files_are_short():
-    long = {path.name: len(path.read_text().splitlines()) for path in ROOT.glob("*.py")}
-    assert not {name: lines for name, lines in long.items() if lines > 400}
-
-
-def test_functions_are_short():
-    for path in ROOT.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno:
-                lines = node.end_lineno - node.lineno + 1
-                assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"

@@ -75,6 +75,40 @@ def test_named_attributes_are_drawn_and_repeatable(checkpoint, tmp_path):
     assert not (tmp_path / "a" / "edit.png").exists()
 
 
+def test_what_is_not_named_is_drawn_from_the_training_rows(checkpoint, faces, tmp_path):
+    """Whole rows in the manifest, each as in the data; with --open, zeros; and no condition at all."""
+    common = ["--checkpoint", checkpoint, "--num_samples", "6", "--num_inference_steps", "2"]
+    lines = (faces / "list_attr_celeba.txt").read_text().splitlines()[2:]
+    known = {tuple(map(float, line.split()[1:])) for line in lines}
+    made = {}
+    for which, flags in {
+        "completed": ["--attributes", "Smiling=1"],
+        "again": ["--attributes", "Smiling=1"],
+        "open": ["--attributes", "Smiling=1", "--open"],
+        "unconditional": ["--unconditional"],
+    }.items():
+        mode = [] if which == "unconditional" else ["--mode", "generate"]
+        run_script(manipulate, *common, *mode, *flags, "--output_dir", tmp_path / which)
+        manifest = json.loads((tmp_path / which / "manifest.json").read_text())
+        assert list(manifest["made"]) == ["generate"]
+        made[which] = manifest["made"]["generate"]
+    assert {tuple(row) for row in made["completed"]["rows"]} <= known
+    assert made["completed"]["attributes"] == [{"Smiling": 1}] * 6
+    assert made["again"]["rows"] == made["completed"]["rows"]
+    assert len({tuple(row) for row in made["completed"]["rows"]}) > 1
+    assert [sum(map(abs, row)) for row in made["open"]["rows"]] == [1] * 6
+    assert not np.any(made["unconditional"]["rows"])
+    assert made["unconditional"]["attributes"] == [{}] * 6
+    files = [tmp_path / which / "samples" / "000.png" for which in made]
+    assert len({file.read_bytes() for file in files}) == 3
+    run_script(manipulate, *common, "--mode", "interpolate", "--output_dir", tmp_path / "between")
+    made = json.loads((tmp_path / "between" / "manifest.json").read_text())["made"]["interpolate"]
+    start, end = np.array(made["rows"])
+    names = manifest["model"]["attribute_names"]
+    assert {names[i] for i in np.flatnonzero(start != end)} == {"Male", "Smiling"}
+    assert (start != 0).all()
+
+
 def test_edit_takes_a_test_image_of_the_data_root(checkpoint, faces, tmp_path):
     run_script(
         manipulate, "--checkpoint", checkpoint, "--output_dir", tmp_path, "--mode", "edit",
@@ -107,6 +141,9 @@ WRONG = {
     "attribute without a value": (manipulate, "--attributes Male", "'Male'"),
     "attribute out of range": (manipulate, "--attributes Male=3", "3"),
     "attribute twice": (manipulate, "--attributes Male=1 Male=0", "Male"),
+    "scale that ignores the request": (manipulate, "--cfg_scale 0", "--unconditional"),
+    "request without condition": (manipulate, "--unconditional --attributes Male=1", "--attributes"),
+    "edit without condition": (manipulate, "--unconditional --mode edit", "--mode edit"),
     "one end only": (manipulate, "--from Male=1", "--to"),
     "missing checkpoint": (manipulate, "--checkpoint {tmp}/none.pth", "none.pth"),
     "not a checkpoint": (manipulate, "--checkpoint {tmp}/text.jpg", "text.jpg"),
@@ -239,9 +276,10 @@ def test_the_class_asked_for_is_judged(class_checkpoint, colours, tmp_path, caps
     run_script(evaluate, *common, *out, "--train_classifier", "--classifier_epochs", "8")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["real"]["attributes"]["class_accuracy"] > 0.9  # colours are easy
-    (setting,) = report["settings"]
+    setting, nothing = report["settings"]
+    assert nothing["request"] == "none" and "unasked" in nothing["attributes"]
     assert 0 <= setting["attributes"]["class_accuracy"] <= 1 and setting["sampling"]["cfg_scale"] == 1
-    assert "class asked for" in capsys.readouterr().out
+    assert "request met" in capsys.readouterr().out
     run_script(evaluate, *common, *out, "--edit", "ddim", "--edit_sources", "2", "--strengths", "1")
     edits = json.loads((tmp_path / "out" / "edits.json").read_text())["edits"]
     assert [task["task"] for task in edits[1]["tasks"]] == ["add blue", "add green", "add red"]

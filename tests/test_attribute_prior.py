@@ -1,0 +1,116 @@
+"""What completes a request: rows of the training set that agree with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attribute_prior
+from attribute_prior import AttributePrior, pack_rows
+from checkpoint import load_model, save_model
+from model_config import SamplingConfig
+from samplers import sample_generators
+
+ROWS = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1]])
+
+
+def uniform(number: int) -> torch.Tensor:
+    return torch.rand(number, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("num_attributes", [1, 8, 40, 41])
+def test_rows_are_packed_without_loss(num_attributes):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(-1, 2, (200, num_attributes), generator=generator).float()
+    prior = AttributePrior.of(rows)
+    distinct, counts = torch.unique(rows, dim=0, return_counts=True)
+    pairs = zip(prior.rows().tolist(), prior.counts.tolist(), strict=True)
+    found = {tuple(row): count for row, count in pairs}
+    pairs = zip(distinct.tolist(), counts.tolist(), strict=True)
+    assert found == {tuple(row): count for row, count in pairs}
+    bits, _ = pack_rows(rows)
+    assert bits.shape == (len(distinct), 2 * -(-num_attributes // 8)) and bits.dtype == torch.uint8
+
+
+def test_requests_are_completed_from_rows_that_agree():
+    requests = torch.tensor([[1.0, 0, 0], [0, 1, 0], [-1, -1, 0], [0.5, 0, 1]]).repeat(50, 1)
+    whole = AttributePrior.of(ROWS).complete(requests, uniform(200))
+    assert torch.equal(whole[requests != 0], requests[requests != 0])
+    drawn = {tuple(row) for row in whole[::4].tolist()}
+    assert drawn == {(1, 1, 1), (1, -1, -1)}  # each of those that agree, and no other
+    assert {tuple(row) for row in whole[2::4].tolist()} <= {(-1, -1, -1)}
+    assert {tuple(row) for row in whole[3::4].tolist()} == {(0.5, 1, 1)}
+
+
+def test_what_nobody_asked_for_is_as_frequent_as_in_the_data(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    rows = (torch.rand(5000, 4, generator=generator) < torch.tensor([0.5, 0.05, 0.3, 0.7])) * 2.0 - 1
+    rows[rows[:, 0] > 0, 1] = -1  # the second goes with the absence of the first only
+    prior = AttributePrior.of(rows)
+    requests = torch.tensor([[0.0, 0, 0, 0], [-1, 0, 0, 0], [1, 0, 0, 0]]).repeat(3000, 1)
+    monkeypatch.setattr(attribute_prior, "MOST_PAIRS", 700)  # in many parts
+    whole = prior.complete(requests, uniform(9000))
+    for i, expected in enumerate(prior.frequencies(requests[:3])):
+        agrees = ((rows == requests[i]) | (requests[i] == 0)).all(1)
+        assert torch.allclose(expected, (rows[agrees] > 0).float().mean(0), atol=1e-6)
+        drawn = (whole[i::3] > 0).float().mean(0)
+        assert (drawn - expected).abs().max() < 4 * (0.25 / 3000) ** 0.5
+    assert (whole[2::3, 1] < 0).all()
+
+
+def test_an_interpolation_changes_only_what_is_named():
+    male_beard_smile = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, -1, 1], [-1, -1, -1]])
+    prior = AttributePrior.of(male_beard_smile)
+    start, end = torch.tensor([[1.0, 0, 0]]), torch.tensor([[-1.0, 0, 0]])
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        ends = prior.complete_ends(start, end, torch.rand(16, generator=generator))
+        assert [row.tolist() for row in ends] == [[[1, -1, -1]], [[-1, -1, -1]]]  # no bearded woman
+    whole, same = prior.complete_ends(torch.tensor([[1.0, 1, 0]]), end, uniform(16))
+    assert whole.tolist() == [[1, 1, 1]] and same.tolist() == [[-1, 1, 1]]
+
+
+def with_prior(make_model, rows=ROWS):
+    prior = AttributePrior.of(rows)
+    model = make_model(prior_rows=len(prior.counts))
+    model.attribute_prior.load_state_dict(prior.state_dict())
+    return model
+
+
+def test_a_model_completes_what_it_draws(make_model, tmp_path):
+    model, sampling = with_prior(make_model), SamplingConfig(num_inference_steps=2)
+    save_model(model, tmp_path / "model.pth")
+    model = load_model(tmp_path / "model.pth")  # the rows travel in the checkpoint
+    request = model.request_row({"Smiling": 1})
+
+    def drawn(attributes, **how):
+        return model.sample(4, None, attributes, sampling, sample_generators(0, range(4)), **how)
+
+    generators = sample_generators(0, range(4))
+    x_T = model.initial_noise(4, generator=generators)
+    rows = model.complete_rows(request, 4, generators)
+    assert (rows != 0).all() and (rows[:, 0] == 1).all()
+    *_, (_, _, x_0, _) = model.sample_steps(x_T, rows, sampling)
+    assert torch.equal(drawn(request), model.first_stage.decode(x_0))
+    is_open = model.request_row({"Smiling": 1}).expand(4, -1)
+    assert not torch.equal(drawn(request), drawn(is_open, complete=False))
+    whole = ROWS[[0, 1, 2, 0]]
+    assert torch.equal(drawn(whole), drawn(whole, complete=False))
+    assert not torch.equal(drawn(None), drawn(None, complete=False))
+
+
+def test_a_completed_image_does_not_depend_on_its_batch(make_model):
+    model = with_prior(make_model)
+    mixed = torch.stack([ROWS[0], torch.zeros(3), torch.zeros(3)])
+    together = model.complete_rows(mixed, 3, sample_generators(0, range(3)))
+    alone = model.complete_rows(mixed[2:], 1, sample_generators(0, [2]))
+    assert torch.equal(together[2:], alone) and torch.equal(together[0], ROWS[0])
+
+
+def test_a_model_without_rows_leaves_requests_open(make_model):
+    model = make_model()
+    assert not any("attribute_prior" in name for name in model.state_dict())  # as in older files
+    request = model.request_row({"Smiling": 1})
+    assert torch.equal(model.complete_rows(request, 2), request.expand(2, -1))
+    start, end = model.complete_ends(request, model.request_row({"Male": 1}))
+    assert start.tolist() == [[1, 0, 0]] and end.tolist() == [[1, 1, 0]]
