@@ -1,15 +1,17 @@
 """Measure a checkpoint: one command, one table, one JSON.
 
-Samples are drawn under attribute rows of a held-out split and compared with a reference split: Frechet
-and kernel distance, precision, recall, density, coverage; control of the attributes asked for;
-diversity; the nearest training image of each sample; and the VAE. Features come from a classifier
-trained here with --train_classifier, and from Inception where its weights are at hand.
+Samples are drawn under whole attribute rows of a held-out split, under three attributes of each, and
+without any request, and compared with a reference split: Frechet and kernel distance, precision, recall,
+density, coverage; how requests are met, and what nobody asked for; diversity; the nearest training image
+of each sample; and the VAE. Features come from a classifier trained here with --train_classifier, and
+from Inception where its weights are at hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import processes
 from model_config import (
     EDIT_METHODS,
     FEWEST_SAMPLES,
+    REQUESTS,
     SAMPLERS,
     EditConfig,
     ModelConfig,
@@ -34,7 +37,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--train_classifier", action="store_true", help="train the classifier and write it there")
     add("--classifier_epochs", type=cli.positive_int, default=12)
     add("--inception_weights", help="torch-fidelity's file, or 'download': its features, too")
-    add("--num_samples", type=cli.number(int, FEWEST_SAMPLES), default=1000)
+    number = "for each setting and kind of request; None: 1000, or what the split has"
+    add("--num_samples", type=cli.number(int, FEWEST_SAMPLES), help=number)
+    add("--requests", choices=REQUESTS, nargs="+", default=REQUESTS, help="what is asked for")
+    add("--open", action="store_true", help="leave what is not named to the network: often mush")
     scales = f"None: 1, 1.5, 2 and 3 as far as it was trained for; {EditConfig.cfg_scale:g} for edits"
     add("--cfg_scale", type=cli.non_negative, nargs="+", help=scales)
     add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])
@@ -99,10 +105,10 @@ def evaluate(args: argparse.Namespace) -> None:
     real = work.real()  # before the long part: too few images are refused here
     report: dict[str, Any] = {"protocol": work.protocol, "real": real, **work.autoencoders()}
     report["settings"] = []
-    total = work.images_per_setting * len(work.settings)
-    with tqdm(total=total, desc="sampling", unit="image") as bar:
-        for sampling in work.settings:
-            report["settings"].append(work.measure(sampling, bar))
+    wanted = [*product(work.settings, work.requests)]
+    with tqdm(total=work.images_per_setting * len(wanted), desc="sampling", unit="image") as bar:
+        for sampling, request in wanted:
+            report["settings"].append(work.measure(sampling, request, bar))
             (work.out / "report.json").write_text(json.dumps(report, indent=1))
             (work.out / "report.md").write_text(evaluation_table(report))
     plot(report, work.out)

@@ -6,8 +6,9 @@ Features are float tensors (N, D), one row an image.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,9 +16,12 @@ from tqdm import tqdm
 
 import processes
 from diffusion_model import ConditionalDiffusion
-from evaluation_classifier import in_batches
 from model_config import SamplingConfig
 from samplers import sample_generators
+
+Result = TypeVar("Result")
+CHUNK = 1000  # images compared with all others at once: bounds the memory of what is quadratic
+KERNEL_IMAGES = 2000  # of each set, at most: the distance is unbiased for any number
 
 # -------------------------------------------------------------------- distances between feature sets
 
@@ -63,17 +67,23 @@ def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"{k} neighbours need more images than {min(len(real), len(fake))}")
     real, fake = real.float(), fake.float()
-    real_radius = torch.cdist(real, real).kthvalue(k + 1).values  # the first is the image itself
-    fake_radius = torch.cdist(fake, fake).kthvalue(k + 1).values
-    distance = torch.cdist(real, fake)  # (R, F)
-    inside = distance < real_radius[:, None]
-    values = {
-        "precision": inside.any(0),
-        "recall": (distance < fake_radius).any(1),
-        "density": inside.sum(0) / k,
-        "coverage": distance.min(1).values < real_radius,
+
+    def radius(x: Tensor) -> Tensor:  # the first neighbour is the image itself
+        return torch.cat([torch.cdist(p, x).kthvalue(k + 1).values for p in x.split(CHUNK)])
+
+    fake_radius, balls = radius(fake), torch.zeros(len(fake))
+    recall, coverage = [], []
+    for part, reach in zip(real.split(CHUNK), radius(real).split(CHUNK), strict=True):
+        distance = torch.cdist(part, fake)
+        balls += (distance < reach[:, None]).sum(0)
+        recall.append((distance < fake_radius).any(1))
+        coverage.append(distance.min(1).values < reach)
+    return {
+        "precision": (balls > 0).float(),
+        "recall": torch.cat(recall).float(),
+        "density": balls / k,
+        "coverage": torch.cat(coverage).float(),
     }
-    return {name: value.float() for name, value in values.items()}
 
 
 def balanced_accuracy(logits: Tensor, attributes: Tensor) -> Tensor:
@@ -94,6 +104,19 @@ def pooled_accuracy(logits: Tensor, requests: Tensor) -> float:
     single attributes are seldom named."""
     logits, requests = logits[requests != 0][:, None], requests[requests != 0][:, None]
     return float(balanced_accuracy(logits, requests))
+
+
+def pooled_accuracy_by_chance(logits: Tensor, requests: Tensor) -> float:
+    """``pooled_accuracy`` of requests (N, A) on the images of all others' requests, N (N - 1) pairs:
+    what is common is drawn, and asked for, more often."""
+    seen = (logits > 0).double()
+
+    def rate(asked: Tensor, met: Tensor) -> Tensor:  # over other images: all, less its own
+        hits = (asked.sum(0) * met.sum(0) - (asked * met).sum(0)).sum()
+        return hits / (asked.sum() * (len(asked) - 1))
+
+    present, absent = (requests > 0).double(), (requests < 0).double()
+    return float(rate(present, seen) + rate(absent, 1 - seen)) / 2
 
 
 def with_error(
@@ -117,17 +140,18 @@ def mean_error(values: Tensor) -> float:
 
 
 def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
-    """All of the above between two feature sets, with errors (95 %). Neighbourhoods and kernel distance
-    take as many real images as there are fake ones, at most."""
-    some = real[torch.linspace(0, len(real) - 1, min(len(fake), len(real))).long()]
+    """All of the above between two feature sets, with errors (95 %). Neighbourhoods take as many real
+    images as there are fake ones, at most; the kernel distance KERNEL_IMAGES of each, at most."""
+    some = _spread(real, len(fake))
     wide = fake.shape[1] > 512  # 2048 dimensions take seconds a resample
     frechet, frechet_error = with_error(
         lambda i, j: frechet_distance(fake[i], real[j]),
         *(len(fake), len(real)),
         num_resamples=5 if wide else 100,
     )
+    a, b = _spread(fake, KERNEL_IMAGES), _spread(some, KERNEL_IMAGES)
     kernel, kernel_error = with_error(
-        lambda i, j: kernel_distance(fake[i], some[j]), len(fake), len(some), num_resamples=30
+        lambda i, j: kernel_distance(a[i], b[j]), len(a), len(b), num_resamples=30
     )
     figures = {"frechet": frechet, "frechet_error": frechet_error}
     figures |= {"kernel": kernel, "kernel_error": kernel_error}
@@ -136,13 +160,19 @@ def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
     return figures
 
 
+def _spread(images: Tensor, most: int) -> Tensor:
+    """At most so many rows of a tensor, evenly spread over it."""
+    return images[torch.linspace(0, len(images) - 1, min(most, len(images))).long()]
+
+
 def nearest(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Distance of each query's features to the nearest of ``known``, and which that is."""
     closest = [torch.cdist(part, known).min(1) for part in queries.split(500)]
     return torch.cat([c.values for c in closest]), torch.cat([c.indices for c in closest])
 
 
-def draw(
+def draw_batches(
+    then: Callable[[Tensor], Result],
     model: ConditionalDiffusion,
     rows: Tensor,
     sampling: SamplingConfig,
@@ -150,28 +180,42 @@ def draw(
     seed: int = 0,
     batch_size: int = 50,
     bar: tqdm | None = None,
+    numbers: Sequence[int] | None = None,
     **options,
-) -> Tensor:
-    """One image for each attribute row (N, A), image i from its own seed: uint8 (N, H, W, 3). Progress
-    shows in ``bar``, image by image, or else in a bar of its own for each batch; further ``options`` go
-    to ``sample``. Processes share the batches."""
-    options |= {"progress": bar is None}
+) -> list[Result]:
+    """``then`` of every batch of images uint8 (B, H, W, 3), drawn under attribute rows (N, A), so that
+    only one batch is in memory.
 
-    def part(start: int) -> Tensor:
+    Args:
+        seed, numbers: image i has the seed (seed, numbers[i]), by default (seed, i).
+        bar: shows progress image by image; where not given, each batch has a bar of its own.
+        options: of ``ConditionalDiffusion.sample``.
+
+    Processes share the batches.
+    """
+    options |= {"progress": bar is None}
+    numbers = range(len(rows)) if numbers is None else numbers
+
+    def part(start: int) -> Result:
         batch = rows[start : start + batch_size]
-        generators = sample_generators(seed, range(start, start + len(batch)))
+        generators = sample_generators(seed, numbers[start : start + batch_size])
         with autocast:
             images = model.sample(len(batch), None, batch, sampling, generators, **options)
         if bar is not None:
             bar.update(len(batch) * processes.number())
-        return images.cpu()
+        return then(images)
 
-    return torch.cat(processes.in_parallel(part, range(0, len(rows), batch_size)))
+    return processes.in_parallel(part, range(0, len(rows), batch_size))
 
 
-def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor]:
+def draw(*args, **options) -> Tensor:
+    """``draw_batches`` that keeps the images: uint8 (N, H, W, 3), on the CPU."""
+    return torch.cat(draw_batches(Tensor.cpu, *args, **options))
+
+
+def inception_features(weights: str | Path, device: str) -> Callable[[Tensor], Tensor]:
     """The 2048 features of Inception-v3 that Frechet distances are usually quoted in, from torch-
-    fidelity's weights file, or fetched for "download": a function of uint8 images (N, H, W, 3).
+    fidelity's weights file, or fetched for "download": uint8 images (B, H, W, 3) -> (B, 2048).
 
     Raises:
         FileNotFoundError: where the file is not there.
@@ -188,9 +232,7 @@ def inception_features(weights: str | Path, device: str) -> Callable[..., Tensor
         raise ValueError(f"{weights} holds no Inception weights of torch-fidelity: {error}") from None
 
     @torch.no_grad()
-    def features(images, label: str = "") -> Tensor:
-        return torch.cat(
-            in_batches(lambda x: network(x.permute(0, 3, 1, 2).to(device))[0].cpu(), images, 50, label)
-        )
+    def features(images: Tensor) -> Tensor:
+        return network(images.permute(0, 3, 1, 2).to(device))[0].cpu()
 
     return features

@@ -47,6 +47,16 @@ class EvaluationClassifier(nn.Module):
         """uint8 (B, H, W, 3) -> float32 (B, D)."""
         return self.standardise(self.backbone(self.input(images)).float())
 
+    @torch.no_grad()
+    def read_features(self, images: Tensor) -> Tensor:
+        """``features`` of images on any device, on the CPU and without a gradient."""
+        return self.features(images.to(self.head.weight.device)).cpu()
+
+    @torch.no_grad()
+    def read_logits(self, features: Tensor) -> Tensor:
+        """Logits (N, A) of features (N, D), on the CPU and without a gradient."""
+        return self.head(F.relu(features.to(self.head.weight.device))).float().cpu()
+
     def stages(self) -> list[nn.Module]:
         """The network as four stages in a row, for ``perceptual_distance``."""
         net = self.backbone
@@ -76,13 +86,10 @@ def in_batches(
         return processes.in_parallel(part, starts)
 
 
-@torch.no_grad()
 def read(classifier: EvaluationClassifier, images, label: str = "") -> tuple[Tensor, Tensor]:
     """Features (N, D) and logits (N, A) of uint8 images (N, H, W, 3), on the CPU."""
-    device = classifier.head.weight.device
-    features = in_batches(lambda batch: classifier.features(batch.to(device)).cpu(), images, label=label)
-    features = torch.cat(features)
-    return features, classifier.head(F.relu(features.to(device))).cpu()
+    features = torch.cat(in_batches(classifier.read_features, images, label=label))
+    return features, classifier.read_logits(features)
 
 
 def fit_classifier(

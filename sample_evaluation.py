@@ -11,8 +11,10 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
@@ -20,25 +22,29 @@ from torchmetrics.functional.image import (
 
 import cli
 import processes
+from attribute_prior import AttributePrior
 from autoencoder_loss import perceptual_distance
 from checkpoint import file_hash, load_guide, load_model, save_atomically
 from evaluation import (
     balanced_accuracy,
     distances,
-    draw,
+    draw_batches,
     inception_features,
     mean_error,
     nearest,
     pooled_accuracy,
+    pooled_accuracy_by_chance,
     with_error,
 )
 from evaluation_classifier import in_batches, load_classifier, read, train_classifier
 from labelled_images import open_for
-from model_config import FEWEST_SAMPLES, ModelConfig, SamplingConfig, configure
+from model_config import FEWEST_SAMPLES, REQUESTS, ModelConfig, SamplingConfig, configure
 from pictures import save_grid
 from samplers import timestep_grid
 
 NAMED = 3  # attributes in a short request
+DEFAULT_SAMPLES = 1000
+SHOWN = 64  # samples in a picture
 GUESTS = 8  # rows, and samples of each, behind the diversity figure; pairs in the neighbour picture
 
 
@@ -88,7 +94,6 @@ class Evaluation:
         for sampling in self.settings:  # refused before anything long
             timestep_grid(self.model.schedule, sampling.num_inference_steps, sampling.spacing)
         weights = args.inception_weights
-        self.inception = inception_features(weights, device) if weights else None
         if args.train_classifier:
             make_classifier(args, config)
         self.classifier, facts = load_classifier(
@@ -105,27 +110,29 @@ class Evaluation:
         self.held_out, self.train, self.reference_set = (
             open_for(config, args.data_root, split, args.cache_dir) for split in splits
         )
-        self.number = min(args.num_samples, len(self.held_out))
-        if self.number < FEWEST_SAMPLES:
-            split = args.attribute_split
+        split, found = args.attribute_split, len(self.held_out)
+        if found < FEWEST_SAMPLES:
             raise ValueError(
-                f"{self.number} images in the {split} split: at least {FEWEST_SAMPLES} are needed: "
-                "choose another --attribute_split"
+                f"{found} images in the {split} split: at least {FEWEST_SAMPLES} are needed: choose "
+                "another --attribute_split"
             )
-        if self.number < args.num_samples:
-            print(f"{self.number} samples: the {args.attribute_split} split has no more rows")
-        # What is asked for: rows of the held-out split; and a quarter of them, all but NAMED left open,
-        # which of classes says nothing new.
-        self.rows = self.held_out.attributes[: self.number]
-        generator = torch.Generator().manual_seed(args.seed)
-        order = torch.rand(self.rows.shape, generator=generator).argsort(1)
-        self.short = (self.rows * (order < NAMED))[: 0 if config.one_hot else self.number // 4]
+        self.number = args.num_samples or min(DEFAULT_SAMPLES, found)
+        if self.number > found:
+            print(f"{self.number} samples: the {found} rows of the {split} split are asked for in turn")
+        self.held_out_number = min(self.number, found)
+        self.rows = self.held_out.attributes[torch.arange(self.number) % found]
+        self.requests = self.make_requests()
+        self.prior = AttributePrior.of(self.train.attributes)
+        share = (self.prior.rows() > 0).double().T @ self.prior.counts.double() / len(self.train)
+        self.log_odds = share.clamp(1e-6, 1 - 1e-6).logit().float()  # (A,)
         label = f"{args.reference_split} split"
-        self.reference = {"classifier": read(self.classifier, self.reference_set.images, label)[0]}
-        if self.inception:
-            self.reference["inception"] = self.inception(
-                self.reference_set.images, f"Inception, {label}"
-            )
+        self.spaces = {"classifier": self.classifier.read_features}  # of features: batch -> (B, D)
+        if weights:
+            self.spaces["inception"] = inception_features(weights, device)
+        self.reference = {
+            space: torch.cat(in_batches(features, self.reference_set.images, 50, f"{space}, {label}"))
+            for space, features in self.spaces.items()
+        }
         self.protocol = self.describe(facts)
 
     def describe(self, judge: dict) -> dict:
@@ -148,84 +155,129 @@ class Evaluation:
             "dynamic_threshold": args.dynamic_threshold,
             "classifier_on": args.classifier_on,
             "seed": args.seed,
+            "open": args.open,
             "precision": cli.choose_precision(args.mixed_precision, self.model.device.type),
         }
 
+    def make_requests(self) -> dict[str, torch.Tensor]:
+        """The attribute rows (N, A) of each kind of request: whole held-out rows, NAMED attributes of
+        each, which of classes says nothing new, and nothing at all."""
+        generator = torch.Generator().manual_seed(self.args.seed)
+        order = torch.rand(self.rows.shape, generator=generator).argsort(1)
+        every = {
+            "whole": self.rows,
+            "three": self.rows * (order < NAMED),
+            "none": torch.zeros_like(self.rows),
+        }
+        kinds = [kind for kind in REQUESTS if kind in self.args.requests]
+        if self.model.config.one_hot:
+            kinds = [kind for kind in kinds if kind != "three"]
+        return {kind: every[kind] for kind in kinds}
+
     @property
     def images_per_setting(self) -> int:
-        """How many ``measure`` draws."""
-        return len(self.rows) + len(self.short) + GUESTS**2
+        """How many ``measure`` draws of each kind of request."""
+        return len(self.rows) + GUESTS**2
 
-    def draw(self, rows, sampling: SamplingConfig, bar, seed: int):
-        """Images (N, H, W, 3) under attribute rows (N, A)."""
-        args = (self.model, rows, sampling, self.autocast, seed, self.args.batch_size, bar)
-        return draw(*args, classifier=self.guide)
+    def draw(self, then, rows, sampling: SamplingConfig, bar, seed: int, numbers=None) -> list:
+        """``then`` of every batch of images drawn under attribute rows (N, A)."""
+        args = (self.model, rows, sampling, self.autocast, seed, self.args.batch_size, bar, numbers)
+        return draw_batches(then, *args, classifier=self.guide, complete=not self.args.open)
 
-    def measure(self, sampling: SamplingConfig, bar) -> dict:
-        """Every figure of one setting; writes its pictures."""
-        args, rows = self.args, self.rows
-        images = self.draw(rows, sampling, bar, args.seed)
-        features, logits = read(self.classifier, images)
-        whole, whole_error = with_error(
-            lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
-        )
-        each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
-        control = {
-            "balanced_accuracy": whole,
-            "balanced_accuracy_error": whole_error,
-            "each": {name: None if math.isnan(value) else value for name, value in each},
-        }
-        if self.model.config.one_hot:
-            control |= self.class_accuracy(logits)
-        else:
-            control |= self.short_requests(sampling, bar)
-        alike = self.draw(rows[:GUESTS].repeat_interleave(GUESTS, 0), sampling, bar, args.seed + 2)
-        groups = read(self.classifier, alike)[0].view(GUESTS, GUESTS, -1)
+    def measure(self, sampling: SamplingConfig, request: str, bar) -> dict:
+        """Every figure of one setting and kind of request; writes its pictures."""
+        args, rows = self.args, self.requests[request]
+        shown = iter(range(0, len(rows), args.batch_size))
+
+        def features_of(images):
+            first = next(shown) < SHOWN  # the rest of the images is not kept
+            found = {space: features(images) for space, features in self.spaces.items()}
+            return found, images.cpu() if first else images[:0].cpu()
+
+        drawn = self.draw(features_of, rows, sampling, bar, args.seed)
+        features = {space: torch.cat([found[space] for found, _ in drawn]) for space in self.spaces}
+        logits = self.classifier.read_logits(features["classifier"])
+        alike = rows[:GUESTS].repeat_interleave(GUESTS, 0)
+        alike = self.draw(self.classifier.read_features, alike, sampling, bar, args.seed + 2)
+        groups = torch.cat(alike).view(GUESTS, GUESTS, -1)
         reference = self.reference["classifier"]
         some = reference[:: max(1, len(reference) // 500)]
         spread = torch.stack([torch.pdist(group).mean() for group in groups]) / torch.pdist(some).mean()
-        closest, which = nearest(features, self.train_features)
-        self.pictures(sampling, images, closest, which)
+        closest, which = nearest(features["classifier"], self.train_features)
+        images = torch.cat([some for _, some in drawn])[:SHOWN]
+        self.pictures(sampling, request, images, closest, which)
         return {
             "sampling": asdict(sampling),
-            **self.distances(images, features),
-            "attributes": control,
+            "request": request,
+            **self.distances(features),
+            "attributes": self.control(request, logits),
             "diversity_of_one_row_over_reference": float(spread.mean()),
             "diversity_error": mean_error(spread),
             "median_distance_to_train": float(closest.median()),
         }
 
-    def short_requests(self, sampling: SamplingConfig, bar) -> dict[str, float]:
-        """How well requests that name NAMED attributes are met, and others' requests, by chance: what is
-        common is drawn, and asked for, more often."""
-        short = self.short
-        seen = read(self.classifier, self.draw(short, sampling, bar, self.args.seed + 1))[1]
-        few, error = with_error(lambda i: pooled_accuracy(seen[i], short[i]), len(short))
-        chance = [pooled_accuracy(seen, short.roll(shift, 0)) for shift in range(1, len(short))]
-        by_chance = sum(chance) / len(chance)
-        return {"three_named": few, "three_named_error": error, "three_named_by_chance": by_chance}
+    def control(self, request: str, logits) -> dict:
+        """How well a kind of request is met, as the classifier sees it; and what nobody asked for."""
+        rows = self.requests[request]
+        found: dict[str, Any] = {}
+        if request == "whole":
+            found |= self.accuracy(logits, rows)
+            if self.model.config.one_hot:
+                found |= self.class_accuracy(logits)
+        if request == "three":
+            few, error = with_error(lambda i: pooled_accuracy(logits[i], rows[i]), len(rows))
+            found |= {"named_accuracy": few, "named_accuracy_error": error}
+            found["named_accuracy_by_chance"] = pooled_accuracy_by_chance(logits, rows)
+        if request != "whole":
+            found["unasked"] = self.unasked(logits, rows)
+        return found
+
+    def accuracy(self, logits, rows) -> dict:
+        """Balanced accuracy under whole rows, the mean over attributes and of each."""
+        whole, error = with_error(
+            lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
+        )
+        each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
+        return {
+            "balanced_accuracy": whole,
+            "balanced_accuracy_error": error,
+            "each": {name: None if math.isnan(value) else value for name, value in each},
+        }
+
+    def unasked(self, logits, rows) -> dict[str, tuple[float, float]]:
+        """How often each attribute is seen where a request (N, A) leaves it open, and how often it is
+        present in training rows that agree with these requests."""
+        is_open = rows == 0
+        seen = self.is_seen(logits) & is_open
+        expected = self.prior.frequencies(rows) * is_open
+        number = is_open.sum(0).clamp(min=1)
+        rates = zip((seen.sum(0) / number).tolist(), (expected.sum(0) / number).tolist(), strict=True)
+        return dict(zip(self.names, rates, strict=True))
+
+    def is_seen(self, logits):
+        """Whether attributes are more likely there than not, of the classifier's logits (N, A). It was
+        trained as if each were there half of the time; how often they are is taken into account."""
+        return logits + self.log_odds > 0
 
     def class_accuracy(self, logits) -> dict[str, float]:
         """How often the classifier sees the class that was asked for, where attributes are classes."""
-        right = (logits.argmax(1) == self.rows.argmax(1)).float()
+        right = (logits.argmax(1) == self.rows[: len(logits)].argmax(1)).float()
         return {"class_accuracy": float(right.mean()), "class_accuracy_error": mean_error(right)}
 
-    def distances(self, images, classifier_features) -> dict[str, dict]:
+    def distances(self, features: dict) -> dict[str, dict]:
         """Every distance to the reference, in every feature space."""
-        found = {"classifier": distances(classifier_features, self.reference["classifier"])}
-        if self.inception:
-            found["inception"] = distances(self.inception(images), self.reference["inception"])
-        return found
+        return {space: distances(features[space], self.reference[space]) for space in self.spaces}
 
-    def pictures(self, sampling: SamplingConfig, images, closest, which) -> None:
+    def pictures(self, sampling: SamplingConfig, request: str, images, closest, which) -> None:
         """A grid of samples, and the samples nearest to training images beside those."""
-        name = f"{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
+        name = f"{request}_{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
         name += f"_classifier{sampling.classifier_scale:g}" if sampling.classifier_scale else ""
-        title = name.replace("_", " ")
-        shown = images[:64].numpy()
-        save_grid(self.out / f"samples_{name}.png", shown, [""] * len(shown), 16, title=title)
+        title = f"requests: {name.replace('_', ' ')}"
+        save_grid(self.out / f"samples_{name}.png", images, [""] * len(images), 16, title=title)
         suspects = closest.argsort()[:GUESTS]
-        pairs = torch.cat([images[suspects], torch.tensor(self.train.images[which[suspects].numpy()])])
+        rows = self.requests[request][suspects]
+        again = self.draw(Tensor.cpu, rows, sampling, None, self.args.seed, suspects.tolist())
+        pairs = torch.cat([*again, torch.tensor(self.train.images[which[suspects].numpy()])])
         labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["train"] * GUESTS
         title = "the samples closest to a training image, and that image"
         save_grid(self.out / f"nearest_{name}.png", pairs.numpy(), labels, GUESTS, title=title)
@@ -239,15 +291,22 @@ class Evaluation:
 
     def real(self) -> dict:
         """The same figures for held-out photographs: what a perfect model would score."""
-        images = self.held_out.images[: self.number]
-        features, logits = read(self.classifier, images)
-        seen = {"balanced_accuracy": float(balanced_accuracy(logits, self.rows).nanmean())}
+        images, rows = self.held_out.images[: self.held_out_number], self.rows[: self.held_out_number]
+        features = {
+            space: torch.cat(in_batches(found, images, 50)) for space, found in self.spaces.items()
+        }
+        logits = self.classifier.read_logits(features["classifier"])
+        seen: dict[str, Any] = {"balanced_accuracy": float(balanced_accuracy(logits, rows).nanmean())}
         if self.model.config.one_hot:
             seen |= self.class_accuracy(logits)
+        rates = self.is_seen(logits).float().mean(0).tolist(), (rows > 0).float().mean(0).tolist()
+        seen["frequency"] = dict(zip(self.names, zip(*rates, strict=True), strict=True))
         return {
-            **self.distances(images, features),
+            **self.distances(features),
             "attributes": seen,
-            "median_distance_to_train": float(nearest(features, self.train_features)[0].median()),
+            "median_distance_to_train": float(
+                nearest(features["classifier"], self.train_features)[0].median()
+            ),
         }
 
     def fidelity(self, reconstructions) -> dict[str, float]:

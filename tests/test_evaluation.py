@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import nullcontext
+from itertools import product
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torchmetrics.image.kid import poly_mmd
 
 import cli
 import evaluate
+import evaluation
+from celeba_dataset import CelebADataset
 from evaluation import (
     distances,
     draw,
@@ -20,6 +23,7 @@ from evaluation import (
     nearest,
     neighbourhoods,
     pooled_accuracy,
+    pooled_accuracy_by_chance,
     with_error,
 )
 from model_config import SamplingConfig
@@ -91,6 +95,24 @@ def test_short_requests_are_judged_together():
     assert pooled_accuracy(logits, requests) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
+def test_others_requests_are_met_by_chance_as_over_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    requests = torch.randint(-1, 2, (7, 5), generator=generator).float()
+    logits = torch.randn(7, 5, generator=generator)
+    over_shifts = [pooled_accuracy(logits, requests.roll(shift, 0)) for shift in range(1, 7)]
+    assert pooled_accuracy_by_chance(logits, requests) == pytest.approx(sum(over_shifts) / 6)
+
+
+def test_many_images_are_compared_in_parts(monkeypatch):
+    real, fake = normal(130, 5).float(), normal(90, 5, seed=1).float()
+    whole = neighbourhoods(real, fake)
+    monkeypatch.setattr(evaluation, "CHUNK", 32)
+    for name, values in neighbourhoods(real, fake).items():
+        assert torch.equal(values, whole[name])
+    monkeypatch.setattr(evaluation, "KERNEL_IMAGES", 60)
+    assert distances(fake, real)["kernel_error"] > 0
+
+
 def test_distances_and_nearest():
     real, fake = normal(60, 5), normal(40, 5, seed=1)
     figures = distances(fake, real)
@@ -127,22 +149,32 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
     training = ("--train_classifier", "--classifier_epochs", 1)
     run_evaluate(*common, *training, "--checkpoint", tmp_path / "none.pth")
     assert "no checkpoint" in capsys.readouterr().out and not out.exists()
-    run_evaluate(*common, "--cfg_scale", 0, 2)
+    run_evaluate(*common, "--cfg_scale", 0, 2, "--requests", "none", "whole", "three")
     report = json.loads((out / "report.json").read_text())
     protocol = report["protocol"]
     assert protocol["num_samples"] == 32 and protocol["crop"] == 178
-    assert [entry["sampling"]["cfg_scale"] for entry in report["settings"]] == [0, 2]
+    kinds = [(entry["sampling"]["cfg_scale"], entry["request"]) for entry in report["settings"]]
+    assert kinds == [*product((0, 2), ("whole", "three", "none"))]
     for entry in report["settings"]:
-        assert entry["classifier"]["frechet"] > 0
-        assert 0 <= entry["attributes"]["balanced_accuracy"] <= 1
-        assert len(entry["attributes"]["each"]) == 40
+        assert entry["classifier"]["frechet"] > 0 and entry["classifier"]["coverage"] >= 0
         assert entry["median_distance_to_train"] > 0
+        found = entry["attributes"]
+        if entry["request"] == "whole":
+            assert 0 <= found["balanced_accuracy"] <= 1 and len(found["each"]) == 40
+        else:
+            assert all(0 <= rate <= 1 for rates in found["unasked"].values() for rate in rates)
+    three = report["settings"][4]["attributes"]
+    assert 0 <= three["named_accuracy_by_chance"] <= 1 and 0 <= three["named_accuracy"] <= 1
+    faces_rows = CelebADataset(faces, "train", 32, cache_dir=tmp_path / "cache").attributes
+    nothing = report["settings"][5]["attributes"]["unasked"]
+    expected = (faces_rows > 0).float().mean(0).tolist()
+    assert [rates[1] for rates in nothing.values()] == pytest.approx(expected, abs=1e-5)
     assert report["autoencoder"]["psnr"] > 5 and report["real"]["classifier"]["frechet"] > 0
     text = (out / "report.md").read_text()
-    assert protocol["checkpoint"] in text and text.count("| dpm_solver |") == 2
+    assert protocol["checkpoint"] in text and text.count("| dpm_solver |") == 6
     pictures = {path.name for path in out.glob("*.png")}
     assert pictures >= {
-        "samples_dpm_solver_2_cfg2.png",
-        "nearest_dpm_solver_2_cfg0.png",
+        "samples_three_dpm_solver_2_cfg2.png",
+        "nearest_whole_dpm_solver_2_cfg0.png",
         "sweep_cfg_scale.png",
     }
