@@ -142,12 +142,15 @@ def attributes_are_possible(attributes: np.ndarray) -> bool:
     return not any(holds(term) and any(map(holds, others)) for term, others in IMPOSSIBLE)
 
 
-def sample_attributes(rng: np.random.Generator, balanced: bool = False) -> np.ndarray:
+def sample_attributes(
+    rng: np.random.Generator, balanced: bool = False, floor: float = 0.0
+) -> np.ndarray:
     """Forty attributes, float32 (40,) of -1 and +1, never an impossible pair.
 
     A Gaussian copula: five factors (FACTORS) shift every attribute's own normal draw, which is
-    cut at CelebA's frequency, so marginals are exact and correlations plausible. `balanced`
-    drops the factors and cuts in halves: as independent as the impossible pairs allow.
+    cut at CelebA's frequency, so marginals are exact and correlations plausible. `floor` raises
+    the frequencies of rare attributes to about that. `balanced` drops the factors and cuts in
+    halves: as independent as the impossible pairs allow.
     """
     factors = rng.standard_normal(len(FACTORS))
 
@@ -160,10 +163,12 @@ def sample_attributes(rng: np.random.Generator, balanced: bool = False) -> np.nd
 
     on = {}
     for name, (frequency, loadings, _) in ATTRIBUTES.items():
-        threshold = NormalDist().inv_cdf(0.5 if balanced or not frequency else 1 - frequency)
+        threshold = NormalDist().inv_cdf(0.5 if balanced or not frequency else 1 - max(frequency, floor))
         on[name] = frequency is not None and latent(loadings) > threshold
     for names, shares, loadings in GROUPS:
-        shares = np.full(len(names), 1 / len(names)) if balanced else np.array(shares)
+        shares = np.maximum(shares, floor)
+        if balanced:
+            shares = np.full(len(names), 1 / len(names))
         position = NormalDist().cdf(latent(loadings)) * shares.sum()
         chosen = names[int(np.searchsorted(shares.cumsum()[:-1], position))]
         if chosen and not (on["Bald"] and chosen != "Bald"):

@@ -47,18 +47,20 @@ def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np
     return np.array([to_pixels(pose_of(identity), x, y, image_size) for x, y in points])
 
 
-def draw_parameters(index: int, seed: int, balanced: bool = False) -> tuple[Identity, np.ndarray]:
+def draw_parameters(
+    index: int, seed: int, balanced: bool = False, floor: float = 0.0
+) -> tuple[Identity, np.ndarray]:
     """(identity, attributes (40,)) of picture `index` of a dataset, from (seed, index) alone."""
     person = index // IMAGES_PER_IDENTITY
     identity = sample_identity(np.random.default_rng((seed, 0, person)))
-    return identity, sample_attributes(np.random.default_rng((seed, 1, index)), balanced)
+    return identity, sample_attributes(np.random.default_rng((seed, 1, index)), balanced, floor)
 
 
-def _write_picture(folder: Path, image_size: int, seed: int, balanced: bool, index: int):
+def _write_picture(folder: Path, image_size: int, seed: int, balanced: bool, floor: float, index: int):
     """Draw and save picture `index`; returns its attributes and its integer landmarks."""
     from PIL import Image
 
-    identity, attributes = draw_parameters(index, seed, balanced)
+    identity, attributes = draw_parameters(index, seed, balanced, floor)
     picture = Image.fromarray(render(identity, attributes, image_size))
     picture.save(folder / f"{index + 1:06d}.jpg", quality=95, subsampling=0)
     points = np.rint(landmarks(identity, attributes, image_size)).astype(int)
@@ -93,11 +95,13 @@ def write_dataset(
     image_size: int,
     seed: int,
     balanced: bool = False,
+    floor: float = 0.0,
     num_workers: int | None = None,
 ) -> Path:
     """Draw `num_images` portraits into the folder `out`, in CelebA's own layout.
 
-    Attributes follow CelebA's frequencies, or each is there about half the time if ``balanced``.
+    Attributes follow CelebA's frequencies, rare ones raised to about ``floor``, or each is there
+    about half the time if ``balanced``.
     Picture i depends only on (seed, i). Every IMAGES_PER_IDENTITY pictures share an identity, and
     identities are split 80/10/10 into partitions 0, 1, 2. The folder appears when it is complete;
     one that already holds this very dataset is left alone. Returns `out` as a Path.
@@ -107,8 +111,8 @@ def write_dataset(
     if not 1 <= num_images <= 999_999 or image_size < 16 or seed < 0:
         asked = f"num_images {num_images}, image_size {image_size}, seed {seed}"
         raise ValueError(f"cannot draw {asked}; give 1 to 999999 images of 16 pixels or more, seed >= 0")
-    recipe = {"drawing": VERSION, "num_images": num_images, "image_size": image_size, "seed": seed}
-    recipe["balanced"] = balanced
+    recipe: dict[str, float] = {"drawing": VERSION, "num_images": num_images, "image_size": image_size}
+    recipe |= {"seed": seed, "balanced": balanced, "floor": floor}
     if _holds(out, recipe):
         print(f"{out} already holds these {num_images} faces", file=sys.stderr)
         return out
@@ -116,7 +120,7 @@ def write_dataset(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         folder = Path(temporary) / "dataset"
         (folder / "img_align_celeba").mkdir(parents=True)
-        draw = partial(_write_picture, folder / "img_align_celeba", image_size, seed, balanced)
+        draw = partial(_write_picture, folder / "img_align_celeba", image_size, seed, balanced, floor)
         rows = list(parallel_draw(draw, num_images, num_workers, "drawing faces"))
         _write_lists(folder, rows)
         (folder / RECIPE).write_text(json.dumps(recipe) + "\n")
@@ -146,7 +150,8 @@ def counterfactuals(
 
     def turned(name: str, column: int) -> np.ndarray | None:
         index = int(Path(name).stem) - 1
-        identity, attributes = draw_parameters(index, recipe["seed"], recipe["balanced"])
+        how = recipe["seed"], recipe["balanced"], recipe["floor"]
+        identity, attributes = draw_parameters(index, *how)
         attributes[column] *= -1
         if not attributes_are_possible(attributes):
             return None
@@ -156,7 +161,7 @@ def counterfactuals(
     return turned
 
 
-def _holds(out: Path, recipe: dict[str, int]) -> bool:
+def _holds(out: Path, recipe: dict[str, float]) -> bool:
     """Whether `out` is the dataset of this recipe; False if missing or empty, else ValueError."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -192,6 +197,8 @@ def main() -> None:
     parser.add_argument(
         "--balanced", action="store_true", help="every attribute about half the time, not as in CelebA"
     )
+    raised = "raise the frequency of rare attributes to about this"
+    parser.add_argument("--floor", type=number(float, 0, 0.5), default=0.0, help=raised)
     parser.add_argument("--num_workers", type=positive_int, help="processes (None: one per processor)")
     write_dataset(**vars(parser.parse_args()))
 

@@ -23,7 +23,7 @@ import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("outputs/demo")
-FACES = Path("data/balanced_faces")  # rare attributes would need longer training
+FACES = Path("data/demo_faces")
 CHECKPOINT = OUT / "checkpoints" / "best_model.pth"
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     command(
         *("synthetic_faces.py", "--out", FACES, "--num_images", args.num_images),
-        *("--image_size", 64, "--seed", 0, "--balanced"),
+        *("--image_size", 64, "--seed", 0, "--floor", 0.1),  # rare attributes need longer training
     )
     command(
         *("train.py", "--data_root", FACES, "--max_minutes", args.minutes, "--batch_size", 16),
@@ -98,8 +98,8 @@ def main() -> None:
     command(
         *("manipulate.py", "--checkpoint", CHECKPOINT, "--data_root", FACES, "--output_dir", OUT),
         *("--num_samples", 16, "--num_inference_steps", 30, "--manipulation_strength", 1),
-        *("--complete", "--cfg_scale", 1.5, "--from", "Blond_Hair=1", "Smiling=0", "Bald=0"),
-        *("Wearing_Hat=0", "Eyeglasses=0", "--to", "Blond_Hair=0", "Black_Hair=1", "Smiling=1"),
+        *("--cfg_scale", 1.5, "--from", "Blond_Hair=1", "Smiling=0"),
+        *("--to", "Blond_Hair=0", "Black_Hair=1", "Smiling=1"),
     )
     print("\njudging samples with a probe trained on rendered faces", flush=True)
     result = judge(args.num_samples, args.num_probe_images)
