@@ -5,14 +5,57 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers on every machine
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it does
+
+MOST_GIB = 4.0  # of memory for the whole suite: a laptop has 16, and is never left alone
+
+
+class PeakMemory(threading.Thread):
+    """Watches the memory of this process and its children, four times a second: the sum of their PSS,
+    which counts a page that several share once."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.stop, self.gib, self.during = threading.Event(), 0.0, ""
+
+    def run(self) -> None:
+        own = psutil.Process()
+        while not self.stop.wait(0.25):
+            total = 0
+            for process in (own, *own.children(recursive=True)):
+                with suppress(psutil.Error):
+                    found = process.memory_full_info()
+                    total += getattr(found, "pss", found.uss)
+            if total / 2**30 > self.gib:
+                self.gib, self.during = total / 2**30, os.environ.get("PYTEST_CURRENT_TEST", "")
+
+
+def pytest_sessionstart(session):
+    session.config.peak_memory = PeakMemory()
+    session.config.peak_memory.start()
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.peak_memory.stop.set()
+    if session.config.peak_memory.gib > MOST_GIB and exitstatus == 0:
+        session.exitstatus = 1
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    peak = config.peak_memory
+    terminalreporter.write_line(f"peak memory {peak.gib:.2f} GiB, during {peak.during}")
+    if peak.gib > MOST_GIB:
+        terminalreporter.write_line(f"that is more than {MOST_GIB:g} GiB", red=True)
+
 
 TINY_FLAGS = [
     *("--image_size", "32", "--channels", "16", "32", "--num_heads", "2", "--patch_size", "2"),
