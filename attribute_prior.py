@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-CANDIDATES = 16  # rows of which the one that suits both ends of an interpolation is taken
 MOST_PAIRS = 2**22  # of requests and rows that are compared at once: bounds the memory
 
 
@@ -98,13 +97,3 @@ class AttributePrior(nn.Module):
             drawn = torch.searchsorted(ends, share.to(ends)[:, None] * ends[:, -1:], right=True)
             found.append(torch.where(part == 0, rows[drawn[:, 0].clamp(max=len(rows) - 1)], part))
         return torch.cat(found)
-
-    def complete_ends(self, start: Tensor, end: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Both ends of an interpolation, requests (1, A), completed by one row: what ``end`` does not
-        name is as in ``start``. Of a row for each of uniform (N,), all agreeing with ``start``, the one
-        whose end is most like some training row: a man who becomes a woman should have no beard."""
-        starts = self.complete(start.expand(len(uniform), -1), uniform)
-        ends = torch.where(end == 0, starts, end)
-        likeness = (ends.sign() @ self.rows().T).amax(1) if len(self.counts) else starts[:, 0]
-        best = int(likeness.argmax())
-        return starts[[best]], ends[[best]]

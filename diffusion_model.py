@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attribute_prior import CANDIDATES, AttributePrior
+from attribute_prior import AttributePrior
 from autoencoder_model import AttributeVAE, build_first_stage
 from celeba_dataset import create_attribute_vector, deny_other_classes
 from classifier_model import GuidanceClassifier
@@ -199,10 +199,10 @@ class ConditionalDiffusion(Editing, nn.Module):
     def complete_ends(
         self, start: Tensor, end: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Whole rows (1, A) for both ends of an interpolation, alike in all that is not named: see
-        ``AttributePrior.complete_ends``."""
-        ends = self._rows(start, 1), self._rows(end, 1)
-        return self.attribute_prior.complete_ends(*ends, rand(CANDIDATES, generator).to(self.device))
+        """Whole rows (1, A) for both ends of an interpolation: ``start`` by ``complete_rows``, and
+        ``end``, which is like it in all that it does not name."""
+        start, end = self.complete_rows(start, 1, generator), self._rows(end, 1)
+        return start, torch.where(end == 0, start, end)
 
     def _rows(self, attributes: Tensor | None, batch_size: int) -> Tensor:
         """Attribute rows on the model's device; None means nothing specified, one row serves all."""

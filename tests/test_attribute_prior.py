@@ -58,18 +58,6 @@ def test_what_nobody_asked_for_is_as_frequent_as_in_the_data(monkeypatch):
     assert (whole[2::3, 1] < 0).all()
 
 
-def test_an_interpolation_changes_only_what_is_named():
-    male_beard_smile = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, -1, 1], [-1, -1, -1]])
-    prior = AttributePrior.of(male_beard_smile)
-    start, end = torch.tensor([[1.0, 0, 0]]), torch.tensor([[-1.0, 0, 0]])
-    for seed in range(5):
-        generator = torch.Generator().manual_seed(seed)
-        ends = prior.complete_ends(start, end, torch.rand(16, generator=generator))
-        assert [row.tolist() for row in ends] == [[[1, -1, -1]], [[-1, -1, -1]]]  # no bearded woman
-    whole, same = prior.complete_ends(torch.tensor([[1.0, 1, 0]]), end, uniform(16))
-    assert whole.tolist() == [[1, 1, 1]] and same.tolist() == [[-1, 1, 1]]
-
-
 def with_prior(make_model, rows=ROWS):
     prior = AttributePrior.of(rows)
     model = make_model(prior_rows=len(prior.counts))
@@ -114,3 +102,17 @@ def test_a_model_without_rows_leaves_requests_open(make_model):
     assert torch.equal(model.complete_rows(request, 2), request.expand(2, -1))
     start, end = model.complete_ends(request, model.request_row({"Male": 1}))
     assert start.tolist() == [[1, 0, 0]] and end.tolist() == [[1, 1, 0]]
+
+
+def test_an_interpolation_changes_only_what_is_named(make_model):
+    model = with_prior(make_model)
+    start, end = ({"Smiling": 1}, {"Smiling": 0, "Male": 0.75})
+    seen = set()
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        ends = model.complete_ends(*map(model.request_row, (start, end)), generator)
+        seen.add(tuple(ends[0][0].tolist()))
+        assert ends[1].tolist() == [[-1, 0.5, float(ends[0][0, 2])]]
+    assert seen == {(1, 1, 1), (1, -1, -1)}
+    strip = model.interpolate_between_attributes(*map(model.request_row, (start, end)), 3)
+    assert strip.shape == (3, 16, 16, 3)
