@@ -273,7 +273,7 @@ class Evaluation:
         name = f"{request}_{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
         name += f"_classifier{sampling.classifier_scale:g}" if sampling.classifier_scale else ""
         title = f"requests: {name.replace('_', ' ')}"
-        save_grid(self.out / f"samples_{name}.png", images, [""] * len(images), 16, title=title)
+        save_grid(self.out / f"samples_{name}.png", images.numpy(), [""] * len(images), 16, title=title)
         suspects = closest.argsort()[:GUESTS]
         rows = self.requests[request][suspects]
         again = self.draw(Tensor.cpu, rows, sampling, None, self.args.seed, suspects.tolist())
