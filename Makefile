@@ -34,6 +34,6 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/train_step.py --batch_size 4 --rounds 2
 	$(BIN)/python benchmarks/sampling.py --batch_size 2 --num_inference_steps 5 --rounds 2
 	$(BIN)/python benchmarks/time_to_quality.py --minutes 0.5 --num_samples 64 --num_inference_steps 10 \
-		--classifier_epochs 1 --output_dir outputs/quick_time_to_quality
+		--judge_epochs 1 --output_dir outputs/quick_time_to_quality
 	$(BIN)/python benchmarks/latent_training.py --batch_size 2 --rounds 2
 	$(BIN)/python benchmarks/synthetic_probe.py

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norm import Norm
+from layers import Norm
 
 
 def draw_posterior(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -371,9 +371,14 @@ def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
     return config, {f"vae.{name}": weight for name, weight in vae.state_dict().items()}
 
 
+# configuration -> first stage; its weights are loaded with the rest of a checkpoint
+FIRST_STAGES: dict[str, Callable[[dict], nn.Module]] = {
+    "pixels": lambda config: PixelFirstStage(),
+    "vae": lambda config: LatentFirstStage(SpatialVAE(**config)),
+    "sd-vae": lambda config: LatentFirstStage(StableDiffusionVAE(config)),
+}
+
+
 def build_first_stage(kind: str, config: dict) -> nn.Module:
-    """The first stage of this kind: ``pixels``, ``vae`` (a ``SpatialVAE``) or ``sd-vae``; its weights
-    are loaded with the rest of a checkpoint."""
-    if kind == "pixels":
-        return PixelFirstStage()
-    return LatentFirstStage(SpatialVAE(**config) if kind == "vae" else StableDiffusionVAE(config))
+    """The first stage of this kind: see ``FIRST_STAGES``."""
+    return FIRST_STAGES[kind](config)

@@ -1,4 +1,4 @@
-"""CelebA's attributes, label files and splits; attribute rows and vectors."""
+"""CelebA's attributes, label files and splits; what a user asks for as attribute rows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import os
 import textwrap
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from image_cache import check_geometry, decode_image
-from image_dataset import SPLITS, CachedDataset, Source, check_split
-
-if TYPE_CHECKING:
-    import torch
+from image_data.cached import SPLITS, CachedDataset, Source, check_split
+from image_data.picture import check_geometry, decode_image
 
 # In the order of list_attr_celeba.txt (Liu et al. 2015, "Deep Learning Face Attributes in the Wild").
 CELEBA_ATTRIBUTES: tuple[str, ...] = (
@@ -32,25 +32,50 @@ CELEBA_ATTRIBUTES: tuple[str, ...] = (
 )  # fmt: skip
 attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_ATTRIBUTES)}
 
-
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 IMAGE_FOLDER = "img_align_celeba"
 ATTRIBUTE_FILE = "list_attr_celeba.txt"
 PARTITION_FILE = "list_eval_partition.txt"
-IDENTITY_FILE = "identity_CelebA.txt"
-LANDMARK_FILE = "list_landmarks_align_celeba.txt"
+# Files of CelebA that nothing here reads: not to be taken for a misspelt one of the above.
+OTHER_FILES = ("identity_CelebA.txt", "list_landmarks_align_celeba.txt", "list_bbox_celeba.txt")
 
 
-def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -> torch.Tensor:
+# -------------------------------------------------------------------- requests
+
+
+def parse_request(items: Sequence[str]) -> dict[str, float]:
+    """('Smiling=1', 'Male=0') -> {'Smiling': 1.0, 'Male': 0.0}.
+
+    Raises:
+        ValueError: for an item that is not NAME=NUMBER, or a name given twice.
+    """
+    request: dict[str, float] = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"expected NAME=VALUE such as Smiling=1, got {item!r}") from None
+        if name in request:
+            raise ValueError(f"{name} is given twice: {request[name]:g} and {value:g}")
+        request[name] = value
+    return request
+
+
+def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -> Tensor:
     """The conditioning row of the named attributes: value v -> 2 v - 1, not named -> 0.
 
-    Args: attr_dict, attribute name -> column, A columns; attributes, each a value in [0, 1]
-    (1 present, 0 absent). A name that is no identifier goes in as ``**{"5_o_Clock_Shadow": 1}``.
-    Returns: float32 (A,) in [-1, 1]: +1 present, -1 absent, 0 unspecified.
-    Raises: ValueError for an unknown name (with the nearest real ones) or a value outside [0, 1].
-    """
-    import torch
+    Args:
+        attr_dict: attribute name -> column, for A columns.
+        attributes: values in [0, 1], 1 present and 0 absent. A name that is no identifier goes in as
+            ``**{"5_o_Clock_Shadow": 1}``.
 
+    Returns:
+        float32 (A,) in [-1, 1]: +1 present, -1 absent, 0 unspecified.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest real ones, or a value outside [0, 1].
+    """
     vector = torch.zeros(len(attr_dict), dtype=torch.float32)
     for name, value in attributes.items():
         if name not in attr_dict:
@@ -73,35 +98,66 @@ def _nearest(name: str, known) -> str:
     return ", ".join(by_lower[lower] for lower in close)
 
 
-def load_and_preprocess_image(
-    path: str | os.PathLike, image_size: int = 64, crop: int = 178
-) -> torch.Tensor:
-    """One picture file, upright, RGB over white, cropped and resized exactly as the dataset does.
+def deny_other_classes(rows: Tensor) -> Tensor:
+    """Rows (B, A) of classes that exclude each other, made whole. Where a row names a class (> 0), every
+    class that it leaves unspecified becomes -1, as in the training rows of such a dataset.
 
-    Returns: uint8 (1, image_size, image_size, 3) in [0, 255].
-    Raises: FileNotFoundError for a missing file; ValueError for a file that is not a whole picture,
-    one so large that it may be a decompression bomb, or an impossible image_size or crop.
+    Raises:
+        ValueError: for two classes in a row.
     """
-    import torch
+    if ((rows == 1).sum(1) > 1).any():
+        raise ValueError("these attributes are classes that exclude each other: name one of them")
+    names_one = (rows > 0).any(1, keepdim=True)
+    return torch.where((rows == 0) & names_one, -1.0, rows)
 
+
+# -------------------------------------------------------------------- pictures
+
+
+def load_and_preprocess_image(path: str | os.PathLike, image_size: int = 64, crop: int = 178) -> Tensor:
+    """One picture file, upright, RGB over white, cropped and resized exactly as in the dataset.
+
+    Returns:
+        uint8 (1, image_size, image_size, 3) in [0, 255].
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for a file that is not a whole picture, one so large that it may be a decompression
+            bomb, or an impossible image_size or crop.
+    """
     check_geometry(image_size, crop)
     return torch.from_numpy(decode_image(path, image_size, crop))[None]  # (1, H, W, 3)
 
 
+def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Each picture of a uint8 batch (B, H, W, 3) mirrored left to right with probability 0.5. Of an
+    encoded batch (B, 2, C, h, w), which holds the image and its mirror image, either half."""
+    device = generator.device if generator is not None else images.device
+    flip = torch.rand(len(images), generator=generator, device=device).to(images.device) < 0.5
+    if images.ndim == 5:
+        return images[torch.arange(len(images), device=images.device), flip.long()]
+    return torch.where(flip[:, None, None, None], images.flip(2), images)
+
+
+# -------------------------------------------------------------------- CelebA's folder
+
+
 class _Layout(NamedTuple):
-    """A CelebA folder as read: every table is in the attribute file's row order."""
+    """A CelebA folder as read. Every table is in the attribute file's row order."""
 
     root: Path
     names: list[str]  # N file names
     attributes: np.ndarray  # (N, 40), +-1
     partition: np.ndarray  # (N,), 0 train, 1 val, 2 test
-    identities: np.ndarray | None  # (N,)
-    landmarks: np.ndarray | None  # (N, 5, 2)
     pictures: dict[str, os.DirEntry]
 
 
 def _read_layout(root: str | os.PathLike) -> _Layout:
-    """Reads and checks the label files against the pictures; FileNotFoundError or ValueError."""
+    """Read the label files and check them against the pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: one line, for files that are missing, wrong or do not match.
+    """
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"data root {root} is not a folder; give the one that holds CelebA")
@@ -119,32 +175,20 @@ def _read_layout(root: str | os.PathLike) -> _Layout:
     check_signs(path, attributes)
     _match(path, names, folder, pictures)
 
-    def table(path: Path, header=None, width: int = 1) -> np.ndarray:
-        other, values = read_table(path, header, width)
-        _match(path, other, folder, pictures)
-        if other == names:
-            return values
-        row = {name: i for i, name in enumerate(other)}
-        return values[[row[name] for name in names]]
-
     path = _require(root, PARTITION_FILE)
-    partition = table(path)[:, 0]
+    listed, splits = read_table(path)
+    _match(path, listed, folder, pictures)
+    row = {name: i for i, name in enumerate(listed)}
+    partition = splits[[row[name] for name in names], 0]
     bad = np.flatnonzero(~np.isin(partition, list(SPLITS.values())))
     if len(bad):
         value = f"{names[bad[0]]} has {partition[bad[0]]}"
         raise ValueError(f"{path}: {value}; use 0 (train), 1 (val) or 2 (test)")
-    identities = landmarks = None
-    if (root / IDENTITY_FILE).is_file():
-        identities = table(root / IDENTITY_FILE)[:, 0]
-    if (root / LANDMARK_FILE).is_file():
-        points = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
-        header = tuple(f"{point}_{axis}" for point in points for axis in "xy")
-        landmarks = table(root / LANDMARK_FILE, header).reshape(-1, 5, 2)
-    return _Layout(root, names, attributes, partition, identities, landmarks, pictures)
+    return _Layout(root, names, attributes, partition, pictures)
 
 
 def check_signs(path: Path, attributes: np.ndarray) -> None:
-    """ValueError unless attributes (N, 40), read from below the header, are all 1 or -1."""
+    """Raise ValueError unless attributes (N, 40) are all 1 or -1."""
     bad = np.argwhere(np.abs(attributes) != 1)
     if len(bad):
         row, column = bad[0]
@@ -153,22 +197,34 @@ def check_signs(path: Path, attributes: np.ndarray) -> None:
 
 
 def _require(root: Path, name: str) -> Path:
-    """root / name if it exists; else FileNotFoundError with the nearest name that does."""
+    """root / name. FileNotFoundError, with the nearest name that exists, if it does not exist."""
     if (root / name).exists():
         return root / name
-    own = {IMAGE_FOLDER, ATTRIBUTE_FILE, PARTITION_FILE, IDENTITY_FILE, LANDMARK_FILE}
+    own = {IMAGE_FOLDER, ATTRIBUTE_FILE, PARTITION_FILE, *OTHER_FILES}
     near = _nearest(name, {path.name for path in root.iterdir()} - own)
     hint = f"rename or unpack {near}?" if near else f"CelebA's files are at {CELEBA_HOME}"
     raise FileNotFoundError(f"{root} has no {name}; {hint}")
 
 
-def read_table(path: Path, header: tuple[str, ...] | None = None, width: int = 1):
-    """(names, int32 (N, width)) of a label file; with `header`, line 1 counts and line 2 names."""
+def read_table(path: Path, header: tuple[str, ...] | None = None) -> tuple[list[str], np.ndarray]:
+    """The file names, and one row of whole numbers for each, of a label file.
+
+    Args:
+        path: rows of a file name and its numbers.
+        header: the columns, which line 2 names; line 1 is the number of rows. None: no such lines, and
+            one column.
+
+    Returns:
+        N names, int32 (N, columns).
+
+    Raises:
+        ValueError: one line that says which line of the file is wrong.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file; fetch it again") from None
-    first = 0
+    first, width = 0, 1
     if header is not None:
         first, width = 2, len(header)
         found = tuple(lines[1].split()) if len(lines) > 1 else ()
@@ -198,7 +254,7 @@ def read_table(path: Path, header: tuple[str, ...] | None = None, width: int = 1
 
 
 def _match(path: Path, names: list[str], folder: Path, pictures: dict[str, os.DirEntry]) -> None:
-    """ValueError unless the rows of a label file and the pictures are the same set of names."""
+    """Raise ValueError unless a label file's rows and the pictures have the same names, each once."""
     rows = set(names)
     lacking, spare = sorted(rows - pictures.keys()), sorted(pictures.keys() - rows)
     if lacking or spare:
@@ -213,11 +269,12 @@ def _match(path: Path, names: list[str], folder: Path, pictures: dict[str, os.Di
 
 
 def _first(names: list[str]) -> str:
+    """The first names in brackets, for a message. Empty for no names."""
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
 def _split_rows(layout: _Layout, split: str) -> np.ndarray:
-    """The rows of a split, in file order; ValueError for an unknown or an empty one."""
+    """The rows of a split, in file order. ValueError for an unknown or an empty split."""
     check_split(split)
     rows = np.flatnonzero(layout.partition == SPLITS[split])
     if len(rows) == 0:
@@ -226,15 +283,18 @@ def _split_rows(layout: _Layout, split: str) -> np.ndarray:
 
 
 class CelebADataset(CachedDataset):
-    """One split of a CelebA-layout folder as uint8 pictures and +-1 attributes, decoded only once. With
-    `data_fraction` only the chosen pictures are decoded and cached, so that a trial on 1 % costs 1 %.
+    """One split of a CelebA-layout folder as uint8 pictures and +-1 attributes, decoded only once.
 
-    Args: root, the folder that holds img_align_celeba/ and the label files (or its parent, as
-    torchvision leaves it); split, train, val or test; data_fraction in (0, 1], a fixed random subset,
-    smaller ones inside larger ones; the others as of `CachedDataset`.
-    Attributes: those of `CachedDataset`; identities int64 (N,) and landmarks int64 (N, 5, 2), (x, y)
-    pixels of the aligned picture, each None without its file.
-    Raises: FileNotFoundError or ValueError, one line, for a layout or argument that is wrong.
+    Args:
+        root: the folder that holds img_align_celeba/ and the label files, or its parent, as torchvision
+            leaves it.
+        split: train, val or test.
+        data_fraction: in (0, 1], a fixed random part, inside every larger one. Only its pictures are
+            decoded and cached, so that a trial on 1 % costs 1 %.
+        image_size, crop, cache_dir, num_workers: see `CachedDataset`.
+
+    Raises:
+        FileNotFoundError, ValueError: one line, for a layout or argument that is wrong.
     """
 
     def __init__(
@@ -247,59 +307,28 @@ class CelebADataset(CachedDataset):
         cache_dir: str | os.PathLike = "data/cache",
         num_workers: int | None = None,
     ) -> None:
-        import torch
-
         check_geometry(image_size, crop)
-        layout = _read_layout(root)
-        rows = _split_rows(layout, split)
-        source = _source(layout, split, rows)
+        source = celeba_source(root, split)
         super().__init__(source, image_size, crop, data_fraction, cache_dir, num_workers)
-        rows = rows[self.rows]
-        self.identities, self.landmarks = (
-            None if table is None else torch.from_numpy(table[rows].astype(np.int64))
-            for table in (layout.identities, layout.landmarks)
-        )
-
-
-def random_flip(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Each picture of a uint8 batch (B, H, W, 3) mirrored left to right with probability 0.5; of an
-    encoded batch (B, 2, C, h, w), either half with that probability."""
-    import torch
-
-    device = generator.device if generator is not None else images.device
-    flip = torch.rand(len(images), generator=generator, device=device).to(images.device) < 0.5
-    if images.ndim == 5:
-        return images[torch.arange(len(images), device=images.device), flip.long()]
-    return torch.where(flip[:, None, None, None], images.flip(2), images)
 
 
 def celeba_source(root: str | os.PathLike, split: str = "test") -> Source:
-    """The picture files and attribute rows (N, 40) of a split, no picture read; raises as
-    `CelebADataset` does for a wrong layout."""
+    """The picture files and attribute rows (N, 40) of a split. No picture is read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `CelebADataset`.
+    """
     layout = _read_layout(root)
-    return _source(layout, split, _split_rows(layout, split))
-
-
-def _source(layout: _Layout, split: str, rows: np.ndarray) -> Source:
+    rows = _split_rows(layout, split)
     pictures = [layout.pictures[layout.names[row]] for row in rows]
     return Source(layout.root, split, pictures, layout.attributes[rows], CELEBA_ATTRIBUTES)
 
 
-def deny_other_classes(rows: torch.Tensor) -> torch.Tensor:
-    """Rows (B, A) of classes that exclude each other: one that names a class (> 0) denies what it leaves
-    unspecified, as every row of such a training set does. ValueError for two in a row."""
-    import torch
-
-    if ((rows == 1).sum(1) > 1).any():
-        raise ValueError("these attributes are classes that exclude each other: name one of them")
-    names_one = (rows > 0).any(1, keepdim=True)
-    return torch.where((rows == 0) & names_one, -1.0, rows)
-
-
 def download_celeba(root: str | os.PathLike) -> Path:
-    """Fetches CelebA (non-commercial research only) through torchvision; its folder, checked.
+    """Fetch CelebA (for non-commercial research only) through torchvision. Returns its folder, checked.
 
-    Raises: ValueError, one line, saying how to get the files by hand, when anything fails.
+    Raises:
+        ValueError: one line that says how to get the files by hand, when anything fails.
     """
     folder = Path(root).expanduser() / "celeba"
     try:
@@ -307,11 +336,11 @@ def download_celeba(root: str | os.PathLike) -> Path:
     except (ValueError, FileNotFoundError):
         pass
     try:
-        from torchvision.datasets import CelebA
+        from torchvision.datasets import CelebA  # here, since it takes as long to import as torch
 
         CelebA(str(folder.parent), download=True)
         return _read_layout(root).root
-    except Exception as error:  # quota, network, hash, disk: the way out is the same
+    except Exception as error:  # quota, network, checksum, disk: the way out is the same
         reason = textwrap.shorten(str(error), 160) or type(error).__name__
         raise ValueError(
             f"could not download CelebA ({reason}); fetch {IMAGE_FOLDER}.zip, {ATTRIBUTE_FILE} and "

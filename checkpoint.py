@@ -1,4 +1,8 @@
-"""Checkpoints: EMA weights, atomic saving, loading with weights_only=True, and a model from its file."""
+"""Checkpoints: EMA weights, atomic saving, loading with weights_only=True, and a model from its file.
+
+This is the door through which files from strangers come in. What they ask for is checked here, before
+any memory is taken: the models' own modules are free of such checks.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,18 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from autoencoder_loss import AutoencoderTraining
 from autoencoder_model import build_first_stage, pretrained_vae
-from classifier_model import GuidanceClassifier
+from config import ModelConfig
 from diffusion_model import ConditionalDiffusion
-from model_config import ModelConfig, check_first_stage_config
 
 FORMAT = "attribute-face-diffusion/1"
+Model = TypeVar("Model", bound=nn.Module)
+MOST_BLOCKS = 32  # of a level in a first stage
 
 
 class EMA:
@@ -95,7 +99,7 @@ def _to_safetensors(state: dict[str, Any]) -> bytes:
     """The one state dict in here under its weights' names; the rest as JSON in the metadata."""
     from safetensors.torch import save
 
-    (part,) = {"model", "guide", "classifier"} & state.keys()
+    (part,) = {"model", "guide", "judge"} & state.keys()
     facts = {key: value for key, value in state.items() if key != part}
     weights = {name: weight.contiguous().clone() for name, weight in state[part].items()}
     return save(weights, {"part": part, "facts": json.dumps(facts)})
@@ -193,58 +197,73 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
     model.load_state_dict(weights)
 
 
-def save_model(
-    model: ConditionalDiffusion | GuidanceClassifier, path: str | Path, **facts: int | float | str
-) -> None:
-    """Write what inference needs: weights, configuration and plain ``facts`` about the training."""
-    key = "model" if isinstance(model, ConditionalDiffusion) else "guide"
+def save_model(model: nn.Module, path: str | Path, key: str = "model", **facts: Any) -> None:
+    """Write what inference needs: weights under ``key``, the configuration, and plain ``facts`` about
+    the training."""
     save_atomically({"config": model.config.to_dict(), key: model.state_dict(), **facts}, path)
 
 
-def save_first_stage(
-    training: AutoencoderTraining, path: str | Path, **facts: int | float | str
-) -> None:
-    """Write what rebuilds a first stage of our own, and plain ``facts`` about its training."""
-    state = {
-        "config": training.config.network(),
-        "trained_on": training.config.to_dict(),
-        "autoencoder": training.autoencoder.state_dict(),
-    }
-    save_atomically(state | facts, path)
+def build(
+    kind: Callable[[ModelConfig], Model], key: str, state: dict[str, Any], path: str | Path
+) -> Model:
+    """The module in a checkpoint's contents, in evaluation mode, built from the configuration inside.
+    Its weights are under ``key``, or under ``ema`` where there are averaged ones.
 
-
-def _load(kind: type, key: str, path: str | Path, device: str | torch.device):
-    state = load_checkpoint(path)
+    Raises:
+        ValueError: where ``path``, from which they come, holds no such module.
+    """
     with refusing(path, key):
         config = ModelConfig(**state["config"])
+        if not config.attribute_names:
+            raise ValueError("no attributes are named")
+        check_first_stage_config(config.first_stage_config)
         weights = state["ema"] if "ema" in state else state[key]
         with torch.device("meta"):  # which takes no memory, whatever a stranger's file asks for
             expected = kind(config).state_dict()
         check_shapes(expected, weights, path)
         model = kind(config)
         model.load_state_dict(weights)
-    return model.to(device, memory_format=torch.channels_last).eval()
+    return model.eval()
+
+
+def load(
+    kind: Callable[[ModelConfig], Model], key: str, path: str | Path, device: str | torch.device
+) -> Model:
+    """``build`` from a file, on a device.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_checkpoint`` and ``build``.
+    """
+    model = build(kind, key, load_checkpoint(path), path)
+    return model.to(device, memory_format=torch.channels_last)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:
-    """The model in a checkpoint, in evaluation mode, built from the configuration inside: EMA weights
-    where the file has them (``last.pth``) next to the raw ones.
+    """The model in a checkpoint, in evaluation mode: EMA weights where the file has them (``last.pth``)
+    next to the raw ones.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_checkpoint`` and ``load_weights``.
     """
-    return _load(ConditionalDiffusion, "model", path, device)
+    return load(ConditionalDiffusion, "model", path, device)
 
 
-def load_guide(path: str | Path, device: str | torch.device = "cpu") -> GuidanceClassifier:
-    """The classifier of ``train.py --stage classifier`` in a checkpoint, as ``load_model``; frozen."""
-    return _load(GuidanceClassifier, "guide", path, device).requires_grad_(False)
+def check_first_stage_config(config: dict) -> None:
+    """Raise ValueError unless a first stage's configuration holds plain values of bearable size."""
+    values = [each for v in config.values() for each in (v if isinstance(v, list | tuple) else [v])]
+    plain = all(isinstance(value, int | float | str | None) for value in values)
+    if not plain or len(values) > 100 or any(isinstance(v, int) and abs(v) > 65_536 for v in values):
+        raise ValueError(f"first_stage_config asks for too much: {reprlib.repr(config)}")
+    for name in ("blocks_per_level", "layers_per_block"):
+        blocks = config.get(name, 1)
+        if not isinstance(blocks, int) or blocks > MOST_BLOCKS:
+            raise ValueError(f"first_stage_config has {name} = {reprlib.repr(blocks)}: too much")
 
 
 def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor], str]:
-    """Kind, configuration and weights of a first stage, and what judged likeness in its training: from
-    a checkpoint of ``train.py --stage autoencoder`` (a .pth file), or an ``AutoencoderKL`` from a folder
-    in diffusers' format or the hub.
+    """Kind, configuration and weights of a first stage, and what judged likeness in its training. It
+    comes from a checkpoint of ``train.py --stage first_stage`` (a .pth file), or is an
+    ``AutoencoderKL`` from a folder in diffusers' format or the hub.
 
     Raises:
         FileNotFoundError, ValueError: where there is none.
@@ -253,7 +272,7 @@ def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor], st
         return "sd-vae", *pretrained_vae(str(path)), ""
     state = load_checkpoint(path)
     if "autoencoder" not in state:
-        raise ValueError(f"{path} holds no first stage: train one with train.py --stage autoencoder")
+        raise ValueError(f"{path} holds no first stage: train one with train.py --stage first_stage")
     with refusing(path, "first stage"):
         config, weights, judge = state["config"], state["autoencoder"], state["trained_on"]["judge"]
         check_first_stage_config(config)

@@ -1,50 +1,180 @@
-"""What the scripts share at the command line: one-line errors, number types, a clean Ctrl-C."""
+"""The command line: flags made from a configuration's fields, YAML, devices, one-line errors."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable
-from dataclasses import fields
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
-from model_config import (
-    CLASSIFIER_ON,
-    LOSS_WEIGHTINGS,
-    PREDICTIONS,
-    SCHEDULES,
-    SPACINGS,
-    AutoencoderConfig,
-    AutoencoderLossConfig,
-    EditConfig,
-    LossConfig,
-    ModelConfig,
-    SamplingConfig,
-)
+from config import Config, Flag, expected, fits, is_optional, item_type, plain_type, types_of
+
+Kind = TypeVar("Kind", bound=Config)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that shows every default and answers a wrong flag in one line, exit code 2."""
+    """An argument parser that answers a wrong flag in one line, with exit code 2."""
 
-    def __init__(self, description: str | None):
-        summary = (description or "").strip().split("\n\n")[0]
-        super().__init__(
-            description=summary,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str):
+    def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def config_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
+@dataclass(frozen=True)
+class Place:
+    """Where a flag's value goes: a field of the configuration, or of one nested in it."""
+
+    path: tuple[str, ...]
+    hint: Any
+    facts: Flag
+    default: Any
+    group: str
+
+
+def places(kind: type[Config], path: tuple[str, ...] = (), group: str = "") -> Iterator[Place]:
+    """Every field that has a flag, in order."""
+    hints = types_of(kind)
+    for each in fields(kind):
+        here, hint = (*path, each.name), hints[each.name]
+        if isinstance(hint, type) and issubclass(hint, Config):
+            only = each.metadata.get("only", ())
+            for place in places(hint, here, each.name.replace("_", " ")):
+                if not only or place.path[-1] in only:
+                    yield place
+        facts = each.metadata.get("flag", Flag())
+        if facts.help:
+            yield Place(here, hint, facts, each.default, group)
+
+
+def by_flag(kind: type[Config]) -> dict[str, list[Place]]:
+    """The fields behind each flag. One flag may fill several: sampling and editing both have steps."""
+    found: dict[str, list[Place]] = {}
+    for place in places(kind):
+        found.setdefault(place.facts.name or place.path[-1], []).append(place)
+    return found
+
+
+def value_parser(place: Place) -> Callable[[str], Any]:
+    """An argparse type: text to one value of the field, within its limits."""
+    kind, limits = item_type(place.hint), place.facts
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if not fits(value, place.hint, limits):
+            wanted = expected(place.hint, limits)
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        return value
+
+    return parse
+
+
+def shown(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def help_of(found: list[Place]) -> str:
+    """The flag's help, with the default of each field behind it."""
+    text, defaults = found[0].facts.help, {place.group: place.default for place in found}
+    facts, default = found[0].facts, found[0].default
+    if facts.required or facts.positional or "none given" in text or default in ((), None):
+        return text
+    if len({shown(value) for value in defaults.values()}) == 1:
+        return f"{text} (default: {shown(found[0].default)})"
+    each = ", ".join(f"{shown(value)} for {group}" for group, value in defaults.items())
+    return f"{text} (default: {each})"
+
+
+def add_flag(add: Callable[..., Any], name: str, found: list[Place]) -> None:
+    """The flag of one or several fields. Only flags that are given appear in the result."""
+    place, facts = found[0], found[0].facts
+    how: dict[str, Any] = {"help": help_of(found).replace("%", "%%"), "default": argparse.SUPPRESS}
+    hint = plain_type(place.hint)
+    if hint is bool:
+        on = argparse.BooleanOptionalAction if place.default else "store_true"
+        add(f"--{name}", action=on, **how)
+        return
+    how["type"] = value_parser(place)
+    if facts.choices:
+        how["choices"] = facts.choices
+        if len(facts.choices) > 6:
+            how["metavar"] = name.upper()
+            how["help"] += f": {', '.join(map(str, facts.choices))}"
+    if facts.metavar:
+        how["metavar"] = facts.metavar
+    if typing.get_origin(hint) is tuple:
+        lengths = hint.__args__
+        many = "*" if is_optional(place.hint) and item_type(hint) is int else "+"
+        how["nargs"] = many if Ellipsis in lengths else len(lengths)
+    if facts.bare is not None:
+        how |= {"nargs": "?", "const": facts.bare}
+    if facts.positional:
+        add(name, **how)
+    else:
+        add(f"--{name}", required=facts.required, **how)
+
+
+def make_parser(kind: type[Config], description: str | None) -> Parser:
+    """The parser of a configuration's flags, in groups by the configuration they belong to."""
+    summary = (description or "").strip().split("\n\n")[0]
+    parser = Parser(description=summary, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML of flags; the command line overrides it")
+    groups: dict[str, Any] = {"": parser}
+    for name, found in by_flag(kind).items():
+        group = found[0].group
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        add_flag(groups[group].add_argument, name, found)
+    return parser
+
+
+def build(kind: type[Kind], given: dict[str, Any]) -> Kind:
+    """A configuration from the flags that were given. The rest keeps its defaults."""
+    values: dict[tuple[str, ...], Any] = {}
+    for name, found in by_flag(kind).items():
+        if name in given:
+            value = tuple(given[name]) if isinstance(given[name], list) else given[name]
+            values |= {place.path: value for place in found}
+
+    def make(part: type[Config], path: tuple[str, ...]) -> Config:
+        own = {place[-1]: value for place, value in values.items() if place[:-1] == path}
+        for each in fields(part):
+            hint = types_of(part)[each.name]
+            if isinstance(hint, type) and issubclass(hint, Config):
+                own[each.name] = make(hint, (*path, each.name))
+        return part(**own)
+
+    return typing.cast(Kind, make(kind, ()))
+
+
+def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None = None) -> Kind:
+    """A script's configuration from its command line. A wrong flag ends the program in one line."""
+    parser = make_parser(kind, description)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config")
+        path = first.parse_known_args(argv)[0].config
+        flags = [] if path is None else config_flags(path, parser)
+        given = vars(parser.parse_args([*flags, *argv]))
+        return build(kind, given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def config_flags(path: str, parser: Parser) -> list[str]:
     """The flags that a YAML file of flag names and values stands for.
 
     Raises:
         ValueError: where it is no such file, or names a flag that there is not.
     """
-    import difflib
-
     values = plain_yaml(path)
     actions, flags = {action.dest: action for action in parser._actions}, []
     for name, value in values.items():
@@ -66,7 +196,7 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
     """A YAML file that maps names to scalars or flat lists of them, as they are written.
 
     Raises:
-        ValueError: for any other; tags and aliases, which make small files large, are none of it.
+        ValueError: for any other. Tags and aliases, which make small files large, are refused.
     """
     import yaml
 
@@ -89,32 +219,24 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
     return values
 
 
-def number(
-    kind: type, low: float, high: float = float("inf"), exclusive_low: bool = False
-) -> Callable[[str], float]:
-    """An argparse type: a finite int or float in [low, high], or in (low, high]."""
-    bounds = f"{'more than' if exclusive_low else 'at least'} {low}"
-    bounds += f" and at most {high}" if high != float("inf") else ""
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        fits = value is not None and low <= value <= high and value != float("inf")
-        if not fits or (exclusive_low and value == low):
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {noun} {bounds}, got {text!r}")
-        return value
-
-    return parse
+def flags_of(config: Config) -> dict[str, Any]:
+    """Every flag's value in a configuration, as YAML takes it. Where several fields share a flag and
+    differ, it was not given and is left out."""
+    found = {}
+    for name, behind in by_flag(type(config)).items():
+        values = []
+        for place in behind:
+            owner: Any = config
+            for part in place.path:
+                owner = getattr(owner, part)
+            values.append(list(owner) if isinstance(owner, tuple) else owner)
+        nothing = values[0] is None or (values[0] == [] and behind[0].default == ())
+        if not nothing and all(value == values[0] for value in values):
+            found[name] = values[0]
+    return found
 
 
-positive_int = number(int, 1)
-count = number(int, 0)
-positive = number(float, 0, exclusive_low=True)
-non_negative = number(float, 0)
-fraction = number(float, 0, 1)
+# -------------------------------------------------------------------- devices
 
 
 def choose_device(name: str) -> str:
@@ -129,7 +251,7 @@ def choose_device(name: str) -> str:
 
 
 def choose_precision(name: str, device: str) -> str:
-    """'no', 'bf16' or 'fp16' for the flag's value: 'auto' is bf16 where the processor has it, else fp16
+    """'no', 'bf16' or 'fp16' for the flag's value. 'auto' is bf16 where the processor has it, else fp16
     on a GPU."""
     import torch
 
@@ -152,9 +274,8 @@ def autocast(name: str, device: str):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; a wrong value, a file that cannot be used (ValueError, OSError) or a full GPU
-    becomes one line on stderr and exit code 2, Ctrl-C exit code 130. Anything else is a bug and keeps
-    its traceback."""
+    """Call ``main``. A wrong value, a file that cannot be used or a full GPU becomes one line on stderr
+    and exit code 2; Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
     try:
         main()
     except KeyboardInterrupt:
@@ -170,82 +291,3 @@ def run(main: Callable[[], None]) -> None:
         prog = sys.argv[0].rsplit("/", 1)[-1]
         print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
-
-
-def add_device_flags(parser: argparse.ArgumentParser) -> None:
-    """--device and --mixed_precision, for ``choose_device`` and ``choose_precision``."""
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    precisions = ("auto", "no", "bf16", "fp16")
-    parser.add_argument("--mixed_precision", default="auto", choices=precisions)
-
-
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of SamplingConfig's fields that most runs leave alone; their defaults are the class's."""
-    add = parser.add_argument_group("sampling").add_argument
-    add("--spacing", choices=SPACINGS, help="of timesteps; None: log_snr for dpm_solver, else trailing")
-    add("--eta", type=fraction, help="noise of ddim and dpm_solver: 1 as much as ddpm")
-    add("--rescale", type=fraction, help="of guidance, against over-exposure")
-    acts = "share of the timesteps, 0 clean ... 1 noise, in which guidance acts"
-    add("--guidance_interval", type=fraction, nargs=2, metavar=("LOW", "HIGH"), help=acts)
-    add("--dynamic_threshold", type=fraction, help="quantile of |x0| to clip at; 0.995 is usual")
-    on = "what a guiding classifier reads: x_t, or x0 as predicted, at twice the cost"
-    add("--classifier_on", choices=CLASSIFIER_ON, help=on)
-    names = ("spacing", "eta", "rescale", "guidance_interval", "dynamic_threshold", "classifier_on")
-    parser.set_defaults(**{name: getattr(SamplingConfig, name) for name in names})
-
-
-def add_edit_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of EditConfig's fields that most edits leave alone; their defaults are the class's."""
-    add = parser.add_argument_group("edits").add_argument
-    deep = "share of the timesteps from which edits are made: less keeps more of the source"
-    add("--depth", type=number(float, 0, 1, exclusive_low=True), default=EditConfig.depth, help=deep)
-    local = "share of an edit's largest change below which the source stays; 0: no bound"
-    add("--localise", type=fraction, default=EditConfig.localise, help=local)
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of the fields of models' and losses' configurations; their defaults are the classes'."""
-    model = parser.add_argument_group("model").add_argument
-    model("--image_size", type=positive_int, help="side of the square images")
-    model("--crop", type=int, choices=(178, 148, 140, 128), help="of photographs, before resizing")
-    model("--channels", type=positive_int, nargs="+", help="width of each level, finest first")
-    model("--blocks_per_level", type=positive_int, help="residual blocks down, and again up")
-    model("--self_attention_levels", type=count, nargs="*", help="0 is the finest; None: the last 2")
-    model("--cross_attention_levels", type=count, nargs="*", help="None: all but the finest")
-    model("--num_heads", type=positive_int, help="attention heads")
-    model("--patch_size", type=positive_int, help="pixel-unshuffle before the UNet")
-    maps = "learn where each attribute shows"
-    model("--attribute_maps", action=argparse.BooleanOptionalAction, help=maps)
-    bottom = "self- and cross-attention at the coarsest"
-    model("--bottleneck_attention", action=argparse.BooleanOptionalAction, help=bottom)
-    model("--shared_film", action="store_true", help="one time projection for all blocks of a width")
-    model("--dropout", type=fraction, help="inside the residual blocks")
-    model("--latent_dim", type=positive_int, help="size of the semantic latent")
-    model("--schedule", choices=SCHEDULES, help="noise schedule")
-    model("--num_timesteps", type=positive_int, help="length of the noise schedule")
-    zero = "end the noise schedule in pure noise"
-    model("--zero_terminal_snr", action="store_true", help=zero)
-    model("--prediction", choices=PREDICTIONS, help="what the UNet predicts")
-    loss = parser.add_argument_group("loss").add_argument
-    loss("--loss_weighting", choices=LOSS_WEIGHTINGS, help="weight of each timestep")
-    loss("--ae_weight", type=non_negative, help="weight of the VAE's losses")
-    loss("--kl_weight", type=non_negative, help="weight of the KL divergence within them")
-    loss("--attr_weight", type=non_negative, help="weight of the attribute loss within them")
-    loss("--free_bits", type=non_negative, help="nats each latent dimension may keep at no cost")
-    loss("--cfg_dropout", type=fraction, help="share of rows trained unconditionally")
-    loss("--attr_dropout", type=fraction, help="share of single attributes dropped")
-    loss("--latent_dropout", type=fraction, help="share trained without the latent")
-    first = parser.add_argument_group("first stage, with --stage autoencoder").add_argument
-    first("--vae_channels", type=positive_int, nargs="+", help="each level halves the side")
-    first("--latent_channels", type=positive_int, help="of the latent")
-    first("--vae_blocks", type=positive_int, help="residual blocks of each level")
-    first("--perceptual_weight", type=non_negative, help="of the perceptual distance")
-    first("--latent_kl_weight", type=non_negative, help="of the KL divergence")
-    first("--kl_warmup", type=fraction, help="share of the run in which that weight grows")
-    first("--latent_attr_weight", type=non_negative, help="of the attribute loss")
-    first("--adversarial_weight", type=non_negative, help="of the discriminator's gradient; 0: none")
-    first("--adversarial_start", type=fraction, help="share of the run before that sets in")
-    configurations = (AutoencoderConfig, AutoencoderLossConfig, ModelConfig, LossConfig)
-    flags = {action.dest for action in parser._actions}
-    own = [each for configuration in configurations for each in fields(configuration)]
-    parser.set_defaults(**{f.name: f.default for f in own if f.name in flags})

@@ -3,7 +3,7 @@ a user calls. Images go in and come out as uint8 (B, H, W, 3); attributes are ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from attribute_prior import AttributePrior
 from autoencoder_model import AttributeVAE, build_first_stage
 from celeba_dataset import create_attribute_vector, deny_other_classes
-from classifier_model import GuidanceClassifier
-from editing import Editing, with_bar
+from config import CFG_SCALE, LossConfig, ModelConfig, SamplingConfig
+from editing import Editor, with_bar
 from guidance import (
+    Guide,
     classifier_free,
     classifier_guided,
     dynamic_threshold,
     guidance_interval,
     through_x0,
 )
-from model_config import LossConfig, ModelConfig, SamplingConfig
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import SAMPLERS, Generator, Steps, last, rand, randn_like, timestep_grid
 from unet_model import ConditionalUNet
@@ -53,9 +53,8 @@ def vae_levels(side: int) -> tuple[int, ...]:
     return (32, 64, 128, 256)[:levels]
 
 
-class ConditionalDiffusion(Editing, nn.Module):
-    """The whole model. ``forward`` is the joint training loss; the other public methods sample, those of
-    ``Editing`` edit.
+class ConditionalDiffusion(nn.Module):
+    """The whole model. ``forward`` is the joint training loss; the other public methods sample and edit.
 
     Sampling methods take ``generator`` (a torch.Generator, on any device) for repeatable noise,
     ``latent`` (B, latent_dim) or None for no semantic latent, ``complete`` (see ``complete_rows``) and
@@ -86,8 +85,8 @@ class ConditionalDiffusion(Editing, nn.Module):
             num_attributes=num_attributes,
             latent_dim=config.latent_dim,
             blocks_per_level=config.blocks_per_level,
-            self_attention_levels=config.self_attention_levels,
-            cross_attention_levels=config.cross_attention_levels,
+            self_attention_levels=config.self_attention_levels or (),
+            cross_attention_levels=config.cross_attention_levels or (),
             num_heads=config.num_heads,
             patch_size=config.patch_size,
             attribute_maps=config.attribute_maps,
@@ -187,7 +186,7 @@ class ConditionalDiffusion(Editing, nn.Module):
     ) -> Tensor:
         """Whole attribute rows (batch_size, A) for requests (batch_size, A), (1, A) or None: what they
         leave open (0) is drawn from the rows of the training set that agree with what they name."""
-        rows = self._rows(attributes, batch_size).clone()
+        rows = self.attribute_rows(attributes, batch_size).clone()
         short = (rows == 0).any(1)
         if self.config.prior_rows and short.any():
             if isinstance(generator, Sequence):  # image i takes from its own, whatever the others do
@@ -201,10 +200,10 @@ class ConditionalDiffusion(Editing, nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Whole rows (1, A) for both ends of an interpolation: ``start`` by ``complete_rows``, and
         ``end``, which is like it in all that it does not name."""
-        start, end = self.complete_rows(start, 1, generator), self._rows(end, 1)
+        start, end = self.complete_rows(start, 1, generator), self.attribute_rows(end, 1)
         return start, torch.where(end == 0, start, end)
 
-    def _rows(self, attributes: Tensor | None, batch_size: int) -> Tensor:
+    def attribute_rows(self, attributes: Tensor | None, batch_size: int) -> Tensor:
         """Attribute rows on the model's device; None means nothing specified, one row serves all."""
         num_attributes = len(self.config.attribute_names)
         if attributes is None:
@@ -243,7 +242,7 @@ class ConditionalDiffusion(Editing, nn.Module):
         generator: Generator = None,
         latent: Tensor | None = None,
         progress: bool = False,
-        classifier: GuidanceClassifier | None = None,
+        guide: Guide | None = None,
         complete: bool = True,
     ) -> Steps:
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
@@ -251,12 +250,13 @@ class ConditionalDiffusion(Editing, nn.Module):
         if complete and latent is None:  # which says what the rest of a face is
             rows = self.complete_rows(attributes, len(x_T), generator)
         else:
-            rows = self._rows(attributes, len(x_T))
+            rows = self.attribute_rows(attributes, len(x_T))
         amplified = bool(rows.any()) and self.config.guidable
-        cfg_scale = sampling.cfg_scale if amplified else 1.0
+        cfg_scale = CFG_SCALE if sampling.cfg_scale is None else sampling.cfg_scale
+        cfg_scale = cfg_scale if amplified else 1.0
         denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
-        scale = sampling.classifier_scale
-        denoise = self.classified(denoise, rows, classifier, scale, sampling.classifier_on)
+        scale = sampling.guide_scale
+        denoise = self.steered(denoise, rows, guide, scale, sampling.guide_on)
         low, high = (share * schedule.num_timesteps for share in sampling.guidance_interval)
         if (cfg_scale not in (0, 1) or scale) and (low > 0 or high < schedule.num_timesteps):
             unguided = self.guided_denoiser(rows, latent, min(cfg_scale, 1.0))
@@ -268,59 +268,59 @@ class ConditionalDiffusion(Editing, nn.Module):
                     f"latents of first stage {self.config.first_stage} have no such bound, leave it out"
                 )
             denoise = dynamic_threshold(denoise, schedule, sampling.dynamic_threshold)
-        grid = timestep_grid(schedule, sampling.num_inference_steps, sampling.spacing)
-        options = {} if sampling.sampler == "ddpm" else {"eta": sampling.eta}
-        steps = SAMPLERS[sampling.sampler](denoise, schedule, x_T, grid, clip, generator, **options)
+        sampler = SAMPLERS[sampling.sampler]
+        spacing = sampling.spacing or sampler.spacing
+        grid = timestep_grid(schedule, sampling.num_inference_steps, spacing)
+        options = sampler.options(eta=sampling.eta)
+        steps = sampler.steps(denoise, schedule, x_T, grid, clip, generator, **options)
         yield from with_bar(steps, "sampling", grid, progress)
 
-    def check_classifier(self, classifier: GuidanceClassifier) -> list[int]:
-        """The columns of the attributes that a classifier of these x_t reads.
+    def check_guide(self, guide: Guide) -> list[int]:
+        """The columns of the attributes that a guide of these x_t reads.
 
         Raises:
             ValueError: for one of other x_t or other attributes, saying which.
         """
         shared = ("image_size", "crop", "schedule", "num_timesteps", "zero_terminal_snr", "first_stage")
         for name in shared:
-            ours, theirs = getattr(self.config, name), getattr(classifier.config, name)
+            ours, theirs = getattr(self.config, name), getattr(guide.config, name)
             if ours != theirs:
                 raise ValueError(
-                    f"the classifier was trained at {name} {theirs}, the model at {ours}: train one "
-                    "with the model's flags and --stage classifier"
+                    f"the guide was trained at {name} {theirs}, the model at {ours}: train one "
+                    "with the model's flags and --stage guide"
                 )
-        ours, theirs = (each.first_stage.state_dict() for each in (self, classifier))
+        ours, theirs = (each.first_stage.state_dict() for each in (self, guide))
         if any(not torch.equal(ours[key], theirs[key]) for key in ours):
-            raise ValueError(
-                "the classifier was trained in the latents of another first stage: train one"
-            )
+            raise ValueError("the guide was trained in the latents of another first stage: train one")
         names = self.config.attribute_names
-        unknown = [name for name in classifier.config.attribute_names if name not in names]
+        unknown = [name for name in guide.config.attribute_names if name not in names]
         if unknown:
-            raise ValueError(f"the classifier reads {unknown[0]}, which the model does not have")
-        return [names.index(name) for name in classifier.config.attribute_names]
+            raise ValueError(f"the guide reads {unknown[0]}, which the model does not have")
+        return [names.index(name) for name in guide.config.attribute_names]
 
-    def classified(
+    def steered(
         self,
         denoise: Denoiser,
         rows: Tensor,
-        classifier: GuidanceClassifier | None,
-        classifier_scale: float,
-        classifier_on: str = "x_t",
+        guide: Guide | None,
+        guide_scale: float,
+        guide_on: str = "x_t",
     ) -> Denoiser:
-        """A denoiser guided towards attribute rows (B, A) by a classifier that reads some of them, in
+        """A denoiser guided towards attribute rows (B, A) by a guide that reads some of them, in
         ``x_t`` or, as an image without noise, in ``x0`` as predicted.
 
         Raises:
-            ValueError: for a scale without a classifier, or one that does not fit.
+            ValueError: for a scale without a guide, or one that does not fit.
         """
-        if classifier is None:
-            if classifier_scale:
-                raise ValueError(f"classifier_scale {classifier_scale} needs a classifier, and got none")
+        if guide is None:
+            if guide_scale:
+                raise ValueError(f"guide_scale {guide_scale} needs a guide, and got none")
             return denoise
-        asked = rows[:, self.check_classifier(classifier)]
-        log_prob = partial(classifier.log_prob, attributes=asked)
-        if classifier_on == "x0":
-            log_prob = through_x0(denoise, partial(classifier.log_prob, t=0, attributes=asked))
-        return classifier_guided(denoise, self.schedule, log_prob, classifier_scale)
+        asked = rows[:, self.check_guide(guide)]
+        log_prob = partial(guide.log_prob, attributes=asked)
+        if guide_on == "x0":
+            log_prob = through_x0(denoise, partial(guide.log_prob, t=0, attributes=asked))
+        return classifier_guided(denoise, self.schedule, log_prob, guide_scale)
 
     def sample(
         self,
@@ -331,7 +331,7 @@ class ConditionalDiffusion(Editing, nn.Module):
         generator: Generator = None,
         latent: Tensor | None = None,
         progress: bool = False,
-        classifier: GuidanceClassifier | None = None,
+        guide: Guide | None = None,
         complete: bool = True,
     ) -> Tensor:
         """Images: uint8 (batch_size, H, W, 3).
@@ -344,14 +344,14 @@ class ConditionalDiffusion(Editing, nn.Module):
             sampling: sampler, steps and guidance.
             generator: one for the batch, or a list with one for each image
                 (``samplers.sample_generators``), which makes image i the same in any batch.
-            classifier: guides towards the attributes by sampling.classifier_scale.
+            guide: steers towards the attributes by sampling.guide_scale.
 
         Raises:
             ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
         """
         x_T = self.initial_noise(batch_size, image_size, generator)
         steps = self.sample_steps(
-            x_T, attributes, sampling, generator, latent, progress, classifier, complete
+            x_T, attributes, sampling, generator, latent, progress, guide, complete
         )
         return self.first_stage.decode(last(steps))
 
@@ -394,7 +394,7 @@ class ConditionalDiffusion(Editing, nn.Module):
         generator: torch.Generator | None = None,
         latent: Tensor | None = None,
         progress: bool = False,
-        classifier: GuidanceClassifier | None = None,
+        guide: Guide | None = None,
         complete: bool = True,
     ) -> Tensor:
         """A strip from ``start`` to ``end``, rows (1, A), linear in the attributes, every frame from the
@@ -409,12 +409,53 @@ class ConditionalDiffusion(Editing, nn.Module):
         weight = torch.linspace(0, 1, num_steps, device=self.device)[:, None]
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-        start, end = self._rows(start, 1), self._rows(end, 1)
+        start, end = self.attribute_rows(start, 1), self.attribute_rows(end, 1)
         if complete and latent is None:
             start, end = self.complete_ends(start, end, generator.clone_state())
         rows = torch.lerp(start, end, weight)  # (N, A)
         latent = None if latent is None else latent.expand(num_steps, -1)
         same = [generator.clone_state() for _ in range(num_steps)]
         return self.sample(
-            num_steps, None, rows, sampling, same, latent, progress, classifier, complete=False
+            num_steps, None, rows, sampling, same, latent, progress, guide, complete=False
         )
+
+    # ---------------------------------------------------------------- photographs
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """x0 of images uint8 (B, S, S, 3)."""
+        return self.first_stage.encode(images.to(self.device))
+
+    @torch.no_grad()
+    def encode_latent(self, images: Tensor) -> Tensor:
+        """The semantic latent of images uint8 (B, S, S, 3): the VAE's mean (B, latent_dim)."""
+        return self.autoencoder.encode(self.encode_images(images))[0]
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The VAE's reconstruction of images uint8 (B, S, S, 3), in the same form."""
+        return self.first_stage.decode(self.autoencoder.decode(self.encode_latent(images)))
+
+    @torch.no_grad()
+    def predict_attributes(self, images: Tensor, guide: Guide | None = None) -> Tensor:
+        """What images uint8 (B, S, S, 3) show: (B, A) in [-1, 1], the expectation 2 p - 1 of an
+        attribute there with probability p. The VAE's head reads them, or a guide what it knows."""
+        seen = torch.tanh(self.autoencoder.attribute_logits(self.encode_latent(images)) / 2)
+        if guide is not None:
+            seen[:, self.check_guide(guide)] = guide.predict_attributes(images)
+        return seen
+
+    def invert(self, images: Tensor, attributes: Tensor, *args: Any, **options: Any) -> Tensor:
+        """``Editor.invert``."""
+        return Editor(self).invert(images, attributes, *args, **options)
+
+    def edit_strip(self, *args: Any, **options: Any) -> Iterator[Tensor]:
+        """``Editor.edit_strip``."""
+        return Editor(self).edit_strip(*args, **options)
+
+    def manipulate_attributes(self, *args: Any, **options: Any) -> Tensor:
+        """``Editor.edit``."""
+        return Editor(self).edit(*args, **options)
+
+    def interpolate_between_images(self, images: Tensor, *args: Any, **options: Any) -> Tensor:
+        """``Editor.interpolate``."""
+        return Editor(self).interpolate(images, *args, **options)

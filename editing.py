@@ -1,23 +1,30 @@
-"""What ``ConditionalDiffusion`` does with real images: encode, invert, edit."""
+"""Editing photographs: ``Editor(model)`` inverts, edits and interpolates them.
+
+``ConditionalDiffusion`` has these methods under its own name, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from classifier_model import GuidanceClassifier
-from guidance import weighed_with_input
-from model_config import EditConfig, ModelConfig
+from config import EditConfig
+from guidance import Guide, weighed_with_input
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Steps, ddim, ddpm, ddpm_inversion, last, timestep_grid
 
+if TYPE_CHECKING:
+    from diffusion_model import ConditionalDiffusion
+
 DEFAULT_EDITING = EditConfig()
+WayBack = Callable[[Denoiser, Tensor], Steps]  # another denoiser, the noise -> a sampler's steps
 
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half of it and twice it edit much alike
 
@@ -51,41 +58,67 @@ def localised(x0: Tensor, edited: Tensor, threshold: float) -> Tensor:
     return torch.lerp(x0, edited, mask)
 
 
-class Editing:
-    """Methods of ``ConditionalDiffusion`` on photographs uint8 (B, S, S, 3)."""
+# -------------------------------------------------------------------- ways of inverting
 
-    config: ModelConfig
-    device: torch.device
-    schedule: NoiseSchedule
-    first_stage: nn.Module
-    autoencoder: nn.Module
-    denoiser: Callable[..., Denoiser]
-    guided_denoiser: Callable[..., Denoiser]
-    classified: Callable[..., Denoiser]
-    check_classifier: Callable[[GuidanceClassifier], list[int]]
-    _rows: Callable[[Tensor | None, int], Tensor]
 
-    def _photographs(self, images: Tensor) -> Tensor:
-        return self.first_stage.encode(images.to(self.device))
+def invert_ddim(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    grid: list[int],
+    generator: Generator = None,
+    progress: bool = False,
+) -> tuple[Tensor, WayBack]:
+    """The DDIM step on the reversed grid: deterministic."""
+    start = last(with_bar(ddim(denoise, schedule, x0, grid[::-1]), "inverting", grid, progress))
+    return start, lambda denoise, x_t: ddim(denoise, schedule, x_t, grid)
 
-    @torch.no_grad()
-    def encode_latent(self, images: Tensor) -> Tensor:
-        """The semantic latent of images uint8 (B, S, S, 3): the VAE's mean (B, latent_dim)."""
-        return self.autoencoder.encode(self._photographs(images))[0]
 
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """The VAE's reconstruction of images uint8 (B, S, S, 3), in the same form."""
-        return self.first_stage.decode(self.autoencoder.decode(self.encode_latent(images)))
+def invert_ddpm(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    grid: list[int],
+    generator: Generator = None,
+    progress: bool = False,
+) -> tuple[Tensor, WayBack]:
+    """``ddpm_inversion``, which keeps what every step added. It changes more."""
+    start, residuals = ddpm_inversion(denoise, schedule, x0, grid, generator)
+    return start, lambda denoise, x_t: ddpm(denoise, schedule, x_t, grid, residuals=residuals)
 
-    @torch.no_grad()
-    def predict_attributes(self, images: Tensor, classifier: GuidanceClassifier | None = None) -> Tensor:
-        """What images uint8 (B, S, S, 3) show: (B, A) in [-1, 1], the expectation 2 p - 1 of an
-        attribute there with probability p. The VAE's head reads them, or a classifier what it knows."""
-        seen = torch.tanh(self.autoencoder.attribute_logits(self.encode_latent(images)) / 2)
-        if classifier is not None:
-            seen[:, self.check_classifier(classifier)] = classifier.predict_attributes(images)
-        return seen
+
+@dataclass(frozen=True)
+class EditMethod:
+    """A way of inverting.
+
+    invert: (denoiser of what the source is, schedule, x0, falling grid, generator) -> the noise, and the
+        way back from it under another denoiser.
+    exact: the way back under the same denoiser gives x0.
+    """
+
+    invert: Callable[..., tuple[Tensor, WayBack]]
+    exact: bool
+
+
+EDIT_METHODS: dict[str, EditMethod] = {
+    "ddim": EditMethod(invert_ddim, exact=False),
+    "ddpm": EditMethod(invert_ddpm, exact=True),
+}
+
+
+class Editor:
+    """Edits photographs uint8 (B, S, S, 3) with a model."""
+
+    def __init__(self, model: ConditionalDiffusion):
+        self.model, self.schedule, self.first_stage = model, model.schedule, model.first_stage
+
+    def near_clean(self, denoise: Denoiser) -> Denoiser:
+        """A denoiser as editing needs it: ``weighed_with_input``."""
+        return weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
+
+    def own(self, attributes: Tensor, latent: Tensor | None) -> Denoiser:
+        """The unguided denoiser of what a photograph is."""
+        return self.near_clean(self.model.denoiser(attributes, latent))
 
     @torch.no_grad()
     def invert(
@@ -98,44 +131,10 @@ class Editing:
     ) -> Tensor:
         """The noise x_T (B, 3, H, W) that leads to these images, by unguided DDIM inversion of a
         denoiser ``weighed_with_input``."""
-        x0 = self._photographs(images)
+        x0 = self.model.encode_images(images)
         grid = timestep_grid(self.schedule, num_inference_steps)
-        denoise = self.near_clean(self.denoiser(self._rows(attributes, len(x0)), latent))
-        return self._invert(denoise, x0, grid, progress)
-
-    def near_clean(self, denoise: Denoiser) -> Denoiser:
-        """A denoiser as editing needs it: ``weighed_with_input``."""
-        return weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
-
-    def _invert(self, denoise: Denoiser, x0: Tensor, grid: list[int], progress: bool) -> Tensor:
-        return last(with_bar(ddim(denoise, self.schedule, x0, grid[::-1]), "inverting", grid, progress))
-
-    def _way_back(
-        self,
-        method: str,
-        denoise: Denoiser,
-        x0: Tensor,
-        grid: list[int],
-        generator: Generator,
-        progress: bool,
-    ) -> Callable[[Denoiser, int], Tensor]:
-        """Take clean images x0, one or B, into noise under the denoiser of what they are. Returns the
-        way back under another: (denoiser, B) -> images (B, C, H, W) in x0's space."""
-        schedule, residuals = self.schedule, None
-        if method == "ddpm":
-            start, residuals = ddpm_inversion(denoise, schedule, x0, grid, generator)
-        else:
-            start = self._invert(denoise, x0, grid, progress)
-
-        def back(denoise: Denoiser, batch_size: int) -> Tensor:
-            x_t = start.expand(batch_size, -1, -1, -1)
-            if residuals is None:
-                steps = ddim(denoise, schedule, x_t, grid)
-            else:
-                steps = ddpm(denoise, schedule, x_t, grid, residuals=residuals)
-            return last(with_bar(steps, "editing", grid, progress))
-
-        return back
+        denoise = self.own(self.model.attribute_rows(attributes, len(x0)), latent)
+        return invert_ddim(denoise, self.schedule, x0, grid, None, progress)[0]
 
     @torch.no_grad()
     def edit_strip(
@@ -145,56 +144,61 @@ class Editing:
         strengths: Sequence[float],
         editing: EditConfig = DEFAULT_EDITING,
         source_attributes: Tensor | None = None,
-        classifier: GuidanceClassifier | None = None,
+        guide: Guide | None = None,
         generator: Generator = None,
         progress: bool = False,
     ) -> Iterator[Tensor]:
-        """``manipulate_attributes`` at each of several strengths in turn, after one inversion. A single
-        source may have many targets.
+        """``edit`` at each of several strengths in turn, after one inversion. A single source may have
+        many targets.
 
-        The source is taken into noise up to a share ``depth`` of the timesteps: what further noise
-        would hide is its composition, and stays. Methods: ``ddim`` inversion, which is deterministic,
-        and ``ddpm`` inversion, which keeps what every step added.
+        The source is inverted up to a share ``depth`` of the timesteps. What further noise would hide,
+        its composition, stays.
         """
         for strength in strengths:
             if not 0 <= strength <= 1:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
+        model = self.model
         if source_attributes is None:
-            source_attributes = self.predict_attributes(source_image, classifier)
-        x0 = self._photographs(source_image)
-        source = self._rows(source_attributes, len(x0))
+            source_attributes = model.predict_attributes(source_image, guide)
+        x0 = model.encode_images(source_image)
+        source = model.attribute_rows(source_attributes, len(x0))
         steps = round(editing.num_inference_steps / editing.depth)
         grid = timestep_grid(self.schedule, min(steps, self.schedule.num_timesteps))
         grid = grid[-1 - editing.num_inference_steps :]  # those up to the depth
-        own = self.near_clean(self.denoiser(source, None))
-        back = self._way_back(editing.method, own, x0, grid, generator, progress)
-        lossy = editing.method == "ddim" and editing.keep_detail
+        method, own = EDIT_METHODS[editing.method], self.own(source, None)
+        start, way_back = method.invert(own, self.schedule, x0, grid, generator, progress)
+
+        def back(denoise: Denoiser, batch_size: int) -> Tensor:
+            steps = way_back(denoise, start.expand(batch_size, -1, -1, -1))
+            return last(with_bar(steps, "editing", grid, progress))
+
+        lossy = editing.keep_detail and not method.exact
         lost = x0 - back(own, len(x0)) if lossy else 0.0
         batch_size = len(target_attributes) if len(x0) == 1 else len(x0)
         source = source.expand(batch_size, -1)
-        named = self._rows(target_attributes, batch_size)
+        named = model.attribute_rows(target_attributes, batch_size)
         target = torch.where(named == 0, source, named)
-        oppose = editing.oppose and not self.config.one_hot  # the opposite of a class is no class
+        oppose = editing.oppose and not model.config.one_hot  # the opposite of a class is no class
         opposite = torch.where(named == 0, source, -named.sign()) if oppose else source
         for strength in strengths:
             if strength == 0 and editing.keep_detail:  # nothing is edited, and nothing is lost
                 yield self.first_stage.decode(x0).expand(batch_size, -1, -1, -1)
                 continue
             base = torch.lerp(source, opposite, strength)
-            denoise = self.guided_denoiser(target, None, strength * editing.cfg_scale, base=base)
-            by = strength * editing.classifier_scale
-            denoise = self.classified(denoise, target, classifier, by, editing.classifier_on)
+            denoise = model.guided_denoiser(target, None, strength * editing.cfg_scale, base=base)
+            by = strength * editing.guide_scale
+            denoise = model.steered(denoise, target, guide, by, editing.guide_on)
             edited = back(self.near_clean(denoise), batch_size) + lost
             yield self.first_stage.decode(localised(x0, edited, editing.localise))
 
-    def manipulate_attributes(
+    def edit(
         self,
         source_image: Tensor,
         target_attributes: Tensor,
         strength: float = 1.0,
         editing: EditConfig = DEFAULT_EDITING,
         source_attributes: Tensor | None = None,
-        classifier: GuidanceClassifier | None = None,
+        guide: Guide | None = None,
         generator: Generator = None,
         progress: bool = False,
         **options,
@@ -210,7 +214,7 @@ class Editing:
             strength: in [0, 1].
             editing: method, steps, guidance; ``options`` are single fields of it, instead.
             source_attributes: (B, A) or (1, A); read by ``predict_attributes`` where not given.
-            classifier: reads them there, and guides by editing.classifier_scale.
+            guide: reads them there, and steers by editing.guide_scale.
             generator: of the noise of method ddpm.
 
         Returns:
@@ -225,14 +229,14 @@ class Editing:
             [strength],
             replace(editing, **options),
             source_attributes,
-            classifier,
+            guide,
             generator,
             progress,
         )
         return edited
 
     @torch.no_grad()
-    def interpolate_between_images(
+    def interpolate(
         self,
         images: Tensor,
         num_steps: int = 10,
@@ -251,22 +255,24 @@ class Editing:
             raise ValueError(
                 f"interpolation takes 2 images and 2 steps or more, got {len(images)} and {num_steps}"
             )
-        x0, latent = self._photographs(images), self.encode_latent(images)
-        rows = self._rows(self.predict_attributes(images) if attributes is None else attributes, 2)
+        model = self.model
+        x0, latent = model.encode_images(images), model.encode_latent(images)
+        seen = model.predict_attributes(images) if attributes is None else attributes
+        rows = model.attribute_rows(seen, 2)
         grid = timestep_grid(self.schedule, num_inference_steps)
-        own = self.near_clean(self.denoiser(rows, latent))
-        x_T = self._invert(own, x0, grid, progress)
+        own = self.own(rows, latent)
+        x_T, _ = invert_ddim(own, self.schedule, x0, grid, None, progress)
 
         def back(denoise: Denoiser, start: Tensor) -> Tensor:
             return last(with_bar(ddim(denoise, self.schedule, start, grid), "mixing", grid, progress))
 
         lost = x0 - back(own, x_T)
-        weight = torch.linspace(0, 1, num_steps, device=self.device)
+        weight = torch.linspace(0, 1, num_steps, device=x0.device)
 
         def between(ends: Tensor) -> Tensor:
             return torch.lerp(ends[:1], ends[1:], weight.view(-1, *[1] * (ends.ndim - 1)))
 
-        denoise = self.near_clean(self.denoiser(between(rows), between(latent)))
+        denoise = self.own(between(rows), between(latent))
         frames = back(denoise, slerp(x_T[0], x_T[1], weight)) + between(lost)
         frames[0], frames[-1] = x0  # the same but for rounding
         return self.first_stage.decode(frames)

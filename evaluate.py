@@ -1,121 +1,76 @@
 """Measure a checkpoint: one command, one table, one JSON.
 
 Samples are drawn under whole attribute rows of a held-out split, under three attributes of each, and
-without any request, and compared with a reference split: Frechet and kernel distance, precision, recall,
-density, coverage; how requests are met, and what nobody asked for; diversity; the nearest training image
-of each sample; and the VAE. Features come from a classifier trained here with --train_classifier, and
-from Inception where its weights are at hand.
+without any request. They are compared with a reference split. The report has
+
+- Frechet and kernel distance, precision, recall, density and coverage, in features of the judge, and of
+  Inception where its weights are given;
+- how well requests are met, and how often what nobody asked for appears;
+- diversity, the nearest training image of each sample, and how well the autoencoders keep an image.
+
+The judge is a classifier that --train_judge makes. With --edit it judges edits of held-out faces.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import cli
-import processes
-from model_config import (
-    EDIT_METHODS,
-    FEWEST_SAMPLES,
-    REQUESTS,
-    SAMPLERS,
-    EditConfig,
-    ModelConfig,
-    SamplingConfig,
-)
+from config import EvaluateConfig, ModelConfig
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
-    add = parser.add_argument
-    add("--checkpoint", default="./checkpoints/best_model.pth")
-    add("--data_root", required=True, help="folder of labelled images")
-    add("--classifier", default="./checkpoints/evaluation_classifier.pth")
-    add("--train_classifier", action="store_true", help="train the classifier and write it there")
-    add("--classifier_epochs", type=cli.positive_int, default=12)
-    add("--inception_weights", help="torch-fidelity's file, or 'download': its features, too")
-    number = "for each setting and kind of request; None: 1000, or what the split has"
-    add("--num_samples", type=cli.number(int, FEWEST_SAMPLES), help=number)
-    add("--requests", choices=REQUESTS, nargs="+", default=REQUESTS, help="what is asked for")
-    add("--open", action="store_true", help="leave what is not named to the network: often mush")
-    scales = f"None: 1, 1.5, 2 and 3 as far as it was trained for; {EditConfig.cfg_scale:g} for edits"
-    add("--cfg_scale", type=cli.non_negative, nargs="+", help=scales)
-    add("--sampler", choices=SAMPLERS, nargs="+", default=[SamplingConfig.sampler])
-    steps = f"None: {SamplingConfig.num_inference_steps}; {EditConfig.num_inference_steps} for edits"
-    add("--num_inference_steps", type=cli.positive_int, nargs="+", help=steps)
-    cli.add_sampling_flags(parser)
-    add("--guide", help="of train.py --stage classifier: guides, and reads the sources of edits")
-    add("--classifier_scale", type=cli.non_negative, nargs="+", default=[0.0], help="of the guide")
-    splits = ("train", "val", "test")
-    add("--attribute_split", default="val", choices=splits, help="whose attribute rows are asked for")
-    add("--reference_split", default="test", choices=splits, help="whose images are compared with")
-    add("--batch_size", type=cli.positive_int, default=50)
-    add("--output_dir", default="./outputs/evaluation")
-    add("--cache_dir", default="data/cache")
-    add("--seed", type=cli.count, default=0)
-    cli.add_device_flags(parser)
-    edit = parser.add_argument_group("edits of held-out faces").add_argument
-    edit("--edit", choices=EDIT_METHODS, nargs="+", default=[], help="judge these instead of new faces")
-    edit("--edit_attributes", nargs="+", default=[], metavar="NAME", help="all where not given")
-    edit("--edit_sources", type=cli.number(int, 2), default=32, help="for each attribute and direction")
-    edit("--strengths", type=cli.fraction, nargs="+", default=[0.5, 1.0], help="the last is judged")
-    cli.add_edit_flags(parser)
-    args = parser.parse_args(argv)
-    if args.edit and not args.cfg_scale:
-        args.cfg_scale = [EditConfig.cfg_scale]
-    steps = EditConfig.num_inference_steps if args.edit else SamplingConfig.num_inference_steps
-    args.num_inference_steps = args.num_inference_steps or [steps]
-    if args.edit and len(args.num_inference_steps) > 1:
-        parser.error(f"--edit takes one number of steps, got {args.num_inference_steps}")
-    if any(args.classifier_scale) and not args.guide:
-        parser.error("--classifier_scale needs --guide, the classifier that guides")
-    if args.attribute_split == args.reference_split:
-        split = args.reference_split
-        parser.error(f"--attribute_split and --reference_split are both {split}, and must differ")
-    return args
+def parse_args(argv: list[str] | None = None) -> EvaluateConfig:
+    return cli.parse(EvaluateConfig, __doc__, argv)
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Measure every setting and write the report."""
-    from tqdm import tqdm
+def evaluate(config: EvaluateConfig) -> None:
+    """Measure every setting, or every way of editing, and write the report."""
+    from accelerate import PartialState
 
-    from labelled_images import attribute_rows
-    from sample_evaluation import Evaluation, make_classifier
+    from checkpoint import load_model
+    from classifiers.guide import load_guide
+    from classifiers.judge import load_judge
+    from evaluation.edits import EditEvaluation
+    from evaluation.reading import say
+    from evaluation.samples import SampleEvaluation, make_judge, sampling_settings
+    from image_data.datasets import attribute_rows
 
-    if args.train_classifier and processes.launched() > 1:
-        raise ValueError("--train_classifier is for one process: train it first, then launch several")
-    processes.join(cli.choose_device(args.device))
-    if args.train_classifier and not Path(args.checkpoint).is_file():
-        make_classifier(args, ModelConfig(attribute_rows(args.data_root)[1]))
-        print(f"written: {args.classifier}; no checkpoint at {args.checkpoint} to measure")
+    device = cli.choose_device(config.device)
+    processes = PartialState(cpu=device == "cpu")  # gives each process a GPU of its own
+    if processes.num_processes > 1:
+        if config.train_judge:
+            raise ValueError("--train_judge is for one process: train it first, then launch several")
+        say(f"{processes.num_processes} processes")
+    if config.train_judge and not Path(config.checkpoint).is_file():
+        names = attribute_rows(config.data_root, kind=config.dataset)[1]
+        make_judge(config, ModelConfig(names), device)
+        print(f"written: {config.judge}; no checkpoint at {config.checkpoint} to measure")
         return
-    from reports import evaluation_table, plot
-
-    work = Evaluation(args)
-    work.out.mkdir(parents=True, exist_ok=True)
-    if args.edit:
-        from edit_evaluation import EditEvaluation
-
-        print(EditEvaluation(work).run())
-        print(f"written: {work.out}/edits.json, edits.md and pictures")
-        return
-    real = work.real()  # before the long part: too few images are refused here
-    report: dict[str, Any] = {"protocol": work.protocol, "real": real, **work.autoencoders()}
-    report["settings"] = []
-    wanted = [*product(work.settings, work.requests)]
-    with tqdm(total=work.images_per_setting * len(wanted), desc="sampling", unit="image") as bar:
-        for sampling, request in wanted:
-            report["settings"].append(work.measure(sampling, request, bar))
-            (work.out / "report.json").write_text(json.dumps(report, indent=1))
-            (work.out / "report.md").write_text(evaluation_table(report))
-    plot(report, work.out)
-    print(evaluation_table(report))
-    print(f"written: {work.out}/report.json, report.md and pictures")
+    model = load_model(config.checkpoint, device)
+    guide = load_guide(config.guide, device) if config.guide else None
+    if guide is not None:
+        model.check_guide(guide)
+    settings = [] if config.edit else sampling_settings(config, model)
+    if config.train_judge:
+        make_judge(config, model.config, device)
+    judge, facts = load_judge(config.judge, model.config.attribute_names, model.config.crop, device)
+    accuracy = f"balanced accuracy {facts['test_balanced_accuracy']:.4f} on the test split"
+    say(f"judge {facts['hash']}: {accuracy}")
+    if facts["hash"] in model.config.first_stage_judge:
+        say(
+            "The first stage was trained to look right to this judge, so distances in its features are "
+            "too small. Measure with another: --train_judge --seed 1"
+        )
+    work = SampleEvaluation(config, model, guide, judge, facts)
+    if config.edit:
+        say(EditEvaluation(work).run())
+        say(f"written: {config.output_dir}/edits.json, edits.md and pictures")
+    else:
+        say(work.run(settings))
+        say(f"written: {config.output_dir}/report.json, report.md and pictures")
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
 
 
 if __name__ == "__main__":
     cli.run(lambda: evaluate(parse_args()))
-    processes.leave()

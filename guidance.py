@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from config import ModelConfig
 from noise_schedule import Denoiser, NoiseSchedule
 
-LEAST_SIGNAL = 0.01  # sqrt(alpha_bar_t) from which a classifier guides
+LEAST_SIGNAL = 0.01  # signal_t from which a guide steers
 LogProb = Callable[[Tensor, int], Tensor]  # x_t (B, C, H, W), t -> (B,)
+
+
+class Guide(Protocol):
+    """What steers sampling: an attribute classifier that knows noisy images."""
+
+    config: ModelConfig
+    first_stage: nn.Module
+
+    def log_prob(self, x_t: Tensor, t: int, attributes: Tensor) -> Tensor:
+        """log p(attributes | x_t) of each sample (B,)."""
+        ...
+
+    def predict_attributes(self, images: Tensor) -> Tensor:
+        """What is seen in clean images uint8 (B, S, S, 3): (B, A) in [-1, 1]."""
+        ...
 
 
 def classifier_free(
@@ -46,21 +63,21 @@ def classifier_free(
 
 
 def classifier_guided(
-    denoiser: Denoiser, schedule: NoiseSchedule, log_prob: LogProb, classifier_scale: float
+    denoiser: Denoiser, schedule: NoiseSchedule, log_prob: LogProb, guide_scale: float
 ) -> Denoiser:
-    """eps_hat - sqrt(1 - alpha_bar_t) classifier_scale grad log p(y | x_t) (Dhariwal & Nichol 2021,
+    """eps_hat - sqrt(1 - alpha_bar_t) guide_scale grad log p(y | x_t) (Dhariwal & Nichol 2021,
     arXiv:2105.05233, algorithm 2), and the x0_hat that goes with it.
 
     Args:
         denoiser: what is guided: unconditional, conditional, or guided otherwise already.
         schedule: the schedule of the denoiser.
         log_prob: (x_t, t) -> log p(y | x_t) of each sample (B,), of a classifier that knows x_t.
-        classifier_scale: 1 samples from p(x) p(y | x), more amplifies y; 0 gives back ``denoiser``.
+        guide_scale: 1 samples from p(x) p(y | x), more amplifies y; 0 gives back ``denoiser``.
 
     Where x_t is all but pure noise there is nothing to classify, and nothing is guided: x0_hat would
     move by the gradient's error over next to no signal.
     """
-    if classifier_scale == 0:
+    if guide_scale == 0:
         return denoiser
 
     def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +88,7 @@ def classifier_guided(
         with torch.enable_grad():
             x = x_t.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(log_prob(x, t).sum(), x)
-        shift = noise * classifier_scale * gradient
+        shift = noise * guide_scale * gradient
         return x0_hat + noise / signal * shift, eps_hat - shift
 
     return guided
@@ -118,8 +135,8 @@ def dynamic_threshold(denoiser: Denoiser, schedule: NoiseSchedule, quantile: flo
 
 def weighed_with_input(denoiser: Denoiser, schedule: NoiseSchedule, error_std: float) -> Denoiser:
     """x0_hat as the mean of two estimates of x0, each weighed by its precision: the network's, with an
-    error of standard deviation ``error_std``, and x_t / sqrt(alpha_bar_t), with an error of
-    sqrt(1 / alpha_bar_t - 1) (the posterior mean of two independent Gaussian measurements).
+    error of standard deviation ``error_std``, and x_t / signal_t, with an error of
+    noise_t / signal_t (the posterior mean of two independent Gaussian measurements).
 
     Near the clean image it trusts the image. Editing needs that: eps_hat there is the network's error
     divided by next to no noise, and inversion would carry it off.
@@ -127,9 +144,9 @@ def weighed_with_input(denoiser: Denoiser, schedule: NoiseSchedule, error_std: f
 
     def weighed(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         x0_hat, _ = denoiser(x_t, t)
-        bar = schedule.alpha_bar_at(t, x_t)
-        weight = error_std**2 * bar.sqrt() / (error_std**2 * bar + 1 - bar)
-        share = weight * bar.sqrt()  # of x_t / sqrt(alpha_bar), which may be infinite
+        signal2, noise2 = schedule.squares_at(t, x_t)
+        weight = error_std**2 * signal2.sqrt() / (error_std**2 * signal2 + noise2)
+        share = weight * signal2.sqrt()  # of x_t / signal_t, which may be infinite
         x0_hat = weight.to(x_t.dtype) * x_t + (1 - share).to(x_t.dtype) * x0_hat
         return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
 

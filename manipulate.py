@@ -1,161 +1,490 @@
 """Generate, interpolate and edit faces by named attributes with a trained checkpoint.
 
 Writes labelled grids, single images, an interpolation strip and GIF, an edit row, and manifest.json
-with everything needed to make them again. Attribute names and the model's shape come from the
-checkpoint; --data_root serves to find a photograph where --source_image is not given. What a request
-does not name is drawn as it goes with what is named in the training set.
+with everything needed to make them again. The attributes' names and the model's shape come from the
+checkpoint. What a request does not name is copied from a row of the training set that agrees with it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import cli
-from model_config import EDIT_METHODS, SAMPLERS, EditConfig, SamplingConfig
+from config import CFG_SCALE, EditConfig, ManipulateConfig, ModelConfig, SamplingConfig
+from figures.grids import heat_map, save_gif, save_grid, save_image
+from image_data.photograph import Photograph
 
-MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
-GUIDANCE = ("free", "classifier", "both")
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from classifiers.guide import GuidanceClassifier
+    from diffusion_model import ConditionalDiffusion
+
+Request = dict[str, float]  # attribute names, and 0 ... 1 as a user says it
+
+# What is shown if no attributes are named, as far as the model knows them.
+SHOWN_REQUESTS: tuple[Request, ...] = (
+    {"Male": 0, "Smiling": 1, "Young": 1, "Blond_Hair": 1},
+    {"Male": 1, "Smiling": 0, "Black_Hair": 1, "No_Beard": 1},
+    {"Male": 0, "Eyeglasses": 1, "Brown_Hair": 1, "Smiling": 1},
+    {"Male": 1, "Goatee": 1, "No_Beard": 0, "Smiling": 1},
+    {"Male": 0, "Wearing_Hat": 1, "Smiling": 1},
+    {"Male": 1, "Young": 0, "Gray_Hair": 1, "Eyeglasses": 1},
+    {"Male": 0, "Bangs": 1, "Black_Hair": 1, "Wearing_Lipstick": 1},
+    {"Male": 1, "Bald": 1, "Young": 0, "Smiling": 1},
+)
+SHOWN_INTERPOLATION: tuple[Request, Request] = ({"Male": 1, "Smiling": 0}, {"Male": 0, "Smiling": 1})
+SHOWN_EDITS = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair", "Bangs", "Wearing_Hat")
+SHOWN_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TRIED_STRENGTHS = 20  # steps from strength 0 to 1 that a counterfactual tries
+MARGIN = 1.0  # log odds by which a counterfactual passes the guide's threshold
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
-    add = parser.add_argument
-    add("--checkpoint", default="./checkpoints/best_model.pth")
-    add("--mode", default="all", choices=MODES)
-    add("--output_dir", default="./outputs")
-    add("--data_root", help="folder of labelled images: its first test image is edited by default")
-    add("--source_image", help="photograph to edit")
-    add("--target_image", help="photograph to interpolate to, from --source_image")
-    points = "x y of left eye, right eye, nose, left and right mouth corner of --source_image, in pixels"
-    add("--landmarks", type=float, nargs=10, metavar="N", help=f"{points}: aligns it as CelebA's are")
-    add("--paste_back", action="store_true", help="also write edits in the whole --source_image")
-    add("--edit_method", default=EditConfig.method, choices=EDIT_METHODS, help="inversion, or other way")
-    add("--attributes", nargs="+", default=[], metavar="NAME=VALUE", help="1 there, 0 not, 0.5 open")
-    add("--open", action="store_true", help="leave what is not named to the network: often mush")
-    add("--unconditional", action="store_true", help="new faces without any request")
-    add("--from", dest="start", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation start")
-    add("--to", dest="end", nargs="+", default=[], metavar="NAME=VALUE", help="interpolation end")
-    add("--num_samples", type=cli.positive_int, default=8, help="of each class, where there are classes")
-    scales = f"1 no guidance; None: {SamplingConfig.cfg_scale:g}, "
-    scales += f"{EditConfig.cfg_scale:g} for edits"
-    add("--cfg_scale", type=cli.non_negative, help=scales)
-    free = "classifier-free by --cfg_scale, by --classifier, or by both"
-    add("--guidance", default="free", choices=GUIDANCE, help=free)
-    add("--classifier", help="of train.py --stage classifier: guides, and reads what photographs show")
-    add("--guidance_scale", type=cli.non_negative, default=3.0, help="of the classifier")
-    add("--manipulation_strength", type=cli.fraction, default=0.8, help="0 the source, 1 the full edit")
-    add("--interpolation_steps", type=cli.number(int, 2), default=10)
-    steps = f"network evaluations; None: {SamplingConfig.num_inference_steps}, "
-    steps += f"{EditConfig.num_inference_steps} for edits"
-    add("--num_inference_steps", type=cli.positive_int, help=steps)
-    add(
-        "--sampler",
-        default=SamplingConfig.sampler,
-        choices=SAMPLERS,
-        help="of new faces",
+def parse_args(argv: Sequence[str] | None = None) -> ManipulateConfig:
+    return cli.parse(ManipulateConfig, __doc__, argv)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every mode works with.
+
+    Attributes:
+        config: the flags.
+        model: of the checkpoint.
+        guide: steers if editing and sampling say so, and reads what photographs show; may be None.
+        sampling: how new faces are drawn.
+        editing: how photographs are edited.
+        generator: seeded. Every use takes a clone, so each mode starts from the same state.
+        attributes: what --attributes asks for; empty if nothing.
+        start, end: what --from and --to ask for; empty if nothing.
+    """
+
+    config: ManipulateConfig
+    model: ConditionalDiffusion
+    guide: GuidanceClassifier | None
+    sampling: SamplingConfig
+    editing: EditConfig
+    generator: torch.Generator
+    attributes: Request
+    start: Request
+    end: Request
+
+    @property
+    def out(self) -> Path:
+        """The folder to write to."""
+        return Path(self.config.output_dir)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's attributes."""
+        return self.model.config.attribute_names
+
+    def known(self, request: Request) -> Request:
+        """The part of a built-in request that the model has attributes for."""
+        return {name: value for name, value in request.items() if name in self.names}
+
+    def read(self, images: Tensor) -> Tensor:
+        """The attributes (B, A) that images uint8 (B, S, S, 3) show, as the guide or else the VAE sees
+        them."""
+        return self.model.predict_attributes(images, self.guide)
+
+
+# -------------------------------------------------------------------- what is asked for
+
+
+def caption(request: Request) -> str:
+    """'Smiling, not Male, Young 0.5': a request, as written under a picture."""
+    words = {1.0: "{}", 0.0: "not {}"}
+    parts = [words.get(value, "{} {:g}").format(name, value) for name, value in request.items()]
+    return ", ".join(parts) or "anything"
+
+
+def guided_by(work: Work, how: SamplingConfig | EditConfig) -> str:
+    """What guides the faces, for a title."""
+    if work.config.unconditional:
+        return "unconditional"
+    by_guide = f", guide {how.guide_scale:g}" if how.guide_scale else ""
+    return f"cfg_scale {how.cfg_scale:g}{by_guide}"
+
+
+def settings(config: ManipulateConfig, model: ModelConfig) -> tuple[SamplingConfig, EditConfig]:
+    """How new faces are drawn and photographs are edited: by the flags, as far as the model allows.
+
+    Raises:
+        ValueError: for guidance that the model was not trained for.
+    """
+    if config.guidance == "guide" and not model.guidable:
+        raise ValueError(
+            "--guidance guide starts from no condition. This model, trained with --cfg_dropout 0, never "
+            "saw that: use --guidance both"
+        )
+    sampling, editing = config.sampling, config.editing
+    if config.guidance == "guide" or config.unconditional:
+        sampling, editing = replace(sampling, cfg_scale=0.0), replace(editing, cfg_scale=0.0)
+    draws = config.makes("generate") or config.makes("interpolate")
+    scale = model.sampling_scale(sampling.cfg_scale if draws else None, CFG_SCALE)
+    guide_scale = config.guide_scale if config.guidance in ("guide", "both") else 0.0
+    return (
+        replace(sampling, cfg_scale=scale, guide_scale=guide_scale),
+        replace(editing, guide_scale=guide_scale),
     )
-    cli.add_sampling_flags(parser)
-    cli.add_edit_flags(parser)
-    add("--seed", type=cli.count, default=0)
-    cli.add_device_flags(parser)
-    args = parser.parse_args(argv)
-    if bool(args.start) != bool(args.end):
-        parser.error("--from and --to go together: name the attributes at both ends")
-    if args.target_image and args.mode not in ("interpolate", "all"):
-        parser.error(f"--target_image is for --mode interpolate, and this is --mode {args.mode}")
-    if args.landmarks and not args.source_image:
-        parser.error("--landmarks are those of --source_image: give it, too")
-    if args.mode == "counterfactual" and not args.attributes:
-        parser.error("--mode counterfactual needs --attributes: what is to flip, such as Smiling=0")
-    if args.cfg_scale == 0:
-        parser.error("--cfg_scale 0 ignores every request: use --unconditional; no guidance is 1")
-    if args.unconditional:
-        refuse_requests(parser, args)
-        args.mode = "generate"
-    if args.guidance in ("classifier", "both") or args.mode == "counterfactual":
-        args.classifier = args.classifier or "./checkpoints/classifier_best.pth"
-    return args
 
 
-def refuse_requests(parser: cli.Parser, args: argparse.Namespace) -> None:
-    """What --unconditional leaves no room for is an error of the parser."""
-    if args.mode not in ("generate", "all"):
-        parser.error(f"--unconditional draws new faces, and this is --mode {args.mode}")
-    for flag, given in (("attributes", args.attributes), ("from", args.start), ("open", args.open)):
-        if given:
-            parser.error(f"--unconditional draws without any request: leave --{flag} out")
-    if args.guidance != "free" or args.cfg_scale is not None:
-        parser.error("--unconditional guides towards nothing: leave --guidance and --cfg_scale out")
-
-
-def find_source(args: argparse.Namespace) -> Path | None:
-    """The photograph to edit or to interpolate from: --source_image, or the first test image of
-    --data_root; None where none is needed.
+def find_source(config: ManipulateConfig) -> Path | None:
+    """The photograph to edit or to interpolate from: --source_image, else the first test image of
+    --data_root. None if no mode needs one.
 
     Raises:
         FileNotFoundError: if it is not there.
-        ValueError: if one is needed and there is none.
+        ValueError: if a mode needs one and there is none.
     """
-    if args.mode == "generate" or (args.mode == "interpolate" and not args.target_image):
-        return None
-    source = Path(args.source_image) if args.source_image else None
-    if args.data_root and source is None:
-        from labelled_images import first_image
+    from image_data.datasets import first_image
 
-        source = first_image(args.data_root, "test")
-    if source is None and args.mode == "all" and not args.target_image:
+    mixes = config.makes("interpolate") and config.target_image
+    if not (mixes or config.makes("edit") or config.makes("counterfactual")):
+        return None
+    source = Path(config.source_image) if config.source_image else None
+    if source is None and config.data_root:
+        source = first_image(config.data_root, "test", kind=config.dataset)
+    if source is None and config.mode == "all" and not mixes:
         return None
     if source is None:
         raise ValueError(
-            f"--mode {args.mode} needs a photograph: give --source_image, or a --data_root of files"
+            f"--mode {config.mode} needs a photograph: give --source_image, or a --data_root of files"
         )
     if not source.is_file():
         raise FileNotFoundError(f"no source image at {source}: check --source_image")
     return source
 
 
-def manipulate(args: argparse.Namespace) -> None:
+def requests_to_generate(work: Work) -> tuple[list[Request], int]:
+    """A request for each new face, and how many faces stand in a row of the grid."""
+    number = work.config.num_samples
+    if work.attributes or work.config.unconditional:
+        return [work.attributes] * number, 8
+    if work.model.config.one_hot:  # each class has a row of its own
+        return [{name: 1.0} for name in work.names for _ in range(number)], number
+    shown = [*filter(None, map(work.known, SHOWN_REQUESTS))] or [{name: 1.0} for name in work.names]
+    return [shown[i % len(shown)] for i in range(number)], 8
+
+
+def ends_to_interpolate(work: Work) -> tuple[Request, Request]:
+    """The requests at both ends of an interpolation."""
+    if work.start:
+        return work.start, work.end
+    start, end = map(work.known, SHOWN_INTERPOLATION)
+    if start:
+        return start, end
+    first, *others = work.names
+    return {first: 1.0}, ({others[0]: 1.0} if others else {first: 0.0})
+
+
+def edits_to_make(work: Work, has: Tensor) -> list[Request]:
+    """The edits of a photograph with attributes ``has`` (A,): each named attribute alone, then all
+    together. If none is named, some attributes are turned into what they are not, or a class into
+    others."""
+    if work.attributes:
+        edits = [{name: value} for name, value in work.attributes.items()]
+        return [*edits, work.attributes] if len(edits) > 1 else edits
+    if work.model.config.one_hot:
+        others = [name for i, name in enumerate(work.names) if i != int(has.argmax())]
+        return [{name: 1.0} for name in others[: len(SHOWN_REQUESTS)]]
+    shown = [name for name in SHOWN_EDITS if name in work.names] or list(work.names)[:6]
+    return [{name: float(has[work.names.index(name)] < 0)} for name in shown]
+
+
+# -------------------------------------------------------------------- the modes
+
+
+def save_each(images: np.ndarray, folder: Path) -> list[Path]:
+    """Write every image (N, H, W, 3) to a file of its own."""
+    return [save_image(image, folder / f"{i:03d}.png") for i, image in enumerate(images)]
+
+
+def save_strip(path: Path, images: np.ndarray, title: str) -> dict[str, Path]:
+    """Write frames uint8 (N, H, W, 3) as a labelled strip and as a GIF; ``path`` has no suffix."""
+    labels = [f"{i / (len(images) - 1):.2f}" for i in range(len(images))]
+    strip = save_grid(path.with_suffix(".png"), images, labels, len(images), title=title)
+    return {"strip": strip, "gif": save_gif(path.with_suffix(".gif"), images)}
+
+
+def generate(work: Work) -> dict[str, Any]:
+    """New faces: a labelled grid, and every image on its own. Returns what the manifest says of it."""
+    import torch
+
+    from evaluation.drawing import draw
+    from samplers import sample_generators
+
+    config, model = work.config, work.model
+    requests, columns = requests_to_generate(work)
+    rows = torch.cat([model.request_row(request) for request in requests])  # (N, A)
+    if not (config.open or config.unconditional):
+        others = sample_generators(config.seed + 1, range(len(rows)))  # not those of the noise
+        rows = model.complete_rows(rows, len(rows), others).cpu()
+    options = {"guide": work.guide, "complete": False}
+    images = draw(model, rows, work.sampling, nullcontext(), config.seed, **options).numpy()
+    single = save_each(images, work.out / "samples")
+    title = f"generated, {guided_by(work, work.sampling)}, seed {config.seed}"
+    labels = [""] * len(images) if config.unconditional else [*map(caption, requests)]
+    grid = save_grid(work.out / "samples.png", images, labels, columns, title=title)
+    return {"grid": grid, "images": single, "attributes": requests, "rows": rows.tolist()}
+
+
+def interpolate(work: Work) -> dict[str, Any]:
+    """A labelled strip and a GIF between two requests, all frames from one noise."""
+    start, end = ends_to_interpolate(work)
+    rows = work.model.request_row(start), work.model.request_row(end)
+    if not work.config.open:
+        rows = work.model.complete_ends(*rows, work.generator.clone_state())
+    images = work.model.interpolate_between_attributes(
+        *rows,
+        work.config.interpolation_steps,
+        sampling=work.sampling,
+        generator=work.generator.clone_state(),
+        progress=True,
+        guide=work.guide,
+        complete=False,
+    )
+    title = f"from {caption(start)} to {caption(end)}"
+    files = save_strip(work.out / "interpolation", images.cpu().numpy(), title)
+    return {**files, "from": start, "to": end, "rows": [row[0].tolist() for row in rows]}
+
+
+def interpolate_photographs(work: Work, images: Tensor) -> dict[str, Any]:
+    """A strip and a GIF from one photograph to another: images uint8 (2, S, S, 3)."""
+    frames = work.model.interpolate_between_images(
+        images,
+        work.config.interpolation_steps,
+        work.editing.num_inference_steps,
+        work.read(images),
+        progress=True,
+    )
+    title = "from one photograph to another"
+    return save_strip(work.out / "photographs", frames.cpu().numpy(), title)
+
+
+def edit_strip(
+    work: Work,
+    image: Tensor,
+    targets: Tensor,
+    strengths: Sequence[float],
+    has: Tensor,
+    editing: EditConfig,
+) -> Iterator[Tensor]:
+    """One image uint8 (1, S, S, 3) with attributes ``has`` (1, A), edited towards every row of targets
+    (N, A): uint8 (N, S, S, 3) at each strength in turn."""
+    return work.model.edit_strip(
+        image,
+        targets,
+        strengths,
+        editing,
+        source_attributes=has,
+        guide=work.guide,
+        generator=work.generator.clone_state(),
+        progress=True,
+    )
+
+
+def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
+    """A row of edits of a photograph, and the same over strength. If two attributes are named, also a
+    square of their combinations.
+
+    Args:
+        image: the photograph's square, uint8 (1, S, S, 3).
+    """
+    import torch
+
+    full = work.config.manipulation_strength
+    has = work.read(image)
+    edits = edits_to_make(work, has[0])
+    targets = torch.cat([work.model.request_row(request) for request in edits])  # (N, A)
+    strengths = sorted({*SHOWN_STRENGTHS, full})
+    strip = edit_strip(work, image, targets, strengths, has, work.editing)
+    over_strength = [pictures.cpu().numpy() for pictures in strip]
+    edited = over_strength[strengths.index(full)]
+
+    how = f"{work.editing.method}, {guided_by(work, work.editing)}"
+    shown = np.concatenate([image.numpy(), edited])
+    labels, title = ["source", *map(caption, edits)], f"edited, strength {full:g}, {how}"
+    row = save_grid(work.out / "edit.png", shown, labels, len(shown), title=title)
+    shown = np.stack(over_strength, 1).reshape(-1, *edited.shape[1:])  # edit by edit
+    labels = [f"{caption(request)} {strength:g}" for request in edits for strength in strengths]
+    save_grid(work.out / "edit_strength.png", shown, labels, len(strengths), title=how)
+    made: dict[str, Any] = {"row": row, "images": save_each(edited, work.out / "edits")}
+    made["attributes"] = edits
+    if work.attributes and len(edits) == 3:
+        made["pairs"] = save_pairs(work, image, has, targets[:2], edits[:2])
+    if work.config.paste_back:
+        made["whole"] = [work.out / "edits" / f"{i:03d}_whole.png" for i in range(len(edited))]
+        for path, each in zip(made["whole"], edited, strict=True):
+            source.paste(each).save(path)
+    return made
+
+
+def save_pairs(work: Work, image: Tensor, has: Tensor, targets: Tensor, edits: list[Request]) -> Path:
+    """A square of pictures: two edits (rows of targets (2, A)) at once, each at several strengths."""
+    has = has.cpu().clone()
+    pairs = list(product(SHOWN_STRENGTHS, repeat=2))
+    rows = targets.new_zeros(len(pairs), targets.shape[1])
+    for i, request in enumerate(edits):
+        column = work.names.index(next(iter(request)))
+        full = float(targets[i, column])
+        has[:, column] = -full  # strength 0
+        for row, strengths in zip(rows, pairs, strict=True):
+            value = full * (2 * strengths[i] - 1)
+            row[column] = value if abs(value) > 1e-3 else 1e-3  # 0 would mean: not named
+    # The rows say the strength, so each is a full edit, and strength 0 is what ``has`` says.
+    (images,) = edit_strip(work, image, rows, [1.0], has, replace(work.editing, oppose=False))
+    down, right = map(caption, edits)
+    return save_grid(
+        work.out / "edit_pairs.png",
+        images.cpu().numpy(),
+        [f"{a:g}, {b:g}" for a, b in pairs],
+        len(SHOWN_STRENGTHS),
+        title=f"down: {down}; to the right: {right}",
+    )
+
+
+def counterfactual(
+    work: Work, source: Photograph, image: Tensor, guide: GuidanceClassifier
+) -> dict[str, Any]:
+    """The smallest change of a photograph with which the guide sees what was asked for.
+
+    It edits with growing strength after one inversion. It stops at the first edit that passes the
+    guide's threshold by MARGIN, for every attribute named.
+
+    Args:
+        image: the photograph's square, uint8 (1, S, S, 3).
+
+    Raises:
+        ValueError: for an attribute that the guide does not read, or one that is to be 0.5.
+    """
+    config, request = work.config, work.attributes
+    target = work.model.request_row(request)
+    names = list(guide.config.attribute_names)
+    for name, value in request.items():
+        if name not in names:
+            raise ValueError(f"{config.guide_file} does not read {name}: name one of {names}")
+        if value == 0.5:
+            raise ValueError(f"a counterfactual of {name}=0.5 flips nothing: ask for 0 or 1")
+    columns = [names.index(name) for name in request]
+    wanted = target[0, [work.names.index(name) for name in request]].sign()
+
+    def margin(picture: Tensor) -> float:
+        """The log odds by which the least certain of the attributes passes its threshold."""
+        seen = 2 * guide.predict_attributes(picture).clamp(-0.9999, 0.9999).atanh()
+        return float(((seen - guide.prior)[0, columns].cpu() * wanted).min())
+
+    strengths = np.linspace(0, 1, TRIED_STRENGTHS + 1)
+    strip = edit_strip(work, image, target, strengths, work.read(image), work.editing)
+    for strength, pictures in zip(strengths, strip, strict=False):
+        facts: dict[str, Any] = {"strength": float(strength), "margin": margin(pictures)}
+        if facts["margin"] >= MARGIN:
+            break
+    edited, flipped = pictures.cpu().numpy()[0], facts["margin"] >= MARGIN
+    if not flipped:
+        how = "does not flip at full strength"
+    elif facts["strength"]:
+        how = f"flips at strength {facts['strength']:.2f}"
+    else:
+        how = "is so already"
+    shown = np.stack([source.square, edited, heat_map(source.square, edited)])
+    labels, title = ["source", caption(request), "difference"], f"counterfactual: {how}"
+    row = save_grid(work.out / "counterfactual.png", shown, labels, 3, title=title)
+    facts |= {"flipped": flipped, "margin_before": margin(image), "attributes": request}
+    if config.paste_back:
+        facts["whole"] = work.out / "counterfactual_whole.png"
+        source.paste(edited).save(facts["whole"])
+    return {"row": row, **facts}
+
+
+# -------------------------------------------------------------------- the script
+
+
+def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
+    """The model, the guide if one is needed, and what is asked of them.
+
+    Raises:
+        ValueError: for requests that the model does not know, or files that do not fit.
+    """
+    import torch
+
+    from celeba_dataset import parse_request
+    from checkpoint import load_model
+    from classifiers.guide import load_guide
+    from samplers import SAMPLERS
+
+    requests = [parse_request(items) for items in (config.attributes, config.start, config.end)]
+    device = cli.choose_device(config.device)
+    model = load_model(config.checkpoint, device)
+    sampling, editing = settings(config, model.config)
+    sampling = replace(sampling, spacing=sampling.spacing or SAMPLERS[sampling.sampler].spacing)
+    guide = None
+    if config.guide_file and (config.guidance != "free" or reads_photographs):
+        guide = load_guide(config.guide_file, device)
+        model.check_guide(guide)
+    for request in requests:
+        model.request_row(request)  # refuses unknown names before anything is drawn
+    draws = config.makes("generate") or config.makes("interpolate")
+    if draws and not (config.open or config.unconditional or model.config.prior_rows):
+        print(f"{config.checkpoint} has no attribute rows: what is not named is left to the network")
+    generator = torch.Generator().manual_seed(config.seed)
+    return Work(config, model, guide, sampling, editing, generator, *requests)
+
+
+def manipulate(config: ManipulateConfig) -> None:
     """Run the modes asked for and write the manifest."""
-    args.source_image = find_source(args)  # before torch takes its seconds
+    import torch
 
     from checkpoint import file_hash
-    from manipulation import Manipulation, parse_request
 
-    requests = [parse_request(items) for items in (args.attributes, args.start, args.end)]
-    work = Manipulation(args)
-    for request in requests:
-        work.model.request_row(request)  # unknown names are refused before anything is drawn
-    source = work.photograph(args.source_image, args.landmarks) if args.source_image else None
-    target = work.photograph(args.target_image) if args.target_image else None
-    with work.autocast:
-        if args.mode in ("generate", "all"):
-            work.generate()
-        if args.mode in ("interpolate", "all"):
-            work.interpolate()
-            if source and target:
-                work.interpolate_photographs(source, target)
-        if args.mode == "counterfactual" and source and work.classifier:
-            work.counterfactual(source, work.classifier)
-        if args.mode in ("edit", "all") and source:
-            work.edit(source)
+    source_file = find_source(config)
+    autocast = cli.autocast(config.mixed_precision, cli.choose_device(config.device))
+    work = load(config, source_file is not None)
+    size = work.model.config.image_size, work.model.config.crop
+    source = Photograph(source_file, *size, config.landmarks) if source_file else None
+    target = Photograph(config.target_image, *size) if source and config.target_image else None
+    made: dict[str, dict[str, Any]] = {}
+    with autocast:
+        if config.makes("generate"):
+            made["generate"] = generate(work)
+        if config.makes("interpolate"):
+            made["interpolate"] = interpolate(work)
+        if source:
+            image = torch.from_numpy(source.square)[None]  # (1, S, S, 3)
+            if target:
+                both = torch.cat([image, torch.from_numpy(target.square)[None]])
+                ends = {"from": source_file, "to": config.target_image}
+                made["interpolate photographs"] = interpolate_photographs(work, both) | ends
+            if config.makes("counterfactual") and work.guide:
+                found = counterfactual(work, source, image, work.guide)
+                made["counterfactual"] = found | {"source": source_file}
+            if config.makes("edit"):
+                made["edit"] = edit(work, source, image) | {"source": source_file}
     manifest = {
-        "arguments": vars(args),
-        "checkpoint": file_hash(args.checkpoint),
-        "classifier": file_hash(args.classifier) if work.classifier else None,
+        "arguments": asdict(config),
+        "checkpoint": file_hash(config.checkpoint),
+        "guide": file_hash(config.guide_file) if work.guide and config.guide_file else None,
         "sampling": asdict(work.sampling),
         "editing": asdict(work.editing),
-        "precision": cli.choose_precision(args.mixed_precision, work.model.device.type),
+        "precision": cli.choose_precision(config.mixed_precision, work.model.device.type),
         "model": work.model.config.to_dict(),
-        "made": work.made,
+        "made": made,
     }
     path = work.out / "manifest.json"
     path.write_text(json.dumps(manifest, indent=2, default=str) + "\n")
-    for mode, made in work.made.items():
-        print(f"{mode}: {made.get('grid') or made.get('strip') or made.get('row')}")
-    if args.mode == "all" and not source:
+    for mode, facts in made.items():
+        print(f"{mode}: {facts.get('grid') or facts.get('strip') or facts.get('row')}")
+    if config.makes("edit") and not source:
         print("edit: skipped, as there is no --source_image")
     print(f"manifest: {path}")
 

@@ -9,9 +9,11 @@ x_t is the sample. Tensors are (B, C, H, W).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -19,51 +21,72 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_config import SPACINGS, check_choice
 from noise_schedule import Denoiser, NoiseSchedule
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
 Generator: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
-# log(alpha / sigma) where sampling starts in Karras et al. 2022, arXiv:2206.00364
+# log(signal / noise) where sampling starts in Karras et al. 2022, arXiv:2206.00364
 NOISIEST = -math.log(80)
+
+
+def leading(schedule: NoiseSchedule, number: int) -> np.ndarray:
+    """From a stride below T to 0 (Lin et al. 2023, arXiv:2305.08891, table 2)."""
+    return np.arange(number)[::-1] * (schedule.num_timesteps // number)
+
+
+def trailing(schedule: NoiseSchedule, number: int) -> np.ndarray:
+    """From T - 1 to a stride above -1 (Lin et al. 2023, table 2)."""
+    return np.round(np.arange(number, 0, -1) * schedule.num_timesteps / number) - 1
+
+
+def linspace(schedule: NoiseSchedule, number: int) -> np.ndarray:
+    """From T - 1 to 0 (Lin et al. 2023, table 2)."""
+    return np.linspace(schedule.num_timesteps - 1, 0, number).round()
+
+
+def quadratic(schedule: NoiseSchedule, number: int) -> np.ndarray:
+    """From T - 1 to 0 with sqrt(t) evenly spaced (Song et al. 2021, arXiv:2010.02502, appendix D.2)."""
+    return _distinct(np.linspace((schedule.num_timesteps - 1) ** 0.5, 0, number) ** 2)
+
+
+def log_snr(schedule: NoiseSchedule, number: int) -> np.ndarray:
+    """From T - 1 to 0 with the log-SNR evenly spaced (Lu et al. 2022, arXiv:2206.00927, section 3.3), as
+    nearly as whole timesteps allow. The first step leads from T - 1 past all that is noisier than
+    ``NOISIEST``, where there is nothing to see yet."""
+    steps = np.arange(schedule.num_timesteps)
+    values = schedule.half_log_snr(torch.from_numpy(steps)).numpy()  # they fall with t
+    wanted = np.linspace(max(values[-1], NOISIEST), values[0], number)
+    wanted[0] = values[-1]  # x_T is noise of the last timestep
+    return _distinct(np.interp(wanted, values[::-1], steps[::-1]))
+
+
+# (schedule, number of steps) -> timesteps, falling
+SPACINGS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "log_snr": log_snr,
+}
 
 
 def timestep_grid(
     schedule: NoiseSchedule, num_inference_steps: int, spacing: str = "trailing"
 ) -> list[int]:
-    """Timesteps to visit, descending, -1 last: num_inference_steps + 1 integers.
-
-    ``leading`` visits 0 and starts a stride below T, ``trailing`` visits T - 1 and ends a stride above
-    -1, ``linspace`` visits both ends (the names of Lin et al. 2023, arXiv:2305.08891, table 2);
-    ``quadratic`` visits both with sqrt(t) evenly spaced (Song et al. 2021, arXiv:2010.02502, appendix
-    D.2) and ``log_snr`` with the log-SNR evenly spaced (Lu et al. 2022, arXiv:2206.00927, section 3.3),
-    as nearly as whole timesteps allow, after a first step from T - 1 past all that is noisier than
-    ``NOISIEST``, where there is nothing to see yet.
+    """Timesteps to visit, descending, -1 last: num_inference_steps + 1 integers, spaced by one of
+    ``SPACINGS``.
 
     Raises:
         ValueError: unless 1 <= num_inference_steps <= T, or for an unknown spacing.
     """
-    check_choice("spacing", spacing, SPACINGS)
-    num_timesteps = schedule.num_timesteps
-    if not 1 <= num_inference_steps <= num_timesteps:
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
+    if not 1 <= num_inference_steps <= schedule.num_timesteps:
         raise ValueError(
-            f"num_inference_steps must lie in 1 ... {num_timesteps} (the timesteps the model was "
-            f"trained with), got {num_inference_steps}"
+            f"num_inference_steps must lie in 1 ... {schedule.num_timesteps} (the timesteps the model "
+            f"was trained with), got {num_inference_steps}"
         )
-    if spacing == "leading":
-        grid = np.arange(num_inference_steps)[::-1] * (num_timesteps // num_inference_steps)
-    elif spacing == "trailing":
-        grid = np.round(np.arange(num_inference_steps, 0, -1) * num_timesteps / num_inference_steps) - 1
-    elif spacing == "linspace":
-        grid = np.linspace(num_timesteps - 1, 0, num_inference_steps).round()
-    elif spacing == "quadratic":
-        grid = _distinct(np.linspace((num_timesteps - 1) ** 0.5, 0, num_inference_steps) ** 2)
-    else:
-        log_snr = schedule.half_log_snr(torch.arange(num_timesteps)).numpy()  # falls with t
-        wanted = np.linspace(max(log_snr[-1], NOISIEST), log_snr[0], num_inference_steps)
-        wanted[0] = log_snr[-1]  # x_T is noise of the last timestep
-        grid = _distinct(np.interp(wanted, log_snr[::-1], np.arange(num_timesteps)[::-1]))
-    return [*map(int, grid), -1]
+    return [*map(int, SPACINGS[spacing](schedule, num_inference_steps)), -1]
 
 
 def _distinct(grid: np.ndarray) -> np.ndarray:
@@ -129,10 +152,10 @@ def _transition(
     of eta times the posterior's standard deviation (equation 16)."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    bar_s = schedule.alpha_bar_at(s, x0_hat)
+    signal2, noise2 = schedule.squares_at(s, x0_hat)
     variance = eta**2 * schedule.posterior_variance(t, s) if eta > 0 else torch.zeros(())
-    noise = (1 - bar_s - variance).clamp(min=0).sqrt()  # float64: the difference may be tiny
-    x_s = bar_s.sqrt().to(x0_hat.dtype) * x0_hat + noise.to(x0_hat.dtype) * eps_hat
+    noise = (noise2 - variance).clamp(min=0).sqrt()  # float64: the difference may be tiny
+    x_s = signal2.sqrt().to(x0_hat.dtype) * x0_hat + noise.to(x0_hat.dtype) * eps_hat
     if eta > 0 and s >= 0:
         x_s = x_s + variance.sqrt().to(x0_hat.dtype) * randn_like(x0_hat, generator)
     return x_s
@@ -187,7 +210,7 @@ def ddim(
     generator: Generator = None,
     eta: float = 0.0,
 ) -> Steps:
-    """x_s = sqrt(alpha_bar_s) x0_hat + sqrt(1 - alpha_bar_s - sigma^2) eps_hat + sigma z, with
+    """x_s = signal_s x0_hat + sqrt(noise_s^2 - sigma^2) eps_hat + sigma z, with
     sigma = eta times the posterior's standard deviation (Song et al. 2021, arXiv:2010.02502).
     eta = 0 is deterministic, eta = 1 is DDPM.
 
@@ -218,7 +241,7 @@ def dpm_solver(
     algorithm 2 and section 5).
 
     Both are the step of ``ddim``, which is exact for a constant x0_hat, with x0_hat extrapolated by half
-    a step in lambda = log(alpha / sigma) from the two latest predictions; that makes it second order.
+    a step in lambda = log(signal / noise) from the two latest predictions; that makes it second order.
     The last step, to the clean image, is first order.
 
     Raises:
@@ -236,7 +259,31 @@ def dpm_solver(
         yield step, s, x_t, x0_hat
 
 
-SAMPLERS: dict[str, Callable[..., Steps]] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler and the spacing of timesteps that suits it."""
+
+    steps: Callable[..., Steps]
+    spacing: str = "trailing"
+
+    def options(self, **given: float) -> dict[str, float]:
+        """Those of the given options that this sampler takes.
+
+        Raises:
+            ValueError: for one that it does not take, unless it is 0.
+        """
+        takes = inspect.signature(self.steps).parameters
+        for name, value in given.items():
+            if value and name not in takes:
+                raise ValueError(f"{self.steps.__name__} takes no {name}, got {name} {value:g}")
+        return {name: value for name, value in given.items() if name in takes}
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(ddpm),
+    "ddim": Sampler(ddim),
+    "dpm_solver": Sampler(dpm_solver, "log_snr"),
+}
 
 
 def last(steps: Steps) -> Tensor:

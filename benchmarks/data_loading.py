@@ -1,11 +1,11 @@
-"""Images per second of our loader against torchvision's way, on the same files and workers.
+"""Images per second of our loader against torchvision's way, on the same files with as many workers.
 
     python benchmarks/data_loading.py --data_root /path/to/celeba
 
-torchvision's way: its CelebA class (the checksum of the full archive set aside), decode, crop and
-resize of each item in a DataLoader. Ours: decode once into a memory-mapped cache, then gather batches.
-First and later epochs, and peak memory, each loader in a process of its own. Without --data_root it
-reads synthetic faces. The last line is one JSON object.
+torchvision's way: its CelebA class, without the check of the full archive's sums. Each item is decoded,
+cropped and resized in a DataLoader. Our way: decode once into a memory-mapped cache, then gather
+batches. Prints first and later epochs, and peak memory. Each loader has a process of its own. Without
+--data_root it reads synthetic faces. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -16,24 +16,41 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
+from celeba_dataset import CelebADataset, random_flip
+from config import Config, count, flag
+from synthetic_faces.dataset import write_dataset
 
 BATCH = 64
 
 
-def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: Path):
+@dataclass(frozen=True)
+class LoadingConfig(Config):
+    """Flags of this benchmark."""
+
+    data_root: str | None = flag(None, "folder in CelebA's layout; none given: synthetic faces")
+    image_size: int = count(64, "side of the square images")
+    num_workers: tuple[int, ...] = count((0, 2), "loader processes, tried in turn", low=0)
+    batches: int = count(100, "most batches of an epoch")
+
+
+def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: Path) -> DataLoader:
     """A DataLoader as torchvision's users write it."""
-    import torch
     from torchvision import transforms
     from torchvision.datasets import CelebA
 
     CelebA._check_integrity = lambda self: True  # on the class itself: workers must find it
 
-    # CelebA insists on every annotation file; those a folder lacks are written with zeros.
+    # CelebA insists on every annotation file. Those that a folder lacks are written with zeros.
     folder = scratch / "celeba"
     folder.mkdir()
     for entry in root.iterdir():
@@ -58,27 +75,21 @@ def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: P
     )
     dataset = CelebA(str(scratch), "train", "attr", transform)
     generator = torch.Generator().manual_seed(0)
-    return torch.utils.data.DataLoader(
+    return DataLoader(
         dataset, BATCH, shuffle=True, num_workers=num_workers, drop_last=True, generator=generator
     )
 
 
 def _size(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
     with Image.open(path) as image:
         return image.size
 
 
-def our_loader(root: Path, image_size: int, num_workers: int, scratch: Path):
+def our_loader(root: Path, image_size: int, num_workers: int, scratch: Path) -> DataLoader:
     """Our dataset behind the DataLoader that training uses."""
-    import torch
-
-    from celeba_dataset import CelebADataset
-
     dataset = CelebADataset(root, "train", image_size, cache_dir=scratch)
-    sampler = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(dataset), BATCH, True)
-    return torch.utils.data.DataLoader(
+    sampler = BatchSampler(RandomSampler(dataset), BATCH, True)
+    return DataLoader(
         dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=dataset.collate
     )
 
@@ -87,7 +98,7 @@ def _epoch(loader, flip, limit: int) -> tuple[int, float]:
     """Images and seconds of one pass, or of its first ``limit`` batches."""
     images, started = 0, time.perf_counter()
     for step, batch in enumerate(loader):
-        if flip:  # what training does with a batch; torchvision's has done it for each item
+        if flip:  # training does this with a batch; torchvision's loader has done it with each item
             flip(batch["image"]).permute(0, 3, 1, 2).float().div_(255)
         images += BATCH
         if step + 1 == limit:
@@ -96,7 +107,9 @@ def _epoch(loader, flip, limit: int) -> tuple[int, float]:
 
 
 def _work(name: str, root: str, image_size: int, num_workers: int, limit: int, results) -> None:
-    from celeba_dataset import random_flip
+    """Measure one loader, and put what was found into the queue ``results``. Importing takes no part."""
+    if name == "torchvision":  # not at the head of the file, or its memory would count as ours
+        import torchvision  # noqa: F401
 
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
@@ -120,7 +133,7 @@ def _work(name: str, root: str, image_size: int, num_workers: int, limit: int, r
 def measure(root: str, image_size: int, num_workers: int, limit: int) -> dict[str, dict[str, float]]:
     """Both loaders, each in a fresh process."""
     for path in (Path(root) / "img_align_celeba").iterdir():
-        path.read_bytes()  # from memory for both, not from disk for the first
+        path.read_bytes()  # both loaders then read from memory; otherwise the first would read from disk
     context, measured = multiprocessing.get_context("spawn"), {}
     for name in ("torchvision", "ours"):
         results = context.Queue()
@@ -136,22 +149,15 @@ def measure(root: str, image_size: int, num_workers: int, limit: int) -> dict[st
 
 
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--data_root", help="folder in CelebA's layout")
-    parser.add_argument("--image_size", type=cli.positive_int, default=64)
-    parser.add_argument("--num_workers", type=cli.count, nargs="+", default=[0, 2])
-    parser.add_argument("--batches", type=cli.positive_int, default=100, help="of an epoch, at most")
-    args = parser.parse_args()
-    root = args.data_root
+    config = cli.parse(LoadingConfig, __doc__)
+    root = config.data_root
     if root is None:
-        from synthetic_faces import write_dataset
-
-        root = f"data/synthetic_faces_{args.image_size}"
-        write_dataset(root, num_images=6000, image_size=args.image_size, seed=0)
+        root = f"data/synthetic_faces_{config.image_size}"
+        write_dataset(root, num_images=6000, image_size=config.image_size, seed=0)
     best = {"torchvision": 0.0, "ours": 0.0}
     print(f"{'loader':<14}{'workers':>8}{'first epoch, images/s':>23}{'later':>12}{'peak MiB':>10}")
-    for workers in args.num_workers:
-        for name, row in measure(root, args.image_size, workers, args.batches).items():
+    for workers in config.num_workers:
+        for name, row in measure(root, config.image_size, workers, config.batches).items():
             print(
                 f"{name:<14}{workers:>8}{row['first']:>23.0f}{row['later']:>12.0f}{row['peak_mib']:>10.0f}"
             )

@@ -2,9 +2,9 @@
 
     make demo
 
-Runs the project's own commands, each printed before it starts, and then judges fresh samples with the
-probe of synthetic_probe.py, which never saw a generated picture. Results go to outputs/demo/; the last
-line is one JSON object.
+Runs the project's own commands and prints each before it starts. The model's recipe is
+configs/demo.yaml. Then the probe of synthetic_probe.py, which never saw a generated picture, judges
+fresh samples. Results go to outputs/demo/. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
+from config import Config, count, flag
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("outputs/demo")
@@ -27,9 +29,19 @@ FACES = Path("data/demo_faces")
 CHECKPOINT = OUT / "checkpoints" / "best_model.pth"
 
 
-def command(script: str, *flags: object) -> None:
-    """Run one of the project's scripts as a user would, and stop here if it fails."""
-    argv = [script, *map(str, flags)]
+@dataclass(frozen=True)
+class DemoConfig(Config):
+    """Flags of the demo."""
+
+    minutes: float | None = flag(None, "training time; none given: that of the recipe", above=0)
+    num_images: int = count(6000, "synthetic faces to draw")
+    num_samples: int = count(192, "faces to draw for the probe")
+    num_probe_images: int = count(8000, "faces to train the probe on")
+
+
+def command(*arguments: object) -> None:
+    """Run one of the project's scripts as a user would. If it fails, the demo ends."""
+    argv = list(map(str, arguments))
     print("\n$ python", " ".join(argv), flush=True)
     done = subprocess.run([sys.executable, *argv], cwd=ROOT, check=False)
     if done.returncode:
@@ -37,16 +49,17 @@ def command(script: str, *flags: object) -> None:
 
 
 def judge(num_samples: int, num_probe_images: int) -> dict:
-    """Draw faces under held-out attribute rows, and let the probe say which attributes it sees."""
+    """Draw faces under held-out attribute rows. The probe says which attributes it sees in them."""
     import torch
     from synthetic_probe import predict, train_probe
     from tqdm import tqdm
 
     from celeba_dataset import CelebADataset
     from checkpoint import load_model
-    from evaluation import balanced_accuracy, draw
-    from model_config import SamplingConfig
-    from pictures import save_grid
+    from config import SamplingConfig
+    from evaluation.drawing import draw
+    from evaluation.metrics import balanced_accuracy
+    from figures.grids import save_grid
 
     probe = train_probe(num_images=num_probe_images)
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")
@@ -73,27 +86,18 @@ def judge(num_samples: int, num_probe_images: int) -> dict:
 
 
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    add = parser.add_argument
-    add("--minutes", type=cli.positive, default=4.5, help="training time")
-    add("--num_images", type=cli.positive_int, default=6000, help="synthetic faces to draw")
-    add("--num_samples", type=cli.positive_int, default=192, help="faces to draw for the probe")
-    add("--num_probe_images", type=cli.positive_int, default=8000, help="faces to train the probe on")
-    args = parser.parse_args()
+    config = cli.parse(DemoConfig, __doc__)
     started = float(os.environ.get("DEMO_STARTED", time.time()))
     os.chdir(ROOT)
     shutil.rmtree(OUT, ignore_errors=True)
     command(
-        *("synthetic_faces.py", "--out", FACES, "--num_images", args.num_images),
+        *("-m", "synthetic_faces", "--out", FACES, "--num_images", config.num_images),
         *("--image_size", 64, "--seed", 0, "--floor", 0.1),  # rare attributes need longer training
     )
+    minutes = [] if config.minutes is None else ["--max_minutes", config.minutes]
     command(
-        *("train.py", "--data_root", FACES, "--max_minutes", args.minutes, "--batch_size", 16),
-        *("--patch_size", 2, "--channels", 48, 96, 192, "--blocks_per_level", 1),
-        *("--self_attention_levels", "--cross_attention_levels"),  # both at the bottleneck only
-        *("--latent_dim", 128, "--attr_dropout", 0.1, "--latent_dropout", 0.85),
-        *("--prediction", "x0", "--lr", 1.5e-3, "--warmup_steps", 50, "--ema_decay", 0.998),
-        *("--val_images", 128, "--save_dir", OUT / "checkpoints", "--log_dir", OUT / "logs"),
+        *("train.py", "--config", "configs/demo.yaml", "--data_root", FACES, *minutes),
+        *("--save_dir", OUT / "checkpoints", "--log_dir", OUT / "logs"),
     )
     command(
         *("manipulate.py", "--checkpoint", CHECKPOINT, "--data_root", FACES, "--output_dir", OUT),
@@ -102,7 +106,7 @@ def main() -> None:
         *("--to", "Blond_Hair=0", "Black_Hair=1", "Smiling=1"),
     )
     print("\njudging samples with a probe trained on rendered faces", flush=True)
-    result = judge(args.num_samples, args.num_probe_images)
+    result = judge(config.num_samples, config.num_probe_images)
     print(f"pictures: {OUT}/samples.png, interpolation.png, interpolation.gif, edit.png, judged.png")
     print(json.dumps(result | {"seconds": round(time.time() - started, 1)}))
 

@@ -1,11 +1,11 @@
-"""A training step in latents against one in pixels of the same images, in speed and memory.
+"""A training step in latents against one in pixels of the same images: speed and memory.
 
     python benchmarks/latent_training.py [--image_size 128] [--batch_size 8]
 
-The same UNet and semantic VAE in turn: on the moments that encode_latents.py writes with our first
-stage (a quarter of the side, 4 channels), on pixels, and on pixels folded into channels. A step is that
-of train.py: joint loss in bfloat16, backward, clipping, AdamW, EMA. Medians of alternating rounds;
-memory is counted as train_memory.py does. The last line is one JSON object.
+The same UNet and semantic VAE train in turn on three things: on moments as encode_latents.py writes them
+with our first stage (a quarter of the side, 4 channels), on pixels, and on pixels folded into channels.
+A step is that of train.py: joint loss in bfloat16, backward, clipping, AdamW, EMA. Prints medians of
+alternating rounds, and memory as train_memory.py counts it. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from train_memory import count_step
+
 import cli
 from celeba_dataset import CELEBA_ATTRIBUTES
-from model_config import AutoencoderConfig, LossConfig, ModelConfig
+from checkpoint import EMA
+from config import Config, FirstStageConfig, LossConfig, ModelConfig, count, flag
+from diffusion_model import ConditionalDiffusion
 
-FIRST_STAGE = AutoencoderConfig(CELEBA_ATTRIBUTES).network()
+FIRST_STAGE = FirstStageConfig(CELEBA_ATTRIBUTES).network()
 SPACES = {
     "latents": {"first_stage": "vae", "first_stage_config": FIRST_STAGE},
     "pixels": {},
@@ -31,15 +38,20 @@ SPACES = {
 }
 
 
+@dataclass(frozen=True)
+class LatentConfig(Config):
+    """Flags of this benchmark."""
+
+    image_size: int = count(128, "side of the square images")
+    batch_size: int = count(8, "images of a step")
+    rounds: int = count(5, "medians are over these")
+    device: str = flag("auto", "cuda where there is one", choices=("auto", "cpu", "cuda"))
+
+
 class Contender:
     """A model in training on one random batch."""
 
     def __init__(self, config: ModelConfig, batch_size: int, device: str):
-        import torch
-
-        from checkpoint import EMA
-        from diffusion_model import ConditionalDiffusion
-
         self.config, self.device = config, device
         model = ConditionalDiffusion(config).to(device, memory_format=torch.channels_last)
         side = config.image_size // model.first_stage.factor
@@ -54,9 +66,7 @@ class Contender:
         self.optimizer = torch.optim.AdamW(self.trained, fused=True)
 
     def seconds(self) -> float:
-        """Of one step."""
-        import torch
-
+        """The time of one step."""
         started = time.perf_counter()
         with torch.autocast(self.device, torch.bfloat16):
             terms, _, _ = self.model(self.images, self.rows, LossConfig())
@@ -72,8 +82,6 @@ class Contender:
 
 def measure(image_size: int, batch_size: int, rounds: int, device: str) -> dict[str, dict]:
     """Images per second, GiB and millions of parameters for each space."""
-    from train_memory import count_step
-
     small = {"channels": (64, 128, 256), "blocks_per_level": 1, "latent_dim": 256}
     small |= {"self_attention_levels": (), "cross_attention_levels": ()}
     contenders = {
@@ -85,7 +93,7 @@ def measure(image_size: int, batch_size: int, rounds: int, device: str) -> dict[
     times = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            contender.seconds()  # the caches of the last one are cold
+            contender.seconds()  # warms the caches, which hold the last contender's data
             times[name].append(min(contender.seconds() for _ in range(2)))
     return {
         name: {
@@ -98,14 +106,9 @@ def measure(image_size: int, batch_size: int, rounds: int, device: str) -> dict[
 
 
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--image_size", type=cli.positive_int, default=128)
-    parser.add_argument("--batch_size", type=cli.positive_int, default=8)
-    parser.add_argument("--rounds", type=cli.positive_int, default=5)
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    args = parser.parse_args()
-    device = cli.choose_device(args.device)
-    found = measure(args.image_size, args.batch_size, args.rounds, device)
+    config = cli.parse(LatentConfig, __doc__)
+    device = cli.choose_device(config.device)
+    found = measure(config.image_size, config.batch_size, config.rounds, device)
     for name, row in found.items():
         print(f"{name:<22}" + "".join(f"{value:10.2f} {key}" for key, value in row.items()))
     speed = {name: row["images_per_second"] for name, row in found.items()}

@@ -2,8 +2,8 @@
 
     python benchmarks/synthetic_probe.py
 
-Balanced accuracy of each attribute on identities the probe never saw; the last line is one JSON
-object. `train_probe` also gives a judge for generated pictures.
+Prints the balanced accuracy of each attribute on identities that the probe never saw. The last line is
+one JSON object. `train_probe` also gives a judge for generated pictures.
 """
 
 from __future__ import annotations
@@ -12,16 +12,33 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import cli
 from celeba_dataset import CELEBA_ATTRIBUTES
-from cli import Parser, count, number, positive_int, run
-from synthetic_faces import draw_parameters, parallel_draw, render
+from classifiers.judge import fit_classifier
+from config import Config, count
+from evaluation.metrics import balanced_accuracy
+from synthetic_faces.dataset import draw_parameters, parallel_draw, render
+
+
+@dataclass(frozen=True)
+class ProbeConfig(Config):
+    """Flags of this benchmark."""
+
+    num_images: int = count(14_000, "faces to train on")
+    num_test: int = count(4000, "faces to test on")
+    image_size: int = count(64, "side of the square images", low=16)
+    epochs: int = count(4, "passes over the faces")
+    seed: int = count(0, "of faces and weights", low=0)
 
 
 def _draw(image_size: int, seed: int, balanced: bool, index: int):
@@ -31,10 +48,8 @@ def _draw(image_size: int, seed: int, balanced: bool, index: int):
 
 def draw_labelled(
     num_images: int, image_size: int, seed: int, balanced: bool = True, num_workers: int | None = None
-):
+) -> tuple[Tensor, Tensor]:
     """Rendered faces, uint8 (N, H, W, 3), and their attributes, float32 (N, 40) of -1 and +1."""
-    import torch
-
     draw = partial(_draw, image_size, seed, balanced)
     pictures = np.empty((num_images, image_size, image_size, 3), np.uint8)
     attributes = np.empty((num_images, len(CELEBA_ATTRIBUTES)), np.float32)
@@ -44,38 +59,32 @@ def draw_labelled(
     return torch.from_numpy(pictures), torch.from_numpy(attributes)
 
 
-def build_probe():
-    """Untrained probe: uint8 (B, H, W, 3) -> logits (B, 40), positive for present."""
-    import torch
-    from torch import nn
+def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
-    def block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
-    class Probe(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = nn.Sequential(
-                nn.PixelUnshuffle(2), block(12, 80, 2),  # (B, 80, H/4, W/4)
-                block(80, 96, 1), block(96, 96, 1),
-                block(96, 160, 2),  # (B, 160, H/8, W/8)
-                nn.AdaptiveAvgPool2d(8), block(160, 48, 1, 1),  # where it is matters: no pooling
-            )  # fmt: skip
-            self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(48 * 64, 40))
+class Probe(nn.Module):
+    """uint8 (B, H, W, 3) -> logits (B, 40), positive for present."""
 
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            x = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
-            return self.head(self.features(x.contiguous(memory_format=torch.channels_last)))
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.PixelUnshuffle(2), _block(12, 80, 2),  # (B, 80, H/4, W/4)
+            _block(80, 96, 1), _block(96, 96, 1),
+            _block(96, 160, 2),  # (B, 160, H/8, W/8)
+            nn.AdaptiveAvgPool2d(8), _block(160, 48, 1, 1),  # no pooling: it matters where a thing is
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(48 * 64, 40))
 
-    return Probe().to(memory_format=torch.channels_last)
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.head(self.features(x.contiguous(memory_format=torch.channels_last)))
 
 
 def _augment(pictures, generator):
-    """Flip and shift the batch by up to 2 pixels, change each picture's brightness and add noise;
-    uint8 (B, H, W, 3) -> float (B, H, W, 3) in [0, 255]."""
-    import torch
-
+    """uint8 (B, H, W, 3) -> float (B, H, W, 3) in [0, 255]: the batch flipped or not, and shifted by up
+    to 2 pixels; each picture's brightness changed; noise added."""
     shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
     batch = torch.roll(pictures, shift, dims=(1, 2)).float()
     if torch.rand((), generator=generator) < 0.5:
@@ -93,20 +102,16 @@ def train_probe(
     epochs: int = 4,
     batch_size: int = 64,
     num_workers: int | None = None,
-):
-    """A trained probe in eval mode: uint8 (B, H, W, 3) -> logits (B, 40), positive for present.
+) -> nn.Module:
+    """A trained `Probe`, in evaluation mode.
 
-    Draws `num_images` faces with balanced attributes and trains on the CPU in bfloat16.
+    Draws ``num_images`` faces with balanced attributes and trains on the CPU in bfloat16.
     """
-    import torch
-
-    from evaluation_classifier import fit_classifier
-
     pictures, attributes = draw_labelled(num_images, image_size, seed, True, num_workers)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = build_probe()
+        probe = Probe().to(memory_format=torch.channels_last)
     return fit_classifier(
         probe,
         lambda rows: _augment(pictures[rows], generator),
@@ -122,29 +127,19 @@ def train_probe(
 
 def predict(probe, pictures, batch_size: int = 256):
     """Logits (N, 40) of the probe for uint8 pictures (N, H, W, 3), in batches."""
-    import torch
-
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         return torch.cat([probe(batch).float() for batch in pictures.split(batch_size)])
 
 
 def main() -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--num_images", type=positive_int, default=14000, help="faces to train on")
-    parser.add_argument("--num_test", type=positive_int, default=4000, help="faces to test on")
-    parser.add_argument("--image_size", type=number(int, 16), default=64, help="pixels per side")
-    parser.add_argument("--epochs", type=positive_int, default=4, help="passes over the faces")
-    parser.add_argument("--seed", type=count, default=0, help="faces and weights")
-    options = parser.parse_args()
-    from evaluation import balanced_accuracy
-
+    config = cli.parse(ProbeConfig, __doc__)
     start = time.perf_counter()
-    probe = train_probe(options.num_images, options.image_size, options.seed, options.epochs)
+    probe = train_probe(config.num_images, config.image_size, config.seed, config.epochs)
     seconds = time.perf_counter() - start
     columns = []
-    for balanced in (True, False):  # other seeds, so identities the probe never saw
-        seed = options.seed + 1 + balanced
-        faces, attributes = draw_labelled(options.num_test, options.image_size, seed, balanced)
+    for balanced in (True, False):  # other seeds, so identities that the probe never saw
+        seed = config.seed + 1 + balanced
+        faces, attributes = draw_labelled(config.num_test, config.image_size, seed, balanced)
         columns.append(balanced_accuracy(predict(probe, faces), attributes))
     even, natural = columns
     print(f"{'attribute':<22}{'balanced draw':>14}{'CelebA draw':>14}")
@@ -155,12 +150,12 @@ def main() -> None:
         "worst_attribute": CELEBA_ATTRIBUTES[int(even.argmin())],
         "mean_balanced_accuracy": round(float(even.mean()), 4),
         "mean_balanced_accuracy_celeba_draw": round(float(natural.nanmean()), 4),
-        "num_images": options.num_images,
+        "num_images": config.num_images,
         "processors": os.cpu_count(),
-        "seconds": round(seconds, 1),  # of drawing and training the probe
+        "seconds": round(seconds, 1),  # for drawing the faces and training
     }
     print(json.dumps(summary))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

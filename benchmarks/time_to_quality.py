@@ -2,13 +2,16 @@
 
     python benchmarks/time_to_quality.py --data_root /path/to/celeba --minutes 15
 
-Peers: diffusers' UNet2DModel with its DDPM recipe, and denoising-diffusion-pytorch's Unet and
-GaussianDiffusion, at widths a CPU can train; each once as it ships (float32) and once tuned (bfloat16,
-channels-last, our GFLOP per image to within a seventh, our learning rate and its annealing, our EMA,
-fused AdamW, our allocator's setting). They are unconditional; ours draws under the attribute rows of
-the validation split, guided and not, and unconditionally. Every model is judged by the same evaluation
-classifier, against the test split. Prints the table, saves a grid of each; the last line is one JSON
-object. What was measured is kept: a run that was stopped goes on where it was.
+The peers are diffusers' UNet2DModel with its DDPM recipe, and denoising-diffusion-pytorch's Unet and
+GaussianDiffusion, at widths a CPU can train. Each runs once as it ships (float32) and once tuned:
+bfloat16, channels-last, our GFLOP per image to within a seventh, our learning rate and its annealing,
+our EMA, fused AdamW, our allocator's setting.
+
+The peers are unconditional. Ours draws under the attribute rows of the validation split, guided and not,
+and unconditionally. One judge measures all models against the test split.
+
+Prints the table and saves a grid of each; the last line is one JSON object. What was measured is kept,
+so a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,21 +20,52 @@ import json
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from demo import command
+
 import cli
+from autoencoder_model import PixelFirstStage
+from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset, random_flip
+from checkpoint import EMA, load_checkpoint, load_model
+from classifiers.judge import load_judge
+from config import CACHE_HELP, FEWEST_SAMPLES, Config, SamplingConfig, count, flag
+from evaluation.drawing import draw
+from evaluation.metrics import balanced_accuracy, distances
+from evaluation.reading import read
+from figures.grids import save_grid
+from synthetic_faces.dataset import write_dataset
+from training.run import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = (
-    *("--patch_size", "2", "--channels", "64", "128", "256", "--blocks_per_level", "1"),
-    *("--self_attention_levels", "--cross_attention_levels", "--latent_dim", "128"),
-    *("--prediction", "x0", "--lr", "1e-3", "--warmup_steps", "100", "--ema_decay", "0.998"),
-    *("--attr_dropout", "0.15", "--latent_dropout", "0.8", "--val_images", "128", "--device", "cpu"),
-)
+SMALL = "configs/small.yaml"
+RECIPE = ("--config", SMALL, "--ema_decay", "0.998", "--val_images", "128", "--device", "cpu")
 BATCH = 16
 TUNED_LR, TUNED_EMA = 1e-3, 0.998  # ours
+
+
+@dataclass(frozen=True)
+class Options(Config):
+    """Flags of this benchmark."""
+
+    data_root: str | None = flag(None, "folder in CelebA's layout; none given: draws synthetic faces")
+    minutes: float = flag(15.0, "training time of each", above=0)
+    num_samples: int = count(250, "behind each figure", low=FEWEST_SAMPLES)
+    num_inference_steps: int = count(50, "of the peers' DDIM")
+    judge: str | None = flag(
+        None, "of evaluate.py --train_judge; none given: trains one in --output_dir"
+    )
+    judge_epochs: int = count(8, "passes over the training images")
+    cache_dir: str = flag(str(ROOT / "data" / "cache"), CACHE_HELP)
+    output_dir: str = flag("./outputs/time_to_quality", "folder to write to")
 
 
 def annealed(step: int, done: float) -> float:
@@ -41,13 +75,11 @@ def annealed(step: int, done: float) -> float:
 
 class Diffusers:
     """UNet2DModel, eps prediction, AdamW at 1e-4 with warm-up and cosine annealing, as in diffusers'
-    training tutorial (its 500 steps of warm-up, more than there are here, cut to 100)."""
+    training tutorial. Its 500 steps of warm-up, more than there are here, are cut to 100."""
 
     optimizer, lr, betas, anneals, ema_decay = "AdamW", 1e-4, (0.9, 0.999), True, 0.999
 
     def __init__(self, channels: list[int]):
-        from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-
         plain = len(channels) - 1
         self.network = UNet2DModel(
             sample_size=64,
@@ -60,16 +92,12 @@ class Diffusers:
 
     def loss(self, network, x0):
         """Mean squared error of the noise."""
-        import torch
-
         eps, t = torch.randn_like(x0), torch.randint(1000, (len(x0),))
         output = network(self.noising.add_noise(x0, eps, t), t).sample
         return (output.float() - eps).pow(2).mean()
 
     def sample(self, network, number: int, num_steps: int):
         """Images in [-1, 1] by DDIM."""
-        import torch
-
         self.sampler.set_timesteps(num_steps)
         x = torch.randn(number, 3, 64, 64)
         for t in self.sampler.timesteps:
@@ -78,14 +106,13 @@ class Diffusers:
 
 
 class DDPMPytorch:
-    """Unet and GaussianDiffusion with the README's settings of denoising-diffusion-pytorch: a constant
-    8e-5; its average, which it updates every tenth step, here at every step."""
+    """Unet and GaussianDiffusion with the settings in denoising-diffusion-pytorch's README: a constant
+    learning rate of 8e-5. Its averaged weights, updated there every tenth step, are updated at every
+    step."""
 
     optimizer, lr, betas, anneals, ema_decay = "Adam", 8e-5, (0.9, 0.99), False, 0.995
 
     def __init__(self, dim: int):
-        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-
         self.network = Unet(dim=dim, dim_mults=(1, 2, 4, 8), flash_attn=False)
         self.build = lambda network, steps: GaussianDiffusion(
             network, image_size=64, timesteps=1000, sampling_timesteps=steps
@@ -93,7 +120,7 @@ class DDPMPytorch:
         self.trainer = self.build(self.network, None)
 
     def loss(self, network, x0):
-        """GaussianDiffusion's own; it takes images in [0, 1]."""
+        """GaussianDiffusion's own loss. It takes images in [0, 1]."""
         return self.trainer((x0 + 1) / 2)
 
     def sample(self, network, number: int, num_steps: int):
@@ -101,24 +128,17 @@ class DDPMPytorch:
         return self.build(network, num_steps).sample(batch_size=number) * 2 - 1
 
 
-PEERS = {  # the class, its size, and whether it is tuned; those last, as the allocator's setting stays
+PEERS = {  # the class, its size, and whether it is tuned
     "diffusers as shipped": (Diffusers, [32, 64, 128, 256], False),
     "ddpm-pytorch as shipped": (DDPMPytorch, 32, False),
     "diffusers tuned": (Diffusers, [16, 48, 96, 160], True),
     "ddpm-pytorch tuned": (DDPMPytorch, 24, True),
 }
-SCALES = (0.0, 1.0, 2.0)  # of our guidance; 0 asks for nothing, as the peers are; the last one counts
+SCALES = (0.0, 1.0, 2.0)  # of our guidance: 0 asks for nothing, as the peers do; the last one counts
 
 
 def train_peer(peer, images, minutes: float, tuned: bool, label: str):
-    """Train for that long on uint8 images; the averaged network and how many images it saw."""
-    import torch
-    from tqdm import tqdm
-
-    from autoencoder_model import PixelFirstStage
-    from celeba_dataset import random_flip
-    from checkpoint import EMA
-
+    """Train for that long on uint8 images. Returns the averaged network and how many images it saw."""
     torch.manual_seed(0)
     network, step = peer.network, 0
     if tuned:
@@ -131,7 +151,7 @@ def train_peer(peer, images, minutes: float, tuned: bool, label: str):
         lr, anneals = peer.lr, peer.anneals
         optimizer = getattr(torch.optim, peer.optimizer)(network.parameters(), lr=lr, betas=peer.betas)
     started = time.perf_counter()
-    with tqdm(desc=label, unit="image") as bar:
+    with keep_freed_memory("cpu" if tuned else ""), tqdm(desc=label, unit="image") as bar:
         while (done := (time.perf_counter() - started) / (60 * minutes)) < 1:
             rows = torch.randint(len(images), (BATCH,))
             x0 = PixelFirstStage().encode(random_flip(torch.as_tensor(images[rows.numpy()])))
@@ -151,11 +171,7 @@ def train_peer(peer, images, minutes: float, tuned: bool, label: str):
 
 
 def draw_peer(peer, network, number: int, num_steps: int, tuned: bool):
-    """uint8 (N, 64, 64, 3)."""
-    import torch
-
-    from autoencoder_model import PixelFirstStage
-
+    """Images uint8 (N, 64, 64, 3)."""
     torch.manual_seed(1)
     parts = []
     for start in range(0, number, 50):
@@ -165,47 +181,43 @@ def draw_peer(peer, network, number: int, num_steps: int, tuned: bool):
     return torch.cat(parts)
 
 
-def train_ours(args, root: Path, folder: Path):
+def train_ours(options: Options, root: Path, folder: Path):
     """The model that train.py gives, and how many images it saw."""
-    from demo import command
-
-    from checkpoint import load_checkpoint, load_model
-
-    flags = ("--data_root", root, "--cache_dir", args.cache_dir, "--max_minutes", args.minutes)
+    flags = ("--data_root", root, "--cache_dir", options.cache_dir, "--max_minutes", options.minutes)
     where = ("--save_dir", folder, "--log_dir", folder / "logs")
-    command("train.py", *flags, "--batch_size", BATCH, *RECIPE, *where)
+    command("train.py", *RECIPE, *flags, "--batch_size", BATCH, *where)
     return load_model(folder / "best_model.pth"), BATCH * load_checkpoint(folder / "last.pth")["step"]
 
 
+def find_judge(options: Options, root: Path) -> Path:
+    """The file of the judge, which is trained where there is none."""
+    judge = Path(options.judge or Path(options.output_dir) / "judge.pth").resolve()
+    if not judge.is_file():
+        data = ("--data_root", root, "--cache_dir", options.cache_dir, "--checkpoint", "none")
+        how = ("--judge", judge, "--judge_epochs", options.judge_epochs)
+        command("evaluate.py", "--train_judge", *data, *how)
+    return judge
+
+
 class Contest:
-    """What all are measured by, and the results so far: kept in a file, so that a run that was stopped
-    goes on with those that are missing."""
+    """What all are measured by, and the results so far. They are kept in a file, so that a run that was
+    stopped goes on with those that are missing."""
 
-    def __init__(self, args, root: Path):
-        from demo import command
-
-        from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
-        from evaluation_classifier import load_classifier, read
-
-        self.args, self.out = args, Path(args.output_dir).resolve()
+    def __init__(self, options: Options, root: Path, judge: Path):
+        self.options, self.out = options, Path(options.output_dir).resolve()
         self.out.mkdir(parents=True, exist_ok=True)
-        judge = Path(args.classifier or self.out / "evaluation_classifier.pth").resolve()
-        if not judge.is_file():
-            flags = ("--data_root", root, "--cache_dir", args.cache_dir, "--checkpoint", "none")
-            epochs = ("--classifier_epochs", args.classifier_epochs)
-            command("evaluate.py", "--train_classifier", *flags, *epochs, "--classifier", judge)
-        self.classifier, facts = load_classifier(judge, CELEBA_ATTRIBUTES, 178)
+        self.judge, facts = load_judge(judge, CELEBA_ATTRIBUTES, 178)
         self.train_set, self.asked, real = (
-            CelebADataset(root, split, 64, cache_dir=args.cache_dir)
+            CelebADataset(root, split, 64, cache_dir=options.cache_dir)
             for split in ("train", "val", "test")
         )
-        self.rows = self.asked.attributes[: args.num_samples]
-        self.reference = read(self.classifier, real.images)[0]
+        self.rows = self.asked.attributes[: options.num_samples]
+        self.reference = read(self.judge, real.images)[0]
         self.protocol = {
-            "minutes": args.minutes,
+            "minutes": options.minutes,
             "num_samples": len(self.rows),
             "reference": len(real),
-            "evaluation_classifier": facts["hash"],
+            "judge": facts["hash"],
         }
         self.file = self.out / "results.json"
         kept = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -218,13 +230,9 @@ class Contest:
             print(f"{name}: measured before, kept in {self.file}")
         return not kept
 
-    def judge(self, name: str, images, seen: int, how: dict) -> None:
-        """Measure one contender's images and keep the result and a grid."""
-        from evaluation import balanced_accuracy, distances
-        from evaluation_classifier import read
-        from pictures import save_grid
-
-        features, logits = read(self.classifier, images)
+    def measure(self, name: str, images, seen: int, how: dict) -> None:
+        """Measure one contender's images, and keep the result and a grid."""
+        features, logits = read(self.judge, images)
         row = distances(features, self.reference) | {"images_seen": seen, "how": how}
         if name.startswith("ours"):  # the peers are asked for nothing
             row["attribute_balanced_accuracy"] = float(balanced_accuracy(logits, self.rows).nanmean())
@@ -232,11 +240,12 @@ class Contest:
         self.file.write_text(json.dumps({"protocol": self.protocol, "results": self.results}, indent=1))
         print(f"{name}: Frechet {row['frechet']:.2f} after {seen} images", flush=True)
         path = self.out / f"{name.replace(' ', '_')}.png"
-        title = f"{name}, {self.args.minutes:g} minutes"
-        save_grid(path, images[:32].numpy(), [""] * 32, 8, title=title)
+        title = f"{name}, {self.options.minutes:g} minutes"
+        shown = images[:32].numpy()
+        save_grid(path, shown, [""] * len(shown), 8, title=title)
 
     def summary(self) -> dict:
-        """Print the table; the figures of the last line."""
+        """Print the table. Returns the figures of the last line."""
         print(f"{'':<26}{'images seen':>12}{'Frechet':>18}{'coverage':>10}")
         for name, row in self.results.items():
             error = f"{row['frechet']:.2f} +- {row['frechet_error']:.2f}"
@@ -255,40 +264,26 @@ class Contest:
 
 
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    add = parser.add_argument
-    add("--data_root", help="folder in CelebA's layout; synthetic faces are drawn where not given")
-    add("--minutes", type=cli.positive, default=15.0, help="training time of each")
-    add("--num_samples", type=cli.number(int, 32), default=250, help="behind each figure")
-    add("--num_inference_steps", type=cli.positive_int, default=50, help="of the peers' DDIM")
-    add("--classifier", help="of evaluate.py; where not given, one is trained in --output_dir")
-    add("--classifier_epochs", type=cli.positive_int, default=8)
-    add("--cache_dir", default=str(ROOT / "data" / "cache"))
-    add("--output_dir", default="./outputs/time_to_quality")
-    args = parser.parse_args()
-
-    from evaluation import draw
-    from model_config import SamplingConfig
-    from synthetic_faces import write_dataset
-
+    options = cli.parse(Options, __doc__)
     synthetic = ROOT / "data" / "synthetic_faces_64"
-    root = args.data_root or write_dataset(synthetic, num_images=6000, image_size=64, seed=0)
+    root = options.data_root or write_dataset(synthetic, num_images=6000, image_size=64, seed=0)
     root = Path(root).resolve()
-    contest = Contest(args, root)
-    how = {"recipe": RECIPE, "scales": SCALES}
+    contest = Contest(options, root, find_judge(options, root))
+    how = {"recipe": RECIPE, "small": (ROOT / SMALL).read_text(), "scales": SCALES}
     if contest.lacks(f"ours, cfg_scale {SCALES[-1]:g}", json.loads(json.dumps(how))):
-        model, seen = train_ours(args, root, contest.out / time.strftime("run_%Y%m%d_%H%M%S"))
+        model, seen = train_ours(options, root, contest.out / time.strftime("run_%Y%m%d_%H%M%S"))
         for scale in SCALES:
             sampling = SamplingConfig(cfg_scale=scale)
             images = draw(model, contest.rows, sampling, cli.autocast("auto", "cpu"))
-            contest.judge(f"ours, cfg_scale {scale:g}", images, seen, how)
+            contest.measure(f"ours, cfg_scale {scale:g}", images, seen, how)
     for name, (kind, size, tuned) in PEERS.items():
-        how = {"size": size, "num_inference_steps": args.num_inference_steps}
+        how = {"size": size, "num_inference_steps": options.num_inference_steps}
         if contest.lacks(name, how):
             peer = kind(size)
-            network, seen = train_peer(peer, contest.train_set.images, args.minutes, tuned, name)
-            number, steps = len(contest.rows), args.num_inference_steps
-            contest.judge(name, draw_peer(peer, network, number, steps, tuned), seen, how)
+            images = contest.train_set.images
+            network, seen = train_peer(peer, images, options.minutes, tuned, name)
+            drawn = draw_peer(peer, network, len(contest.rows), options.num_inference_steps, tuned)
+            contest.measure(name, drawn, seen, how)
     print(json.dumps(contest.summary()))
 
 

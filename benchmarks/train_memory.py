@@ -26,8 +26,8 @@ def count_step(config, images, device: str) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from checkpoint import EMA
+    from config import LossConfig
     from diffusion_model import ConditionalDiffusion
-    from model_config import LossConfig
 
     model = ConditionalDiffusion(config).to(device, memory_format=torch.channels_last)
     ema = EMA(model, 0.999)
@@ -77,7 +77,7 @@ def main() -> None:
     import torch
 
     from celeba_dataset import CELEBA_ATTRIBUTES
-    from model_config import ModelConfig, configure
+    from config import ModelConfig, configure
 
     config = configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES)
     images = torch.zeros(args.batch_size, args.image_size, args.image_size, 3, dtype=torch.uint8)

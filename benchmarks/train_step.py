@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
 from celeba_dataset import CELEBA_ATTRIBUTES
-from model_config import ModelConfig
+from config import ModelConfig
 
 CONFIG = ModelConfig(CELEBA_ATTRIBUTES)
 
@@ -135,7 +135,7 @@ class Contender:
 
 def _serve(pipe, *how) -> None:
     """In a process of its own: facts first, then a step's seconds for every True received."""
-    from training import keep_freed_memory
+    from training.run import keep_freed_memory
 
     build, tuned, compiled, device, batch_size = how
     with keep_freed_memory(device if tuned else ""):  # as train.py does; what ships does not

@@ -67,7 +67,7 @@ TINY_FLAGS = [
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory):
     """A folder of 40 synthetic faces at 32 pixels in CelebA's layout."""
-    from synthetic_faces import write_dataset
+    from synthetic_faces.dataset import write_dataset
 
     root = tmp_path_factory.mktemp("faces") / "faces"
     write_dataset(root, num_images=40, image_size=32, seed=0, num_workers=1)
@@ -123,8 +123,8 @@ def class_checkpoint(colours, tmp_path_factory):
 def make_model():
     """Build a tiny ConditionalDiffusion over named attributes, every weight drawn (none left at its
     zero initialisation, so that every path carries signal)."""
+    from config import ModelConfig
     from diffusion_model import ConditionalDiffusion
-    from model_config import ModelConfig
 
     def make(names=("Smiling", "Male", "Young"), **changes):
         torch.manual_seed(0)
@@ -143,8 +143,8 @@ def trained():
     """A model of the toys in toys.py that has learnt them."""
     from toys import NAMES, toy_batch
 
+    from config import LossConfig, ModelConfig
     from diffusion_model import ConditionalDiffusion
-    from model_config import LossConfig, ModelConfig
 
     torch.manual_seed(0)
     config = ModelConfig(
@@ -189,9 +189,9 @@ def launch_two():
 @pytest.fixture
 def stop_after_three(monkeypatch):
     """A context in which training is asked to stop after three steps, as Ctrl-C would."""
-    import training
+    from training import run
 
-    class StopAfterThree(training.StopRequest):
+    class StopAfterThree(run.StopRequest):
         def __init__(self, accelerator):
             self.steps = 0
 
@@ -202,7 +202,7 @@ def stop_after_three(monkeypatch):
     @contextmanager
     def stop():
         with monkeypatch.context() as patch:
-            patch.setattr(training, "StopRequest", StopAfterThree)
+            patch.setattr(run, "StopRequest", StopAfterThree)
             yield
 
     return stop

@@ -8,7 +8,7 @@ import torch
 import attribute_prior
 from attribute_prior import AttributePrior, pack_rows
 from checkpoint import load_model, save_model
-from model_config import SamplingConfig
+from config import SamplingConfig
 from samplers import sample_generators
 
 ROWS = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1]])

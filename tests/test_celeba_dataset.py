@@ -13,21 +13,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import image_cache
 from celeba_dataset import (
     CELEBA_ATTRIBUTES,
+    OTHER_FILES,
     CelebADataset,
     attr_dict,
     create_attribute_vector,
     download_celeba,
     load_and_preprocess_image,
+    parse_request,
     random_flip,
 )
-from image_cache import crop_box
-from labelled_images import first_image
+from config import CROPS
+from image_data import cached
+from image_data.cached import SPLITS
+from image_data.datasets import first_image
+from image_data.picture import crop_box
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("CELEBA_ROOT") or Path(__file__).resolve().parents[2] / "shared/data/celeba")
@@ -40,10 +45,6 @@ GOLDEN_PRESENT = {
     "Mouth_Slightly_Open", "Pointy_Nose", "Smiling", "Straight_Hair", "Wearing_Earrings",
     "Wearing_Lipstick", "Young",
 }  # fmt: skip
-LANDMARKS = (
-    "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y"
-    " rightmouth_x rightmouth_y"
-)
 
 
 def make_celeba(root: Path, count: int = 12, size: tuple[int, int] = (24, 24)) -> Path:
@@ -117,21 +118,32 @@ def test_windows_line_ends_spaces_and_byte_order_mark(celeba):
     assert torch.equal(plain.attributes, other.attributes) and plain.filenames == other.filenames
 
 
-def test_splits_identities_landmarks(celeba):
+def test_splits(celeba):
     splits = [load(celeba, split) for split in ("train", "val", "test")]
     assert [len(split) for split in splits] == [8, 2, 2]
     names = [name for split in splits for name in split.filenames]
     assert names == sorted(p.name for p in (celeba / "img_align_celeba").iterdir())
-    assert splits[0].identities is None and splits[0].landmarks is None
     assert first_image(celeba, "test").resolve() == celeba / "img_align_celeba" / "000011.jpg"
     # rows in another order than the attributes' must still meet their own picture
-    rows = [f"{n} {int(n[:6]) + 100}" for n in reversed(names)]
-    (celeba / "identity_CelebA.txt").write_text("\n".join(rows))
-    points = [f"{n} {' '.join(str(int(n[:6]) + k) for k in range(10))}" for n in names]
-    (celeba / "list_landmarks_align_celeba.txt").write_text("\n".join(["12", LANDMARKS, *points]))
-    val = load(celeba, "val")
-    assert val.identities.tolist() == [109, 110]
-    assert val.landmarks[1].tolist() == [[10, 11], [12, 13], [14, 15], [16, 17], [18, 19]]
+    rows = (celeba / PART).read_text().splitlines()
+    (celeba / PART).write_text("\n".join(reversed(rows)))
+    assert [load(celeba, split).filenames for split in SPLITS] == [s.filenames for s in splits]
+
+
+def test_files_that_are_not_read_are_not_taken_for_misspelt_ones(celeba):
+    for name in OTHER_FILES:
+        (celeba / name).write_text("anything")
+    assert len(load(celeba)) == 8
+    (celeba / PART).unlink()
+    refused(lambda: load(celeba), f"has no {PART}; CelebA's files are at", error=FileNotFoundError)
+
+
+def test_requests():
+    assert parse_request(["Smiling=1", "Male=0", "Young=.5"]) == {"Smiling": 1, "Male": 0, "Young": 0.5}
+    assert parse_request([]) == {}
+    refused(lambda: parse_request(["Smiling"]), "NAME=VALUE", "'Smiling'")
+    refused(lambda: parse_request(["Smiling=very"]), "'Smiling=very'")
+    refused(lambda: parse_request(["Male=0", "Male=1"]), "Male is given twice: 0 and 1")
 
 
 def test_torchvision_folder(tmp_path):
@@ -219,7 +231,7 @@ def test_crops_of_other_frames():
     assert crop_box(356, 436, 128) == (50, 114, 306, 370)  # twice CelebA's frame, twice its box
     assert crop_box(400, 200, 178) == (100, 0, 300, 200)
     for width, height in ((1, 1), (1, 50), (50, 1), (97, 31), (218, 178)):
-        for crop in image_cache.CROPS:
+        for crop in CROPS:
             left, top, right, bottom = crop_box(width, height, crop)
             assert 0 <= left < right <= width and 0 <= top < bottom <= height
             assert right - left == bottom - top
@@ -286,7 +298,7 @@ def test_dataset_and_single_picture_agree(tmp_path):
     root = make_celeba(tmp_path / "faces", size=(178, 218))
     noise = np.random.default_rng(1).integers(0, 256, (218, 178, 3), np.uint8)
     Image.fromarray(noise).save(root / "img_align_celeba" / "000002.jpg")
-    for crop in image_cache.CROPS:
+    for crop in CROPS:
         data = load(root, image_size=16, crop=crop)
         alone = load_and_preprocess_image(root / "img_align_celeba" / "000002.jpg", 16, crop)[0]
         assert torch.equal(data[1]["image"], alone) and alone.float().std() > 1
@@ -296,7 +308,7 @@ def forbid_decoding(monkeypatch) -> None:
     def decode(path, image_size, crop):
         raise AssertionError(f"decoded {path} again")
 
-    monkeypatch.setattr(image_cache, "decode_image", decode)
+    monkeypatch.setattr(cached, "decode_image", decode)
 
 
 def test_cache_is_reused(celeba, monkeypatch):
@@ -399,13 +411,13 @@ def test_data_fraction_is_nested(tmp_path):
 BUILDER = """
 import sys, time
 import celeba_dataset
-import image_cache
-decode, slowness = image_cache.decode_image, float(sys.argv[3])
+from image_data import cached
+decode, slowness = cached.decode_image, float(sys.argv[3])
 def slow(*arguments):
     print("decoded", flush=True)
     time.sleep(slowness)
     return decode(*arguments)
-image_cache.decode_image = slow
+cached.decode_image = slow
 celeba_dataset.CelebADataset(sys.argv[1], image_size=8, cache_dir=sys.argv[2], num_workers=1)
 """
 
@@ -472,8 +484,6 @@ def test_random_flip():
 
 
 def test_refused_download_says_what_to_fetch(tmp_path, monkeypatch):
-    import torchvision
-
     def celeba(root, download):
         raise RuntimeError("quota exceeded\nfor this file")
 

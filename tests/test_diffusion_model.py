@@ -5,8 +5,8 @@ import torch
 from toys import measured, toy_batch
 
 from celeba_dataset import attr_dict, create_attribute_vector, load_and_preprocess_image
+from config import LossConfig, ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion, drop_attributes
-from model_config import LossConfig, ModelConfig, SamplingConfig
 from noise_schedule import NoiseSchedule, stratified_timesteps
 
 
@@ -171,7 +171,7 @@ def test_wrong_arguments_say_what_is_wrong(make_model, call, message):
 def test_configuration_is_checked():
     with pytest.raises(ValueError, match="image_size 60 is not divisible by 8"):
         ConditionalDiffusion(ModelConfig(("a",), image_size=60))
-    with pytest.raises(ValueError, match="prediction 'noise'"):
+    with pytest.raises(ValueError, match="prediction must be one of .*, got 'noise'"):
         ModelConfig(("a",), prediction="noise")
     with pytest.raises(ValueError, match="cfg_dropout"):
         LossConfig(cfg_dropout=1.5)

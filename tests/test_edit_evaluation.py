@@ -12,10 +12,11 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 import cli
 import evaluate
 from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset, attr_dict
-from edit_evaluation import Judge, Task, psnr
-from evaluation_classifier import EvaluationClassifier
-from face_attributes import attributes_are_possible
-from synthetic_faces import counterfactuals, draw_parameters, write_dataset
+from classifiers.judge import Judge
+from evaluation.edits import EditJudge, Task
+from evaluation.metrics import psnr
+from synthetic_faces.attributes import attributes_are_possible
+from synthetic_faces.dataset import counterfactuals, draw_parameters, write_dataset
 
 EVERYWHERE = torch.ones(32, 32, dtype=torch.bool)
 SMILE = Task("Smiling", attr_dict["Smiling"], 1)
@@ -24,7 +25,7 @@ SMILE = Task("Smiling", attr_dict["Smiling"], 1)
 @pytest.fixture
 def judge():
     torch.manual_seed(0)
-    return Judge(EvaluationClassifier(40).eval(), torch.randn(20, 128))
+    return EditJudge(Judge(40).eval(), torch.randn(20, 128))
 
 
 @pytest.fixture
@@ -54,12 +55,12 @@ def test_no_edit_keeps_everything(judge, pictures):
 
 def test_the_target_is_not_counted_among_the_others(judge, pictures):
     """An edit that turns every logit round flips the target and 39 others."""
-    classifier = judge.classifier
+    network = judge.judge
     with torch.no_grad():
-        classifier.head.weight.zero_()
-        classifier.head.bias.fill_(-1.0)
+        network.head.weight.zero_()
+        network.head.bias.fill_(-1.0)
     assert judge.measure(pictures[:3], pictures[3:], SMILE, EVERYWHERE)["flip_rate"].sum() == 0
-    read_before = classifier.features
+    read_before = network.features
 
     def features(images):  # the head now reads the sign of a feature that says which half it is
         found = read_before(images)
@@ -67,9 +68,9 @@ def test_the_target_is_not_counted_among_the_others(judge, pictures):
         found[:, 0] = torch.where(first, 0.0, 5.0)
         return found
 
-    classifier.features = features
+    network.features = features
     with torch.no_grad():
-        classifier.head.weight[:, 0] = 1.0
+        network.head.weight[:, 0] = 1.0
     found = judge.measure(pictures[:3], pictures[3:], SMILE, EVERYWHERE)
     assert (found["flip_rate"] == 1).all() and (found["attributes_changed"] == 39).all()
 
@@ -108,9 +109,9 @@ def test_true_counterfactuals_are_the_same_face_with_one_change(faces, tmp_path)
 
 
 def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path, launch_two, capsys):
-    out, classifier, faces = tmp_path / "out", tmp_path / "classifier.pth", tmp_path / "faces"
+    out, judge, faces = tmp_path / "out", tmp_path / "judge.pth", tmp_path / "faces"
     write_dataset(faces, num_images=100, image_size=32, seed=0, num_workers=1)
-    flags = ["--checkpoint", checkpoint, "--data_root", faces, "--classifier", classifier]
+    flags = ["--checkpoint", checkpoint, "--data_root", faces, "--judge", judge]
     flags += ["--cache_dir", tmp_path / "cache", "--output_dir", out, "--device", "cpu"]
     flags += ["--attribute_split", "train", "--reference_split", "val", "--num_samples", 32]
     flags += ["--edit", "ddim", "ddpm", "--edit_attributes", "Smiling", "--edit_sources", 3]
@@ -120,7 +121,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
         argv = [str(part) for part in (*flags, *more)]
         cli.run(lambda: evaluate.evaluate(evaluate.parse_args(argv)))
 
-    run("--train_classifier", "--classifier_epochs", 1)
+    run("--train_judge", "--judge_epochs", 1)
     report = json.loads((out / "edits.json").read_text())
     assert report["protocol"]["sources"].startswith("val")
     assert report["interpolation"]["worst_end_psnr"] == 100

@@ -6,8 +6,8 @@ import pytest
 import torch
 from toys import measured, toy_batch
 
-from editing import localised, slerp
-from model_config import EDIT_METHODS, EditConfig
+from config import EDIT_METHODS, EditConfig
+from editing import Editor, localised, slerp
 from samplers import ddim, last, timestep_grid
 
 
@@ -51,7 +51,7 @@ def test_inversion_alone_comes_back_to_the_source(trained, faces_and_rows, metho
 def test_the_noise_of_a_picture_leads_back_to_it(trained, faces_and_rows):
     sources, rows = faces_and_rows
     x_T = trained.invert(sources, rows, num_inference_steps=30)
-    own = trained.near_clean(trained.denoiser(rows, None))
+    own = Editor(trained).near_clean(trained.denoiser(rows, None))
     with torch.no_grad():
         x0 = last(ddim(own, trained.schedule, x_T, timestep_grid(trained.schedule, 30)))
     error = (trained.first_stage.decode(x0).float() - sources.float()).pow(2).mean().sqrt()

@@ -1,4 +1,4 @@
-"""Distances between feature sets against closed forms and torchmetrics; the classifier; the report."""
+"""Distances between feature sets against closed forms and torchmetrics; the judge; the report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torchmetrics.image.kid import poly_mmd
 
 import cli
 import evaluate
-import evaluation
 from celeba_dataset import CelebADataset
-from evaluation import (
+from config import SamplingConfig
+from evaluation import metrics
+from evaluation.drawing import draw
+from evaluation.features import FEATURE_SPACES, FeatureSpace
+from evaluation.metrics import (
     distances,
-    draw,
     frechet_distance,
     kernel_distance,
     nearest,
@@ -26,8 +28,7 @@ from evaluation import (
     pooled_accuracy_by_chance,
     with_error,
 )
-from model_config import SamplingConfig
-from synthetic_faces import write_dataset
+from synthetic_faces.dataset import write_dataset
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -106,10 +107,10 @@ def test_others_requests_are_met_by_chance_as_over_all_pairs():
 def test_many_images_are_compared_in_parts(monkeypatch):
     real, fake = normal(130, 5).float(), normal(90, 5, seed=1).float()
     whole = neighbourhoods(real, fake)
-    monkeypatch.setattr(evaluation, "CHUNK", 32)
+    monkeypatch.setattr(metrics, "CHUNK", 32)
     for name, values in neighbourhoods(real, fake).items():
         assert torch.equal(values, whole[name])
-    monkeypatch.setattr(evaluation, "KERNEL_IMAGES", 60)
+    monkeypatch.setattr(metrics, "KERNEL_IMAGES", 60)
     assert distances(fake, real)["kernel_error"] > 0
 
 
@@ -135,20 +136,25 @@ def run_evaluate(*argv) -> None:
     cli.run(lambda: evaluate.evaluate(evaluate.parse_args([str(part) for part in argv])))
 
 
-def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_path, capsys):
-    out, classifier, faces = tmp_path / "out", tmp_path / "classifier.pth", tmp_path / "faces"
+def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_path, capsys, monkeypatch):
+    two = FeatureSpace(lambda config, judge: lambda images: images.float().mean((1, 2))[:, :2].cpu())
+    monkeypatch.setitem(FEATURE_SPACES, "red and green", two)
+    out, judge, faces = tmp_path / "out", tmp_path / "judge.pth", tmp_path / "faces"
     write_dataset(faces, num_images=100, image_size=32, seed=0, num_workers=1)
-    common = ["--checkpoint", checkpoint, "--data_root", faces, "--classifier", classifier]
+    common = ["--checkpoint", checkpoint, "--data_root", faces, "--judge", judge]
     common += ["--cache_dir", tmp_path / "cache", "--attribute_split", "train", "--output_dir", out]
     common += ["--reference_split", "val"]
     common += ["--num_samples", 32, "--num_inference_steps", 2]
     with pytest.raises(SystemExit) as stop:
         run_evaluate(*common)
     assert stop.value.code == 2
-    assert "--train_classifier" in capsys.readouterr().err and not out.exists()
-    training = ("--train_classifier", "--classifier_epochs", 1)
+    assert "--train_judge" in capsys.readouterr().err and not out.exists()
+    training = ("--train_judge", "--judge_epochs", 1)
     run_evaluate(*common, *training, "--checkpoint", tmp_path / "none.pth")
     assert "no checkpoint" in capsys.readouterr().out and not out.exists()
+    with pytest.raises(SystemExit):
+        run_evaluate(*common, "--sampler", "ddim", "ddpm", "--eta", 0.5)
+    assert "ddpm takes no eta" in capsys.readouterr().err and not out.exists()
     run_evaluate(*common, "--cfg_scale", 0, 2, "--requests", "none", "whole", "three")
     report = json.loads((out / "report.json").read_text())
     protocol = report["protocol"]
@@ -156,7 +162,9 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
     kinds = [(entry["sampling"]["cfg_scale"], entry["request"]) for entry in report["settings"]]
     assert kinds == [*product((0, 2), ("whole", "three", "none"))]
     for entry in report["settings"]:
-        assert entry["classifier"]["frechet"] > 0 and entry["classifier"]["coverage"] >= 0
+        assert entry["sampling"]["spacing"] == "log_snr"
+        for space in ("judge", "red and green"):
+            assert entry[space]["frechet"] > 0 and entry[space]["coverage"] >= 0
         assert entry["median_distance_to_train"] > 0
         found = entry["attributes"]
         if entry["request"] == "whole":
@@ -169,9 +177,9 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
     nothing = report["settings"][5]["attributes"]["unasked"]
     expected = (faces_rows > 0).float().mean(0).tolist()
     assert [rates[1] for rates in nothing.values()] == pytest.approx(expected, abs=1e-5)
-    assert report["autoencoder"]["psnr"] > 5 and report["real"]["classifier"]["frechet"] > 0
+    assert report["autoencoder"]["psnr"] > 5 and report["real"]["judge"]["frechet"] > 0
     text = (out / "report.md").read_text()
-    assert protocol["checkpoint"] in text and text.count("| dpm_solver |") == 6
+    assert protocol["checkpoint"] in text and text.count("| dpm_solver | log_snr |") == 12
     pictures = {path.name for path in out.glob("*.png")}
     assert pictures >= {
         "samples_three_dpm_solver_2_cfg2.png",

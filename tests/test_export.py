@@ -1,13 +1,18 @@
+"""Exported files: read back by our own scripts, and by diffusers, whose schedulers step as ours do."""
+
 from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+import checkpoint as checkpoints
 import cli
 import export
-from checkpoint import load_checkpoint, load_first_stage, load_guide, load_model, save_model
-from classifier_model import GuidanceClassifier
-from model_config import ModelConfig
+from autoencoder_model import build_first_stage
+from checkpoint import load_checkpoint, load_first_stage, load_model, save_model
+from classifiers.guide import GuidanceClassifier, load_guide
+from config import ModelConfig
 from noise_schedule import NoiseSchedule
 from samplers import ddim, timestep_grid
 
@@ -49,11 +54,25 @@ def test_a_guide_as_safetensors(tmp_path):
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter)
-    save_model(model.eval(), tmp_path / "guide.safetensors")
+    save_model(model.eval(), tmp_path / "guide.pth", "guide")
+    run_export(tmp_path / "guide.pth", tmp_path / "guide.safetensors")
     again = load_guide(tmp_path / "guide.safetensors")
     assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items())
     images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
     torch.testing.assert_close(model.predict_attributes(images), again.predict_attributes(images))
+
+
+def test_the_checkpoint_is_read_once(checkpoint, tmp_path, monkeypatch):
+    read = []
+
+    def load(path):
+        read.append(path)
+        return load_checkpoint(path)
+
+    monkeypatch.setattr(checkpoints, "load_checkpoint", load)
+    run_export(checkpoint, tmp_path / "model.safetensors")
+    run_export(checkpoint, tmp_path / "folder")
+    assert read == [str(checkpoint)] * 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "other metadata"])
@@ -71,8 +90,6 @@ def test_damaged_safetensors_are_refused(checkpoint, tmp_path, damage):
 @pytest.mark.parametrize("zero", [False, True])
 def test_diffusers_steps_as_we_do(make_model, tmp_path, schedule, zero):
     """The exported scheduler on one denoiser's predictions, against our sampler."""
-    from diffusers import DDIMScheduler
-
     options = {"schedule": schedule, "num_timesteps": 50, "zero_terminal_snr": zero}
     model = make_model(prediction="v", **options)
     save_model(model, tmp_path / "model.pth")
@@ -95,20 +112,46 @@ def test_diffusers_steps_as_we_do(make_model, tmp_path, schedule, zero):
     grid = timestep_grid(ours, 10, "trailing")
     *_, (_, _, mine, _) = ddim(denoise, ours, x_T, grid, clip_x0=True)
     torch.testing.assert_close(mine, x, atol=1e-4, rtol=1e-4)
-    flags = export.flags_of(tmp_path / "folder" / "scheduler")
-    assert flags == options | {"prediction": "v"}
 
 
-def test_flags_of_a_scheduler_are_printed(make_model, tmp_path, capsys):
-    """Of a long schedule, whose end is nearly noise in either case."""
-    for zero in (False, True):
-        model = make_model(num_timesteps=4000, zero_terminal_snr=zero)
-        save_model(model, tmp_path / "model.pth")
-        run_export(tmp_path / "model.pth", tmp_path / str(zero))
-        capsys.readouterr()
-        export.export(export.parse_args(["--flags_of", str(tmp_path / str(zero) / "scheduler")]))
-        said = capsys.readouterr().out
-        assert "--num_timesteps 4000" in said and ("--zero_terminal_snr" in said) == zero
+def test_rectified_flow_steps_as_in_diffusers(make_model, tmp_path):
+    model = make_model(schedule="flow", prediction="flow", num_timesteps=50)
+    save_model(model, tmp_path / "model.pth")
+    run_export(tmp_path / "model.pth", tmp_path / "folder")
+    theirs = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "folder" / "scheduler")
+    ours = NoiseSchedule("flow", 50)
+
+    def network(x, t):
+        return torch.tanh(x + t / 50)
+
+    def denoise(x, t):
+        return ours.to_x0_eps("flow", network(x, t), x, t)
+
+    x_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    theirs.set_timesteps(8)
+    x = x_T
+    for t in theirs.timesteps:  # 1 ... 50 for our 0 ... 49
+        x = theirs.step(network(x, float(t) - 1), t, x).prev_sample
+    grid = timestep_grid(ours, 8, "linspace")
+    *_, (_, _, mine, _) = ddim(denoise, ours, x_T, grid, clip_x0=False)
+    torch.testing.assert_close(mine, x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "zero"),
+    [("cosine", "flow", False), ("flow", "v", False), ("flow", "flow", True)],
+)
+def test_what_diffusers_cannot_say_is_refused_in_one_line(
+    make_model, tmp_path, capsys, schedule, prediction, zero
+):
+    model = make_model(schedule=schedule, prediction=prediction, zero_terminal_snr=zero)
+    save_model(model, tmp_path / "model.pth")
+    with pytest.raises(SystemExit):
+        run_export(tmp_path / "model.pth", tmp_path / "folder")
+    said = capsys.readouterr().err.strip()
+    assert f"no scheduler for prediction {prediction} on schedule {schedule}" in said
+    assert "\n" not in said and not (tmp_path / "folder").exists()
+    run_export(tmp_path / "model.pth", tmp_path / "model.safetensors")
 
 
 def test_the_vae_and_back(make_model, tmp_path):
@@ -117,17 +160,7 @@ def test_the_vae_and_back(make_model, tmp_path):
     run_export(tmp_path / "model.pth", tmp_path / "folder")
     kind, config, weights, _ = load_first_stage(tmp_path / "folder" / "vae")
     assert kind == "sd-vae"
-    from autoencoder_model import build_first_stage
-
     again = build_first_stage(kind, config)
     again.autoencoder.load_state_dict(weights)
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again.autoencoder.decode(z), model.first_stage.autoencoder.decode(z))
-
-
-def test_no_scheduler_is_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no scheduler"):
-        export.flags_of(tmp_path)
-    (tmp_path / "scheduler_config.json").write_text('{"beta_schedule": "exponential"}')
-    with pytest.raises(ValueError, match="no scheduler that train"):
-        export.flags_of(tmp_path)

@@ -20,16 +20,17 @@ import cli
 import encode_latents
 import evaluate
 import export
-import labelled_images
-import latent_dataset
 import manipulate
 import train
 import visualize
-from checkpoint import FORMAT, load_checkpoint, load_first_stage, load_guide, load_model
+from checkpoint import FORMAT, load_checkpoint, load_first_stage, load_model
+from classifiers.guide import load_guide
+from classifiers.judge import load_judge
+from config import ModelConfig
 from diffusion_model import ConditionalDiffusion
-from evaluation_classifier import load_classifier
-from image_cache import decode_image
-from model_config import ModelConfig
+from image_data import encoded
+from image_data.datasets import attribute_rows
+from image_data.picture import decode_image
 
 REFUSALS = (ValueError, OSError)
 
@@ -121,20 +122,20 @@ def test_small_files_that_unfold(checkpoint, tmp_path):
         assert refused(load_model, path)
 
 
-@pytest.mark.parametrize("part", ["autoencoder", "classifier", "first_stage"])
+@pytest.mark.parametrize("part", ["autoencoder", "judge", "first_stage"])
 def test_other_checkpoints(part, tmp_path):
-    """Of first stages, evaluation classifiers and encoded folders: a right key with any value."""
+    """Of first stages, judges and encoded folders: a right key with any value."""
     path = tmp_path / "first_stage.pth"
     for value in VALUES:
         state = {"format": FORMAT, part: value, "config": value, "trained_on": value}
         state |= {"attribute_names": ["a"], "crop": 178, "balanced_accuracy": value, "recipe": value}
         torch.save(state, path)
         assert refused(load_first_stage, path)
-        assert refused(load_classifier, path, ["a"], 178)
+        assert refused(load_judge, path, ["a"], 178)
         manifest = dict.fromkeys(("image_size", "crop", "first_stage", "splits", "shard"), value)
-        manifest |= {"format": latent_dataset.FORMAT, "complete": True, "attribute_names": value}
+        manifest |= {"format": encoded.FORMAT, "complete": True, "attribute_names": value}
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-        assert refused(latent_dataset.LatentDataset, tmp_path, "train")
+        assert refused(encoded.LatentDataset, tmp_path, "train")
 
 
 VALUES = [None, -1, 0, 1, 3, 10**9, 2**70, 0.5, float("nan"), "x", "", [], [0], [10**9] * 3, {}, True]
@@ -209,13 +210,13 @@ def test_damaged_label_files(faces, tmp_path):
             (folder / f"a{i}.png").touch()
         for _ in range(300):
             (folder / name).write_bytes(mutated(text.encode(), pick))
-            refused(labelled_images.attribute_rows, folder, "train")
+            refused(attribute_rows, folder, "train")
 
 
 WORDS = [
     *("--lr", "--config", "--data_root", "--mode", "edit", "--attributes", "Smiling=1", "Male=", "="),
     *("--", "--channels", "0", "-1", "1e999", "nan", "64", "--image_size", "--sampler", "ddim", "all"),
-    *("--resume", "--landmarks", "--stage", "classifier", "--dataset", "mnist", "--edit", "--seed"),
+    *("--resume", "--landmarks", "--stage", "guide", "--dataset", "mnist", "--edit", "--seed"),
     *("--strengths", "2", "--cfg_scale", "--from", "--to", "\x00", "ü", "--save_dir", "9" * 20),
 ]
 
@@ -246,7 +247,7 @@ YAML = [
 def test_any_configuration_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pick, path = random.Random(5), tmp_path / "c.yaml"
-    texts = [*YAML, "channels: [64, 128]\nlr: 1.0e-3\nstage: autoencoder\n"]
+    texts = [*YAML, "channels: [64, 128]\nlr: 1.0e-3\nstage: first_stage\n"]
     for number in range(300):
         text = texts[number % len(texts)].encode()
         path.write_bytes(text if number < len(texts) else mutated(text, pick))

@@ -12,8 +12,16 @@ import torch
 from PIL import Image
 
 from celeba_dataset import CELEBA_ATTRIBUTES, deny_other_classes
-from labelled_images import attribute_rows, open_dataset, recognise
-from picture_folders import one_hot
+from config import ModelConfig
+from image_data.datasets import (
+    DATASETS,
+    attribute_rows,
+    first_image,
+    open_dataset,
+    open_for,
+    recognise,
+)
+from image_data.folders import one_hot
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -200,6 +208,38 @@ def test_a_picture_that_is_not_there_is_named_with_its_line(tmp_path):
 def test_a_few_class_pictures_are_of_all_classes(colours):
     few = load(colours, "val").attributes[:8]
     assert ((few == 1).sum(0) > 0).all()
+
+
+def test_a_named_kind_is_read_whatever_else_the_folder_holds(classes):
+    """In every function that takes a kind."""
+    (classes / "MNIST" / "raw").mkdir(parents=True)
+    (classes / "CelebAMask-HQ-attribute-anno.txt").touch()
+    config = ModelConfig(("cat", "dog", "owl"), image_size=8)
+    cache = classes.parent / "cache"
+    calls = {
+        "open_dataset": lambda kind: open_dataset(classes, "test", 8, cache_dir=cache, kind=kind),
+        "open_for": lambda kind: open_for(config, classes, "test", cache, kind),
+        "attribute_rows": lambda kind: attribute_rows(classes, "test", kind),
+        "first_image": lambda kind: first_image(classes, "test", kind),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match="holds celebahq and mnist"):
+            call(None)
+        with pytest.raises(ValueError, match="no whole mnist"):
+            call("mnist")
+        with pytest.raises(ValueError, match=f"'nist' is not one of {', '.join(DATASETS)}"):
+            call("nist")
+        call("folder")
+    assert calls["open_dataset"]("folder").attribute_names == config.attribute_names
+    assert calls["first_image"]("folder").suffix == ".png"
+    assert calls["open_dataset"]("cifar10").one_hot, "CIFAR-10 may lie in class folders"
+
+
+def test_a_dataset_in_arrays_has_no_first_image(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    idx(raw / "t10k-images-idx3-ubyte", np.zeros((3, 28, 28)))
+    idx(raw / "t10k-labels-idx1-ubyte", np.arange(3))
+    assert first_image(tmp_path) is None
 
 
 def test_two_datasets_in_one_folder_are_told_apart(tmp_path):

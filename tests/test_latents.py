@@ -1,4 +1,4 @@
-"""The road through a latent first stage: its training, encoding once, and what is drawn from it."""
+"""A latent first stage: its training, a dataset encoded by it, and a model trained in its latents."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ import torch
 
 import encode_latents
 import evaluate
-import latent_dataset
 import manipulate
 import train
-from autoencoder_loss import AutoencoderTraining, perceptual_distance
 from autoencoder_model import LatentFirstStage, SpatialVAE, build_first_stage
 from celeba_dataset import CelebADataset, random_flip
 from checkpoint import EMA, load_checkpoint, load_first_stage, load_model, weights_hash
-from latent_dataset import LatentDataset
-from model_config import AutoencoderConfig, AutoencoderLossConfig, SamplingConfig
+from classifiers.likeness import perceptual_distance
+from config import FirstStageConfig, FirstStageLossConfig, SamplingConfig
+from image_data import encoded
+from image_data.encoded import LatentDataset
+from training.first_stage_loss import FirstStageTraining
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VAE_FLAGS = ["--stage", "autoencoder", "--vae_channels", "8", "16", "--latent_channels", "3"]
+VAE_FLAGS = ["--stage", "first_stage", "--vae_channels", "8", "16", "--latent_channels", "3"]
 
 
 def small_vae() -> SpatialVAE:
@@ -77,10 +78,10 @@ def test_flipping_encoded_images_takes_one_of_their_halves():
 # ---------------------------------------------------------------- its loss
 
 
-def training(**loss) -> tuple[AutoencoderTraining, AutoencoderLossConfig]:
+def training(**loss) -> tuple[FirstStageTraining, FirstStageLossConfig]:
     torch.manual_seed(0)
-    config = AutoencoderConfig(("A", "B"), 32, vae_channels=(8, 16), latent_channels=3)
-    return AutoencoderTraining(config, None), AutoencoderLossConfig(**loss)
+    config = FirstStageConfig(("A", "B"), 32, vae_channels=(8, 16), latent_channels=3)
+    return FirstStageTraining(config, None), FirstStageLossConfig(**loss)
 
 
 def gradient_of(module: torch.nn.Module) -> torch.Tensor:
@@ -98,7 +99,7 @@ def test_the_adversarial_loss_starts_when_it_should():
     assert "discriminator" in model(pictures(4), attributes, loss)[0]
 
 
-def test_autoencoder_and_discriminator_have_separate_losses_in_one_backward_pass():
+def test_first_stage_and_discriminator_have_separate_losses_in_one_backward_pass():
     model, loss = training(adversarial_start=0.0, adversarial_weight=0.5)
     model.progress, attributes = 1.0, torch.ones(4, 2)
     torch.manual_seed(1)
@@ -146,28 +147,29 @@ def test_perceptual_distance_is_zero_for_equal_images_only():
 def first_stage(flags, faces, tmp_path_factory):
     """first_stage.pth after three steps on the tiny faces, the discriminator at work in the last."""
     folder = tmp_path_factory.mktemp("first_stage")
-    judge = folder / "classifier.pth"
+    judge = folder / "judge.pth"
     evaluate.evaluate(
         evaluate.parse_args(
             [
-                *("--train_classifier", "--classifier_epochs", "1", "--data_root", str(faces)),
-                *("--checkpoint", str(folder / "none"), "--classifier", str(judge), "--device", "cpu"),
+                *("--train_judge", "--judge_epochs", "1", "--data_root", str(faces)),
+                *("--checkpoint", str(folder / "none"), "--judge", str(judge), "--device", "cpu"),
                 *("--cache_dir", str(folder / "cache")),
             ]
         )
     )
-    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--classifier", str(judge)]
+    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--judge", str(judge)]
     train.train(train.parse_args([*flags, *VAE_FLAGS, *where, "--max_steps", "3"]))
     return folder / "first_stage.pth"
 
 
 @pytest.fixture(scope="module")
 def encoding(first_stage, faces, tmp_path_factory):
-    """Command line for encode_latents.py, without --out; shards of 8 images."""
+    """Command line for encode_latents.py, without --output_dir; shards of 8 images."""
     cache = str(tmp_path_factory.mktemp("cache"))
     return [
         *("--data_root", str(faces), "--first_stage", str(first_stage), "--image_size", "32"),
         *("--cache_dir", cache, "--device", "cpu", "--mixed_precision", "no", "--batch_size", "4"),
+        *("--dataset", "celeba"),
     ]
 
 
@@ -176,21 +178,21 @@ def latents(encoding, tmp_path_factory):
     """The tiny faces, encoded."""
     out = tmp_path_factory.mktemp("encoded") / "latents"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latent_dataset, "SHARD", 8)
-        encode_latents.encode(encode_latents.parse_args([*encoding, "--out", str(out)]))
+        patch.setattr(encoded, "SHARD", 8)
+        encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(out)]))
     return out
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(latent_dataset, "SHARD", 8)
+    monkeypatch.setattr(encoded, "SHARD", 8)
 
 
 def test_a_first_stage_resumed_equals_an_uninterrupted_one(
     flags, first_stage, stop_after_three, tmp_path
 ):
     """The discriminator and its schedule included."""
-    common = [*flags, *VAE_FLAGS, "--classifier", str(first_stage.with_name("classifier.pth"))]
+    common = [*flags, *VAE_FLAGS, "--judge", str(first_stage.with_name("judge.pth"))]
 
     def run(folder, *more):
         where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--max_steps", "6"]
@@ -207,10 +209,10 @@ def test_a_first_stage_resumed_equals_an_uninterrupted_one(
 
 
 def test_two_processes_write_the_same_folder(encoding, launch_two, tmp_path, monkeypatch):
-    monkeypatch.setattr(latent_dataset, "SHARD", 512)  # what the script's own processes use
+    monkeypatch.setattr(encoded, "SHARD", 512)  # what the script's own processes use
     alone, together = tmp_path / "alone", tmp_path / "together"
-    encode_latents.encode(encode_latents.parse_args([*encoding, "--out", str(alone)]))
-    said = launch_two("encode_latents.py", *encoding, "--out", together)
+    encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(alone)]))
+    said = launch_two("encode_latents.py", *encoding, "--output_dir", together)
     assert "2 processes" in said and said.count("images, ") == 1
     names = sorted(path.name for path in alone.iterdir())
     assert names == sorted(path.name for path in together.iterdir())
@@ -248,11 +250,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_killed_encoding_goes_on_and_ends_byte_for_byte_the_same(latents, encoding, tmp_path):
     out = tmp_path / "latents"
     program = (
-        "import time, latent_dataset, encode_latents as e\n"
-        "latent_dataset.SHARD = 8\n"
-        "write = latent_dataset.LatentWriter.write\n"
-        "latent_dataset.LatentWriter.write = lambda *a: (write(*a), time.sleep(0.3))\n"
-        f"e.encode(e.parse_args({[*encoding, '--out', str(out)]!r}))\n"
+        "import time, encode_latents as e\n"
+        "from image_data import encoded\n"
+        "encoded.SHARD = 8\n"
+        "write = encoded.LatentWriter.write\n"
+        "encoded.LatentWriter.write = lambda *a: (write(*a), time.sleep(0.3))\n"
+        f"e.encode(e.parse_args({[*encoding, '--output_dir', str(out)]!r}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY)
     deadline = time.monotonic() + 60
@@ -265,7 +268,7 @@ def test_killed_encoding_goes_on_and_ends_byte_for_byte_the_same(latents, encodi
     with pytest.raises(ValueError, match="not whole: run the same"):
         LatentDataset(out, "train")
     (out / ".train_00002.npy.tmp").write_bytes(b"cut short")  # what a kill within a shard leaves
-    encode_latents.encode(encode_latents.parse_args([*encoding, "--out", str(out)]))
+    encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(out)]))
     assert contents(out) == contents(latents)
     assert all((out / name).stat().st_mtime_ns == written for name, written in before.items())
 
@@ -278,18 +281,18 @@ def test_a_folder_of_something_else_is_refused_by_name(latents, encoding, tmp_pa
     ):
         with pytest.raises(ValueError, match=named):
             encode_latents.encode(
-                encode_latents.parse_args([*encoding, "--out", str(latents), flag, value])
+                encode_latents.parse_args([*encoding, "--output_dir", str(latents), flag, value])
             )
     other = load_checkpoint(encoding[3])
     other["autoencoder"]["decoder.0.bias"] += 1
     torch.save(other, tmp_path / "other.pth")
-    changed = [*encoding, "--out", str(latents), "--first_stage", str(tmp_path / "other.pth")]
+    changed = [*encoding, "--output_dir", str(latents), "--first_stage", str(tmp_path / "other.pth")]
     with pytest.raises(ValueError, match=weights_hash(other["autoencoder"])):
         encode_latents.encode(encode_latents.parse_args(changed))
     assert contents(latents) == before
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"no manifest\.json"):
-        encode_latents.encode(encode_latents.parse_args([*encoding, "--out", str(tmp_path)]))
+        encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(tmp_path)]))
 
 
 # ---------------------------------------------------------------- diffusion in it
@@ -322,7 +325,7 @@ def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path)
     checkpoint = train_in(latents, tmp_path / "run")
     model = load_model(checkpoint)
     assert (model.first_stage.channels, model.config.image_size) == (3, 32)
-    assert model.config.first_stage_judge.startswith("evaluation classifier")
+    assert model.config.first_stage_judge.startswith("judge ")
     assert model.unet.stem.in_channels == 3
     assert model.sample(1).shape == (1, 32, 32, 3)
     stage = LatentDataset(latents, "val").first_stage_weights()
@@ -362,7 +365,7 @@ def test_stable_diffusion_s_format_trains_draws_and_edits(faces, tmp_path):
         stage.std, torch.full((4,), 4.0)
     )  # 1 / scaling_factor before anything is measured
     out = tmp_path / "latents"
-    flags = ["--data_root", str(faces), "--first_stage", str(tmp_path / "vae"), "--out", str(out)]
+    flags = ["--data_root", str(faces), "--first_stage", str(tmp_path / "vae"), "--output_dir", str(out)]
     flags += ["--image_size", "32", "--cache_dir", str(tmp_path / "cache"), "--device", "cpu"]
     encode_latents.encode(encode_latents.parse_args(flags))
     checkpoint = train_in(out, tmp_path / "run")

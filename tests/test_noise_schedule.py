@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from noise_schedule import NoiseSchedule
 
 T = 1000
-PREDICTIONS = ("eps", "x0", "v")
+PREDICTIONS = ("eps", "x0", "v", "flow")
 DIFFUSERS_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 STEPS = torch.tensor([0, 1, 7, 250, 500, 998, 999])
 
@@ -79,12 +79,12 @@ def test_alpha_bar_falls_strictly_within_0_and_1(kind, num_timesteps):
 
 def test_alpha_bar_lookup_of_ints_tensors_and_the_clean_image(schedule):
     like = pictures(0, torch.float32)
-    table = schedule.alpha_bar_at(STEPS, like)
+    table, _ = schedule.squares_at(STEPS, like)
     assert table.shape == (len(STEPS), 1, 1, 1)
     assert table.dtype == torch.float64
-    assert table.flatten().tolist() == [schedule.alpha_bar_at(int(t), like).item() for t in STEPS]
+    assert table.flatten().tolist() == [schedule.squares_at(int(t), like)[0].item() for t in STEPS]
     assert table.flatten().tolist() == schedule.alpha_bar[STEPS].tolist()
-    assert schedule.alpha_bar_at(-1, like).item() == 1
+    assert [square.item() for square in schedule.squares_at(-1, like)] == [1, 0]
     assert schedule.signal_and_noise(STEPS, like)[0].dtype == torch.float32
 
 
@@ -148,17 +148,17 @@ def test_snr_is_signal_power_over_noise_power(schedule):
     torch.testing.assert_close(schedule.snr(STEPS), (signal / noise).pow(2).flatten(), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("gamma", [1.0, 5.0])
-def test_min_snr_weights_match_the_paper(schedule, gamma):
+def test_min_snr_weights_match_the_paper(schedule, gamma=5.0):
     alpha_bar = peer(schedule.kind).alphas_cumprod.double().numpy()[STEPS]
     snr = alpha_bar / (1 - alpha_bar)
     expected = {
         "eps": np.minimum(gamma / snr, 1),
         "x0": np.minimum(snr, gamma),
         "v": np.minimum(snr, gamma) / (snr + 1),
+        "flow": np.minimum(snr, gamma) / (np.sqrt(snr) + 1) ** 2,
     }
     for prediction in PREDICTIONS:
-        ours = schedule.loss_weight("min_snr", prediction, STEPS, gamma)
+        ours = schedule.loss_weight("min_snr", prediction, STEPS)
         assert ours.dtype == torch.float32
         # float32 on their side: 1 - alpha_bar at t = 0 is 1e-4 or less, so 6e-8 of it is up to 2e-3.
         np.testing.assert_allclose(ours, expected[prediction], rtol=2e-3, atol=1e-8)
@@ -178,6 +178,7 @@ def test_weighted_losses_agree_in_every_unit(schedule):
         losses[prediction] = weight * (wrong - right).pow(2).mean((1, 2, 3))
     torch.testing.assert_close(losses["eps"], losses["x0"], rtol=1e-5, atol=0)
     torch.testing.assert_close(losses["v"], losses["x0"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses["flow"], losses["x0"], rtol=1e-5, atol=0)
 
 
 # ---------------------------------------------------------------- posterior

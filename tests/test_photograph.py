@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_cache import crop_box, decode_image
-from photograph import CELEBA_LANDMARKS, CELEBA_SIZE, Photograph, similarity
+from image_data.photograph import CELEBA_LANDMARKS, CELEBA_SIZE, Photograph, similarity
+from image_data.picture import crop_box, decode_image
 
 
 def scene(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -1,10 +1,12 @@
+"""Images as files: grids with captions, single images, GIFs."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pictures import labelled_grid, save_gif, save_grid, save_image
+from figures.grids import labelled_grid, save_gif, save_grid, save_image
 
 
 def squares(number: int) -> np.ndarray:

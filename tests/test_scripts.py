@@ -164,16 +164,16 @@ WRONG = {
     "missing configuration": (train, "--config {tmp}/none.yaml", "none.yaml"),
     "latents that are not there": (train, "--latents {tmp}/nowhere", "encode_latents.py"),
     "latents and images": (train, "--latents {tmp} --data_root {faces}", "--data_root"),
-    "compiling a first stage": (train, "--stage autoencoder --compile", "--compile is for the UNet"),
+    "compiling a first stage": (train, "--stage first_stage --compile", "--compile is for the UNet"),
     "figure without its source": (visualize, "attributes", "--data_root"),
     "figure of an unknown attribute": (
         visualize,
-        "denoising --attributes Smilling --checkpoint {checkpoint} --out {tmp}",
+        "denoising --attributes Smilling --checkpoint {checkpoint} --output_dir {tmp}",
         "Smiling",
     ),
     "no first stage": (
         encode_latents,
-        "--data_root {faces} --first_stage {tmp}/none.pth --out {tmp}/out",
+        "--data_root {faces} --first_stage {tmp}/none.pth --output_dir {tmp}/out",
         "none.pth",
     ),
     "no CUDA": (train, "--data_root {faces} --device cuda", "--device cpu"),
@@ -211,14 +211,14 @@ def test_another_architecture_is_refused_on_resume(flags, checkpoint, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-SCRIPTS = ["train", "manipulate", "evaluate", "synthetic_faces", "encode_latents", "visualize"]
+SCRIPTS = ["train", "manipulate", "evaluate", "synthetic_faces", "encode_latents", "visualize", "export"]
 
 
-@pytest.mark.parametrize("script", [f"{name}.py" for name in SCRIPTS])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_no_torch(script):
     code = (
         f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
-        f"try: runpy.run_path('{script}', run_name='__main__')\n"
+        f"try: runpy.run_module('{script}', run_name='__main__')\n"
         "except SystemExit as stop: assert stop.code in (0, None)\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
@@ -232,9 +232,9 @@ def test_flags_override_a_configuration(tmp_path):
     path.write_text(
         "lr: 0.5\nbatch_size: 3\nattribute_maps: false\nself_attention_levels: []\nchannels: [8, 16]\n"
     )
-    args = train.parse_args(["--config", str(path), "--batch_size", "4"])
-    assert (args.lr, args.batch_size, args.attribute_maps) == (0.5, 4, False)
-    assert (args.self_attention_levels, args.channels) == ([], [8, 16])
+    config = train.parse_args(["--config", str(path), "--batch_size", "4"])
+    assert (config.lr, config.batch_size, config.model.attribute_maps) == (0.5, 4, False)
+    assert (config.model.self_attention_levels, config.model.channels) == ((), (8, 16))
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.yaml")), ids=lambda path: path.name)
@@ -255,25 +255,25 @@ def test_classes_through_every_script(class_checkpoint, colours, tmp_path, capsy
     assert len(edits) == 2 and all(value == 1 for edit in edits for value in edit.values())
     for argv, message in (
         (["--cfg_scale", "3"], "cfg_scale 3 is for models trained without condition, too"),
-        (["--guidance", "classifier", "--classifier", class_checkpoint], "use --guidance both"),
+        (["--guidance", "guide", "--guide", class_checkpoint], "use --guidance both"),
         (["--attributes", "red=1", "blue=1"], "classes that exclude each other"),
     ):
         with pytest.raises(SystemExit):
             run_script(manipulate, *common, "--mode", "generate", "--output_dir", out, *argv)
         assert message in capsys.readouterr().err
-    figures = [*common, "--data_root", colours, "--out", out, "--cache_dir", tmp_path / "cache"]
+    figures = [*common, "--data_root", colours, "--output_dir", out, "--cache_dir", tmp_path / "cache"]
     for what in ("samples", "interpolation"):
         run_script(visualize, what, *figures, "--num_samples", "4")
         assert (out / f"{what}.png").is_file()
 
 
 def test_the_class_asked_for_is_judged(class_checkpoint, colours, tmp_path, capsys):
-    judge = ["--classifier", tmp_path / "judge.pth", "--cache_dir", tmp_path / "cache"]
+    judge = ["--judge", tmp_path / "judge.pth", "--cache_dir", tmp_path / "cache"]
     judge += ["--attribute_split", "train", "--reference_split", "test", "--batch_size", "32"]
     common = ["--checkpoint", class_checkpoint, "--data_root", colours, *judge]
     common += ["--num_samples", "32", "--num_inference_steps", "2"]
     out = ["--output_dir", tmp_path / "out"]
-    run_script(evaluate, *common, *out, "--train_classifier", "--classifier_epochs", "8")
+    run_script(evaluate, *common, *out, "--train_judge", "--judge_epochs", "8")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["real"]["attributes"]["class_accuracy"] > 0.9  # colours are easy
     setting, nothing = report["settings"]

@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-import face_attributes
-import synthetic_faces
 from benchmarks.synthetic_probe import draw_labelled, train_probe
 from celeba_dataset import CELEBA_ATTRIBUTES, attr_dict
-from evaluation import balanced_accuracy
-from face_attributes import IMPOSSIBLE
-from synthetic_faces import (
+from evaluation.metrics import balanced_accuracy
+from synthetic_faces import dataset as synthetic_dataset
+from synthetic_faces.attributes import BEARD, IMPOSSIBLE, NAMES
+from synthetic_faces.dataset import (
     attributes_are_possible,
     draw_parameters,
     landmarks,
@@ -36,6 +35,11 @@ CELEBA_FREQUENCIES = (
     0.057, 0.48, 0.21, 0.32, 0.19, 0.05, 0.47, 0.12, 0.07, 0.77,
 )  # fmt: skip
 SIZE = 64
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_the_attributes_are_celebas_in_its_order():
+    assert NAMES == CELEBA_ATTRIBUTES
 
 
 def row(**values: int) -> np.ndarray:
@@ -78,7 +82,7 @@ def test_identities_differ_and_are_not_attributes():
 
 @pytest.mark.parametrize("name", CELEBA_ATTRIBUTES)
 def test_every_attribute_is_visible(name):
-    beard = {"Male": 1, "No_Beard": -1} if name in face_attributes.BEARD else {}
+    beard = {"Male": 1, "No_Beard": -1} if name in BEARD else {}
     colour = {"Brown_Hair": -1} if name.endswith("_Hair") or name == "Bald" else {}
     for identity in identities(6):
         touched = change(identity, name, **{**beard, **colour})
@@ -270,7 +274,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic_faces, "render", stop)
+    monkeypatch.setattr(synthetic_dataset, "render", stop)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path / "faces", 3, 32, 0, num_workers=1)
     assert not any(tmp_path.iterdir())
@@ -282,12 +286,39 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
      ["--num_images", "many"], ["--colour"]],
 )  # fmt: skip
 def test_wrong_flags_are_one_line_and_exit_code_2(tmp_path, flags):
-    script = Path(synthetic_faces.__file__)
-    command = [sys.executable, str(script), "--out", str(tmp_path / "faces"), *flags]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_module("--out", str(tmp_path / "faces"), *flags)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("synthetic_faces.py: ")
+    assert result.stderr.strip().splitlines()[-1].startswith("synthetic_faces: error: ")
     assert not any(tmp_path.iterdir())
+
+
+def run_module(*flags: str) -> subprocess.CompletedProcess:
+    """What ``python -m synthetic_faces`` says to these flags."""
+    command = [sys.executable, "-m", "synthetic_faces", *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+
+
+def test_the_module_writes_what_its_flags_say(tmp_path):
+    expected = write_dataset(tmp_path / "one", 3, 32, 5, balanced=True, num_workers=1)
+    flags = [
+        "--num_images",
+        "3",
+        "--image_size",
+        "32",
+        "--seed",
+        "5",
+        "--balanced",
+        "--num_workers",
+        "1",
+    ]
+    result = run_module("--out", str(tmp_path / "two"), *flags)
+    assert result.returncode == 0, result.stderr
+    assert read_folder(tmp_path / "two") == read_folder(expected)
+
+
+def test_drawing_needs_no_torch():
+    program = "import sys, synthetic_faces.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
 
 
 def test_workers_end_though_the_parent_only_notes_sigterm():

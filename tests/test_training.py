@@ -20,8 +20,11 @@ import checkpoint
 import cli
 import train
 from checkpoint import load_checkpoint
-from monitoring import validate
-from training import MAX_SKIPPED, BatchOrder, TrainingRun, learning_rate, seed_everything
+from config import LossConfig, TrainConfig
+from train import training_step
+from training.batches import BatchOrder, seed_everything
+from training.monitoring import validate
+from training.run import MAX_SKIPPED, TrainingRun, learning_rate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -33,9 +36,10 @@ def run_training(flags, folder, *more):
 
 
 def make_run(flags, *more) -> TrainingRun:
-    args = train.parse_args([*flags, *more])
-    accelerator = train.make_accelerator(args)
-    return TrainingRun(args, accelerator, *train.load_datasets(args, accelerator))
+    config = train.parse_args([*flags, *more])
+    accelerator = train.make_accelerator(config)
+    config, train_set, val_set = train.load_datasets(config, accelerator)
+    return TrainingRun(config, accelerator, train_set, val_set)
 
 
 def same(first, second) -> bool:
@@ -54,13 +58,13 @@ def same(first, second) -> bool:
     [
         [],
         ["--grad_accum", "2", "--num_workers", "2", "--dropout", "0.1"],
-        ["--stage", "classifier", "--num_workers", "2"],
+        ["--stage", "guide", "--num_workers", "2"],
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(flags, tmp_path, stop_after_three, more):
     """Stopped in the middle of an epoch, and resumed: every weight, average, moment and best loss is
     bit for bit what it would have been."""
-    prefix = "classifier_" if "classifier" in more else ""
+    prefix = "guide_" if "guide" in more else ""
     more = [*more, "--epochs", "2"]
     run_training(flags, tmp_path / "whole", *more)
     with stop_after_three():
@@ -114,14 +118,14 @@ def test_non_finite_gradients_skip_the_step_and_too_many_stop(flags, monkeypatch
     weights = {name: value.clone() for name, value in run.raw_model.state_dict().items()}
     true_target = run.raw_model.schedule.target
     monkeypatch.setattr(run.raw_model.schedule, "target", lambda *a: true_target(*a) * float("nan"))
-    run.update(batches)
+    training_step(run, batches)
     assert run.skipped == 1
     assert same(weights, run.raw_model.state_dict()) and same(weights, run.ema.model.state_dict())
     with pytest.raises(ValueError, match=f"not finite {MAX_SKIPPED} steps in a row"):
         for _ in range(MAX_SKIPPED):
-            run.update(batches)
+            training_step(run, batches)
     monkeypatch.undo()
-    run.update(batches)
+    training_step(run, batches)
     assert run.skipped == 0
     assert not same(weights, run.raw_model.state_dict())
 
@@ -171,9 +175,9 @@ def test_pictures_that_vanish_in_a_run_are_in_the_cache(faces, flags, tmp_path):
     shutil.copytree(faces, root)
     run = make_run(flags, "--data_root", str(root), "--cache_dir", str(tmp_path / "cache"))
     batches = run.batches()
-    run.update(batches)
+    training_step(run, batches)
     shutil.rmtree(root)
-    run.update(batches)
+    training_step(run, batches)
     assert run.step == 2
 
 
@@ -184,7 +188,7 @@ def test_an_error_ends_the_data_workers(flags, tmp_path, monkeypatch):
         next(batches)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(TrainingRun, "update", fail)
+    monkeypatch.setattr(train, "training_step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         run_training(flags, tmp_path, "--num_workers", "2")
     assert not multiprocessing.active_children()
@@ -194,7 +198,7 @@ def test_a_full_gpu_is_one_line_with_the_flags_that_help(flags, tmp_path, monkey
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
 
-    monkeypatch.setattr(TrainingRun, "update", full)
+    monkeypatch.setattr(train, "training_step", full)
     said = one_line(capsys, lambda: run_training(flags, tmp_path))
     assert "CUDA out of memory: lower --batch_size" in said and "--gradient_checkpointing" in said
 
@@ -223,7 +227,7 @@ def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path):
     environment = json.loads((folder / "environment.json").read_text())
     assert environment[0]["images_per_step"] == 4 and "git_revision" in environment[0]
     again = train.parse_args(["--config", str(folder / "config.yaml")])
-    assert again.max_steps == 20 and again.channels == [16, 32]
+    assert again.max_steps == 20 and again.model.channels == (16, 32)
 
 
 def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path):
@@ -270,14 +274,12 @@ def test_validation_repeats_and_leaves_training_alone(flags):
 
 
 def test_flags_default_to_the_configuration_s_defaults():
-    from model_config import LossConfig
-
-    args = train.parse_args([])
-    assert args.channels == (64, 128, 256, 512)
-    assert (args.latent_dim, args.batch_size, args.lr, args.epochs) == (512, 16, 2e-4, 100)
-    assert args.cfg_dropout == LossConfig.cfg_dropout == 0.1
-    assert args.ae_weight == LossConfig.ae_weight == 0.1
-    assert (args.save_interval, args.sample_interval) == (10, 5)
+    config = train.parse_args([])
+    assert config == TrainConfig() and config.loss == LossConfig()
+    assert config.model.channels == (64, 128, 256, 512) and config.model.latent_dim == 512
+    assert (config.batch_size, config.lr, config.epochs) == (16, 2e-4, 100)
+    assert config.loss.cfg_dropout == 0.1 and config.loss.ae_weight == 0.1
+    assert (config.save_interval, config.sample_interval) == (10, 5)
 
 
 def test_every_epoch_shows_every_image_once_over_all_processes():

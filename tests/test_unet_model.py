@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import unet_model
-from unet_model import Attention, AttributeMaps, ConditionalUNet, attend, sinusoidal_embedding
+import layers
+from layers import Attention, attend, sinusoidal_embedding
+from unet_model import AttributeMaps, ConditionalUNet
 
 
 def make_unet(**changes) -> ConditionalUNet:
@@ -94,7 +95,7 @@ def test_attention_written_out_is_the_fused_one(monkeypatch, dtype):
     shapes = ((2, 3, 20, 8), (2, 3, 7, 8), (2, 3, 7, 8))
     found = []
     for most in (0, 10**9):
-        monkeypatch.setattr(unet_model, "WRITTEN_OUT", most)
+        monkeypatch.setattr(layers, "WRITTEN_OUT", most)
         inputs = [torch.randn(s, generator=generator.manual_seed(1)).to(dtype) for s in shapes]
         inputs = [each.requires_grad_() for each in inputs]
         out = attend(*inputs)

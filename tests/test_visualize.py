@@ -24,7 +24,8 @@ WANTED = {
 
 
 def test_all_figures_are_drawn(checkpoint, faces, tmp_path):
-    flags = ["all", "--checkpoint", str(checkpoint), "--data_root", str(faces), "--out", str(tmp_path)]
+    flags = ["all", "--checkpoint", str(checkpoint), "--data_root", str(faces), "--output_dir"]
+    flags += [str(tmp_path)]
     flags += ["--log_dir", str(checkpoint.parents[1] / "logs"), "--attributes", "Smiling"]
     flags += ["--num_samples", "2", "--num_inference_steps", "3", "--device", "cpu"]
     flags += ["--cache_dir", str(tmp_path / "cache")]

@@ -1,0 +1,1 @@
+"""The guide, which steers sampling, and the judge, which measures and never steers."""

@@ -1,0 +1,164 @@
+"""The guide: an attribute classifier that knows noise, and steers sampling by what it sees in x_t."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from autoencoder_model import build_first_stage, specified_bce
+from checkpoint import load
+from config import LossConfig, ModelConfig
+from layers import Block, Norm, ResidualBlock, TimeEmbedding, attend, way_down
+from noise_schedule import NoiseSchedule
+
+
+class AttributeClassifier(nn.Module):
+    """Logits of each attribute's presence in x_t: a UNet's way down (Dhariwal & Nichol 2021,
+    arXiv:2105.05233, section 4), then attention pooling in which every attribute has a query of its own
+    over the coarsest positions.
+
+    Args:
+        side: of x_t, divisible by patch_size * 2 ** (levels - 1).
+        image_channels: channels of x_t, 3 for pixels.
+        channels, blocks_per_level, num_heads, patch_size, dropout: as of ``ConditionalUNet``; the
+            coarsest level attends to itself.
+        num_attributes: A.
+
+    Raises:
+        ValueError: where the side does not divide.
+    """
+
+    def __init__(
+        self,
+        side: int,
+        image_channels: int = 3,
+        channels: Sequence[int] = (64, 128, 256),
+        num_attributes: int = 40,
+        blocks_per_level: int = 1,
+        num_heads: int = 4,
+        patch_size: int = 1,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        stride = patch_size * 2 ** (len(channels) - 1)
+        if side % stride:
+            raise ValueError(f"the classifier's side {side} is not divisible by {stride}")
+        if channels[-1] % num_heads:
+            raise ValueError(f"{channels[-1]} channels do not divide into {num_heads} heads")
+        embedding_dim, width = 4 * max(channels[0], 128), channels[-1]
+        self.patch_size, self.num_heads = patch_size, num_heads
+        self.time = TimeEmbedding(embedding_dim)
+        self.stem = nn.Conv2d(image_channels * patch_size**2, channels[0], 3, padding=1)
+
+        def block(c_in: int, c_out: int, level: int) -> Block:
+            residual = ResidualBlock(c_in, c_out, embedding_dim, dropout)
+            coarsest = level == len(channels) - 1
+            return Block(residual, num_heads, self_attention=coarsest, context_dim=None)
+
+        self.down, self.downsample = way_down(channels, blocks_per_level, block)
+        self.norm = Norm(width)
+        self.where = nn.Parameter(0.02 * torch.randn((side // stride) ** 2, width))
+        self.query = nn.Parameter(torch.randn(num_attributes, width))
+        self.key_value = nn.Linear(width, 2 * width)
+        self.weight = nn.Parameter(torch.zeros(num_attributes, width))
+        self.bias = nn.Parameter(torch.zeros(num_attributes))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x_t (B, C, side, side) and timesteps (B,) -> logits float32 (B, A)."""
+        embedding = F.silu(self.time(t))
+        h = F.pixel_unshuffle(x, self.patch_size)  # (B, C p p, H / p, W / p)
+        h = self.stem(h.contiguous(memory_format=torch.channels_last))
+        for level, blocks in enumerate(self.down):
+            if level:
+                h = self.downsample[level - 1](h)
+            for block in blocks:
+                h = block(h, embedding, None)
+        tokens = rearrange(self.norm(h), "b c h w -> b (h w) c") + self.where
+        key, value = rearrange(
+            self.key_value(tokens), "b n (two k d) -> two b k n d", two=2, k=self.num_heads
+        )
+        query = rearrange(self.query, "a (k d) -> k a d", k=self.num_heads).to(key.dtype)
+        seen = attend(query.expand(len(x), -1, -1, -1), key, value)  # (B, heads, A, C / heads)
+        seen = rearrange(seen, "b k a d -> b a (k d)").float()
+        return (seen * self.weight).sum(2) + self.bias
+
+
+class GuidanceClassifier(nn.Module):
+    """An ``AttributeClassifier`` with the first stage and the noise schedule under which it is trained.
+    ``forward`` is its loss, in the form of ``ConditionalDiffusion.forward``.
+
+    Its ``prior`` (A,) holds the log odds of each attribute in the training set. The bias starts there,
+    and balanced accuracy takes it as threshold. So probabilities stay calibrated, as guidance needs.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
+        self.first_stage = build_first_stage(config.first_stage, config.first_stage_config)
+        self.network = AttributeClassifier(
+            config.image_size // self.first_stage.factor,
+            self.first_stage.channels,
+            config.channels,
+            len(config.attribute_names),
+            config.blocks_per_level,
+            config.num_heads,
+            config.patch_size,
+            config.dropout,
+        )
+        self.register_buffer("prior", torch.zeros(len(config.attribute_names)))
+
+    @torch.no_grad()
+    def set_prior(self, attributes: Tensor) -> None:
+        """Take the prior from the rows (N, A) of a training set."""
+        specified = (attributes != 0).sum(0).clamp(min=1)
+        share = (attributes > 0).sum(0) / specified
+        share = share.clamp(1 / len(attributes), 1 - 1 / len(attributes))
+        self.prior.copy_(torch.logit(share))
+        self.network.bias.copy_(self.prior)
+
+    def forward(
+        self,
+        images: Tensor,
+        attributes: Tensor,
+        loss: LossConfig,
+        t: Tensor | None = None,
+        eps: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Binary cross-entropy of the logits at x_t over the attributes that are specified, averaged.
+
+        Args, result: as ``ConditionalDiffusion.forward``; ``loss`` is not used.
+        """
+        x0 = self.first_stage.encode(images, sample=True)
+        x_t, t, _ = self.schedule.draw_noisy(x0, t, eps)
+        bce, specified = specified_bce(self.network(x_t, t), attributes)
+        per_sample = bce.sum(1) / specified.sum(1).clamp(min=1)
+        terms = {"attributes": per_sample.mean()}
+        return terms | {"total": terms["attributes"]}, per_sample.detach(), t
+
+    def log_prob(self, x_t: Tensor, t: int, attributes: Tensor) -> Tensor:
+        """log p(y | x_t) (B,): the sum over attributes of |a| log p(attribute as the sign of a says); a
+        row (B, A) of zeros asks for nothing and gives 0."""
+        logits = self.network(x_t, torch.full((len(x_t),), t, device=x_t.device))
+        return (attributes.abs() * F.logsigmoid(attributes.sign() * logits)).sum(1)
+
+    @torch.no_grad()
+    def predict_attributes(self, images: Tensor) -> Tensor:
+        """What is seen in clean images uint8 (B, S, S, 3): (B, A) in [-1, 1], the expectation 2 p - 1 of
+        an attribute present with probability p."""
+        x0 = self.first_stage.encode(images.to(self.prior.device))
+        return torch.tanh(self.network(x0, torch.zeros(len(x0), device=x0.device)) / 2)
+
+
+def load_guide(path: str | Path, device: str | torch.device = "cpu") -> GuidanceClassifier:
+    """The guide in a checkpoint of ``train.py --stage guide``, frozen.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``checkpoint.load``.
+    """
+    return load(GuidanceClassifier, "guide", path, device).requires_grad_(False)

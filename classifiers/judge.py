@@ -1,0 +1,165 @@
+"""The judge: an attribute classifier that measures and never steers. Its training and its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from tqdm import tqdm
+
+from celeba_dataset import random_flip
+from checkpoint import file_hash, load_checkpoint, load_weights, refusing
+
+FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
+
+
+class Judge(nn.Module):
+    """A ResNet-18 (He et al. 2015, arXiv:1512.03385) that reads attributes from clean images, through
+    128 features on the way. It judges and never guides: it shares no weights with the models it judges.
+    """
+
+    def __init__(self, num_attributes: int, num_features: int = 128):
+        super().__init__()
+        self.backbone = resnet18(num_classes=num_features)
+        # Features of mean 0 and variance 1 over the training images, so that distances have a scale.
+        self.standardise = nn.BatchNorm1d(num_features, affine=False)
+        self.backbone.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)  # for small images
+        self.head = nn.Linear(num_features, num_attributes)
+
+    def input(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> what the network takes: float (B, 3, 64, 64) in [-1, 1]."""
+        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if x.shape[2:] != (FEATURE_SIDE, FEATURE_SIDE):
+            x = F.interpolate(x, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, D)."""
+        return self.standardise(self.backbone(self.input(images)).float())
+
+    @torch.no_grad()
+    def read_features(self, images: Tensor) -> Tensor:
+        """``features`` of images on any device, on the CPU and without a gradient."""
+        return self.features(images.to(self.head.weight.device)).cpu()
+
+    @torch.no_grad()
+    def read_logits(self, features: Tensor) -> Tensor:
+        """Logits (N, A) of features (N, D), on the CPU and without a gradient."""
+        return self.head(F.relu(features.to(self.head.weight.device))).float().cpu()
+
+    def stages(self) -> list[nn.Module]:
+        """The network as four stages in a row, for ``perceptual_distance``."""
+        net = self.backbone
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
+        return [stem, net.layer2, net.layer3, net.layer4]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> logits (B, A), positive where the attribute is seen."""
+        return self.head(F.relu(self.features(images))).float()
+
+
+def fit_classifier(
+    model: nn.Module,
+    batch_of: Callable[[Tensor], Tensor],
+    attributes: Tensor,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    generator: torch.Generator,
+    label: str,
+) -> nn.Module:
+    """Train ``model`` with balanced binary cross-entropy: both classes of an attribute weigh the same,
+    so that logit 0 is the threshold of balanced accuracy.
+
+    Args: batch_of: images of these row numbers, augmented, on the model's device; attributes (N, A).
+    """
+    device = next(model.parameters()).device
+    total, batch_size = len(attributes), min(batch_size, len(attributes))
+    steps = epochs * (total // batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.2)
+    targets = (attributes + 1) / 2
+    specified = (attributes != 0).float()
+    share = (targets * specified).sum(0) / specified.sum(0).clamp(min=1)
+    share = share.clamp(1 / total, 1 - 1 / total)
+    weights = 0.5 * specified * (targets / share + (1 - targets) / (1 - share))
+    bar = tqdm(total=steps, desc=label, unit="step")
+    for _ in range(epochs):
+        order = torch.randperm(total, generator=generator)
+        for rows in order[: total // batch_size * batch_size].split(batch_size):
+            images = batch_of(rows)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model(images)
+            loss = F.binary_cross_entropy_with_logits(
+                logits.float(), targets[rows].to(device), weights[rows].to(device)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    bar.close()
+    return model.eval()
+
+
+def train_judge(train_set, epochs: int, seed: int = 0, device="cpu") -> Judge:
+    """A judge trained on a dataset's images, shifted by up to 3 pixels and mirrored where it flips."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = Judge(len(train_set.attribute_names))
+    model.to(device, memory_format=torch.channels_last)
+
+    def batch_of(rows: Tensor) -> Tensor:
+        images = torch.from_numpy(train_set.images[rows.numpy()])
+        shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
+        images = torch.roll(images, shift, dims=(1, 2))
+        return (random_flip(images, generator) if train_set.flips else images).to(device)
+
+    return fit_classifier(
+        model,
+        batch_of,
+        train_set.attributes,
+        epochs,
+        batch_size=64,
+        lr=2e-3,
+        weight_decay=0.05,
+        generator=generator,
+        label="training the judge",
+    )
+
+
+def load_judge(
+    path: str | Path, attribute_names: Sequence[str], crop: int, device: str = "cpu"
+) -> tuple[Judge, dict]:
+    """The judge in a file, and what reports say of it: its hash and its balanced accuracy on the test
+    split.
+
+    Raises:
+        FileNotFoundError, ValueError: where there is none, or one for other attributes.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no judge at {path}: make one with evaluate.py --train_judge")
+    state = load_checkpoint(path)
+    if "judge" not in state:
+        raise ValueError(f"{path} holds no judge: make one with evaluate.py --train_judge")
+    with refusing(path, "judge"):
+        if state["attribute_names"] != list(attribute_names):
+            raise ValueError(
+                f"{path} reads {len(state['attribute_names'])} attributes, the checkpoint has other "
+                f"{len(attribute_names)}: train a judge on the checkpoint's data"
+            )
+        if state["crop"] != crop:
+            raise ValueError(
+                f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
+                f"cropped to {crop}: train a judge on the checkpoint's data"
+            )
+        model = Judge(len(attribute_names)).to(device, memory_format=torch.channels_last)
+        load_weights(model, state["judge"], path)
+        accuracy = torch.tensor(state["balanced_accuracy"]).nanmean()
+    return model.eval(), {"hash": file_hash(path), "test_balanced_accuracy": float(accuracy)}

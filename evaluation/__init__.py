@@ -1,0 +1,1 @@
+"""Metrics and feature spaces, the judging of samples and of edits, tables."""

@@ -1,0 +1,318 @@
+"""The figures of visualize.py: each is a function of ``Sources`` that writes files and returns them.
+
+``FIGURES``, at the end, is the only list of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+import cli
+from checkpoint import file_hash, load_model
+from config import CFG_SCALE, SamplingConfig, VisualizeConfig
+from diffusion_model import ConditionalDiffusion
+from evaluation.drawing import draw
+from evaluation.reading import in_batches
+from figures.grids import save_gif, save_grid
+from figures.plots import save_bars, save_curves, save_matrix, save_scatter
+from figures.unet_drawing import save_unet_drawing
+from image_data.cached import SPLITS, ImageDataset
+from image_data.datasets import attribute_rows, open_for
+from samplers import sample_generators
+
+SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
+FRAMES = 10  # of a strip
+
+
+class Sources:
+    """What figures are drawn from. The model and the data are loaded when a figure first asks for them.
+
+    Attributes:
+        config: the flags of visualize.py.
+        out: the folder that figures are written to.
+    """
+
+    def __init__(self, config: VisualizeConfig):
+        self.config, self.out = config, Path(config.output_dir)
+
+    @cached_property
+    def device(self) -> str:
+        return cli.choose_device(self.config.device)
+
+    @cached_property
+    def model(self) -> ConditionalDiffusion:
+        return load_model(str(self.config.checkpoint), self.device)
+
+    @cached_property
+    def origin(self) -> str:
+        """The checkpoint's name and hash, for titles."""
+        path = str(self.config.checkpoint)
+        return f"{Path(path).name} {file_hash(path)}"
+
+    @cached_property
+    def held_out(self) -> ImageDataset:
+        """The test split, as the model sees it."""
+        config = self.config
+        return open_for(
+            self.model.config, str(config.data_root), "test", config.cache_dir, kind=config.dataset
+        )
+
+    @cached_property
+    def shown(self) -> list[str]:
+        """The attributes to vary: --attributes, else those of SHOWN that the model has, else its first
+        ones."""
+        if self.config.attributes:
+            return list(self.config.attributes)
+        names = self.model.config.attribute_names
+        known = [name for name in SHOWN if name in names]
+        return known or list(names[: 10 if self.model.config.one_hot else 6])
+
+    @property
+    def autocast(self) -> torch.autocast:
+        return cli.autocast(self.config.mixed_precision, self.device)
+
+    @cached_property
+    def sampling(self) -> SamplingConfig:
+        """How faces are drawn: by the flags, as far as the model allows."""
+        sampling = self.config.sampling
+        scale = self.model.config.sampling_scale(sampling.cfg_scale, CFG_SCALE)
+        return replace(sampling, cfg_scale=scale)
+
+    def generators(self, number: int) -> list[torch.Generator]:
+        """A generator for each of so many images."""
+        return sample_generators(self.config.seed, range(number))
+
+    def without_and_with(self, name: str, number: int) -> tuple[Tensor, Tensor]:
+        """Two sets of rows (number, A): without an attribute and with it. Row i of both is alike in all
+        else. Where attributes are classes, the first set has the class before this one."""
+        without: dict[str, float] = {name: 0}
+        if self.model.config.one_hot:
+            names = self.model.config.attribute_names
+            without = {names[names.index(name) - 1]: 1}
+        ends = self.model.request_row(without), self.model.request_row({name: 1})
+        pairs = [self.model.complete_ends(*ends, each) for each in self.generators(number)]
+        return torch.cat([start for start, _ in pairs]), torch.cat([end for _, end in pairs])
+
+    @cached_property
+    def chain(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """The reverse chain, under a request for each attribute shown.
+
+        Returns:
+            x_t and x0_hat as pictures, uint8 (steps, requests, H, W, 3), and the timesteps. The x0_hat
+            of a step is the prediction that leads away from its x_t.
+        """
+        model = self.model
+        rows = torch.cat([model.request_row({name: 1}) for name in self.shown])
+        generators = self.generators(len(rows))
+        x_T = model.initial_noise(len(rows), generator=generators)
+        decode = model.first_stage.decode
+        noisy, clean, times = [decode(x_T)], [], [model.schedule.num_timesteps - 1]
+        with self.autocast:
+            steps = model.sample_steps(x_T, rows, self.sampling, generators, progress=True)
+            for _, t, x_t, x0_hat in steps:
+                noisy.append(decode(x_t))
+                clean.append(decode(x0_hat))
+                times.append(t)
+        clean = [clean[0], *clean]
+        return torch.stack(noisy).cpu().numpy(), torch.stack(clean).cpu().numpy(), times
+
+
+# -------------------------------------------------------------------- the figures
+
+
+def attributes(sources: Sources) -> list[Path]:
+    """How often each attribute is present in each split, and how attributes go together."""
+    config = sources.config
+    read = {split: attribute_rows(str(config.data_root), split, kind=config.dataset) for split in SPLITS}
+    rows, names = {split: found[0] for split, found in read.items()}, read["train"][1]
+    order = np.argsort(rows["train"].mean(0))
+    shares = {
+        f"{split}, {len(values)} images": (values[:, order] > 0).mean(0)
+        for split, values in rows.items()
+    }
+    names = [names[i] for i in order]
+    constant = rows["train"].std(0) == 0
+    with np.errstate(invalid="ignore"):
+        correlation = np.atleast_2d(np.corrcoef(rows["train"].T))
+    correlation[constant] = correlation[:, constant] = 0  # not defined for what never varies
+    correlation = correlation[np.ix_(order, order)]
+    root = Path(str(config.data_root)).name
+    balance, together = (sources.out / f"attribute_{what}.png" for what in ("balance", "correlation"))
+    return [
+        save_bars(balance, shares, names, "share present", f"{root}: balance"),
+        save_matrix(together, correlation, names, f"{root}: correlation, train split"),
+    ]
+
+
+def samples(sources: Sources) -> list[Path]:
+    """Held-out images with their labels. Then, for each attribute, faces with and without it, from the
+    same noise."""
+    model, held_out = sources.model, sources.held_out
+    number, names = sources.config.num_samples, model.config.attribute_names
+    images, rows = held_out.images[:number], held_out.attributes[:number]
+    number = len(images)  # the split may have fewer
+    labels = [", ".join(n for n, v in zip(names, row, strict=True) if v > 0) for row in rows]
+    real = save_grid(sources.out / "real.png", images, labels, 8, title="test images, labels present")
+    drawn, titles = [], []
+    for name in sources.shown:
+        without, having = sources.without_and_with(name, number)
+        for asked, label in ((having, name), (without, f"not {name}")):
+            if asked is without and model.config.one_hot:
+                continue  # each class has a row of its own
+            drawn.append(draw(model, asked, sources.sampling, sources.autocast, sources.config.seed))
+            titles += [label] * number
+    title = f"each from the same noise; {sources.origin}"
+    path = sources.out / "samples.png"
+    return [real, save_grid(path, torch.cat(drawn).numpy(), titles, number, title=title)]
+
+
+def reconstructions(sources: Sources) -> list[Path]:
+    """Held-out images, what the first stage keeps of them, and what the semantic latent keeps."""
+    model, stage = sources.model, sources.model.first_stage
+    images = torch.from_numpy(sources.held_out.images[: sources.config.num_samples].copy())
+    with sources.autocast, torch.no_grad():
+        parts = {"image": images, "semantic latent": model.reconstruct(images.to(sources.device))}
+        if model.config.first_stage != "pixels":
+            parts["first stage"] = stage.decode(stage.encode(images.to(sources.device)))
+    grid = torch.cat([part.cpu() for part in parts.values()]).numpy()
+    labels = [label for label in parts for _ in images]
+    title = f"reconstructions of test images; {sources.origin}"
+    path = sources.out / "reconstructions.png"
+    return [save_grid(path, grid, labels, len(images), title=title)]
+
+
+def latent_space(sources: Sources) -> list[Path]:
+    """PCA and t-SNE of the semantic latents of held-out images, coloured by each attribute."""
+    seed, names = sources.config.seed, sources.model.config.attribute_names
+    images = sources.held_out.images[: sources.config.num_points]
+    with sources.autocast:
+        latents = torch.cat(in_batches(sources.model.encode_latent, images, 100, "latents"))
+    latents = latents.float().cpu()
+    pca = PCA(2, random_state=seed)
+    flat = pca.fit_transform(latents.numpy())
+    share = pca.explained_variance_ratio_
+    axes = [f"component {i + 1} ({100 * part:.0f} %)" for i, part in enumerate(share)]
+    perplexity = min(30, (len(latents) - 1) / 3)  # scikit-learn's default, if there are enough images
+    tsne = TSNE(2, perplexity=perplexity, random_state=seed, init="pca")
+    points = {("PCA", *axes): flat, ("t-SNE", "", ""): tsne.fit_transform(latents.numpy())}
+    files = []
+    for name in sources.shown:
+        has = sources.held_out.attributes[: len(images), names.index(name)].numpy() > 0
+        title = f"semantic latents of {len(images)} test images by {name}; {sources.origin}"
+        files.append(save_scatter(sources.out / f"latent_space_{name}.png", points, has, name, title))
+    return files
+
+
+def denoising(sources: Sources) -> list[Path]:
+    """Strips of x_t and of x0_hat along the reverse chain, two rows for each request."""
+    noisy, clean, times = sources.chain
+    shown = np.linspace(0, len(times) - 1, min(FRAMES, len(times))).round().astype(int)
+    images, labels = [], []
+    for i, name in enumerate(sources.shown):
+        for row, what in ((noisy, "x_t"), (clean, "x0_hat")):
+            images += [row[step, i] for step in shown]
+            labels += [f"{what}, t = {times[step]}" if step else f"{what}, {name}" for step in shown]
+    title = f"reverse chain, {sources.sampling.sampler}; {sources.origin}"
+    path = sources.out / "denoising.png"
+    return [save_grid(path, np.stack(images), labels, len(shown), title=title)]
+
+
+def animation(sources: Sources) -> list[Path]:
+    """The reverse chain as a film: x_t above, x0_hat below, a column for each request."""
+    noisy, clean, _ = sources.chain
+    frames = [
+        np.concatenate([np.concatenate([*upper], axis=1), np.concatenate([*lower], axis=1)])
+        for upper, lower in zip(noisy, clean, strict=True)
+    ]
+    scale = max(1, round(128 / noisy.shape[2]))
+    return [save_gif(sources.out / "animation.gif", np.stack(frames), scale=scale, back=False)]
+
+
+def interpolation(sources: Sources) -> list[Path]:
+    """For each attribute a strip from faces without it to faces with it, all from one noise."""
+    strips, labels = [], []
+    for name in sources.shown:
+        with sources.autocast:
+            strip = sources.model.interpolate_between_attributes(
+                *sources.without_and_with(name, 1),
+                FRAMES,
+                sources.sampling,
+                sources.generators(1)[0],
+                progress=True,
+            )
+        strips.append(strip.cpu())
+        labels += [f"{name} {i / (FRAMES - 1):.2f}" for i in range(FRAMES)]
+    title = f"attributes from absent to present; {sources.origin}"
+    path = sources.out / "interpolation.png"
+    return [save_grid(path, torch.cat(strips).numpy(), labels, FRAMES, title=title)]
+
+
+def curves(sources: Sources) -> list[Path]:
+    """Losses, loss by timestep, and speed of a training run: of the last one in the folder.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run.
+    """
+    folder = Path(str(sources.config.log_dir))
+    found = [folder / "metrics.jsonl", *sorted(folder.glob("*/metrics.jsonl"))]
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise FileNotFoundError(f"no metrics.jsonl in {folder}: give the --log_dir of a training run")
+    title = "/".join(found[-1].resolve().parts[-3:-1])
+    groups: dict[str, dict[str, list]] = {}  # group -> name -> points (step, value)
+    for line in found[-1].read_text().splitlines():
+        values = json.loads(line)
+        for tag in values.keys() - {"step", "seconds"}:
+            group, _, name = tag.partition("/")
+            if values[tag] is not None:  # None was not finite
+                point = values["step"], values[tag]
+                groups.setdefault(group, {}).setdefault(name, []).append(point)
+    return [
+        save_curves(sources.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], title)
+        for group, named in groups.items()
+    ]
+
+
+def architecture(sources: Sources) -> list[Path]:
+    """The UNet as it is built: every block with its shape, parameters and attention."""
+    model = sources.model
+    side = model.config.image_size // model.first_stage.factor
+    return save_unet_drawing(sources.out / "architecture", model.unet, side, sources.origin)
+
+
+# -------------------------------------------------------------------- their list
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: the function that draws it, and the flags that it cannot do without."""
+
+    draw: Callable[[Sources], list[Path]]
+    needs: tuple[str, ...]
+
+    def lacks(self, config: VisualizeConfig) -> list[str]:
+        """The needed flags that were not given."""
+        return [flag for flag in self.needs if getattr(config, flag) is None]
+
+
+FIGURES: dict[str, Figure] = {
+    "attributes": Figure(attributes, ("data_root",)),
+    "samples": Figure(samples, ("checkpoint", "data_root")),
+    "reconstructions": Figure(reconstructions, ("checkpoint", "data_root")),
+    "latent-space": Figure(latent_space, ("checkpoint", "data_root")),
+    "denoising": Figure(denoising, ("checkpoint",)),
+    "animation": Figure(animation, ("checkpoint",)),
+    "interpolation": Figure(interpolation, ("checkpoint",)),
+    "curves": Figure(curves, ("log_dir",)),
+    "architecture": Figure(architecture, ("checkpoint",)),
+}

@@ -1,0 +1,136 @@
+"""Images as picture files: single images, labelled grids, GIFs and heat maps.
+
+Images are numpy arrays, uint8 (N, H, W, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER, GAP = (30, 30, 30), (255, 255, 255), 6
+LINE = 15  # height of a line of a caption, in pixels
+
+
+def save_image(image: np.ndarray, path: str | Path) -> Path:
+    """Write one image (H, W, 3) as it is."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def _scaled(image: np.ndarray, scale: int) -> Image.Image:
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The lines of ``text``, broken at spaces. A line is at most ``width`` pixels wide, unless one word
+    is wider."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def labelled_grid(
+    images: np.ndarray,
+    labels: Sequence[str],
+    columns: int,
+    title: str = "",
+    scale: int | None = None,
+) -> Image.Image:
+    """A grid with a caption under every image and a title above.
+
+    Args:
+        images: uint8 (N, H, W, 3), row by row.
+        labels: N captions, wrapped to the image's width. A row of empty captions takes no room for
+            them.
+        columns: images in a row.
+        title: text above the grid, wrapped to its width.
+        scale: whole factor by which images are enlarged. By default they become about 128 pixels wide.
+
+    Raises:
+        ValueError: unless there is one label for every image.
+    """
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images but {len(labels)} labels")
+    scale = scale or max(1, round(128 / images.shape[2]))
+    height, width = images.shape[1] * scale, images.shape[2] * scale
+    font, title_font = ImageFont.load_default(12), ImageFont.load_default(16)
+    captions = [_wrapped(label, font, width) for label in labels]
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    lines = []  # of the longest caption in each row
+    for row in range(rows):
+        in_row = captions[row * columns : (row + 1) * columns]
+        lines.append(max(len(caption) if caption != [""] else 0 for caption in in_row))
+    titles = _wrapped(title, title_font, columns * (width + GAP)) if title else []
+    top = GAP + 20 * len(titles)
+    page_height = top + sum(height + GAP + LINE * n for n in lines) + GAP
+    page = Image.new("RGB", (GAP + columns * (width + GAP), page_height), PAPER)
+    draw = ImageDraw.Draw(page)
+    for i, text in enumerate(titles):
+        draw.text((GAP, 3 + 20 * i), text, INK, title_font)
+    y = top
+    for row in range(rows):
+        for column, index in enumerate(range(row * columns, min((row + 1) * columns, len(images)))):
+            x = GAP + column * (width + GAP)
+            page.paste(_scaled(images[index], scale), (x, y))
+            for i, text in enumerate(captions[index]):
+                draw.text((x + width / 2, y + height + 1 + LINE * i), text, INK, font, anchor="ma")
+        y += height + GAP + LINE * lines[row]
+    return page
+
+
+def save_grid(path: str | Path, images: np.ndarray, labels: Sequence[str], columns: int, **look) -> Path:
+    """Write ``labelled_grid`` to a file. ``look`` is its title and scale."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labelled_grid(images, labels, columns, **look).save(path)
+    return path
+
+
+def save_gif(
+    path: str | Path,
+    images: np.ndarray,
+    milliseconds: int = 120,
+    scale: int | None = None,
+    back: bool = True,
+) -> Path:
+    """Write images (N, H, W, 3) as an animation without end.
+
+    Args:
+        milliseconds: time that each image is shown.
+        scale: whole factor by which images are enlarged. By default they become about 128 pixels wide.
+        back: play backward after playing forward. Without it, the last image is shown ten times as long.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scale = scale or max(1, round(128 / images.shape[2]))
+    frames = [_scaled(image, scale) for image in images]
+    if back:
+        frames += frames[-2:0:-1]
+    durations = [milliseconds] * len(frames)
+    if not back:
+        durations[-1] *= 10
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return path
+
+
+def heat_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two images uint8 (H, W, 3) differ, as an image: the mean absolute difference of the
+    channels. It is dark where they agree, and brightest where they differ most."""
+    from matplotlib import colormaps  # slow to import, and nothing else here needs it
+
+    change = np.abs(a.astype(float) - b.astype(float)).mean(2)
+    colours = colormaps["inferno"](change / max(change.max(), 1))
+    return (255 * colours[..., :3]).round().astype(np.uint8)

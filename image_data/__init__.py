@@ -1,0 +1,1 @@
+"""Picture files, datasets of labelled pictures, encoded latents, photographs."""

@@ -1,0 +1,268 @@
+"""What every dataset of pictures is: ``ImageDataset``, and its cache of decoded pictures on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from image_data.picture import check_geometry, decode_image
+
+SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}  # as list_eval_partition.txt numbers them
+DECODING = "bilinear-1"  # part of every cache's key: change it when `decode_image` changes its pixels
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError for a name that is not in SPLITS."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+
+
+def chosen_rows(number: int, data_fraction: float) -> np.ndarray:
+    """A fixed random part of ``number`` rows, in their order. A larger part holds every smaller one.
+
+    Raises:
+        ValueError: unless 0 < data_fraction <= 1.
+    """
+    if not 0.0 < data_fraction <= 1.0:
+        raise ValueError(f"data_fraction is {data_fraction}; it must be above 0 and at most 1")
+    order = np.random.default_rng(0).permutation(number)
+    return np.sort(order[: max(1, round(data_fraction * number))])
+
+
+# -------------------------------------------------------------------- datasets
+
+
+class ImageDataset:
+    """Pictures with attribute rows, for ``DataLoader(dataset, collate_fn=dataset.collate)``.
+
+    A batch is gathered in one indexing operation.
+
+    Attributes:
+        images: uint8 (N, H, W, 3).
+        attributes: float32 (N, A) in [-1, 1], 0 unspecified.
+        attribute_names: A names.
+        filenames: N names.
+        flips: whether a mirror image is as good as the image.
+        one_hot: whether every row has exactly one attribute, so that the attributes are classes.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        attributes: np.ndarray,
+        attribute_names: Sequence[str],
+        filenames: Sequence[str],
+        flips: bool = True,
+    ) -> None:
+        self.images, self.filenames = images, list(filenames)
+        self.attributes = torch.from_numpy(np.asarray(attributes, np.float32))  # (N, A)
+        self.attribute_names, self.flips = tuple(attribute_names), flips
+        one_each = ((self.attributes == 1).sum(1) == 1) & (self.attributes != 0).all(1)
+        self.one_hot = len(attribute_names) > 1 and bool(one_each.all())
+
+    def __len__(self) -> int:
+        return len(self.filenames)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """{"image": uint8 (H, W, 3), "attributes": float32 (A,)}."""
+        return {key: values[0] for key, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """The pictures and attributes of many indices, in their order. DataLoader calls this."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return {
+            "image": torch.from_numpy(self.images[indices]),  # (B, H, W, 3)
+            "attributes": self.attributes[torch.from_numpy(indices)],  # (B, A)
+        }
+
+    @staticmethod
+    def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as it is: ``__getitems__`` has gathered it."""
+        return batch
+
+
+@dataclass(frozen=True)
+class Source:
+    """The picture files of a split and their attributes.
+
+    root: the folder; pictures: N objects with .name, .path and .stat(), as os.DirEntry has;
+    attributes: (N, A).
+    """
+
+    root: Path
+    split: str
+    pictures: Sequence
+    attributes: np.ndarray
+    attribute_names: Sequence[str]
+
+
+class CachedDataset(ImageDataset):
+    """Picture files, decoded once into a memory-mapped file under ``cache_dir``.
+
+    The first process that needs the file makes it. When the source changes, it is made again.
+
+    Args:
+        source: the pictures and their attributes.
+        image_size: pixels of the square result.
+        crop: see `crop_box`.
+        data_fraction: in (0, 1], a fixed random part of the source.
+        cache_dir: the folder of the cache.
+        num_workers: decoding threads; None is one for each CPU core.
+
+    Attributes:
+        skipped: names of unreadable pictures, which are left out.
+        rows: which of the source's pictures are here.
+
+    Raises:
+        ValueError: one line, for a wrong argument or too many unreadable pictures.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        image_size: int,
+        crop: int,
+        data_fraction: float,
+        cache_dir: str | os.PathLike,
+        num_workers: int | None = None,
+    ) -> None:
+        check_geometry(image_size, crop)
+        chosen = chosen_rows(len(source.pictures), data_fraction)
+        pictures = [source.pictures[row] for row in chosen]
+        where = hashlib.sha256(str(source.root).encode()).hexdigest()[:12]
+        slot = f"{source.split}_{100 * data_fraction:g}pct_{image_size}px_crop{crop}_{where}"
+        key = fingerprint(pictures, image_size, crop)
+        self._cache = Path(cache_dir).expanduser().resolve() / f"{slot}-{key}.u8"
+        self.skipped = ensure_cache(self._cache, slot, pictures, image_size, crop, num_workers)
+        broken = set(self.skipped)
+        kept = [i for i, each in enumerate(pictures) if each.name not in broken]
+        self.rows = chosen[kept]
+        self._shape = (len(kept), image_size, image_size, 3)
+        images = np.memmap(self._cache, np.uint8, "r", shape=self._shape)
+        names = [pictures[i].name for i in kept]
+        super().__init__(images, source.attributes[self.rows], source.attribute_names, names)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "images"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)  # a worker maps the file itself, and is not sent the pixels
+        self.images = np.memmap(self._cache, np.uint8, "r", shape=self._shape)
+
+
+# -------------------------------------------------------------------- the cache
+
+
+def ensure_cache(
+    cache: Path, slot: str, pictures: Sequence, image_size: int, crop: int, workers: int | None
+) -> list[str]:
+    """Make the file ``cache``, with a record in a .json beside it, unless both are whole. Returns the
+    names of unreadable pictures, which are left out.
+
+    ``slot`` names split, size, crop and folder. Files of the slot with another key are out of date and
+    are removed. One process builds while the others wait. The system frees the lock of a process that is
+    killed, and the next process starts anew.
+
+    Raises:
+        ValueError: one line, where the cache cannot be written or too many pictures are unreadable.
+    """
+    record_file = cache.with_suffix(".json")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache.parent / f"{slot}.lock"):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # missing or cut short: build it
+                record = json.loads(record_file.read_text())
+                if cache.stat().st_size == record["count"] * image_size * image_size * 3:
+                    return record["skipped"]
+            for stale in cache.parent.glob(f"{slot}-*"):
+                with contextlib.suppress(PermissionError):  # Windows keeps a file that is in use
+                    stale.unlink()
+            skipped = _build_cache(cache, pictures, image_size, crop, workers)
+            record = {"count": len(pictures) - len(skipped), "skipped": skipped}
+            record_file.write_text(json.dumps(record, indent=1))
+            return skipped
+    except OSError as error:
+        raise ValueError(f"cannot write the picture cache: {error}; choose another cache_dir") from None
+
+
+def _build_cache(
+    cache: Path, pictures: Sequence, image_size: int, crop: int, workers: int | None
+) -> list[str]:
+    """Decode the pictures into ``cache``, uint8 (N, H, W, 3) end to end. Returns the unreadable ones'
+    names.
+
+    Threads suffice: Pillow decodes and resizes outside the interpreter's lock. They need no main guard
+    and end with their process. One window of pictures at a time bounds the memory.
+    """
+    workers = max(1, workers or os.cpu_count() or 1)
+    broken: dict[str, str] = {}
+    limit = max(10, len(pictures) // 100)
+    temporary = cache.with_suffix(".tmp")
+    try:
+        with (
+            open(temporary, "wb") as file,
+            tqdm(total=len(pictures), desc=f"decoding to {cache.parent}", unit="img") as bar,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            for start in range(0, len(pictures), 128 * workers):
+                window = pictures[start : start + 128 * workers]
+                chunks = [(window[i : i + 32], image_size, crop) for i in range(0, len(window), 32)]
+                decoded = itertools.chain.from_iterable(pool.map(_decode, chunks))
+                for entry, picture in zip(window, decoded, strict=True):
+                    if isinstance(picture, Exception):
+                        broken[entry.name] = str(picture)
+                    else:
+                        file.write(picture.tobytes())
+                    bar.update()
+                if len(broken) > limit or len(broken) == len(pictures):
+                    raise ValueError(
+                        f"{len(broken)} of {start + len(window)} pictures cannot be read, too many to "
+                        f"skip; fetch them again, first: {next(iter(broken.values()))}"
+                    )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, cache)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if broken:
+        print(f"skipped {len(broken)} unreadable pictures:", file=sys.stderr)
+        print(*list(broken.values())[:5], sep="\n", file=sys.stderr)
+    return list(broken)
+
+
+def _decode(work: tuple[Sequence, int, int]) -> list[np.ndarray | ValueError | FileNotFoundError]:
+    """Each picture of a chunk decoded, or the error that says why it cannot be."""
+    chunk, image_size, crop = work
+    results: list[np.ndarray | ValueError | FileNotFoundError] = []
+    for entry in chunk:
+        try:
+            results.append(decode_image(entry.path, image_size, crop))
+        except (ValueError, FileNotFoundError) as error:
+            results.append(error)
+    return results
+
+
+def fingerprint(pictures: Sequence, image_size: int, crop: int) -> str:
+    """A hash that changes with the choice of pictures and with their sizes and dates.
+
+    Attribute values are no part of it. They are read from their file each time and never cached.
+    """
+    digest = hashlib.sha256(f"{DECODING} {image_size} {crop}\n".encode())
+    for entry in pictures:
+        found = entry.stat()
+        digest.update(f"{entry.path} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,155 @@
+"""A photograph as a model's square, aligned or cropped, and an edit pasted back into the photograph."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from image_data.picture import check_geometry, crop_box, open_picture, to_square
+
+CELEBA_SIZE = (178, 218)
+# Left eye, right eye, nose, left and right mouth corner in an aligned CelebA picture: (x, y), the means
+# of CelebA's landmark file, rounded to pixels.
+CELEBA_LANDMARKS = np.array([(69, 111), (108, 111), (88, 136), (72, 152), (105, 152)]) + 0.5
+FURTHEST = 0.8  # most that a landmark may miss its place by, as a share of the eyes' distance
+SOFT_EDGE = 0.1  # width of the border in which a pasted edit fades in, as a share of the square's side
+
+
+def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The rotation, uniform scale and shift [s R | t] (2, 3) that takes source points nearest to target
+    points, in least squares (Umeyama 1991). Points are (N, 2); those of the source are not all the same.
+    """
+    a, b = (points - points.mean(0) for points in (source, target))
+    spread = (a**2).sum()
+    turn = np.array([(a * b).sum(), a[:, 0] @ b[:, 1] - a[:, 1] @ b[:, 0]]) / spread
+    linear = np.array([[turn[0], -turn[1]], [turn[1], turn[0]]])
+    return np.column_stack([linear, target.mean(0) - linear @ source.mean(0)])
+
+
+class Photograph:
+    """A picture file and the square of it that a model sees.
+
+    Args:
+        path: the picture. It is read upright by its EXIF orientation, as RGB over white.
+        image_size, crop: of the model.
+        landmarks: (x, y) of left eye, right eye, nose, left and right mouth corner, in pixels of the
+            upright picture. The face is turned and scaled to where CelebA's faces are. Without landmarks
+            the square is the crop that a dataset makes.
+
+    Attributes:
+        picture: the whole picture, a PIL Image.
+        square: uint8 (image_size, image_size, 3).
+        matrix: (2, 3), from the square's coordinates to the picture's.
+
+    Raises:
+        FileNotFoundError, ValueError: for a file that is no whole picture, or landmarks that do not fit.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        image_size: int,
+        crop: int,
+        landmarks: Sequence[float] | None = None,
+    ):
+        check_geometry(image_size, crop)
+        self.picture, self.image_size = open_picture(path), image_size
+        if landmarks is None:
+            width, height = self.picture.size
+            left, top, right, _ = crop_box(width, height, crop)
+            self.matrix = np.array([[1, 0, left], [0, 1, top]], float)
+            self.matrix[:, :2] *= (right - left) / image_size
+            self.square = to_square(self.picture, image_size, crop)
+            return
+        points = np.array(landmarks, float).reshape(-1, 2)
+        if len(points) != len(CELEBA_LANDMARKS):
+            raise ValueError(f"landmarks are {len(CELEBA_LANDMARKS)} points (x, y), got {len(points)}")
+        width, height = self.picture.size
+        if not ((points >= 0) & (points <= (width, height))).all():
+            raise ValueError(f"landmarks {points.tolist()} do not lie in the {width}x{height} picture")
+        left, top, right, _ = crop_box(*CELEBA_SIZE, crop)
+        in_square = (CELEBA_LANDMARKS - (left, top)) * image_size / (right - left)
+        if np.ptp(points, 0).max() < 1:
+            raise ValueError(f"landmarks must be different points, got {points.tolist()}")
+        there = similarity(points + 0.5, in_square)
+        miss = np.linalg.norm((points + 0.5) @ there[:, :2].T + there[:, 2] - in_square, axis=1)
+        between_eyes = np.linalg.norm(in_square[1] - in_square[0])
+        if miss.max() > FURTHEST * between_eyes:
+            raise ValueError(
+                f"landmarks {points.tolist()} do not form a face: give left eye, right eye, nose, left "
+                "and right mouth corner, left and right as seen in the picture"
+            )
+        back = np.linalg.inv(there[:, :2])
+        self.matrix = np.column_stack([back, -back @ there[:, 2]])
+        self.square = self._warped()
+
+    def _warped(self) -> np.ndarray:
+        """The square, read from the picture through the matrix. It is sampled as finely as the picture,
+        then averaged. Outside the picture its edge pixels are repeated."""
+        size = self.image_size
+        times = max(1, math.ceil(np.linalg.norm(self.matrix[:, 0])))
+        corners = self._corners()
+        beyond = np.ceil(np.maximum(-corners.min(0), corners.max(0) - self.picture.size)).max()
+        beyond = int(max(0, beyond)) + 1
+        pixels = np.pad(np.asarray(self.picture), ((beyond, beyond), (beyond, beyond), (0, 0)), "edge")
+        matrix = self.matrix.copy()
+        matrix[:, :2] /= times
+        matrix[:, 2] += beyond
+        fine = Image.fromarray(pixels).transform(
+            (size * times, size * times),
+            Image.Transform.AFFINE,
+            matrix.ravel(),
+            Image.Resampling.BILINEAR,
+        )
+        return np.array(fine.resize((size, size), Image.Resampling.BILINEAR))
+
+    def _corners(self) -> np.ndarray:
+        """The square's corners in the picture's coordinates: (4, 2)."""
+        size = self.image_size
+        corners = np.array([(0, 0, 1), (size, 0, 1), (0, size, 1), (size, size, 1)])
+        return corners @ self.matrix.T
+
+    def paste(self, edited: np.ndarray) -> Image.Image:
+        """The whole picture with the edit in it.
+
+        Only the change is added, edit minus square, so detail finer than the model's stays. The change
+        fades out towards the square's border.
+
+        Args:
+            edited: uint8 (image_size, image_size, 3).
+
+        Raises:
+            ValueError: for an edit of another size.
+        """
+        if edited.shape != self.square.shape:
+            raise ValueError(
+                f"the edit is {edited.shape}, and the square it was made from is {self.square.shape}"
+            )
+        size = self.image_size
+        position = (np.arange(size) + 0.5) / size
+        ramp = np.minimum(np.minimum(position, 1 - position) / SOFT_EDGE, 1)
+        ramp = 0.5 - 0.5 * np.cos(np.pi * ramp)
+        change = (edited.astype(np.float32) - self.square) * (ramp[:, None] * ramp)[..., None]
+
+        corners = self._corners()
+        left, top = np.maximum(np.floor(corners.min(0)), 0).astype(int)
+        right, bottom = np.minimum(np.ceil(corners.max(0)), self.picture.size).astype(int)
+        linear = np.linalg.inv(self.matrix[:, :2])  # from the picture's coordinates to the square's
+        shift = linear @ (np.array([left, top]) - self.matrix[:, 2])
+        inverse = np.column_stack([linear, shift]).ravel()
+        box = (int(right - left), int(bottom - top))
+        spread = [
+            Image.fromarray(np.ascontiguousarray(change[..., channel], dtype=np.float32)).transform(
+                box, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+            )
+            for channel in range(3)
+        ]
+        pixels = np.array(self.picture)
+        part = pixels[top:bottom, left:right]
+        changed = np.stack(spread, 2) + part
+        pixels[top:bottom, left:right] = changed.round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(pixels)

@@ -1,0 +1,218 @@
+"""Layers of the UNet, the VAE and the guide: normalisation, residual blocks, attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+WRITTEN_OUT = 2**18  # most query-key pairs of a head for which attention is written out on a CPU
+
+
+def _total(x: Tensor) -> Tensor:
+    """Sum over height and width in at least float32: (B, C, H, W) -> (B, C)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.is_cuda:
+        return x.sum((2, 3), dtype=dtype)
+    rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C), in channels-last memory a view
+    sums = torch.bmm(rows.new_ones(len(x), 1, rows.shape[1]), rows)  # five times the speed of x.sum
+    return sums[:, 0].to(dtype)
+
+
+class NormFunction(torch.autograd.Function):
+    """z = gain * (x - mean) / sqrt(var + eps) + offset, then SiLU if ``silu``; mean and variance over a
+    group of channels and all positions (Wu & He 2018, arXiv:1803.08494).
+
+    Equals torch's group_norm, addcmul and silu in turn. Their backward passes in channels-last memory on
+    a CPU take ten times as long as this one, and under CUDA's autocast group_norm runs in float32. Keeps
+    the normalised x for the backward pass and computes z anew.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool
+    ) -> Tensor:
+        batch, channels, height, width = x.shape
+        h, _, rstd = torch.native_group_norm(
+            x, None, None, batch, channels, height * width, groups, eps
+        )  # rstd (B, groups)
+        ctx.save_for_backward(h, gain, offset, rstd)
+        ctx.silu = silu
+        z = _affine(h, gain, offset)
+        return F.silu(z, inplace=True) if silu else z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        h, gain, offset, rstd = ctx.saved_tensors
+        if ctx.silu:
+            grad = torch.ops.aten.silu_backward(grad, _affine(h, gain, offset))
+        d_offset, d_gain = _total(grad), _total(grad * h)  # (B, C)
+        size = h.shape[1] // rstd.shape[1]  # channels of a group
+
+        def over_group(per_channel: Tensor) -> Tensor:
+            mean = per_channel.unflatten(1, (-1, size)).sum(2) / (size * h.shape[2] * h.shape[3])
+            return mean.repeat_interleave(size, 1)
+
+        rstd = rstd.to(d_gain.dtype).repeat_interleave(size, 1)  # (B, C)
+        # dx = rstd (g - mean(g) - h mean(g h)), g = gain * grad
+        d_x = _affine(h, -rstd * over_group(gain * d_gain), -rstd * over_group(gain * d_offset))
+        d_x.addcmul_(grad, (rstd * gain).to(grad.dtype)[..., None, None])
+        return d_x, d_gain.sum_to_size(gain.shape), d_offset.sum_to_size(offset.shape), None, None, None
+
+
+def _affine(x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """gain * x + offset, one of each per sample (or for all) and channel, in x's dtype."""
+    gain, offset = gain.to(x.dtype)[..., None, None], offset.to(x.dtype)[..., None, None]
+    return torch.addcmul(offset, x, gain)
+
+
+class Norm(nn.GroupNorm):
+    """Group normalisation, FiLM where a scale and a shift (B, C) are given (Perez et al. 2018,
+    arXiv:1709.07871), and SiLU: (B, C, H, W) -> the same shape.
+
+    Args: groups: the most there may be; the most of them that divide the channels are used.
+    """
+
+    def __init__(self, channels: int, silu: bool = True, groups: int = 32):
+        super().__init__(math.gcd(groups, channels), channels)
+        self.silu = silu
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        gain, offset = self.weight[None], self.bias[None]
+        if scale is not None:
+            gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
+        return NormFunction.apply(x, gain, offset, self.num_groups, self.eps, self.silu)
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Start a residual branch at zero, so that the block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """[cos(t w_i), sin(t w_i)] with w_i from 1 down to 1 / max_period: (B,) -> float32 (B, dim)
+    (Vaswani et al. 2017, arXiv:1706.03762). t in timesteps."""
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Sequential):
+    """A two-layer network on the sinusoidal embedding: t (B,) -> (B, dim)."""
+
+    def __init__(self, dim: int):
+        super().__init__(nn.Linear(dim // 2, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return super().forward(sinusoidal_embedding(t, self[0].in_features))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(FiLM(norm(conv(silu(norm(x))))))), the second convolution starting at zero. ``film``
+    is the projection of the embedding where several blocks share one (Perez et al. 2017,
+    arXiv:1709.07871, of FiLM)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int,
+        dropout: float,
+        film: nn.Linear | None = None,
+    ):
+        super().__init__()
+        self.norm1 = Norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.film = nn.Linear(embedding_dim, 2 * out_channels) if film is None else film
+        self.norm2 = Norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x))  # (B, C_out, H, W)
+        scale, shift = self.film(embedding).chunk(2, dim=1)  # (B, C_out)
+        return self.skip(x) + self.conv2(self.dropout(self.norm2(h, scale, shift)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V: (B, heads, N, D), (B, heads, M, D) twice -> (B, heads, N, D).
+
+    The fused kernel, whose memory grows with N + M. On a CPU small N x M are written out: in bfloat16
+    that trains 3 to 6 times faster (benchmarks/attention.py).
+    """
+    if query.is_cuda or query.shape[2] * key.shape[2] > WRITTEN_OUT:
+        return F.scaled_dot_product_attention(query, key, value)
+    heads, scale = query.shape[1], query.shape[3] ** -0.5
+    query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
+    weights = torch.softmax((scale * query) @ key.mT, dim=-1)  # (B heads, N, M)
+    return (weights @ value).unflatten(0, (-1, heads))
+
+
+class Attention(nn.Module):
+    """x + multi-head attention of the image positions over ``context`` tokens, or over themselves."""
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = Norm(channels, silu=False)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(context_dim or channels, 2 * channels)
+        self.out = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        height = x.shape[2]
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        source = tokens if context is None else context  # (B, N, C)
+        query = rearrange(self.query(tokens), "b n (k d) -> b k n d", k=self.num_heads)
+        key, value = rearrange(
+            self.key_value(source), "b n (two k d) -> two b k n d", two=2, k=self.num_heads
+        )
+        h = attend(query, key, value)  # (B, heads, HW, C / heads)
+        h = self.out(rearrange(h, "b k n d -> b n (k d)"))
+        return x + rearrange(h, "b (h w) c -> b c h w", h=height)
+
+
+class Block(nn.Module):
+    """One residual block, then self-attention and cross-attention where the level has them."""
+
+    def __init__(
+        self, residual: ResidualBlock, num_heads: int, self_attention: bool, context_dim: int | None
+    ):
+        super().__init__()
+        self.residual, channels = residual, residual.conv2.out_channels
+        self.self_attention = Attention(channels, num_heads) if self_attention else None
+        self.cross_attention = Attention(channels, num_heads, context_dim) if context_dim else None
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+        x = self.residual(x, embedding)
+        if self.self_attention is not None:
+            x = self.self_attention(x)
+        if self.cross_attention is not None:
+            x = self.cross_attention(x, context)
+        return x
+
+
+def way_down(
+    channels: Sequence[int], blocks_per_level: int, block: Callable[[int, int, int], Block]
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The blocks of each level, ``block(c_in, c_out, level)``, and what halves the side between."""
+    levels, halvings = nn.ModuleList(), nn.ModuleList()
+    width = channels[0]
+    for level, c in enumerate(channels):
+        if level:
+            conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+            halvings.append(nn.Sequential(Norm(width, silu=False), conv))
+        inputs = [width] + [c] * (blocks_per_level - 1)
+        levels.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
+        width = c
+    return levels, halvings

@@ -1,0 +1,1 @@
+"""Procedural portraits with CelebA's 40 attributes."""

@@ -1,0 +1,208 @@
+"""A folder of synthetic faces in CelebA's layout, and the true counterfactual of each face.
+
+A face is `render(identity, attributes, image_size)`. The identity says whose face it is. Each attribute
+changes what it names and nothing else, so the same face with one attribute turned around can be drawn.
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from image_data.picture import to_square
+from synthetic_faces.attributes import (
+    NAMES,
+    Identity,
+    attributes_are_possible,
+    present,
+    sample_attributes,
+    sample_identity,
+)
+from synthetic_faces.canvas import pose_of, to_pixels
+from synthetic_faces.renderer import layout, render
+
+VERSION = 1  # of the drawing: change it when `render` changes its pixels
+RECIPE = "synthetic_faces.json"  # the file in a dataset's folder that says what was asked for
+IMAGES_PER_IDENTITY = 3
+
+
+def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np.ndarray:
+    """Pixel (x, y) of left eye, right eye, nose tip, left and right mouth corner, float (5, 2)."""
+    g = layout(identity, present(attributes))
+    (_, left), (_, right) = g.eyes
+    (mouth_x, mouth_y), half = g.mouth, g.mouth_half
+    corner = mouth_y + g.mouth_bend * 0.6
+    points = ((left, g.eye_y), (right, g.eye_y), g.nose, (mouth_x - half, corner),
+              (mouth_x + half, corner))  # fmt: skip
+    return np.array([to_pixels(pose_of(identity), x, y, image_size) for x, y in points])
+
+
+def draw_parameters(
+    index: int, seed: int, balanced: bool = False, floor: float = 0.0
+) -> tuple[Identity, np.ndarray]:
+    """Identity and attributes (40,) of picture ``index``. They depend on nothing but the arguments."""
+    person = index // IMAGES_PER_IDENTITY
+    identity = sample_identity(np.random.default_rng((seed, 0, person)))
+    return identity, sample_attributes(np.random.default_rng((seed, 1, index)), balanced, floor)
+
+
+def _write_picture(folder: Path, image_size: int, seed: int, balanced: bool, floor: float, index: int):
+    """Draw and save picture ``index``. Returns its attributes (40,) and landmarks (10,) as integers."""
+    identity, attributes = draw_parameters(index, seed, balanced, floor)
+    picture = Image.fromarray(render(identity, attributes, image_size))
+    picture.save(folder / f"{index + 1:06d}.jpg", quality=95, subsampling=0)
+    points = np.rint(landmarks(identity, attributes, image_size)).astype(int)
+    return attributes.astype(int), points.ravel()
+
+
+def _worker_signals() -> None:
+    """Workers ignore Ctrl-C, which the parent handles. SIGTERM ends them, though the parent may have had
+    another handler when it forked."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def parallel_draw(draw, num_images: int, num_workers: int | None, description: str):
+    """Yield draw(0) ... draw(num_images - 1) in order, under a progress bar.
+
+    ``num_workers`` processes draw; None is one for each processor. ``draw`` must pickle.
+    """
+    workers = num_workers or os.cpu_count() or 1
+    bar = partial(tqdm, total=num_images, desc=description, unit="img", smoothing=0.05)
+    if workers == 1:
+        yield from bar(map(draw, range(num_images)))
+        return
+    # This pool ends its workers by a message. A signal could reach them before they are set up.
+    with ProcessPoolExecutor(workers, initializer=_worker_signals) as pool:
+        yield from bar(pool.map(draw, range(num_images), chunksize=16))
+
+
+def write_dataset(
+    out: str | Path,
+    num_images: int,
+    image_size: int,
+    seed: int,
+    balanced: bool = False,
+    floor: float = 0.0,
+    num_workers: int | None = None,
+) -> Path:
+    """Draw ``num_images`` portraits into the folder ``out``, in CelebA's own layout.
+
+    Picture i depends only on (seed, i). Each IMAGES_PER_IDENTITY pictures in a row share an identity.
+    Identities are split 80/10/10 into train, val and test. The folder appears when it is complete. One
+    that already holds this very dataset is left alone.
+
+    Args:
+        out: folder to create.
+        num_images: 1 to 999,999.
+        image_size: pixels per side, 16 or more.
+        seed: another seed, other faces.
+        balanced: every attribute about half the time; otherwise as often as in CelebA.
+        floor: raise the frequencies of rare attributes to about this.
+        num_workers: processes; None is one for each processor.
+
+    Returns:
+        ``out`` as a Path.
+
+    Raises:
+        ValueError: for a number out of range, or a folder that holds something else.
+    """
+    out = Path(out)
+    if not 1 <= num_images <= 999_999 or image_size < 16 or seed < 0:
+        asked = f"num_images {num_images}, image_size {image_size}, seed {seed}"
+        raise ValueError(f"cannot draw {asked}; give 1 to 999999 images of 16 pixels or more, seed >= 0")
+    recipe: dict[str, float] = {"drawing": VERSION, "num_images": num_images, "image_size": image_size}
+    recipe |= {"seed": seed, "balanced": balanced, "floor": floor}
+    if _holds(out, recipe):
+        print(f"{out} already holds these {num_images} faces", file=sys.stderr)
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        folder = Path(temporary) / "dataset"
+        (folder / "img_align_celeba").mkdir(parents=True)
+        draw = partial(_write_picture, folder / "img_align_celeba", image_size, seed, balanced, floor)
+        rows = list(parallel_draw(draw, num_images, num_workers, "drawing faces"))
+        _write_lists(folder, rows)
+        (folder / RECIPE).write_text(json.dumps(recipe) + "\n")
+        if not _holds(out, recipe):  # another process may have been faster
+            os.replace(folder, out)
+    return out
+
+
+def counterfactuals(
+    root: str | Path, image_size: int, crop: int
+) -> Callable[[str, int], np.ndarray | None] | None:
+    """What draws the counterfactuals of a folder's faces.
+
+    Args:
+        root: a folder of labelled images.
+        image_size, crop: as a dataset reads the pictures.
+
+    Returns:
+        A function (file name, column of an attribute) -> the same face with that attribute turned
+        around, uint8 (image_size, image_size, 3), or None where such a face is impossible. None for a
+        folder that `write_dataset` did not make.
+
+    Raises:
+        ValueError: for a folder of another version of the drawing.
+    """
+    file = Path(root) / RECIPE
+    if not file.is_file():
+        return None
+    recipe = json.loads(file.read_text())
+    if recipe["drawing"] != VERSION:
+        raise ValueError(
+            f"{root} was drawn by version {recipe['drawing']}, and this is {VERSION}: draw it anew"
+        )
+
+    def turned(name: str, column: int) -> np.ndarray | None:
+        index = int(Path(name).stem) - 1
+        how = recipe["seed"], recipe["balanced"], recipe["floor"]
+        identity, attributes = draw_parameters(index, *how)
+        attributes[column] *= -1
+        if not attributes_are_possible(attributes):
+            return None
+        picture = render(identity, attributes, recipe["image_size"])
+        return to_square(Image.fromarray(picture), image_size, crop)
+
+    return turned
+
+
+def _holds(out: Path, recipe: dict[str, float]) -> bool:
+    """Whether ``out`` is the dataset of this recipe. False if it is missing or empty. ValueError if it
+    holds something else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if (out / RECIPE).is_file() and json.loads((out / RECIPE).read_text()) == recipe:
+        return True
+    raise ValueError(f"{out} already holds something else; give another folder, or remove it first")
+
+
+def _write_lists(folder: Path, rows) -> None:
+    """Write CelebA's four text files. ``rows`` has attributes and landmarks of each picture."""
+    points = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
+    attributes = [str(len(rows)), " ".join(NAMES)]
+    marks = [str(len(rows)), " ".join(f"{point}_{axis}" for point in points for axis in "xy")]
+    partitions, identities = [], []
+    for index, (row, places) in enumerate(rows):
+        name, person = f"{index + 1:06d}.jpg", index // IMAGES_PER_IDENTITY
+        attributes.append(f"{name} " + " ".join(f"{value:2d}" for value in row))
+        marks.append(f"{name} " + " ".join(f"{value:4d}" for value in places))
+        partitions.append(f"{name} {(0, 1, 2, 0, 0, 0, 0, 0, 0, 0)[person % 10]}")
+        identities.append(f"{name} {person + 1}")
+    for name, lines in (("list_attr_celeba", attributes), ("list_landmarks_align_celeba", marks),
+                        ("list_eval_partition", partitions),
+                        ("identity_CelebA", identities)):  # fmt: skip
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,175 @@
+"""Flags are made from configurations: defaults, limits, shared flags, YAML, what a resume may change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+
+import pytest
+import yaml
+
+import cli
+import config
+from config import (
+    ADJUSTABLE,
+    FREE,
+    SAME,
+    Config,
+    EvaluateConfig,
+    ManipulateConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+    VisualizeConfig,
+)
+
+SCRIPTS = (TrainConfig, ManipulateConfig, VisualizeConfig)
+REQUIRED = {EvaluateConfig: ["--data_root", "x"], VisualizeConfig: ["all"]}
+
+
+def parsed(kind, *argv: str):
+    return cli.parse(kind, "A script.", [*REQUIRED.get(kind, []), *argv])
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_without_flags_a_script_has_its_configuration_s_defaults(kind):
+    assert parsed(kind) == kind()
+
+
+def test_a_flag_fills_every_field_of_its_name():
+    """Sampling and editing each have a guidance scale with a default of its own, and one flag."""
+    assert parsed(ManipulateConfig).sampling.num_inference_steps == 20
+    assert parsed(ManipulateConfig).editing.num_inference_steps == 25
+    given = parsed(ManipulateConfig, "--cfg_scale", "3", "--depth", "0.5")
+    assert given.sampling.cfg_scale == given.editing.cfg_scale == 3 and given.editing.depth == 0.5
+    both = parsed(TrainConfig, "--image_size", "32")
+    assert both.model.image_size == both.first_stage.image_size == 32
+
+
+def test_only_the_named_flags_of_a_nested_configuration_are_the_script_s():
+    given = parsed(EvaluateConfig, "--cfg_scale", "1", "2", "--depth", "1", "--eta", "0.5")
+    assert given.cfg_scale == (1, 2) and given.editing.depth == 1 and given.sampling.eta == 0.5
+    assert given.editing.cfg_scale == 4 and given.sampling.cfg_scale is None
+    with pytest.raises(SystemExit):
+        parsed(EvaluateConfig, "--edit_method", "ddim")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--batch_size", "0"], "expected a whole number at least 1, got '0'"),
+        (["--dropout", "1.5"], "expected a number at least 0 and at most 1, got '1.5'"),
+        (["--lr", "nan"], "expected a number more than 0, got 'nan'"),
+        (["--channels", "64", "x"], "got 'x'"),
+        (["--schedule", "sigmoid"], "'sigmoid'"),
+        (["--batch", "3"], "--batch"),
+        (["--dataset", "celeba"], "--dataset celeba needs --data_root"),
+        (["--stage", "guide", "--compile"], "--compile is for the UNet"),
+    ],
+)
+def test_wrong_flags_are_one_line(argv, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed(TrainConfig, *argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and said in line and line.endswith("(see --help)")
+
+
+def test_help_names_every_flag_its_default_and_choices(capsys):
+    with pytest.raises(SystemExit):
+        parsed(TrainConfig, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for name in cli.by_flag(TrainConfig):
+        assert f"--{name}" in text
+    assert "(default: 0.0002)" in text and "{linear,cosine,flow}" in text
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_what_flags_of_writes_gives_the_same_configuration(kind, tmp_path):
+    argv = ["--seed", "3", "--device", "cpu"]
+    if kind is TrainConfig:
+        argv += ["--channels", "8", "16", "--no-flip", "--self_attention_levels", "--shared_film"]
+        argv += ["--lr", "1e-05", "--image_size", "32"]
+    if kind is ManipulateConfig:
+        argv += ["--attributes", "Smiling=1", "--from", "Male=1", "--to", "Male=0", "--cfg_scale", "3"]
+    before = parsed(kind, *argv)
+    written = {k: v for k, v in cli.flags_of(before).items() if k != "what"}
+    (tmp_path / "flags.yaml").write_text(yaml.safe_dump(written))
+    assert parsed(kind, "--config", str(tmp_path / "flags.yaml")) == before
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("lr: 0.5\nbatch_size: 3\nattribute_maps: false\nchannels: [8, 16]\n")
+    given = parsed(TrainConfig, "--config", str(path), "--batch_size", "4")
+    assert (given.lr, given.batch_size) == (0.5, 4)
+    assert given.model.attribute_maps is False and given.model.channels == (8, 16)
+
+
+def test_configurations_are_frozen_and_check_themselves():
+    with pytest.raises(AttributeError):
+        TrainConfig().lr = 1.0
+    for wrong in (
+        {"channels": ("a",)},
+        {"channels": 3},
+        {"image_size": 0},
+        {"image_size": True},
+        {"image_size": 10**6},
+        {"prediction": "noise"},
+        {"dropout": float("nan")},
+        {"attribute_names": ("a", "a")},
+        {"attribute_names": ("a/b",)},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))[:9]):
+            ModelConfig(**wrong)
+    with pytest.raises(ValueError, match="guidance_interval"):
+        SamplingConfig(guidance_interval=(0.5, 0.1))
+
+
+def test_every_flag_of_training_says_what_a_resumed_run_may_do():
+    """What is not said to be free or adjustable must be the same, and is in the recipe."""
+    kinds = {SAME, ADJUSTABLE, FREE}
+    for place in cli.places(TrainConfig):
+        assert place.facts.resume in kinds
+    own = {
+        each.name: each.metadata["flag"].resume
+        for each in fields(TrainConfig)
+        if "flag" in each.metadata
+    }
+    assert own["lr"] == ADJUSTABLE and own["log_dir"] == FREE and own["ema_decay"] == SAME
+
+
+def test_a_flag_is_one_field(capsys):
+    """Adding one to a configuration is all that a new flag takes."""
+
+    @dataclass(frozen=True)
+    class More(SamplingConfig):
+        churn: float = config.share(0.25, "of the noise")
+
+    assert parsed(More, "--churn", "0.5").churn == 0.5 and parsed(More).churn == 0.25
+
+
+def test_registries_are_read_without_importing_them():
+    import editing
+    import noise_schedule
+    import samplers
+    from evaluation import features
+    from figures import figures
+    from image_data import datasets
+    from training import stages
+
+    assert tuple(noise_schedule.SCHEDULES) == config.SCHEDULES
+    assert tuple(noise_schedule.PREDICTIONS) == config.PREDICTIONS
+    assert tuple(noise_schedule.LOSS_WEIGHTINGS) == config.LOSS_WEIGHTINGS
+    assert tuple(samplers.SAMPLERS) == config.SAMPLERS and tuple(samplers.SPACINGS) == config.SPACINGS
+    assert tuple(editing.EDIT_METHODS) == config.EDIT_METHODS
+    assert tuple(stages.STAGES) == config.STAGES and tuple(datasets.DATASETS) == config.DATASETS
+    assert tuple(features.FEATURE_SPACES) == config.FEATURE_SPACES
+    assert tuple(figures.FIGURES) == config.FIGURES
+    with pytest.raises(KeyError):
+        config.registry("samplers.py", "SOLVERS")
+
+
+def test_every_configuration_is_a_frozen_dataclass():
+    kinds = [
+        each for each in vars(config).values() if isinstance(each, type) and issubclass(each, Config)
+    ]
+    assert len(kinds) > 8 and all(is_dataclass(kind) for kind in kinds)

@@ -1,0 +1,167 @@
+"""The guide: its loss, its probabilities, and how it steers faces."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import classifiers.guide
+import manipulate
+import train
+from classifiers.guide import AttributeClassifier, GuidanceClassifier, load_guide
+from config import LossConfig, ModelConfig
+from diffusion_model import ConditionalDiffusion
+
+
+def small(names=("Above", "Left"), **changes) -> GuidanceClassifier:
+    torch.manual_seed(0)
+    config = {"image_size": 16, "channels": (16, 32), "num_heads": 2, "blocks_per_level": 1}
+    return GuidanceClassifier(ModelConfig(names, **config | changes))
+
+
+def test_shapes_and_starting_at_the_prior():
+    model = small()
+    model.set_prior(torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]))
+    logits = model.network(torch.randn(5, 3, 16, 16), torch.arange(5))
+    assert logits.shape == (5, 2)
+    torch.testing.assert_close(logits[0], torch.logit(torch.tensor([0.75, 0.75])))
+
+
+def test_unspecified_attributes_cost_nothing():
+    model, images = small(), torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    torch.nn.init.normal_(model.network.weight)
+    t, eps = torch.tensor([10, 600]), torch.randn(2, 3, 16, 16)
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    terms, per_sample, _ = model(images, rows, LossConfig(), t, eps)
+    logits = model.network(model.schedule.q_sample(model.first_stage.encode(images), t, eps), t)
+    torch.testing.assert_close(per_sample[0], -torch.nn.functional.logsigmoid(logits[0, 0]))
+    assert per_sample[1] == 0
+    assert terms["total"] == per_sample.mean()
+
+
+def test_log_prob_weighs_by_what_is_asked():
+    model = small()
+    torch.nn.init.normal_(model.network.weight)
+    x = torch.randn(3, 3, 16, 16)
+    p = torch.sigmoid(model.network(x, torch.full((3,), 400)))
+    asked = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, 0.0]])
+    expected = torch.stack([p[0, 0].log(), (1 - p[1, 0]).log() + 0.5 * p[1, 1].log(), torch.zeros(())])
+    torch.testing.assert_close(model.log_prob(x, 400, asked), expected)
+
+
+def test_it_learns_to_read_clean_and_noisy_images():
+    """Pictures that are bright above or below, and on the left or on the right."""
+    model = small()
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+
+    def batch(number: int):
+        rows = torch.randn(number, 2, generator=generator).sign()
+        ramp = torch.linspace(1, -1, 16)
+        above, left = (rows[:, i, None, None] for i in range(2))
+        images = 128 + 60 * (above * ramp[:, None] + left * ramp[None])  # (N, 16, 16)
+        return images.byte()[..., None].expand(-1, -1, -1, 3), rows
+
+    for _ in range(60):
+        terms, _, _ = model(*batch(32), LossConfig())
+        optimizer.zero_grad()
+        terms["total"].backward()
+        optimizer.step()
+    images, rows = batch(64)
+    x0 = model.first_stage.encode(images)
+    for t in (0, 300):
+        x_t = model.schedule.q_sample(x0, t, torch.randn_like(x0))
+        right = (model.network(x_t, torch.full((64,), t)) > 0) == (rows > 0)
+        assert right.float().mean() > 0.95
+    assert ((model.predict_attributes(images) > 0) == (rows > 0)).float().mean() > 0.95
+
+
+def test_a_side_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="side 18 is not divisible by 4"):
+        AttributeClassifier(18, channels=(8, 8, 8), num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def guide(flags, tmp_path_factory):
+    """guide_best.pth of three steps on the tiny faces."""
+    folder = tmp_path_factory.mktemp("guide")
+    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
+    train.train(train.parse_args([*flags, *where, "--stage", "guide", "--max_steps", "3"]))
+    return folder / "guide_best.pth"
+
+
+def run_manipulate(checkpoint, out, *more: str) -> dict:
+    flags = ["--checkpoint", str(checkpoint), "--output_dir", str(out), "--num_samples", "2"]
+    flags += ["--num_inference_steps", "3", "--device", "cpu"]
+    manipulate.manipulate(manipulate.parse_args([*flags, *more]))
+    return json.loads((out / "manifest.json").read_text())["made"]
+
+
+def test_training_resumes_and_one_attribute_can_be_learned(flags, guide, tmp_path):
+    folder = guide.parent
+    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
+    stage = ["--stage", "guide"]
+    train.train(train.parse_args([*flags, *where, *stage, "--max_steps", "4", "--resume"]))
+    where = ["--save_dir", str(tmp_path), "--log_dir", str(tmp_path / "logs"), "--attribute", "Smiling"]
+    train.train(train.parse_args([*flags, *where, *stage, "--max_steps", "2"]))
+    assert load_guide(tmp_path / "guide_best.pth").config.attribute_names == ("Smiling",)
+
+
+def test_guidance_changes_faces_and_scale_0_does_not(checkpoint, guide, tmp_path):
+    asked = ["--mode", "generate", "--attributes", "Smiling=1"]
+    with_guide = [*asked, "--guide", str(guide), "--guidance", "guide"]
+    run_manipulate(checkpoint, tmp_path / "zero", *with_guide, "--guide_scale", "0")
+    run_manipulate(checkpoint, tmp_path / "plain", "--unconditional")
+    run_manipulate(checkpoint, tmp_path / "much", *with_guide, "--guide_scale", "300")
+    zero, plain, much = (
+        (tmp_path / name / "samples" / "000.png").read_bytes() for name in ("zero", "plain", "much")
+    )
+    assert zero == plain
+    assert much != plain
+    # without --guidance guide or both, the guide's file is not read
+    run_manipulate(checkpoint, tmp_path / "free", *asked, "--guide", "/nowhere.pth")
+
+
+@pytest.mark.parametrize(("threshold", "strength", "flips"), [(0.3, 0.3, True), (9.0, 1.0, False)])
+def test_counterfactual_stops_at_the_first_strength_that_flips(
+    checkpoint, guide, faces, tmp_path, monkeypatch, threshold, strength, flips
+):
+    """With a guide whose log odds pass MARGIN at the threshold."""
+    seen = iter(range(1000))
+
+    def predict_attributes(self, images):
+        log_odds = 2 * (next(seen) / 20 - threshold) * 100 + manipulate.MARGIN + 1e-3
+        return torch.tanh(torch.full((len(images), 40), -log_odds) / 2)
+
+    def edit_strip(self, image, targets, strengths, *args, **options):
+        return iter([image] * len(strengths))
+
+    monkeypatch.setattr(GuidanceClassifier, "predict_attributes", predict_attributes)
+    monkeypatch.setattr(ConditionalDiffusion, "edit_strip", edit_strip)
+    monkeypatch.setattr(ConditionalDiffusion, "predict_attributes", lambda self, images, guide: None)
+    without_prior = load_guide(guide)
+    without_prior.prior.zero_()
+    monkeypatch.setattr(classifiers.guide, "load_guide", lambda *_: without_prior)
+    flags = ["--mode", "counterfactual", "--attributes", "Smiling=0", "--data_root", str(faces)]
+    made = run_manipulate(checkpoint, tmp_path, *flags, "--guide", str(guide))["counterfactual"]
+    assert made["flipped"] is flips
+    assert made["strength"] == pytest.approx(strength)
+
+
+def test_counterfactual_shows_the_change(checkpoint, guide, faces, tmp_path):
+    flags = ["--mode", "counterfactual", "--attributes", "Smiling=0", "--guide", str(guide)]
+    flags += ["--data_root", str(faces), "--guidance", "both"]
+    made = run_manipulate(checkpoint, tmp_path, *flags)["counterfactual"]
+    assert 0 <= made["strength"] <= 1
+    assert made["flipped"] == (made["margin"] >= manipulate.MARGIN)
+    with Image.open(tmp_path / "counterfactual.png") as row:
+        assert row.width > 3 * 128
+
+
+def test_a_guide_of_another_schedule_is_refused(guide, make_model):
+    model = make_model(names=load_guide(guide).config.attribute_names, image_size=32, schedule="linear")
+    with pytest.raises(ValueError, match="trained at schedule cosine, the model at linear"):
+        model.sample(1, attributes=torch.ones(1, 40), guide=load_guide(guide))

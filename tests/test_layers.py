@@ -1,0 +1,73 @@
+"""The fused normalisation against torch's group_norm, addcmul and silu, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layers import Norm, NormFunction
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reference(x: Tensor, gain: Tensor, offset: Tensor, groups: int, silu: bool) -> Tensor:
+    z = torch.addcmul(offset[..., None, None], F.group_norm(x, groups), gain[..., None, None])
+    return F.silu(z) if silu else z
+
+
+def with_gradients(function, x: Tensor, gain: Tensor, offset: Tensor, weight: Tensor) -> list[Tensor]:
+    """The function's value, and the gradients of its weighted sum."""
+    leaves = [t.clone().requires_grad_() for t in (x, gain, offset)]
+    y = function(*leaves)
+    (y * weight).sum().backward()
+    return [y.detach(), *(t.grad for t in leaves)]
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_torch_in_value_and_gradient(silu, rows, groups, layout):
+    x = (2 * normal(3, 8, 6, 5, seed=0) + 1).to(memory_format=layout)
+    gain, offset, weight = normal(rows, 8, seed=1), normal(rows, 8, seed=2), normal(3, 8, 6, 5, seed=3)
+    inputs = (x, gain, offset, weight)
+    ours = with_gradients(lambda *t: NormFunction.apply(*t, groups, 1e-5, silu), *inputs)
+    torchs = with_gradients(lambda *t: reference(*t, groups, silu), *inputs)
+    for a, b in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_errs_no_more_than_torch():
+    x, gain, offset = 3 * normal(4, 32, 16, 16, seed=0) + 2, normal(4, 32, seed=1), normal(4, 32, seed=2)
+    weight = normal(4, 32, 16, 16, seed=3)
+    rounded = [t.bfloat16() for t in (x, gain, offset, weight)]
+    exact = with_gradients(lambda *t: reference(*t, 8, True), *(t.double() for t in rounded))
+    ours = with_gradients(lambda *t: NormFunction.apply(*t, 8, 1e-5, True), *rounded)
+    torchs = with_gradients(lambda *t: reference(*t, 8, True), *rounded)
+    for a, b, c in zip(ours, torchs, exact, strict=True):
+        assert (a - c).norm() <= 1.2 * (b - c).norm() + 1e-3 * c.norm()
+
+
+def test_module_is_a_group_norm_with_film_and_silu():
+    norm, plain = Norm(6), torch.nn.GroupNorm(2, 6)  # 2 is the largest divisor shared with 32
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    plain.load_state_dict(norm.state_dict())
+    x, scale, shift = (
+        t.float() for t in (normal(2, 6, 4, 4, seed=0), normal(2, 6, seed=1), normal(2, 6, seed=2))
+    )
+    expected = F.silu(plain(x) * (1 + scale[..., None, None]) + shift[..., None, None])
+    torch.testing.assert_close(norm(x, scale, shift), expected)
+    torch.testing.assert_close(Norm(6, silu=False)(x), torch.nn.GroupNorm(2, 6)(x))
+
+
+def test_second_derivatives_are_refused_not_wrong():
+    x = normal(1, 4, 2, 2, seed=0).requires_grad_()
+    y = NormFunction.apply(x, torch.ones(1, 4).double(), torch.zeros(1, 4).double(), 2, 1e-5, True)
+    (grad,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

@@ -1,0 +1,1 @@
+"""What a training run is made of: its state, its stages, its losses, what is watched."""

@@ -1,0 +1,127 @@
+"""What trains the first stage: reconstruction, perceptual and adversarial losses in one total.
+
+One optimiser and one backward pass serve autoencoder and discriminator: the autoencoder's loss sees the
+discriminator's weights as constants, the discriminator's loss sees the reconstructions as constants.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoencoder_model import (
+    PixelFirstStage,
+    SpatialVAE,
+    attribute_loss,
+    draw_posterior,
+    kl_to_prior,
+)
+from classifiers.likeness import perceptual_distance
+from config import FirstStageConfig, FirstStageLossConfig
+from layers import Norm
+
+
+class PatchDiscriminator(nn.Module):
+    """Logits for overlapping patches, above 0 where they look real: (B, 3, H, W) -> (B, 1, H/8, W/8)
+    (Isola et al. 2016, arXiv:1611.07004)."""
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.SiLU()]
+        for c in (width, 2 * width):
+            layers += [nn.Conv2d(c, 2 * c, 4, stride=2, padding=1), Norm(2 * c)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(4 * width, 1, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).float()
+
+
+class FirstStageTraining(nn.Module):
+    """The first stage with its discriminator; ``forward`` is their joint loss, in the form of
+    ``ConditionalDiffusion.forward``.
+
+    Set ``progress``, the share of the run done, before each step: the KL's weight grows up to
+    ``kl_warmup``, and the adversarial loss starts at ``adversarial_start``.
+
+    Args:
+        config: of the autoencoder.
+        stages: of the perceptual network; None to do without.
+    """
+
+    progress = 0.0
+
+    def __init__(self, config: FirstStageConfig, stages: nn.ModuleList | None):
+        super().__init__()
+        self.config = config
+        self.pixels = PixelFirstStage()
+        self.autoencoder = SpatialVAE(**config.network())
+        self.discriminator = PatchDiscriminator()
+        self.stages = stages
+
+    def _adversarial(self, x_hat: Tensor) -> Tensor:
+        """How fake the reconstructions look to a discriminator held constant."""
+        constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        return -torch.func.functional_call(self.discriminator, constant, (x_hat,)).mean()
+
+    def _balance(self, likeness: Tensor, adversarial: Tensor) -> Tensor:
+        """The weight that makes the two gradients at the decoder's last layer equally long (Esser et al.
+        2020, arXiv:2012.09841, equation 7)."""
+        if not adversarial.requires_grad:  # in validation
+            return adversarial.new_ones(())
+        last = self.autoencoder.last.weight
+        of_likeness, of_adversarial = (
+            torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+            for loss in (likeness, adversarial)
+        )
+        return (of_likeness / (of_adversarial + 1e-6)).clamp(max=1e3).detach()
+
+    def forward(
+        self,
+        images: Tensor,
+        attributes: Tensor,
+        loss: FirstStageLossConfig,
+        *unused: object,
+    ) -> tuple[dict[str, Tensor], None, None]:
+        """Joint loss = l1 + perceptual_weight perceptual + latent_kl_weight kl + latent_attr_weight
+        attributes + adversarial_weight balance adversarial, plus the discriminator's own.
+
+        - l1: mean absolute error per pixel value, x_hat from a reparameterised z.
+        - kl: KL(q(z | x) || N(0, I)) per value of z.
+        - attributes: ``attribute_loss`` of the head.
+        - adversarial, discriminator: hinge losses (Lim & Ye 2017, arXiv:1705.02894).
+
+        Returns the terms, their sum under ``total``, and nothing by timestep.
+        """
+        x = self.pixels.encode(images)
+        mean, logvar = self.autoencoder.encode(x)
+        z = draw_posterior(mean, logvar)
+        x_hat = self.autoencoder.decode(z)
+        terms = {
+            "l1": (x_hat - x).abs().mean(),
+            "kl": kl_to_prior(mean, logvar).mean(),
+            "attributes": attribute_loss(self.autoencoder.attribute_logits(z), attributes),
+        }
+        likeness = terms["l1"]
+        if self.stages is not None:
+            terms["perceptual"] = perceptual_distance(self.stages, x_hat, x).mean()
+            likeness = likeness + loss.perceptual_weight * terms["perceptual"]
+        warmth = min(1.0, self.progress / loss.kl_warmup) if loss.kl_warmup else 1.0
+        total = likeness + warmth * loss.latent_kl_weight * terms["kl"]
+        total = total + loss.latent_attr_weight * terms["attributes"]
+        terms["likeness"] = likeness
+        if self.progress >= loss.adversarial_start and loss.adversarial_weight:
+            terms["adversarial"] = self._adversarial(x_hat)
+            terms["balance"] = self._balance(likeness, terms["adversarial"])
+            real, fake = self.discriminator(torch.cat([x, x_hat.detach()])).chunk(2)
+            terms["discriminator"] = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+            weight = loss.adversarial_weight * terms["balance"]
+            total = total + weight * terms["adversarial"] + terms["discriminator"]
+        terms["total"] = total
+        return terms, None, None
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What decoding the latent's mean gives: uint8 (B, H, W, 3), in and out."""
+        mean, _ = self.autoencoder.encode(self.pixels.encode(images))
+        return self.pixels.decode(self.autoencoder.decode(mean))

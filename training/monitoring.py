@@ -1,0 +1,195 @@
+"""What is watched while a run trains: validation losses, training curves, pictures; and what tells one
+run from another."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from checkpoint import replace_file
+from cli import flags_of
+from training.batches import seed_everything
+from training.run import TrainingRun
+
+
+@torch.no_grad()
+def validate(run: TrainingRun, number: int | None = None) -> dict[str, float]:
+    """Every loss term over the validation split, or ``number`` images of it, and what the stage measures
+    beside: EMA weights, fixed noise and timesteps, attributes never dropped."""
+    accelerator, model = run.accelerator, run.ema.model
+    model.progress = run.progress
+    total = number or run.num_validation_images
+    loss, timesteps = run.stage.validation(run.loss_config, total, model)
+    batch_size, sums = run.config.batch_size, {}
+    stride = batch_size * accelerator.num_processes
+    first = accelerator.process_index * batch_size
+    for start in range(first, max(total, first + 1), stride):  # once at least: all must take part
+        shown = range(start, min(start + batch_size, total))
+        indices = list(shown) or [0]
+        images, attributes = run.validation_images(indices)
+        seed_everything(0, start)
+        with accelerator.autocast():
+            t = None if timesteps is None else timesteps[indices].to(images.device)
+            terms, _, _ = model(images, attributes, loss, t)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.double() * len(shown)
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums)
+    losses = {name: float(value) / total for name, value in sums.items()}
+    return losses | run.stage.further(run)
+
+
+def summary(run: TrainingRun, losses: dict[str, float], final: bool = False) -> str:
+    """What a validation found, in words."""
+    return f"validation loss {losses['total']:.4f}{run.stage.summary(losses, final)}"
+
+
+def git_revision() -> str:
+    """The commit of the program's folder, with + where files differ from it; empty without git."""
+    git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
+    try:
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return revision.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def environment(run: TrainingRun) -> dict:
+    """What a run's numbers may depend on besides its flags."""
+    accelerator, device = run.accelerator, run.accelerator.device
+    return {
+        "command": sys.argv,
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "accelerate", "numpy")},
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "precision": str(accelerator.mixed_precision),
+        "images_per_step": run.images_per_step,
+    }
+
+
+def record_start(run: TrainingRun, folder: Path) -> None:
+    """Add this start, or resume, to the list in environment.json."""
+    path = folder / "environment.json"
+    try:
+        starts = json.loads(path.read_text())
+    except (OSError, ValueError):  # the first, or cut short by a kill
+        starts = []
+    starts.append({"step": run.step, **environment(run)})
+    replace_file(path, lambda file: file.write(json.dumps(starts, indent=1).encode() + b"\n"))
+
+
+def run_directory(run: TrainingRun, log_dir: Path) -> Path:
+    """The run's own folder in ``log_dir``: a new number with config.yaml (as --config takes it) and
+    environment.json; or, of a resumed run, the old one, its metrics.jsonl cut at the checkpoint."""
+    folder, log_dir = Path(run.log), log_dir.resolve()
+    if folder.parent == log_dir and folder.name.isdecimal() and folder.is_dir():
+        metrics = folder / "metrics.jsonl"
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step]
+        replace_file(metrics, lambda file: file.write("".join(kept).encode()))
+        record_start(run, folder)
+        return folder
+    log_dir.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = log_dir / f"{number:04d}"
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue
+    run.log = str(folder)
+    flags = {k: v for k, v in flags_of(run.config).items() if k not in ("resume", "dry_run")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
+    record_start(run, folder)
+    return folder
+
+
+class Logger:
+    """TensorBoard and metrics.jsonl: averages of the metrics between two writes, and pictures. Silent
+    off rank 0."""
+
+    def __init__(self, run: TrainingRun, log_dir: str):
+        self.run, self.writer = run, None
+        if run.accelerator.is_main_process:
+            self.folder = run_directory(run, Path(log_dir))
+            # What a run that broke off wrote after its last checkpoint is replaced.
+            self.writer = SummaryWriter(str(self.folder), purge_step=run.step + 1 if run.step else None)
+        self.steps: list[dict] = []
+        self.seconds = 0.0
+
+    def add(self, metrics: dict, seconds: float) -> None:
+        """Take in one step's metrics, as tensors: reading them now would make a GPU wait."""
+        self.steps.append(metrics)
+        self.seconds += seconds
+
+    def flush(self) -> dict[str, float]:
+        """Write the averages since the last flush, and return them."""
+        steps, seconds = self.steps, self.seconds
+        self.steps, self.seconds = [], 0.0
+        if not steps:
+            return {}
+        terms = {
+            name: torch.stack([step["terms"][name] for step in steps]).mean()
+            for name in steps[0]["terms"]
+        }
+        if self.run.accelerator.num_processes > 1:
+            terms = self.run.accelerator.reduce(terms, "mean")
+        means = {f"loss/{name}": float(value) for name, value in terms.items()}
+        for name in ("grad_norm", "lr"):
+            means[f"optimisation/{name}"] = sum(step[name] for step in steps) / len(steps)
+        if steps[0]["t"] is not None:
+            means |= self.by_timestep(steps)
+        means["speed/images_per_second"] = len(steps) * self.run.images_per_step / seconds
+        self.scalars(means)
+        return means
+
+    def by_timestep(self, steps: list[dict]) -> dict[str, float]:
+        """The diffusion loss by quartile of t."""
+        per_sample = torch.cat([step["per_sample"] for step in steps]).cpu()
+        quartile = torch.cat([step["t"] for step in steps]).cpu() * 4
+        quartile //= self.run.raw_model.schedule.num_timesteps
+        return {
+            f"diffusion_by_timestep/quartile_{q + 1}": float(per_sample[quartile == q].mean())
+            for q in range(4)
+            if (quartile == q).any()
+        }
+
+    def scalars(self, values: dict[str, float]) -> None:
+        """Write values under their names at the current step."""
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, self.run.step)
+            self.writer.flush()
+            numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **numbers}
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def pictures(self, num_images: int = 8) -> None:
+        """What the stage shows of the first validation images."""
+        if not self.writer:
+            return
+        run = self.run
+        indices = range(min(num_images, len(run.val_set)))
+        images, attributes = run.validation_images(indices)
+        with run.accelerator.autocast():
+            shown = run.stage.pictures(run, images, attributes)
+        for title, pictures in shown.items():
+            self.writer.add_images(title, pictures.cpu(), run.step, dataformats="NHWC")
+        self.writer.flush()

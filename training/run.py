@@ -1,0 +1,319 @@
+"""A training run: its state, saving it, resuming it. train.py holds the loop."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from celeba_dataset import create_attribute_vector, random_flip
+from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
+from config import ADJUSTABLE, FREE, Flag, TrainConfig
+from image_data.encoded import LatentDataset
+from training.batches import BatchOrder, load_batches, seed_everything
+from training.stages import STAGES, Dataset, Stage
+
+MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
+
+
+@contextmanager
+def keep_freed_memory(device: str) -> Iterator[None]:
+    """Within this context, glibc keeps up to 2 GiB of what is freed instead of giving it back to the
+    system. A training step on a CPU frees and takes the same memory each time, and the system clears
+    every page that it gives. Afterwards all is given back. Other C libraries are left as they are."""
+    libc = ctypes.CDLL(None)
+    if device != "cpu" or not hasattr(libc, "mallopt"):
+        yield
+        return
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
+    try:
+        yield
+    finally:
+        libc.mallopt(trim_threshold, 128 * 1024)  # glibc's defaults
+        libc.mallopt(mmap_max, 65_536)
+        libc.malloc_trim(0)
+
+
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Linear warm-up, then cosine annealing to zero over ``progress`` in [0, 1]."""
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def keep_attribute(data: Dataset, name: str) -> None:
+    """Leave a dataset one attribute.
+
+    Raises:
+        ValueError: where it has none of that name.
+    """
+    names = {each: i for i, each in enumerate(data.attribute_names)}
+    column = create_attribute_vector(names, **{name: 1}).argmax()  # unknown names are refused there
+    data.attributes, data.attribute_names = data.attributes[:, [int(column)]], [name]
+    data.one_hot = False
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask for a stop after the current step. A second Ctrl-C stops at once."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.asked = accelerator, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __bool__(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.asked
+        if self.asked:  # one process's signal stops all at the same step
+            self.accelerator.set_trigger()
+        self.asked = self.accelerator.check_trigger()
+        return self.asked
+
+
+class CheckpointFiles:
+    """The checkpoints in a run's folder."""
+
+    def __init__(self, config: TrainConfig):
+        self.folder, self.prefix = Path(config.save_dir), STAGES[config.stage].prefix
+        self.keep_last = config.keep_last
+        self.last = self.folder / f"{self.prefix}last.pth"  # what --resume goes on from
+
+    def epochs(self, up_to: float = float("inf")) -> list[Path]:
+        """The kept checkpoints of epochs up to this one, oldest first."""
+        pattern = re.compile(rf"{self.prefix}epoch_(\d+)\.pth")
+        found = {path: pattern.fullmatch(path.name) for path in self.folder.glob("*.pth")}
+        numbered = sorted((int(match[1]), path) for path, match in found.items() if match)
+        return [path for number, path in numbered if number <= up_to]
+
+    def saved(self) -> list[Path]:
+        """What can be resumed from, newest first."""
+        return [path for path in (self.last, *self.epochs()[::-1]) if path.is_file()]
+
+    def keep_epoch(self, run: TrainingRun, epoch: int) -> None:
+        """Save an epoch's checkpoint, and delete those before the last ``keep_last``."""
+        run.save(self.folder / f"{self.prefix}epoch_{epoch:04d}.pth")
+        for old in self.epochs(epoch)[: -self.keep_last] if self.keep_last else ():
+            old.unlink()
+
+
+class TrainingRun:
+    """Everything that a run needs and its checkpoint keeps: model, EMA, optimiser, counters."""
+
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, train_set: Dataset, val_set: Dataset
+    ):
+        self.config, self.accelerator = config, accelerator
+        self.train_set, self.val_set = train_set, val_set
+        self.stage: Stage = STAGES[config.stage]
+        self.loss_config = self.stage.loss(config)
+        seed_everything(config.seed)
+        model = self.stage.build(config, train_set)
+        model.to(accelerator.device, memory_format=torch.channels_last)
+        self.ema = EMA(model, config.ema_decay)
+        self.stage.prepare(model, config)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.raw_model = accelerator.unwrap_model(self.model)
+        self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
+        self.log = ""  # the run's folder in --log_dir
+        self.images_per_step = config.batch_size * config.grad_accum * accelerator.num_processes
+        self.steps_per_epoch = math.ceil(len(train_set) / self.images_per_step)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.total_steps = min(self.total_steps, config.max_steps or self.total_steps)
+        self.num_validation_images = min(config.val_images, len(val_set))
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, by steps or by the clock, whichever is further."""
+        minutes = self.config.max_minutes
+        return max(self.step / self.total_steps, self.seconds / (60 * minutes) if minutes else 0.0)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, from 1 on."""
+        return -(-self.step // self.steps_per_epoch)
+
+    def clock(self) -> Callable[[], float]:
+        """A clock of the run's seconds, those before a resume included. Several processes read that of
+        rank 0, so that all anneal and end alike."""
+        started = time.perf_counter() - self.seconds
+
+        def read() -> float:
+            seconds = time.perf_counter() - started
+            if self.accelerator.num_processes > 1:
+                seconds = float(broadcast(torch.tensor(seconds, device=self.accelerator.device)))
+            return seconds
+
+        return read
+
+    def batches(self) -> Generator[dict[str, Tensor], None, None]:
+        """Batches from the current step on. ``close`` ends the loader's workers."""
+        config, accelerator = self.config, self.accelerator
+        order = BatchOrder(
+            len(self.train_set),
+            config.batch_size,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            start=self.step * config.grad_accum,
+        )
+        pin_memory = accelerator.device.type == "cuda"
+        return load_batches(self.train_set, order, config.num_workers, pin_memory)
+
+    def seed_step(self, micro: int) -> None:
+        """Seed what is random in one batch of a step, on this process."""
+        part = micro * self.accelerator.num_processes + self.accelerator.process_index
+        seed_everything(self.config.seed, self.step, part)
+
+    def to_device(self, batch: dict[str, Tensor], flip: bool = False) -> tuple[Tensor, Tensor]:
+        """Images, or moments, mirrored at random with ``flip``; and attributes."""
+        device = self.accelerator.device
+        images, attributes = (
+            batch[key].to(device, non_blocking=True) for key in ("image", "attributes")
+        )
+        if flip and self.config.flip and self.train_set.flips:
+            return random_flip(images), attributes
+        return images[:, 0] if images.ndim == 5 else images, attributes  # encoded: its mirror image, too
+
+    def validation_images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images, or moments, and attributes of the validation split."""
+        return self.to_device(self.val_set.__getitems__(list(indices)))
+
+    def anneal(self) -> float:
+        """Set the learning rate, and tell the model how far the run is. Returns the rate."""
+        rate = learning_rate(self.config, self.step, self.progress)
+        self.raw_model.progress = self.ema.model.progress = self.progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def count_step(self, finite: bool) -> None:
+        """One step more.
+
+        Raises:
+            ValueError: after MAX_SKIPPED steps in a row with a non-finite loss or gradient.
+        """
+        self.skipped = 0 if finite else self.skipped + 1
+        self.step += 1
+        if self.skipped >= MAX_SKIPPED:
+            raise ValueError(
+                f"the loss or its gradient was not finite {MAX_SKIPPED} steps in a row, up to step "
+                f"{self.step}: the last checkpoint is intact; --resume with a lower --lr or --grad_clip"
+            )
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the numbers that a run produces. A resumed run must agree on all but what is
+        ADJUSTABLE. N processes do what one does with N times the accumulation: their parts and seeds
+        are the same."""
+        recipe: dict[str, Any] = {}
+        for each in fields(self.config):
+            facts = each.metadata.get("flag", Flag())
+            if facts.help and facts.resume != FREE:
+                recipe[each.name] = getattr(self.config, each.name)
+        recipe["mixed_precision"] = str(self.accelerator.mixed_precision)
+        recipe["flip"] = self.config.flip and self.train_set.flips
+        recipe |= self.loss_config.to_dict() | self.raw_model.config.to_dict()
+        if isinstance(self.train_set, LatentDataset):
+            recipe["first_stage"] = self.train_set.first_stage["hash"]
+        recipe["batches_per_step"] = self.config.grad_accum * self.accelerator.num_processes
+        return recipe | {"images": len(self.train_set)}
+
+    def save(self, path: Path) -> None:
+        """Write all state, so that loading it continues exactly."""
+        state = {
+            "config": self.raw_model.config.to_dict(),
+            "recipe": self.recipe(),
+            "stage": self.config.stage,
+            "model": self.raw_model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "log": self.log,
+            "save_dir": str(Path(self.config.save_dir).resolve()),
+        }
+        save_atomically(state, path)
+
+    def load(self, *paths: Path) -> None:
+        """Continue from ``save``: from the first of these files that is whole. What is passed over is
+        named on stderr.
+
+        Raises:
+            FileNotFoundError, ValueError: no whole checkpoint, or one of another recipe.
+        """
+        for path in paths:
+            try:
+                state = load_checkpoint(path)
+                break
+            except ValueError as damaged:
+                if path == paths[-1]:
+                    raise
+                if self.accelerator.is_main_process:
+                    print(f"{damaged}: going back to the one before", file=sys.stderr)
+        if "recipe" not in state:
+            raise ValueError(f"{path} holds inference weights only: --resume needs a last.pth")
+        with refusing(path, "training state"):
+            self.check_recipe(path, state["recipe"])
+            load_weights(self.raw_model, state["model"], path)
+            load_weights(self.ema.model, state["ema"], path)
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step, self.best = int(state["step"]), float(state["best"])
+            self.seconds = float(state["seconds"])
+            own = state["save_dir"] == str(Path(self.config.save_dir).resolve())  # no copy, no branch
+            self.log = str(state["log"]) if own else ""
+
+    def check_recipe(self, path: Path, trained: dict) -> None:
+        """Compare a checkpoint's recipe with this run's: ValueError for what must agree, a line for what
+        need not."""
+        flags = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
+        for key, value in self.recipe().items():
+            before = trained.get(key, "something else")
+            if before == value:
+                continue
+            if key not in flags or flags[key].resume != ADJUSTABLE:
+                raise ValueError(
+                    f"{path} was trained with {key} = {before}, this run has {value}: "
+                    f"resume with the same flags, or start afresh in another --save_dir"
+                )
+            if self.accelerator.is_main_process:
+                print(f"{key} was {before} so far, and is {value} from here on")
+
+    def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
+        """Write the EMA weights as the stage's file, where the stage keeps the best only if this is the
+        best. Returns what was written."""
+        facts: dict[str, Any] = losses
+        if self.stage.keeps_best:
+            if not losses["total"] < self.best:  # nor where it is not a number
+                return ""
+            self.best = losses["total"]
+            facts = {"validation_loss": self.best}
+        self.stage.save(self.ema.model, folder / self.stage.best, step=self.step, **facts)
+        return self.stage.best

@@ -1,0 +1,259 @@
+"""What train.py can train: the model, a first stage for latents, a guide. One object says what each does
+differently; the loop is the same for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attribute_prior import AttributePrior
+from celeba_dataset import CELEBA_ATTRIBUTES
+from checkpoint import load_weights, save_atomically, save_model
+from classifiers.guide import GuidanceClassifier
+from classifiers.likeness import perceptual_stages
+from config import Config, FirstStageConfig, LossConfig, ModelConfig, TrainConfig
+from diffusion_model import ConditionalDiffusion
+from evaluation.metrics import balanced_accuracy
+from image_data.cached import ImageDataset
+from image_data.encoded import LatentDataset
+from training.batches import seed_everything
+from training.first_stage_loss import FirstStageTraining
+
+if TYPE_CHECKING:
+    from training.run import TrainingRun
+
+Dataset = ImageDataset | LatentDataset
+Pictures = dict[str, Tensor]  # title -> uint8 (N, H, W, 3)
+
+
+class Stage(Protocol):
+    """What a stage does in its own way.
+
+    The module that it builds has a ``config``, and a ``forward`` that takes images, attributes and the
+    loss's configuration, and gives a dict of terms with their ``total``, the loss of each sample and its
+    timestep (both None where there are no timesteps).
+    """
+
+    prefix: str  # of the files in --save_dir
+    best: str  # the file for inference
+    keeps_best: bool  # whether that file is written only when the validation loss is the best so far
+    has_unused_parameters: bool  # in some steps, which several processes must know
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise ValueError for flags that cannot build the module. Takes no memory."""
+
+    def build(self, config: TrainConfig, train_set: Dataset) -> nn.Module:
+        """The module to train."""
+
+    def loss(self, config: TrainConfig) -> Config:
+        """The loss's configuration."""
+
+    def prepare(self, model: nn.Module, config: TrainConfig) -> None:
+        """What is set up on a module that has its device: compiling, checkpointing."""
+
+    def validation(self, loss: Any, number: int, model: Any) -> tuple[Any, Tensor | None]:
+        """The loss's configuration in validation, and a timestep for each of ``number`` images."""
+
+    def further(self, run: TrainingRun) -> dict[str, float]:
+        """Validation figures beside the losses."""
+
+    def summary(self, losses: dict[str, float], final: bool) -> str:
+        """What a validation found, beside its loss, in words."""
+
+    def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
+        """What is shown of validation images and their attributes."""
+
+    def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
+        """Write the file for inference."""
+
+
+def spread_timesteps(number: int, num_timesteps: int) -> Tensor:
+    """Timesteps (number,), spread evenly over 0 ... T - 1, in a fixed random order."""
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(0))
+    return torch.linspace(0, num_timesteps - 1, number).long()[order]
+
+
+class NoisyStage:
+    """What the stages share that learn from noisy images."""
+
+    keeps_best, has_unused_parameters = True, False
+    kind: Any
+
+    def check(self, config: TrainConfig) -> None:
+        if not config.latents:  # whose image size is the folder's
+            with torch.device("meta"):
+                self.kind(replace(config.model, attribute_names=CELEBA_ATTRIBUTES))
+
+    def loss(self, config: TrainConfig) -> LossConfig:
+        return config.loss
+
+    def prepare(self, model: nn.Module, config: TrainConfig) -> None:
+        pass
+
+    def validation(self, loss: LossConfig, number: int, model: Any) -> tuple[LossConfig, Tensor | None]:
+        loss = replace(loss, cfg_dropout=0.0, attr_dropout=0.0)
+        return loss, spread_timesteps(number, model.schedule.num_timesteps)
+
+    def model_config(self, config: TrainConfig, train_set: Dataset, prior_rows: int) -> ModelConfig:
+        """The configuration of a model of this data."""
+        first_stage: dict[str, Any] = {"kind": "pixels", "config": {}, "judge": ""}
+        if isinstance(train_set, LatentDataset):
+            first_stage = train_set.first_stage
+        return replace(
+            config.model,
+            attribute_names=tuple(train_set.attribute_names),
+            one_hot=train_set.one_hot,
+            guidable=config.loss.cfg_dropout > 0,
+            first_stage=first_stage["kind"],
+            first_stage_config=first_stage["config"],
+            first_stage_judge=first_stage["judge"],
+            prior_rows=prior_rows,
+        )
+
+    def load_first_stage(self, model: Any, train_set: Dataset) -> None:
+        """The weights of the first stage in whose latents a dataset is."""
+        if isinstance(train_set, LatentDataset):
+            load_weights(model.first_stage, train_set.first_stage_weights(), train_set.folder)
+
+
+class DiffusionStage(NoisyStage):
+    """The model: ``ConditionalDiffusion``."""
+
+    prefix, best, kind = "", "best_model.pth", ConditionalDiffusion
+
+    def build(self, config: TrainConfig, train_set: Dataset) -> ConditionalDiffusion:
+        prior = AttributePrior.of(train_set.attributes)
+        model = ConditionalDiffusion(self.model_config(config, train_set, len(prior.counts)))
+        model.attribute_prior.load_state_dict(prior.state_dict())
+        self.load_first_stage(model, train_set)
+        return model
+
+    def prepare(self, model: Any, config: TrainConfig) -> None:
+        model.unet.gradient_checkpointing = config.gradient_checkpointing
+        if config.compile:
+            model.unet.compile()
+
+    def further(self, run: TrainingRun) -> dict[str, float]:
+        return {}
+
+    def summary(self, losses: dict[str, float], final: bool) -> str:
+        return ""
+
+    def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
+        """EMA samples from fixed noise under the images' attributes, and the VAE's reconstructions below
+        their originals."""
+        model: Any = run.ema.model
+        generator = torch.Generator().manual_seed(0)
+        samples = model.ddim_sample(len(images), None, attributes, 2.0, 25, generator=generator)
+        reconstructions = model.reconstruct(images)
+        if images.is_floating_point():  # moments
+            images = model.first_stage.decode(model.first_stage.encode(images))
+        return {"samples": samples, "reconstructions": torch.cat([images, reconstructions])}
+
+    def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
+        save_model(model, path, **facts)
+
+
+class GuideStage(NoisyStage):
+    """A guide: ``GuidanceClassifier``."""
+
+    prefix, best, kind = "guide_", "guide_best.pth", GuidanceClassifier
+
+    def build(self, config: TrainConfig, train_set: Dataset) -> GuidanceClassifier:
+        model = GuidanceClassifier(self.model_config(config, train_set, prior_rows=0))
+        model.set_prior(train_set.attributes)
+        self.load_first_stage(model, train_set)
+        return model
+
+    def further(self, run: TrainingRun) -> dict[str, float]:
+        """Balanced accuracy on validation images in each quartile of t, cleanest first: the mean over
+        attributes, an attribute being seen where it is more likely than in the training set. In the
+        cleanest quartile, that of each attribute, too."""
+        model: Any = run.ema.model
+        found: dict[str, float] = {}
+        total, steps = run.num_validation_images, model.schedule.num_timesteps
+        for q in range(4):
+            logits, rows = [], []
+            for start in range(0, total, 64):
+                images, attributes = run.validation_images(range(start, min(start + 64, total)))
+                seed_everything(0, q, start)
+                x0 = model.first_stage.encode(images)
+                t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
+                with run.accelerator.autocast():
+                    seen = model.network(model.schedule.q_sample(x0, t, torch.randn_like(x0)), t)
+                logits.append(seen - model.prior)
+                rows.append(attributes)
+            accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
+            found[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
+            if q == 0:
+                cleanest = zip(run.val_set.attribute_names, accuracy.tolist(), strict=True)
+        return found | {f"cleanest_quartile/{name}": value for name, value in cleanest}
+
+    def summary(self, losses: dict[str, float], final: bool) -> str:
+        quartiles = [f"{v:.3f}" for name, v in losses.items() if name.startswith("balanced_accuracy")]
+        text = f", balanced accuracy by quartile of t, cleanest first: {' '.join(quartiles)}"
+        each = [(name.partition("/")[2], v) for name, v in losses.items() if "/" in name]
+        if final:
+            text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
+        return text
+
+    def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
+        return {}
+
+    def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
+        save_model(model, path, "guide", **facts)
+
+
+class AutoencoderStage:
+    """A first stage of our own, for latents: ``FirstStageTraining``."""
+
+    prefix, best = "", "first_stage.pth"
+    keeps_best = False  # the loss changes when the discriminator sets in
+    has_unused_parameters = True  # the discriminator's, before it sets in
+
+    def check(self, config: TrainConfig) -> None:
+        pass
+
+    def build(self, config: TrainConfig, train_set: Dataset) -> FirstStageTraining:
+        names = tuple(train_set.attribute_names)
+        stages, judge = perceptual_stages(config.judge, names, config.first_stage.crop)
+        return FirstStageTraining(
+            replace(config.first_stage, attribute_names=names, judge=judge), stages
+        )
+
+    def loss(self, config: TrainConfig) -> Config:
+        return config.first_stage_loss
+
+    def prepare(self, model: nn.Module, config: TrainConfig) -> None:
+        pass
+
+    def validation(self, loss: Config, number: int, model: nn.Module) -> tuple[Config, None]:
+        return loss, None
+
+    def further(self, run: TrainingRun) -> dict[str, float]:
+        return {}
+
+    def summary(self, losses: dict[str, float], final: bool) -> str:
+        return ""
+
+    def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
+        """Reconstructions below their originals."""
+        model: Any = run.ema.model
+        return {"reconstructions": torch.cat([images, model.reconstruct(images)])}
+
+    def save(self, model: Any, path: Any, **facts: Any) -> None:
+        """What rebuilds the first stage, and facts about its training."""
+        config: FirstStageConfig = model.config
+        state = {"config": config.network(), "trained_on": config.to_dict()}
+        save_atomically(state | {"autoencoder": model.autoencoder.state_dict()} | facts, path)
+
+
+STAGES: dict[str, Stage] = {
+    "diffusion": DiffusionStage(),
+    "first_stage": AutoencoderStage(),
+    "guide": GuideStage(),
+}
