@@ -255,6 +255,12 @@ class ModelConfig(Config):
             check_attribute_names(self.attribute_names)
         if self.zero_terminal_snr and self.prediction == "eps":
             raise ValueError("zero_terminal_snr leaves no image at the last timestep: predict v or x0")
+        if self.zero_terminal_snr and self.schedule == "flow":
+            raise ValueError("schedule flow ends in pure noise by itself: leave zero_terminal_snr out")
+        if self.prediction in ("eps", "v") and self.schedule == "flow":
+            raise ValueError(
+                f"prediction {self.prediction} does not go with schedule flow: predict flow, or x0"
+            )
 
     def sampling_scale(self, asked: float | None, default: float) -> float:
         """The cfg_scale to draw with: what was asked for, or the default.

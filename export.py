@@ -58,10 +58,9 @@ def scheduler_of(config: ModelConfig) -> SchedulerMixin:
         )
     if rectified_flow and config.prediction == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=number)
-    ending = " and zero_terminal_snr" if config.zero_terminal_snr else ""
     raise ValueError(
         f"diffusers has no scheduler for prediction {config.prediction} on schedule {config.schedule}"
-        f"{ending}: export to a .safetensors file instead"
+        ": export to a .safetensors file instead"
     )
 
 

@@ -60,7 +60,7 @@ def test_only_the_named_flags_of_a_nested_configuration_are_the_script_s():
         (["--dropout", "1.5"], "expected a number at least 0 and at most 1, got '1.5'"),
         (["--lr", "nan"], "expected a number more than 0, got 'nan'"),
         (["--channels", "64", "x"], "got 'x'"),
-        (["--schedule", "sigmoid"], "'sigmoid'"),
+        (["--schedule", "curve"], "'curve'"),
         (["--batch", "3"], "--batch"),
         (["--dataset", "celeba"], "--dataset celeba needs --data_root"),
         (["--stage", "guide", "--compile"], "--compile is for the UNet"),
@@ -79,7 +79,7 @@ def test_help_names_every_flag_its_default_and_choices(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name in cli.by_flag(TrainConfig):
         assert f"--{name}" in text
-    assert "(default: 0.0002)" in text and "{linear,cosine,flow}" in text
+    assert "(default: 0.0002)" in text and f"{{{','.join(config.SCHEDULES)}}}" in text
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)
@@ -120,6 +120,9 @@ def test_configurations_are_frozen_and_check_themselves():
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))[:9]):
             ModelConfig(**wrong)
+    for wrong in ({"prediction": "v"}, {"prediction": "flow", "zero_terminal_snr": True}):
+        with pytest.raises(ValueError, match="flow"):
+            ModelConfig(schedule="flow", **wrong)
     with pytest.raises(ValueError, match="guidance_interval"):
         SamplingConfig(guidance_interval=(0.5, 0.1))
 

@@ -171,7 +171,7 @@ def test_wrong_arguments_say_what_is_wrong(make_model, call, message):
 def test_configuration_is_checked():
     with pytest.raises(ValueError, match="image_size 60 is not divisible by 8"):
         ConditionalDiffusion(ModelConfig(("a",), image_size=60))
-    with pytest.raises(ValueError, match="prediction must be one of .*, got 'noise'"):
+    with pytest.raises(ValueError, match=r"prediction must be one of .*, got 'noise'"):
         ModelConfig(("a",), prediction="noise")
     with pytest.raises(ValueError, match="cfg_dropout"):
         LossConfig(cfg_dropout=1.5)

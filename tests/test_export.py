@@ -137,14 +137,11 @@ def test_rectified_flow_steps_as_in_diffusers(make_model, tmp_path):
     torch.testing.assert_close(mine, x, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "prediction", "zero"),
-    [("cosine", "flow", False), ("flow", "v", False), ("flow", "flow", True)],
-)
+@pytest.mark.parametrize(("schedule", "prediction"), [("cosine", "flow"), ("flow", "x0")])
 def test_what_diffusers_cannot_say_is_refused_in_one_line(
-    make_model, tmp_path, capsys, schedule, prediction, zero
+    make_model, tmp_path, capsys, schedule, prediction
 ):
-    model = make_model(schedule=schedule, prediction=prediction, zero_terminal_snr=zero)
+    model = make_model(schedule=schedule, prediction=prediction)
     save_model(model, tmp_path / "model.pth")
     with pytest.raises(SystemExit):
         run_export(tmp_path / "model.pth", tmp_path / "folder")

@@ -89,7 +89,7 @@ def test_alpha_bar_lookup_of_ints_tensors_and_the_clean_image(schedule):
 
 
 @pytest.mark.parametrize(
-    ("args", "named"), [(("sigmoid", 10), "'sigmoid'"), (("cosine", 1), "1"), (("linear", 0), "0")]
+    ("args", "named"), [(("curve", 10), "'curve'"), (("cosine", 1), "1"), (("linear", 0), "0")]
 )
 def test_wrong_schedules_are_refused_in_one_line(args, named):
     with pytest.raises(ValueError, match=named) as error:

@@ -294,8 +294,10 @@ class TrainingRun:
         """Compare a checkpoint's recipe with this run's: ValueError for what must agree, a line for what
         need not."""
         flags = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
+        parts = (self.config, self.loss_config, self.raw_model.config)
+        defaults = {each.name: each.default for part in parts for each in fields(part)}
         for key, value in self.recipe().items():
-            before = trained.get(key, "something else")
+            before = trained.get(key, defaults.get(key))  # a field is younger than the file: its default
             if before == value:
                 continue
             if key not in flags or flags[key].resume != ADJUSTABLE:
