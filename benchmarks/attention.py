@@ -18,15 +18,24 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
+from config import Config, count
 
 LEVELS = ((64, 128), (256, 64), (1024, 32), (4096, 16))  # positions, width of a head
 TOKENS = 41
 IMAGES, HEADS = 4, 4
+
+
+@dataclass(frozen=True)
+class Options(Config):
+    """Flags of this benchmark."""
+
+    rounds: int = count(5, "of which the median counts")
 
 
 def peak_mib(work: Callable[[], object]) -> float:
@@ -47,9 +56,7 @@ def peak_mib(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--rounds", type=cli.positive_int, default=5)
-    args = parser.parse_args()
+    args = cli.parse(Options, __doc__)
 
     import torch
     import torch.nn.functional as F

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
+from config import TrainConfig
 
 
 def count_step(config, images, device: str) -> dict[str, float]:
@@ -71,17 +73,15 @@ def count_step(config, images, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    from train import parse_args
+    config = cli.parse(TrainConfig, __doc__)
 
-    args = parse_args()
     import torch
 
     from celeba_dataset import CELEBA_ATTRIBUTES
-    from config import ModelConfig, configure
 
-    config = configure(ModelConfig, args, attribute_names=CELEBA_ATTRIBUTES)
-    images = torch.zeros(args.batch_size, args.image_size, args.image_size, 3, dtype=torch.uint8)
-    sizes = count_step(config, images, cli.choose_device(args.device))
+    model, side = replace(config.model, attribute_names=CELEBA_ATTRIBUTES), config.model.image_size
+    images = torch.zeros(config.batch_size, side, side, 3, dtype=torch.uint8)
+    sizes = count_step(model, images, cli.choose_device(config.device))
     for name, size in sizes.items():
         print(f"{name:<22}{size:8.3f}")
     print(json.dumps({name: round(size, 3) for name, size in sizes.items()}))

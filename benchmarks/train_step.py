@@ -20,15 +20,26 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
 from celeba_dataset import CELEBA_ATTRIBUTES
-from config import ModelConfig
+from config import Config, ModelConfig, count, flag
 
 CONFIG = ModelConfig(CELEBA_ATTRIBUTES)
+
+
+@dataclass(frozen=True)
+class Options(Config):
+    """Flags of this benchmark."""
+
+    batch_size: int = count(16, "images of a step")
+    rounds: int = count(3, "steps of each, in turn")
+    compile: bool = flag(False, "ours also under torch.compile")
+    device: str = flag("auto", "cuda where there is one", choices=("auto", "cpu", "cuda"))
 
 
 def ours():
@@ -250,12 +261,7 @@ def measure(batch_size: int, rounds: int, device: str, compiled: bool) -> dict:
 def main() -> None:
     import torch
 
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--batch_size", type=cli.positive_int, default=16)
-    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="steps of each, in turn")
-    parser.add_argument("--compile", action="store_true", help="ours also under torch.compile")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    args = parser.parse_args()
+    args = cli.parse(Options, __doc__)
     device = cli.choose_device(args.device)
     result = measure(args.batch_size, args.rounds, device, args.compile)
     print(json.dumps(result | {"torch": torch.__version__, "threads": torch.get_num_threads()}))
