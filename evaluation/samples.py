@@ -143,7 +143,7 @@ class SampleEvaluation:
         self.rows = self.held_out.attributes[torch.arange(self.number) % found]
         self.requests = self.make_requests()
         self.prior = AttributePrior.of(self.train.attributes)
-        share = (self.prior.rows() > 0).double().T @ self.prior.counts.double() / len(self.train)
+        share = (self.train.attributes > 0).double().mean(0)
         self.log_odds = share.clamp(1e-6, 1 - 1e-6).logit().float()  # (A,)
 
     @cached_property

@@ -175,6 +175,14 @@ def find_kind(root: Path, kind: str | None) -> Kind:
 # -------------------------------------------------------------------- reading them
 
 
+def _read(root: str | os.PathLike, split: str, kind: str | None) -> tuple[Kind, Source | ClassArrays]:
+    """The kind of a folder, and a split as that kind reads it."""
+    check_split(split)
+    root = checked_root(root)
+    found = find_kind(root, kind)
+    return found, found.read(root, split)
+
+
 def open_dataset(
     root: str | os.PathLike,
     split: str = "train",
@@ -194,11 +202,8 @@ def open_dataset(
     Raises:
         FileNotFoundError, ValueError: one line, for a folder that cannot be read or a wrong argument.
     """
-    check_split(split)
     check_geometry(image_size, crop)
-    root = checked_root(root)
-    found = find_kind(root, kind)
-    source = found.read(root, split)
+    found, source = _read(root, split, kind)
     if isinstance(source, Source):
         return CachedDataset(source, image_size, crop, data_fraction, cache_dir, num_workers)
     return _in_memory(source, split, image_size, crop, data_fraction, found.flips)
@@ -221,9 +226,7 @@ def attribute_rows(
     root: str | os.PathLike, split: str = "test", kind: str | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The attribute rows float32 (N, A) of a split, and the attributes' names. No picture is decoded."""
-    check_split(split)
-    root = checked_root(root)
-    source = find_kind(root, kind).read(root, split)
+    _, source = _read(root, split, kind)
     if isinstance(source, Source):
         return np.asarray(source.attributes, np.float32), tuple(source.attribute_names)
     return np.asarray(one_hot(source.classes, len(source.names)), np.float32), source.names
@@ -241,9 +244,7 @@ def check_names(found: Sequence[str], expected: Sequence[str], root: str | os.Pa
 
 def first_image(root: str | os.PathLike, split: str = "test", kind: str | None = None) -> Path | None:
     """The path of a split's first picture file. None for a dataset that is kept as arrays."""
-    check_split(split)
-    root = checked_root(root)
-    source = find_kind(root, kind).read(root, split)
+    _, source = _read(root, split, kind)
     return Path(source.pictures[0].path) if isinstance(source, Source) else None
 
 

@@ -15,7 +15,7 @@ from celeba_dataset import CELEBA_ATTRIBUTES
 from checkpoint import load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages
-from config import Config, FirstStageConfig, LossConfig, ModelConfig, TrainConfig
+from config import CFG_SCALE, Config, FirstStageConfig, LossConfig, ModelConfig, TrainConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
 from image_data.cached import ImageDataset
@@ -35,7 +35,7 @@ class Stage(Protocol):
 
     The module that it builds has a ``config``, and a ``forward`` that takes images, attributes and the
     loss's configuration, and gives a dict of terms with their ``total``, the loss of each sample and its
-    timestep (both None where there are no timesteps).
+    timestep (both None where there are no timesteps). What a stage does not say, it does as here.
     """
 
     prefix: str  # of the files in --save_dir
@@ -45,6 +45,7 @@ class Stage(Protocol):
 
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError for flags that cannot build the module. Takes no memory."""
+        return
 
     def build(self, config: TrainConfig, train_set: Dataset) -> nn.Module:
         """The module to train."""
@@ -54,18 +55,23 @@ class Stage(Protocol):
 
     def prepare(self, model: nn.Module, config: TrainConfig) -> None:
         """What is set up on a module that has its device: compiling, checkpointing."""
+        return
 
     def validation(self, loss: Any, number: int, model: Any) -> tuple[Any, Tensor | None]:
         """The loss's configuration in validation, and a timestep for each of ``number`` images."""
+        return loss, None
 
     def further(self, run: TrainingRun) -> dict[str, float]:
         """Validation figures beside the losses."""
+        return {}
 
     def summary(self, losses: dict[str, float], final: bool) -> str:
         """What a validation found, beside its loss, in words."""
+        return ""
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """What is shown of validation images and their attributes."""
+        return {}
 
     def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
         """Write the file for inference."""
@@ -77,11 +83,12 @@ def spread_timesteps(number: int, num_timesteps: int) -> Tensor:
     return torch.linspace(0, num_timesteps - 1, number).long()[order]
 
 
-class NoisyStage:
+class NoisyStage(Stage):
     """What the stages share that learn from noisy images."""
 
     keeps_best, has_unused_parameters = True, False
-    kind: Any
+    kind: Any  # the module's class
+    key: str  # of its weights in a file
 
     def check(self, config: TrainConfig) -> None:
         if not config.latents:  # whose image size is the folder's
@@ -90,9 +97,6 @@ class NoisyStage:
 
     def loss(self, config: TrainConfig) -> LossConfig:
         return config.loss
-
-    def prepare(self, model: nn.Module, config: TrainConfig) -> None:
-        pass
 
     def validation(self, loss: LossConfig, number: int, model: Any) -> tuple[LossConfig, Tensor | None]:
         loss = replace(loss, cfg_dropout=0.0, attr_dropout=0.0)
@@ -119,16 +123,19 @@ class NoisyStage:
         if isinstance(train_set, LatentDataset):
             load_weights(model.first_stage, train_set.first_stage_weights(), train_set.folder)
 
+    def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
+        save_model(model, path, self.key, **facts)
+
 
 class DiffusionStage(NoisyStage):
     """The model: ``ConditionalDiffusion``."""
 
-    prefix, best, kind = "", "best_model.pth", ConditionalDiffusion
+    prefix, best, kind, key = "", "best_model.pth", ConditionalDiffusion, "model"
 
     def build(self, config: TrainConfig, train_set: Dataset) -> ConditionalDiffusion:
         prior = AttributePrior.of(train_set.attributes)
         model = ConditionalDiffusion(self.model_config(config, train_set, len(prior.counts)))
-        model.attribute_prior.load_state_dict(prior.state_dict())
+        model.attribute_prior = prior
         self.load_first_stage(model, train_set)
         return model
 
@@ -137,31 +144,22 @@ class DiffusionStage(NoisyStage):
         if config.compile:
             model.unet.compile()
 
-    def further(self, run: TrainingRun) -> dict[str, float]:
-        return {}
-
-    def summary(self, losses: dict[str, float], final: bool) -> str:
-        return ""
-
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """EMA samples from fixed noise under the images' attributes, and the VAE's reconstructions below
         their originals."""
         model: Any = run.ema.model
         generator = torch.Generator().manual_seed(0)
-        samples = model.ddim_sample(len(images), None, attributes, 2.0, 25, generator=generator)
+        samples = model.ddim_sample(len(images), None, attributes, CFG_SCALE, 25, generator=generator)
         reconstructions = model.reconstruct(images)
         if images.is_floating_point():  # moments
             images = model.first_stage.decode(model.first_stage.encode(images))
         return {"samples": samples, "reconstructions": torch.cat([images, reconstructions])}
 
-    def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
-        save_model(model, path, **facts)
-
 
 class GuideStage(NoisyStage):
     """A guide: ``GuidanceClassifier``."""
 
-    prefix, best, kind = "guide_", "guide_best.pth", GuidanceClassifier
+    prefix, best, kind, key = "guide_", "guide_best.pth", GuidanceClassifier, "guide"
 
     def build(self, config: TrainConfig, train_set: Dataset) -> GuidanceClassifier:
         model = GuidanceClassifier(self.model_config(config, train_set, prior_rows=0))
@@ -201,22 +199,13 @@ class GuideStage(NoisyStage):
             text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
         return text
 
-    def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
-        return {}
 
-    def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
-        save_model(model, path, "guide", **facts)
-
-
-class AutoencoderStage:
+class AutoencoderStage(Stage):
     """A first stage of our own, for latents: ``FirstStageTraining``."""
 
     prefix, best = "", "first_stage.pth"
     keeps_best = False  # the loss changes when the discriminator sets in
     has_unused_parameters = True  # the discriminator's, before it sets in
-
-    def check(self, config: TrainConfig) -> None:
-        pass
 
     def build(self, config: TrainConfig, train_set: Dataset) -> FirstStageTraining:
         names = tuple(train_set.attribute_names)
@@ -227,18 +216,6 @@ class AutoencoderStage:
 
     def loss(self, config: TrainConfig) -> Config:
         return config.first_stage_loss
-
-    def prepare(self, model: nn.Module, config: TrainConfig) -> None:
-        pass
-
-    def validation(self, loss: Config, number: int, model: nn.Module) -> tuple[Config, None]:
-        return loss, None
-
-    def further(self, run: TrainingRun) -> dict[str, float]:
-        return {}
-
-    def summary(self, losses: dict[str, float], final: bool) -> str:
-        return ""
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """Reconstructions below their originals."""
