@@ -40,7 +40,6 @@ EDIT_METHODS = registry("editing.py", "EDIT_METHODS")
 FIRST_STAGES = registry("autoencoder_model.py", "FIRST_STAGES")
 STAGES = registry("training/stages.py", "STAGES")
 DATASETS = registry("image_data/datasets.py", "DATASETS")
-FEATURE_SPACES = registry("evaluation/features.py", "FEATURE_SPACES")
 FIGURES = registry("figures/figures.py", "FIGURES")
 
 CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218

@@ -3,18 +3,17 @@ a user calls. Images go in and come out as uint8 (B, H, W, 3); attributes are ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from attribute_prior import AttributePrior
 from autoencoder_model import AttributeVAE, build_first_stage
-from celeba_dataset import create_attribute_vector, deny_other_classes
+from celeba_dataset import AttributePrior, create_attribute_vector, deny_other_classes
 from config import CFG_SCALE, LossConfig, ModelConfig, SamplingConfig
-from editing import Editor, with_bar
+from editing import EditAt, Editor, with_bar
 from guidance import (
     Guide,
     classifier_free,
@@ -28,6 +27,7 @@ from samplers import SAMPLERS, Generator, Steps, last, rand, randn_like, timeste
 from unet_model import ConditionalUNet
 
 DEFAULT_SAMPLING = SamplingConfig()
+Attributes: TypeAlias = Tensor | Mapping[str, float] | Sequence[Mapping[str, float]] | None
 
 
 def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float) -> Tensor:
@@ -174,18 +174,38 @@ class ConditionalDiffusion(nn.Module):
         both = self.denoiser(torch.cat([base, attributes]), latents)
         return classifier_free(both, self.schedule, cfg_scale, rescale)
 
-    def request_row(self, request: dict[str, float]) -> Tensor:
-        """The attribute row (1, A) of a request such as {"Smiling": 1, "Male": 0}: see
-        ``create_attribute_vector``; a class that is named denies the others."""
+    def attribute_rows(self, attributes: Attributes, batch_size: int | None = None) -> Tensor:
+        """Attribute rows float32 (B, A) in [-1, 1], on the model's device.
+
+        Args:
+            attributes: rows (B, A) or (1, A); or a request such as {"Smiling": 1, "Male": 0}, or a list
+                of B requests (see ``create_attribute_vector``; a class that is named denies the others);
+                or None, which asks for nothing in particular.
+            batch_size: B, where one row serves all; by default as many as there are.
+
+        Raises:
+            ValueError: for unknown names, or another number of rows or attributes.
+        """
         names = {name: i for i, name in enumerate(self.config.attribute_names)}
-        row = create_attribute_vector(names, **request).unsqueeze(0)
-        return deny_other_classes(row) if self.config.one_hot else row
+        if attributes is None:
+            attributes = {}
+        if not isinstance(attributes, Tensor):
+            requests = [attributes] if isinstance(attributes, Mapping) else attributes
+            attributes = torch.stack([create_attribute_vector(names, **each) for each in requests])
+            attributes = deny_other_classes(attributes) if self.config.one_hot else attributes
+        batch_size = len(attributes) if batch_size is None else batch_size
+        if attributes.shape not in ((1, len(names)), (batch_size, len(names))):
+            raise ValueError(
+                f"attributes must be ({batch_size}, {len(names)}) or (1, {len(names)}), got "
+                f"{tuple(attributes.shape)}"
+            )
+        return attributes.to(self.device, torch.float32).expand(batch_size, -1)
 
     def complete_rows(
-        self, attributes: Tensor | None, batch_size: int = 1, generator: Generator = None
+        self, attributes: Attributes, batch_size: int | None = None, generator: Generator = None
     ) -> Tensor:
-        """Whole attribute rows (batch_size, A) for requests (batch_size, A), (1, A) or None: what they
-        leave open (0) is drawn from the rows of the training set that agree with what they name."""
+        """Whole attribute rows (B, A) for what ``attribute_rows`` takes: what is left open (0) is drawn
+        from the rows of the training set that agree with what is named."""
         rows = self.attribute_rows(attributes, batch_size).clone()
         short = (rows == 0).any(1)
         if self.config.prior_rows and short.any():
@@ -196,24 +216,12 @@ class ConditionalDiffusion(nn.Module):
         return rows
 
     def complete_ends(
-        self, start: Tensor, end: Tensor, generator: torch.Generator | None = None
+        self, start: Attributes, end: Attributes, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Whole rows (1, A) for both ends of an interpolation: ``start`` by ``complete_rows``, and
         ``end``, which is like it in all that it does not name."""
         start, end = self.complete_rows(start, 1, generator), self.attribute_rows(end, 1)
         return start, torch.where(end == 0, start, end)
-
-    def attribute_rows(self, attributes: Tensor | None, batch_size: int) -> Tensor:
-        """Attribute rows on the model's device; None means nothing specified, one row serves all."""
-        num_attributes = len(self.config.attribute_names)
-        if attributes is None:
-            return torch.zeros(batch_size, num_attributes, device=self.device)
-        if attributes.shape not in ((1, num_attributes), (batch_size, num_attributes)):
-            raise ValueError(
-                f"attributes must be ({batch_size}, {num_attributes}) or (1, {num_attributes}), got "
-                f"{tuple(attributes.shape)}"
-            )
-        return attributes.to(self.device, torch.float32).expand(batch_size, -1)
 
     def initial_noise(
         self, batch_size: int, image_size: tuple[int, int] | None = None, generator: Generator = None
@@ -237,7 +245,7 @@ class ConditionalDiffusion(nn.Module):
     def sample_steps(
         self,
         x_T: Tensor,
-        attributes: Tensor | None = None,
+        attributes: Attributes = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         generator: Generator = None,
         latent: Tensor | None = None,
@@ -326,7 +334,7 @@ class ConditionalDiffusion(nn.Module):
         self,
         batch_size: int,
         image_size: tuple[int, int] | None = None,
-        attributes: Tensor | None = None,
+        attributes: Attributes = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         generator: Generator = None,
         latent: Tensor | None = None,
@@ -338,7 +346,7 @@ class ConditionalDiffusion(nn.Module):
 
         Args:
             image_size: (H, W); the training size by default.
-            attributes: (batch_size, A) or (1, A) in [-1, 1]; None asks for nothing in particular.
+            attributes: what to draw: see ``attribute_rows``.
             complete: draw what the attributes leave open by ``complete_rows``. False leaves it to the
                 network, which draws mush for short requests; with None that is an unconditional sample.
             sampling: sampler, steps and guidance.
@@ -359,7 +367,7 @@ class ConditionalDiffusion(nn.Module):
         self,
         batch_size: int,
         image_size: tuple[int, int] | None = None,
-        attributes: Tensor | None = None,
+        attributes: Attributes = None,
         cfg_scale: float = 1.0,
         num_inference_steps: int = 50,
         eta: float = 0.0,
@@ -375,7 +383,7 @@ class ConditionalDiffusion(nn.Module):
         self,
         batch_size: int,
         image_size: tuple[int, int] | None = None,
-        attributes: Tensor | None = None,
+        attributes: Attributes = None,
         cfg_scale: float = 1.0,
         num_inference_steps: int | None = None,
         **options: Any,
@@ -387,8 +395,8 @@ class ConditionalDiffusion(nn.Module):
 
     def interpolate_between_attributes(
         self,
-        start: Tensor,
-        end: Tensor,
+        start: Attributes,
+        end: Attributes,
         num_steps: int,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         generator: torch.Generator | None = None,
@@ -397,9 +405,9 @@ class ConditionalDiffusion(nn.Module):
         guide: Guide | None = None,
         complete: bool = True,
     ) -> Tensor:
-        """A strip from ``start`` to ``end``, rows (1, A), linear in the attributes, every frame from the
-        same noise: uint8 (num_steps, H, W, 3), frame 0 at start and the last at end. ``complete_ends``
-        draws what is not named, once for all frames.
+        """A strip from ``start`` to ``end``, one request or row each: uint8 (num_steps, H, W, 3). It is
+        linear in the attributes, from start in frame 0 to end in the last. Every frame has the same
+        noise, and the same of what is not named (``complete_ends``).
 
         Raises:
             ValueError: for fewer than two steps, or rows of another size.
@@ -448,9 +456,9 @@ class ConditionalDiffusion(nn.Module):
         """``Editor.invert``."""
         return Editor(self).invert(images, attributes, *args, **options)
 
-    def edit_strip(self, *args: Any, **options: Any) -> Iterator[Tensor]:
-        """``Editor.edit_strip``."""
-        return Editor(self).edit_strip(*args, **options)
+    def prepare_edit(self, *args: Any, **options: Any) -> EditAt:
+        """``Editor.prepare_edit``."""
+        return Editor(self).prepare_edit(*args, **options)
 
     def manipulate_attributes(self, *args: Any, **options: Any) -> Tensor:
         """``Editor.edit``."""

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,11 +22,13 @@ from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Steps, ddim, ddpm, ddpm_inversion, last, timestep_grid
 
 if TYPE_CHECKING:
-    from diffusion_model import ConditionalDiffusion
+    from diffusion_model import Attributes, ConditionalDiffusion
 
 DEFAULT_EDITING = EditConfig()
 WayBack = Callable[[Denoiser, Tensor], Steps]  # another denoiser, the noise -> a sampler's steps
+EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
 
+STRENGTH_TOLERANCE = 0.02  # of the smallest edit
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half of it and twice it edit much alike
 
 
@@ -56,6 +59,24 @@ def localised(x0: Tensor, edited: Tensor, threshold: float) -> Tensor:
     mask = (2 * share / threshold - 1).clamp(0, 1)
     mask = smooth(F.max_pool2d(mask, 3, stride=1, padding=1), 3, padding=1)
     return torch.lerp(x0, edited, mask)
+
+
+def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[float, Tensor]:
+    """The least strength at which the margin of an edit is 0 or more, to STRENGTH_TOLERANCE, and that
+    edit. It is the root between strengths 0 and 1, by Brent's method, which needs some seven edits. If
+    the margin is less than 0 at strength 1, that is what comes back."""
+    tried: dict[float, tuple[float, Tensor]] = {}
+
+    def margin_at(strength: float) -> float:
+        if strength not in tried:
+            edited = edit_at(strength)
+            tried[strength] = margin(edited), edited
+        return tried[strength][0]
+
+    if margin_at(0.0) < 0 <= margin_at(1.0):
+        brentq(margin_at, 0.0, 1.0, xtol=STRENGTH_TOLERANCE)
+    strength = min((each for each, (found, _) in tried.items() if found >= 0), default=1.0)
+    return strength, tried[strength][1]
 
 
 # -------------------------------------------------------------------- ways of inverting
@@ -137,26 +158,22 @@ class Editor:
         return invert_ddim(denoise, self.schedule, x0, grid, None, progress)[0]
 
     @torch.no_grad()
-    def edit_strip(
+    def prepare_edit(
         self,
         source_image: Tensor,
-        target_attributes: Tensor,
-        strengths: Sequence[float],
+        target_attributes: Attributes,
         editing: EditConfig = DEFAULT_EDITING,
-        source_attributes: Tensor | None = None,
+        source_attributes: Attributes = None,
         guide: Guide | None = None,
         generator: Generator = None,
         progress: bool = False,
-    ) -> Iterator[Tensor]:
-        """``edit`` at each of several strengths in turn, after one inversion. A single source may have
-        many targets.
+    ) -> EditAt:
+        """Inverts the photographs once. Returns ``edit`` as a function of the strength alone. A single
+        source may have many targets.
 
         The source is inverted up to a share ``depth`` of the timesteps. What further noise would hide,
         its composition, stays.
         """
-        for strength in strengths:
-            if not 0 <= strength <= 1:
-                raise ValueError(f"strength must lie in [0, 1], got {strength}")
         model = self.model
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
@@ -174,30 +191,35 @@ class Editor:
 
         lossy = editing.keep_detail and not method.exact
         lost = x0 - back(own, len(x0)) if lossy else 0.0
-        batch_size = len(target_attributes) if len(x0) == 1 else len(x0)
+        named = model.attribute_rows(target_attributes, len(x0) if len(x0) > 1 else None)
+        batch_size = len(named)
         source = source.expand(batch_size, -1)
-        named = model.attribute_rows(target_attributes, batch_size)
         target = torch.where(named == 0, source, named)
         oppose = editing.oppose and not model.config.one_hot  # the opposite of a class is no class
         opposite = torch.where(named == 0, source, -named.sign()) if oppose else source
-        for strength in strengths:
+
+        @torch.no_grad()
+        def edit_at(strength: float) -> Tensor:
+            if not 0 <= strength <= 1:
+                raise ValueError(f"strength must lie in [0, 1], got {strength}")
             if strength == 0 and editing.keep_detail:  # nothing is edited, and nothing is lost
-                yield self.first_stage.decode(x0).expand(batch_size, -1, -1, -1)
-                continue
+                return self.first_stage.decode(x0).expand(batch_size, -1, -1, -1)
             base = torch.lerp(source, opposite, strength)
             denoise = model.guided_denoiser(target, None, strength * editing.cfg_scale, base=base)
             by = strength * editing.guide_scale
             denoise = model.steered(denoise, target, guide, by, editing.guide_on)
             edited = back(self.near_clean(denoise), batch_size) + lost
-            yield self.first_stage.decode(localised(x0, edited, editing.localise))
+            return self.first_stage.decode(localised(x0, edited, editing.localise))
+
+        return edit_at
 
     def edit(
         self,
         source_image: Tensor,
-        target_attributes: Tensor,
+        target_attributes: Attributes,
         strength: float = 1.0,
         editing: EditConfig = DEFAULT_EDITING,
-        source_attributes: Tensor | None = None,
+        source_attributes: Attributes = None,
         guide: Guide | None = None,
         generator: Generator = None,
         progress: bool = False,
@@ -210,10 +232,11 @@ class Editor:
 
         Args:
             source_image: uint8 (B, S, S, 3).
-            target_attributes: (B, A) or (1, A) in [-1, 1]; 0 keeps what the source has.
+            target_attributes: what to change: rows or requests (``attribute_rows``); 0, and what a
+                request does not name, keeps what the source has.
             strength: in [0, 1].
             editing: method, steps, guidance; ``options`` are single fields of it, instead.
-            source_attributes: (B, A) or (1, A); read by ``predict_attributes`` where not given.
+            source_attributes: what the source shows; read by ``predict_attributes`` where not given.
             guide: reads them there, and steers by editing.guide_scale.
             generator: of the noise of method ddpm.
 
@@ -223,17 +246,11 @@ class Editor:
         Raises:
             ValueError: for a strength outside [0, 1], or shapes that do not fit the model.
         """
-        (edited,) = self.edit_strip(
-            source_image,
-            target_attributes,
-            [strength],
-            replace(editing, **options),
-            source_attributes,
-            guide,
-            generator,
-            progress,
+        editing = replace(editing, **options)
+        edit_at = self.prepare_edit(
+            source_image, target_attributes, editing, source_attributes, guide, generator, progress
         )
-        return edited
+        return edit_at(strength)
 
     @torch.no_grad()
     def interpolate(

@@ -1,17 +1,13 @@
-"""Layers of the UNet, the VAE and the guide: normalisation, residual blocks, attention."""
+"""Layers of the UNet, the VAE and the guide: normalisation, residual blocks, the time embedding."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-WRITTEN_OUT = 2**18  # most query-key pairs of a head for which attention is written out on a CPU
 
 
 def _total(x: Tensor) -> Tensor:
@@ -142,77 +138,3 @@ class ResidualBlock(nn.Module):
         h = self.conv1(self.norm1(x))  # (B, C_out, H, W)
         scale, shift = self.film(embedding).chunk(2, dim=1)  # (B, C_out)
         return self.skip(x) + self.conv2(self.dropout(self.norm2(h, scale, shift)))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V: (B, heads, N, D), (B, heads, M, D) twice -> (B, heads, N, D).
-
-    The fused kernel, whose memory grows with N + M. On a CPU small N x M are written out: in bfloat16
-    that trains 3 to 6 times faster (benchmarks/attention.py).
-    """
-    if query.is_cuda or query.shape[2] * key.shape[2] > WRITTEN_OUT:
-        return F.scaled_dot_product_attention(query, key, value)
-    heads, scale = query.shape[1], query.shape[3] ** -0.5
-    query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
-    weights = torch.softmax((scale * query) @ key.mT, dim=-1)  # (B heads, N, M)
-    return (weights @ value).unflatten(0, (-1, heads))
-
-
-class Attention(nn.Module):
-    """x + multi-head attention of the image positions over ``context`` tokens, or over themselves."""
-
-    def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = Norm(channels, silu=False)
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(context_dim or channels, 2 * channels)
-        self.out = zero_init(nn.Linear(channels, channels))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        height = x.shape[2]
-        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        source = tokens if context is None else context  # (B, N, C)
-        query = rearrange(self.query(tokens), "b n (k d) -> b k n d", k=self.num_heads)
-        key, value = rearrange(
-            self.key_value(source), "b n (two k d) -> two b k n d", two=2, k=self.num_heads
-        )
-        h = attend(query, key, value)  # (B, heads, HW, C / heads)
-        h = self.out(rearrange(h, "b k n d -> b n (k d)"))
-        return x + rearrange(h, "b (h w) c -> b c h w", h=height)
-
-
-class Block(nn.Module):
-    """One residual block, then self-attention and cross-attention where the level has them."""
-
-    def __init__(
-        self, residual: ResidualBlock, num_heads: int, self_attention: bool, context_dim: int | None
-    ):
-        super().__init__()
-        self.residual, channels = residual, residual.conv2.out_channels
-        self.self_attention = Attention(channels, num_heads) if self_attention else None
-        self.cross_attention = Attention(channels, num_heads, context_dim) if context_dim else None
-
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
-        x = self.residual(x, embedding)
-        if self.self_attention is not None:
-            x = self.self_attention(x)
-        if self.cross_attention is not None:
-            x = self.cross_attention(x, context)
-        return x
-
-
-def way_down(
-    channels: Sequence[int], blocks_per_level: int, block: Callable[[int, int, int], Block]
-) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """The blocks of each level, ``block(c_in, c_out, level)``, and what halves the side between."""
-    levels, halvings = nn.ModuleList(), nn.ModuleList()
-    width = channels[0]
-    for level, c in enumerate(channels):
-        if level:
-            conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
-            halvings.append(nn.Sequential(Norm(width, silu=False), conv))
-        inputs = [width] + [c] * (blocks_per_level - 1)
-        levels.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
-        width = c
-    return levels, halvings

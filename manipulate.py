@@ -8,8 +8,7 @@ checkpoint. What a request does not name is copied from a row of the training se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -45,7 +44,7 @@ SHOWN_REQUESTS: tuple[Request, ...] = (
 SHOWN_INTERPOLATION: tuple[Request, Request] = ({"Male": 1, "Smiling": 0}, {"Male": 0, "Smiling": 1})
 SHOWN_EDITS = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair", "Bangs", "Wearing_Hat")
 SHOWN_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-TRIED_STRENGTHS = 20  # steps from strength 0 to 1 that a counterfactual tries
+BATCH_SIZE = 50  # faces that are drawn at once
 MARGIN = 1.0  # log odds by which a counterfactual passes the guide's threshold
 
 
@@ -221,17 +220,24 @@ def generate(work: Work) -> dict[str, Any]:
     """New faces: a labelled grid, and every image on its own. Returns what the manifest says of it."""
     import torch
 
-    from evaluation.drawing import draw
     from samplers import sample_generators
 
     config, model = work.config, work.model
     requests, columns = requests_to_generate(work)
-    rows = torch.cat([model.request_row(request) for request in requests])  # (N, A)
-    if not (config.open or config.unconditional):
-        others = sample_generators(config.seed + 1, range(len(rows)))  # not those of the noise
-        rows = model.complete_rows(rows, len(rows), others).cpu()
-    options = {"guide": work.guide, "complete": False}
-    images = draw(model, rows, work.sampling, nullcontext(), config.seed, **options).numpy()
+    if config.open or config.unconditional:
+        rows = model.attribute_rows(requests)  # (N, A)
+    else:
+        others = sample_generators(config.seed + 1, range(len(requests)))  # not those of the noise
+        rows = model.complete_rows(requests, generator=others)
+    batches = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        part = rows[start : start + BATCH_SIZE]
+        noise = sample_generators(config.seed, range(start, start + len(part)))
+        pictures = model.sample(
+            len(part), None, part, work.sampling, noise, None, True, work.guide, complete=False
+        )
+        batches.append(pictures.cpu())
+    images = torch.cat(batches).numpy()
     single = save_each(images, work.out / "samples")
     title = f"generated, {guided_by(work, work.sampling)}, seed {config.seed}"
     labels = [""] * len(images) if config.unconditional else [*map(caption, requests)]
@@ -242,9 +248,9 @@ def generate(work: Work) -> dict[str, Any]:
 def interpolate(work: Work) -> dict[str, Any]:
     """A labelled strip and a GIF between two requests, all frames from one noise."""
     start, end = ends_to_interpolate(work)
-    rows = work.model.request_row(start), work.model.request_row(end)
+    rows = work.model.attribute_rows(start), work.model.attribute_rows(end)
     if not work.config.open:
-        rows = work.model.complete_ends(*rows, work.generator.clone_state())
+        rows = work.model.complete_ends(start, end, work.generator.clone_state())
     images = work.model.interpolate_between_attributes(
         *rows,
         work.config.interpolation_steps,
@@ -272,26 +278,13 @@ def interpolate_photographs(work: Work, images: Tensor) -> dict[str, Any]:
     return save_strip(work.out / "photographs", frames.cpu().numpy(), title)
 
 
-def edit_strip(
-    work: Work,
-    image: Tensor,
-    targets: Tensor,
-    strengths: Sequence[float],
-    has: Tensor,
-    editing: EditConfig,
-) -> Iterator[Tensor]:
+def prepare_edit(
+    work: Work, image: Tensor, targets: Tensor, has: Tensor, editing: EditConfig
+) -> Callable[[float], Tensor]:
     """One image uint8 (1, S, S, 3) with attributes ``has`` (1, A), edited towards every row of targets
-    (N, A): uint8 (N, S, S, 3) at each strength in turn."""
-    return work.model.edit_strip(
-        image,
-        targets,
-        strengths,
-        editing,
-        source_attributes=has,
-        guide=work.guide,
-        generator=work.generator.clone_state(),
-        progress=True,
-    )
+    (N, A): strength -> uint8 (N, S, S, 3)."""
+    generator = work.generator.clone_state()
+    return work.model.prepare_edit(image, targets, editing, has, work.guide, generator, progress=True)
 
 
 def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
@@ -301,15 +294,14 @@ def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
     Args:
         image: the photograph's square, uint8 (1, S, S, 3).
     """
-    import torch
 
     full = work.config.manipulation_strength
     has = work.read(image)
     edits = edits_to_make(work, has[0])
-    targets = torch.cat([work.model.request_row(request) for request in edits])  # (N, A)
+    targets = work.model.attribute_rows(edits)  # (N, A)
     strengths = sorted({*SHOWN_STRENGTHS, full})
-    strip = edit_strip(work, image, targets, strengths, has, work.editing)
-    over_strength = [pictures.cpu().numpy() for pictures in strip]
+    edit_at = prepare_edit(work, image, targets, has, work.editing)
+    over_strength = [edit_at(strength).cpu().numpy() for strength in strengths]
     edited = over_strength[strengths.index(full)]
 
     how = f"{work.editing.method}, {guided_by(work, work.editing)}"
@@ -343,7 +335,7 @@ def save_pairs(work: Work, image: Tensor, has: Tensor, targets: Tensor, edits: l
             value = full * (2 * strengths[i] - 1)
             row[column] = value if abs(value) > 1e-3 else 1e-3  # 0 would mean: not named
     # The rows say the strength, so each is a full edit, and strength 0 is what ``has`` says.
-    (images,) = edit_strip(work, image, rows, [1.0], has, replace(work.editing, oppose=False))
+    images = prepare_edit(work, image, rows, has, replace(work.editing, oppose=False))(1.0)
     down, right = map(caption, edits)
     return save_grid(
         work.out / "edit_pairs.png",
@@ -359,8 +351,8 @@ def counterfactual(
 ) -> dict[str, Any]:
     """The smallest change of a photograph with which the guide sees what was asked for.
 
-    It edits with growing strength after one inversion. It stops at the first edit that passes the
-    guide's threshold by MARGIN, for every attribute named.
+    That is the least strength at which the edit passes the guide's threshold by MARGIN, for every
+    attribute named.
 
     Args:
         image: the photograph's square, uint8 (1, S, S, 3).
@@ -368,8 +360,10 @@ def counterfactual(
     Raises:
         ValueError: for an attribute that the guide does not read, or one that is to be 0.5.
     """
+    from editing import smallest_edit
+
     config, request = work.config, work.attributes
-    target = work.model.request_row(request)
+    target = work.model.attribute_rows(request)
     names = list(guide.config.attribute_names)
     for name, value in request.items():
         if name not in names:
@@ -384,17 +378,14 @@ def counterfactual(
         seen = 2 * guide.predict_attributes(picture).clamp(-0.9999, 0.9999).atanh()
         return float(((seen - guide.prior)[0, columns].cpu() * wanted).min())
 
-    strengths = np.linspace(0, 1, TRIED_STRENGTHS + 1)
-    strip = edit_strip(work, image, target, strengths, work.read(image), work.editing)
-    for strength, pictures in zip(strengths, strip, strict=False):
-        facts: dict[str, Any] = {"strength": float(strength), "margin": margin(pictures)}
-        if facts["margin"] >= MARGIN:
-            break
+    edit_at = prepare_edit(work, image, target, work.read(image), work.editing)
+    strength, pictures = smallest_edit(edit_at, lambda edited: margin(edited) - MARGIN)
+    facts: dict[str, Any] = {"strength": strength, "margin": margin(pictures)}
     edited, flipped = pictures.cpu().numpy()[0], facts["margin"] >= MARGIN
     if not flipped:
         how = "does not flip at full strength"
-    elif facts["strength"]:
-        how = f"flips at strength {facts['strength']:.2f}"
+    elif strength:
+        how = f"flips at strength {strength:.2f}"
     else:
         how = "is so already"
     shown = np.stack([source.square, edited, heat_map(source.square, edited)])
@@ -432,8 +423,7 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     if config.guide_file and (config.guidance != "free" or reads_photographs):
         guide = load_guide(config.guide_file, device)
         model.check_guide(guide)
-    for request in requests:
-        model.request_row(request)  # refuses unknown names before anything is drawn
+    model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     draws = config.makes("generate") or config.makes("interpolate")
     if draws and not (config.open or config.unconditional or model.config.prior_rows):
         print(f"{config.checkpoint} has no attribute rows: what is not named is left to the network")

@@ -109,10 +109,8 @@ def training_step(run, batches) -> dict:
     """
     accelerator, config = run.accelerator, run.config
     rate, sums = run.anneal(), {}
-    for micro in range(config.grad_accum):
-        batch = next(batches)
-        run.seed_step(micro)
-        images, attributes = run.to_device(batch, flip=True)
+    for _ in range(config.grad_accum):
+        images, attributes = next(batches)
         with accelerator.accumulate(run.model):
             terms, per_sample, t = run.model(images, attributes, run.loss_config)
             accelerator.backward(terms["total"])

@@ -1,4 +1,4 @@
-"""Time and memory of attention on a CPU: written out, fused, and as layers.attend chooses.
+"""Time and memory of attention on a CPU: written out, fused, and as unet_model.attend chooses.
 
     python benchmarks/attention.py
 
@@ -61,17 +61,17 @@ def main() -> None:
     import torch
     import torch.nn.functional as F
 
-    import layers
+    import unet_model
 
     def written(*inputs):
-        layers.WRITTEN_OUT = 10**12
-        return layers.attend(*inputs)
+        unet_model.WRITTEN_OUT = 10**12
+        return unet_model.attend(*inputs)
 
     def chosen(*inputs):
-        layers.WRITTEN_OUT = most
-        return layers.attend(*inputs)
+        unet_model.WRITTEN_OUT = most
+        return unet_model.attend(*inputs)
 
-    most = layers.WRITTEN_OUT
+    most = unet_model.WRITTEN_OUT
     ways = {"written": written, "fused": F.scaled_dot_product_attention, "chosen": chosen}
     ratios: dict[str, list[float]] = {"written": [], "fused": []}
     print(f"{'N x M, width':<20}{'dtype':<10}{'':<10}", end="")

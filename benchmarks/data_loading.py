@@ -26,8 +26,9 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
-from celeba_dataset import CelebADataset, random_flip
+from celeba_dataset import CelebADataset
 from config import Config, count, flag
+from image_data.cached import random_flip
 from synthetic_faces.dataset import write_dataset
 
 BATCH = 64

@@ -34,7 +34,7 @@ from demo import command
 
 import cli
 from autoencoder_model import PixelFirstStage
-from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset, random_flip
+from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
 from checkpoint import EMA, load_checkpoint, load_model
 from classifiers.judge import load_judge
 from config import CACHE_HELP, FEWEST_SAMPLES, Config, SamplingConfig, count, flag
@@ -42,6 +42,7 @@ from evaluation.drawing import draw
 from evaluation.metrics import balanced_accuracy, distances
 from evaluation.reading import read
 from figures.grids import save_grid
+from image_data.cached import random_flip
 from synthetic_faces.dataset import write_dataset
 from training.run import keep_freed_memory
 

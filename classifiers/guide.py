@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from autoencoder_model import build_first_stage, specified_bce
 from checkpoint import load
 from config import LossConfig, ModelConfig
-from layers import Block, Norm, ResidualBlock, TimeEmbedding, attend, way_down
+from layers import Norm, ResidualBlock, TimeEmbedding
 from noise_schedule import NoiseSchedule
+from unet_model import Block, attend, way_down
 
 
 class AttributeClassifier(nn.Module):

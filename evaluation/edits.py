@@ -189,8 +189,8 @@ class EditEvaluation:
             generators = sample_generators(self.config.seed, range(first, first + len(batch)))
             how = {"guide": self.guide, "generator": generators}
             with self.work.autocast:
-                edits = self.model.edit_strip(batch, target, self.config.strengths, editing, **how)
-                return [edited.cpu() for edited in edits]
+                edit_at = self.model.prepare_edit(batch, target, editing, **how)
+                return [edit_at(strength).cpu() for strength in self.config.strengths]
 
         parts = in_parallel(strip, range(0, len(images), size))
         return [torch.cat(part) for part in zip(*parts, strict=True)]
@@ -261,8 +261,7 @@ class EditEvaluation:
 
         def back(batch: Tensor) -> Tensor:
             with self.work.autocast:
-                strip = self.model.edit_strip(batch, nothing, [0.0], plain, guide=self.guide)
-                return next(strip).cpu()
+                return self.model.prepare_edit(batch, nothing, plain, guide=self.guide)(0.0).cpu()
 
         return torch.cat(in_batches(back, self.sources(task)[1], self.config.batch_size))
 

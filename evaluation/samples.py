@@ -23,7 +23,7 @@ from torchmetrics.functional.image import (
 from tqdm import tqdm
 
 import cli
-from attribute_prior import AttributePrior
+from celeba_dataset import AttributePrior
 from checkpoint import file_hash, save_atomically
 from classifiers.judge import Judge, train_judge
 from classifiers.likeness import perceptual_distance

@@ -99,8 +99,7 @@ class Sources:
         if self.model.config.one_hot:
             names = self.model.config.attribute_names
             without = {names[names.index(name) - 1]: 1}
-        ends = self.model.request_row(without), self.model.request_row({name: 1})
-        pairs = [self.model.complete_ends(*ends, each) for each in self.generators(number)]
+        pairs = [self.model.complete_ends(without, {name: 1}, each) for each in self.generators(number)]
         return torch.cat([start for start, _ in pairs]), torch.cat([end for _, end in pairs])
 
     @cached_property
@@ -112,7 +111,7 @@ class Sources:
             of a step is the prediction that leads away from its x_t.
         """
         model = self.model
-        rows = torch.cat([model.request_row({name: 1}) for name in self.shown])
+        rows = model.attribute_rows([{name: 1} for name in self.shown])
         generators = self.generators(len(rows))
         x_T = model.initial_noise(len(rows), generator=generators)
         decode = model.first_stage.decode

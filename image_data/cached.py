@@ -95,6 +95,16 @@ class ImageDataset:
         return batch
 
 
+def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Each picture of a uint8 batch (B, H, W, 3) mirrored left to right with probability 0.5. Of an
+    encoded batch (B, 2, C, h, w), which holds the image and its mirror image, either half."""
+    device = generator.device if generator is not None else images.device
+    flip = torch.rand(len(images), generator=generator, device=device).to(images.device) < 0.5
+    if images.ndim == 5:
+        return images[torch.arange(len(images), device=images.device), flip.long()]
+    return torch.where(flip[:, None, None, None], images.flip(2), images)
+
+
 @dataclass(frozen=True)
 class Source:
     """The picture files of a split and their attributes.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import attribute_prior
-from attribute_prior import AttributePrior, pack_rows
+import celeba_dataset
+from celeba_dataset import AttributePrior, pack_rows
 from checkpoint import load_model, save_model
 from config import SamplingConfig
 from samplers import sample_generators
@@ -48,7 +48,7 @@ def test_what_nobody_asked_for_is_as_frequent_as_in_the_data(monkeypatch):
     rows[rows[:, 0] > 0, 1] = -1  # the second goes with the absence of the first only
     prior = AttributePrior.of(rows)
     requests = torch.tensor([[0.0, 0, 0, 0], [-1, 0, 0, 0], [1, 0, 0, 0]]).repeat(3000, 1)
-    monkeypatch.setattr(attribute_prior, "MOST_PAIRS", 700)  # in many parts
+    monkeypatch.setattr(celeba_dataset, "MOST_PAIRS", 700)  # in many parts
     whole = prior.complete(requests, uniform(9000))
     for i, expected in enumerate(prior.frequencies(requests[:3])):
         agrees = ((rows == requests[i]) | (requests[i] == 0)).all(1)
@@ -69,7 +69,7 @@ def test_a_model_completes_what_it_draws(make_model, tmp_path):
     model, sampling = with_prior(make_model), SamplingConfig(num_inference_steps=2)
     save_model(model, tmp_path / "model.pth")
     model = load_model(tmp_path / "model.pth")  # the rows travel in the checkpoint
-    request = model.request_row({"Smiling": 1})
+    request = model.attribute_rows({"Smiling": 1})
 
     def drawn(attributes, **how):
         return model.sample(4, None, attributes, sampling, sample_generators(0, range(4)), **how)
@@ -80,7 +80,7 @@ def test_a_model_completes_what_it_draws(make_model, tmp_path):
     assert (rows != 0).all() and (rows[:, 0] == 1).all()
     *_, (_, _, x_0, _) = model.sample_steps(x_T, rows, sampling)
     assert torch.equal(drawn(request), model.first_stage.decode(x_0))
-    is_open = model.request_row({"Smiling": 1}).expand(4, -1)
+    is_open = model.attribute_rows({"Smiling": 1}, 4)
     assert not torch.equal(drawn(request), drawn(is_open, complete=False))
     whole = ROWS[[0, 1, 2, 0]]
     assert torch.equal(drawn(whole), drawn(whole, complete=False))
@@ -98,9 +98,9 @@ def test_a_completed_image_does_not_depend_on_its_batch(make_model):
 def test_a_model_without_rows_leaves_requests_open(make_model):
     model = make_model()
     assert not any("attribute_prior" in name for name in model.state_dict())  # as in older files
-    request = model.request_row({"Smiling": 1})
+    request = model.attribute_rows({"Smiling": 1})
     assert torch.equal(model.complete_rows(request, 2), request.expand(2, -1))
-    start, end = model.complete_ends(request, model.request_row({"Male": 1}))
+    start, end = model.complete_ends(request, model.attribute_rows({"Male": 1}))
     assert start.tolist() == [[1, 0, 0]] and end.tolist() == [[1, 1, 0]]
 
 
@@ -110,9 +110,9 @@ def test_an_interpolation_changes_only_what_is_named(make_model):
     seen = set()
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        ends = model.complete_ends(*map(model.request_row, (start, end)), generator)
+        ends = model.complete_ends(start, end, generator)
         seen.add(tuple(ends[0][0].tolist()))
         assert ends[1].tolist() == [[-1, 0.5, float(ends[0][0, 2])]]
     assert seen == {(1, 1, 1), (1, -1, -1)}
-    strip = model.interpolate_between_attributes(*map(model.request_row, (start, end)), 3)
+    strip = model.interpolate_between_attributes(start, end, 3)
     assert strip.shape == (3, 16, 16, 3)

@@ -26,11 +26,10 @@ from celeba_dataset import (
     download_celeba,
     load_and_preprocess_image,
     parse_request,
-    random_flip,
 )
 from config import CROPS
 from image_data import cached
-from image_data.cached import SPLITS
+from image_data.cached import SPLITS, random_flip
 from image_data.datasets import first_image
 from image_data.picture import crop_box
 

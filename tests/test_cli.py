@@ -154,7 +154,6 @@ def test_registries_are_read_without_importing_them():
     import editing
     import noise_schedule
     import samplers
-    from evaluation import features
     from figures import figures
     from image_data import datasets
     from training import stages
@@ -165,7 +164,6 @@ def test_registries_are_read_without_importing_them():
     assert tuple(samplers.SAMPLERS) == config.SAMPLERS and tuple(samplers.SPACINGS) == config.SPACINGS
     assert tuple(editing.EDIT_METHODS) == config.EDIT_METHODS
     assert tuple(stages.STAGES) == config.STAGES and tuple(datasets.DATASETS) == config.DATASETS
-    assert tuple(features.FEATURE_SPACES) == config.FEATURE_SPACES
     assert tuple(figures.FIGURES) == config.FIGURES
     with pytest.raises(KeyError):
         config.registry("samplers.py", "SOLVERS")

@@ -20,8 +20,8 @@ def faces_and_rows():
 def edited(trained, sources, target, strengths, source=None, **options):
     editing = EditConfig(num_inference_steps=30, **options)
     generator = torch.Generator().manual_seed(0)
-    strip = trained.edit_strip(sources, target, strengths, editing, source, generator=generator)
-    return list(strip)
+    edit_at = trained.prepare_edit(sources, target, editing, source, generator=generator)
+    return [edit_at(strength) for strength in strengths]
 
 
 @pytest.mark.parametrize("method", EDIT_METHODS)

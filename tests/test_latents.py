@@ -18,11 +18,12 @@ import evaluate
 import manipulate
 import train
 from autoencoder_model import LatentFirstStage, SpatialVAE, build_first_stage
-from celeba_dataset import CelebADataset, random_flip
+from celeba_dataset import CelebADataset
 from checkpoint import EMA, load_checkpoint, load_first_stage, load_model, weights_hash
 from classifiers.likeness import perceptual_distance
 from config import FirstStageConfig, FirstStageLossConfig, SamplingConfig
 from image_data import encoded
+from image_data.cached import random_flip
 from image_data.encoded import LatentDataset
 from training.first_stage_loss import FirstStageTraining
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import layers
-from layers import Attention, attend, sinusoidal_embedding
-from unet_model import AttributeMaps, ConditionalUNet
+import unet_model
+from layers import sinusoidal_embedding
+from unet_model import Attention, AttributeMaps, ConditionalUNet, attend
 
 
 def make_unet(**changes) -> ConditionalUNet:
@@ -95,7 +95,7 @@ def test_attention_written_out_is_the_fused_one(monkeypatch, dtype):
     shapes = ((2, 3, 20, 8), (2, 3, 7, 8), (2, 3, 7, 8))
     found = []
     for most in (0, 10**9):
-        monkeypatch.setattr(layers, "WRITTEN_OUT", most)
+        monkeypatch.setattr(unet_model, "WRITTEN_OUT", most)
         inputs = [torch.randn(s, generator=generator.manual_seed(1)).to(dtype) for s in shapes]
         inputs = [each.requires_grad_() for each in inputs]
         out = attend(*inputs)

@@ -1,5 +1,5 @@
-"""Which images a step sees, and what is random in it. Both follow from the seed and the step alone, so
-that a resumed run goes on as if it had never stopped.
+"""The batches of a run: which images a step sees, and what is random in it. Both follow from the seed
+and the step alone, so that a resumed run goes on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -9,8 +9,15 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from config import TrainConfig
+from image_data.cached import ImageDataset, random_flip
+from image_data.encoded import LatentDataset
+
+Dataset = ImageDataset | LatentDataset
 
 
 def seed_everything(*numbers: int) -> None:
@@ -47,20 +54,39 @@ def ignore_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def to_device(
+    batch: dict[str, Tensor], accelerator: Accelerator, flip: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A batch's images (or moments), with ``flip`` mirrored at random, and its attributes."""
+    images, attributes = (
+        batch[key].to(accelerator.device, non_blocking=True) for key in ("image", "attributes")
+    )
+    if flip:
+        return random_flip(images), attributes
+    return images[:, 0] if images.ndim == 5 else images, attributes  # encoded: its mirror image, too
+
+
 def load_batches(
-    dataset, order: BatchOrder, num_workers: int, pin_memory: bool
-) -> Generator[dict[str, Tensor], None, None]:
-    """Batches of a dataset in this order. ``close`` ends the loader's workers."""
+    dataset: Dataset, config: TrainConfig, accelerator: Accelerator, step: int
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Images and attributes of every batch from a step on, on the device. All that is random in the
+    training on a batch follows from the seed that is set before it is given out. ``close`` ends the
+    loader's workers."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    first = step * config.grad_accum
     loader = DataLoader(
         dataset,
-        batch_sampler=order,
-        num_workers=num_workers,
+        batch_sampler=BatchOrder(len(dataset), config.batch_size, config.seed, rank, world, first),
+        num_workers=config.num_workers,
         collate_fn=dataset.collate,
         worker_init_fn=ignore_signals,
-        pin_memory=pin_memory,
+        pin_memory=accelerator.device.type == "cuda",
     )
     iterator = iter(loader)
     try:
-        yield from iterator
+        for number, batch in enumerate(iterator, first):
+            step, micro = divmod(number, config.grad_accum)
+            seed_everything(config.seed, step, micro * world + rank)
+            yield to_device(batch, accelerator, config.flip and dataset.flips)
     finally:  # an error's traceback keeps the iterator alive, and so its workers, beyond the exit
         getattr(iterator, "_shutdown_workers", lambda: None)()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import re
 import signal
 import sys
@@ -19,12 +20,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from celeba_dataset import create_attribute_vector, random_flip
+from celeba_dataset import create_attribute_vector
 from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
 from config import ADJUSTABLE, FREE, Flag, TrainConfig
 from image_data.encoded import LatentDataset
-from training.batches import BatchOrder, load_batches, seed_everything
-from training.stages import STAGES, Dataset, Stage
+from training.batches import Dataset, load_batches, seed_everything, to_device
+from training.stages import STAGES, Stage
 
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
 
@@ -34,8 +35,8 @@ def keep_freed_memory(device: str) -> Iterator[None]:
     """Within this context, glibc keeps up to 2 GiB of what is freed instead of giving it back to the
     system. A training step on a CPU frees and takes the same memory each time, and the system clears
     every page that it gives. Afterwards all is given back. Other C libraries are left as they are."""
-    libc = ctypes.CDLL(None)
-    if device != "cpu" or not hasattr(libc, "mallopt"):
+    libc: Any = ctypes.CDLL(None) if device == "cpu" and os.name == "posix" else None
+    if not hasattr(libc, "mallopt"):
         yield
         return
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
@@ -168,38 +169,13 @@ class TrainingRun:
 
         return read
 
-    def batches(self) -> Generator[dict[str, Tensor], None, None]:
-        """Batches from the current step on. ``close`` ends the loader's workers."""
-        config, accelerator = self.config, self.accelerator
-        order = BatchOrder(
-            len(self.train_set),
-            config.batch_size,
-            config.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            start=self.step * config.grad_accum,
-        )
-        pin_memory = accelerator.device.type == "cuda"
-        return load_batches(self.train_set, order, config.num_workers, pin_memory)
-
-    def seed_step(self, micro: int) -> None:
-        """Seed what is random in one batch of a step, on this process."""
-        part = micro * self.accelerator.num_processes + self.accelerator.process_index
-        seed_everything(self.config.seed, self.step, part)
-
-    def to_device(self, batch: dict[str, Tensor], flip: bool = False) -> tuple[Tensor, Tensor]:
-        """Images, or moments, mirrored at random with ``flip``; and attributes."""
-        device = self.accelerator.device
-        images, attributes = (
-            batch[key].to(device, non_blocking=True) for key in ("image", "attributes")
-        )
-        if flip and self.config.flip and self.train_set.flips:
-            return random_flip(images), attributes
-        return images[:, 0] if images.ndim == 5 else images, attributes  # encoded: its mirror image, too
+    def batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """``load_batches`` from the current step on."""
+        return load_batches(self.train_set, self.config, self.accelerator, self.step)
 
     def validation_images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images, or moments, and attributes of the validation split."""
-        return self.to_device(self.val_set.__getitems__(list(indices)))
+        return to_device(self.val_set.__getitems__(list(indices)), self.accelerator)
 
     def anneal(self) -> float:
         """Set the learning rate, and tell the model how far the run is. Returns the rate."""

@@ -10,23 +10,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from attribute_prior import AttributePrior
-from celeba_dataset import CELEBA_ATTRIBUTES
+from celeba_dataset import CELEBA_ATTRIBUTES, AttributePrior
 from checkpoint import load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages
 from config import CFG_SCALE, Config, FirstStageConfig, LossConfig, ModelConfig, TrainConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
-from image_data.cached import ImageDataset
 from image_data.encoded import LatentDataset
-from training.batches import seed_everything
+from training.batches import Dataset, seed_everything
 from training.first_stage_loss import FirstStageTraining
 
 if TYPE_CHECKING:
     from training.run import TrainingRun
 
-Dataset = ImageDataset | LatentDataset
 Pictures = dict[str, Tensor]  # title -> uint8 (N, H, W, 3)
 
 
