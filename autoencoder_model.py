@@ -1,4 +1,4 @@
-"""The attribute-predicting VAE, and the first stage between stored images and what diffuses."""
+"""The attribute-predicting VAE, and the first stages, which map stored images to x0 and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layers import Norm
 
 
 def draw_posterior(mean: Tensor, logvar: Tensor) -> Tensor:
-    """z ~ N(mean, exp(logvar)), reparameterised, in their shape."""
+    """A reparameterised draw z ~ N(mean, exp(logvar)), in the same shape."""
     return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
 
 
@@ -24,8 +24,8 @@ def kl_to_prior(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def specified_bce(logits: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of logits (B, A), 0 where an attribute (B, A) is not specified (0), and 1
-    where it is (B, A); fractions are soft targets."""
+    """Binary cross-entropy (B, A) of logits (B, A), and a mask (B, A) that is 1 where an attribute is
+    specified. Both are 0 where an attribute (B, A) is unspecified (0). Fractions are soft targets."""
     specified = (attributes != 0).float()
     bce = F.binary_cross_entropy_with_logits(
         logits, (attributes + 1) / 2, weight=specified, reduction="none"
@@ -34,7 +34,7 @@ def specified_bce(logits: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
-    """``specified_bce`` averaged over what is specified in a batch."""
+    """The mean of ``specified_bce`` over the specified attributes of a batch."""
     bce, specified = specified_bce(logits, attributes)
     return bce.sum() / specified.sum().clamp(min=1)
 
@@ -44,10 +44,10 @@ class PixelFirstStage(nn.Module):
     [-1, 1]. The only place where ranges change."""
 
     clip_x0 = True  # x0 is bounded by [-1, 1], so samplers may clip their estimate of it
-    channels, factor = 3, 1  # of x0; of the image's side over x0's
+    channels, factor = 3, 1  # channels of x0; side of the image / side of x0
 
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]; nothing in it is random.
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]. ``sample`` changes nothing.
 
         Raises:
             ValueError: for any other dtype or layout.
@@ -60,21 +60,21 @@ class PixelFirstStage(nn.Module):
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def decode(self, x0: Tensor) -> Tensor:
-        """float (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded; what lies outside is clipped."""
+        """float (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded; values outside are clipped."""
         return ((x0.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
 
 class LatentFirstStage(nn.Module):
-    """Stored images, or their moments, <-> x0 in the latent space of an autoencoder that stays as it is.
+    """Stored images, or their moments, <-> x0 in the latent space of a frozen autoencoder.
 
-    ``x0 = (z - mean) / std`` with one mean and std for each channel, measured over a training set: x0
-    has the unit variance that noise schedules expect, and unguided samples are de-standardised by what
-    travels with them (Rombach et al. 2022, arXiv:2112.10752, appendix G).
+    ``x0 = (z - mean) / std`` with a mean and a std for each channel, measured on a training set. So x0
+    has the unit variance that noise schedules expect (Rombach et al. 2022, arXiv:2112.10752, appendix
+    G). Mean and std are buffers and travel with the weights.
 
     Args:
-        autoencoder: maps x (B, 3, H, W) in [-1, 1] to the mean and log-variance of its latent by
-            ``encode``, and z back by ``decode``; has ``latent_channels``, ``factor`` and the
-            ``latent_std`` expected before anything is measured.
+        autoencoder: its ``encode`` maps x (B, 3, H, W) in [-1, 1] to the mean and log-variance of the
+            latent, and its ``decode`` maps z back. It also has ``latent_channels``, ``factor`` and
+            ``latent_std``, the std that is used until one is measured.
     """
 
     clip_x0 = False
@@ -94,7 +94,7 @@ class LatentFirstStage(nn.Module):
 
     def encode(self, stored: Tensor, sample: bool = False) -> Tensor:
         """x0 (B, C, H / f, W / f) of images uint8 (B, H, W, 3), or of floating-point moments as
-        ``moments`` gives them; from the posterior's mean, or from a draw with ``sample``.
+        ``moments`` gives them. It is the posterior's mean, or with ``sample`` a draw.
 
         Raises:
             ValueError: for any other dtype or layout.
@@ -123,9 +123,9 @@ def conv_block(in_channels: int, out_channels: int) -> nn.Module:
 
 
 class AttributeVAE(nn.Module):
-    """x -> (mu, logvar) of a semantic latent -> x_hat, with the attributes read off the latent.
+    """x -> (mu, logvar) of a semantic latent -> x_hat. A head predicts the attributes from the latent.
 
-    (Kingma & Welling 2014, arXiv:1312.6114.) One strided level per entry of ``channels``; the
+    (Kingma & Welling 2014, arXiv:1312.6114.) Each entry of ``channels`` is one strided level. The
     attribute head is linear, so its rows are directions in the latent.
 
     Args:
@@ -136,7 +136,7 @@ class AttributeVAE(nn.Module):
         image_channels: C of x, 3 for pixels.
 
     Raises:
-        ValueError: where the image size does not divide.
+        ValueError: if the image size is not divisible.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class AttributeVAE(nn.Module):
         for c in reversed(channels[:-1]):
             decoder += [nn.Upsample(scale_factor=2.0), conv_block(width, c)]
             width = c
-        # The last doubling is a pixel shuffle: nothing runs at the full side, the dearest by far.
+        # The last doubling is a pixel shuffle. No convolution runs at the full side, which costs most.
         decoder += [nn.Conv2d(width, 4 * image_channels, 3, padding=1), nn.PixelShuffle(2)]
         self.decoder = nn.Sequential(*decoder)
         self.attribute_head = nn.Linear(latent_dim, num_attributes)
@@ -202,11 +202,11 @@ class AttributeVAE(nn.Module):
         """Scalar terms ``reconstruction``, ``kl`` and ``attributes``, and mu (B, D).
 
         - reconstruction: mean squared error per pixel value, x_hat from a reparameterised z.
-        - kl: KL(q(z | x) || N(0, I)) *per pixel value*: summed over the D dimensions and divided by
-          the C S S values of an image, so that it weighs against the reconstruction as it does in the
-          evidence lower bound, whatever D and S (kl_weight is then 2 sigma^2 of the decoder's noise).
-          Each dimension counts at least ``free_bits`` nats: below that nothing pushes it towards the
-          prior, so the posterior does not collapse (Kingma et al. 2016, arXiv:1606.04934, appendix C8).
+        - kl: KL(q(z | x) || N(0, I)) per pixel value: summed over the D dimensions, then divided by the
+          C S S values of an image. Its ratio to the reconstruction is then that of the evidence lower
+          bound for every D and S, and kl_weight is 2 sigma^2 of the decoder's noise. Each dimension
+          counts at least ``free_bits`` nats. Below that nothing pulls it towards the prior, so the
+          posterior does not collapse (Kingma et al. 2016, arXiv:1606.04934, appendix C8).
         - attributes: ``attribute_loss`` of the head.
         """
         mu, logvar = self.encode(x)
@@ -223,9 +223,9 @@ class AttributeVAE(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Channel attention, then spatial attention: x scaled by what its mean says of each channel, and by
-    what the mean and maximum over channels say of each position (Woo et al. 2018, arXiv:1807.06521).
-    Starts as the identity."""
+    """Channel attention, then spatial attention (Woo et al. 2018, arXiv:1807.06521). The first scales
+    each channel, from the means of the channels. The second scales each position, from the mean and
+    maximum over channels. Starts as the identity."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -259,20 +259,20 @@ class AttentionBlock(nn.Module):
 
 
 class SpatialVAE(nn.Module):
-    """x (B, 3, S, S) -> mean and log-variance of a latent (B, latent_channels, S / f, S / f) -> x_hat,
-    with the attributes read off the latent: a first stage of our own (Rombach et al. 2022,
-    arXiv:2112.10752, section 3.1).
+    """x (B, 3, S, S) -> mean and log-variance of a latent (B, latent_channels, S / f, S / f) -> x_hat. A
+    head predicts the attributes from the latent. This is the project's own first stage (Rombach et al.
+    2022, arXiv:2112.10752, section 3.1).
 
     Args:
-        channels: width of each level, finest first; f = 2 ** len(channels), the first halving being a
-            pixel unshuffle, so that nothing runs at the full side.
-        latent_channels: of the latent.
+        channels: width of each level, finest first; f = 2 ** len(channels). The first halving is a pixel
+            unshuffle, so no convolution runs at the full side.
+        latent_channels: channels of the latent.
         blocks_per_level: residual blocks of each level, in the encoder and again in the decoder.
         num_attributes: A.
     """
 
     latent_std = 1.0
-    HEAD_SIDE = 8  # the latent is averaged to this side before attributes are read off it
+    HEAD_SIDE = 8  # the attribute head gets the latent averaged to this side
 
     def __init__(
         self,
@@ -306,7 +306,7 @@ class SpatialVAE(nn.Module):
         """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, C, S / f, S / f).
 
         Raises:
-            ValueError: where f does not divide S.
+            ValueError: if f does not divide S.
         """
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             size = f"{x.shape[2]}x{x.shape[3]}"
@@ -325,8 +325,8 @@ class SpatialVAE(nn.Module):
 
 
 class StableDiffusionVAE(nn.Module):
-    """diffusers' ``AutoencoderKL`` as a first stage: Stable Diffusion's f = 8 and four channels, or any
-    other that was saved in diffusers' format. Its config is plain and rebuilds it."""
+    """diffusers' ``AutoencoderKL`` as a first stage: Stable Diffusion's, with f = 8 and four channels,
+    or any other in diffusers' format. ``config`` holds plain values and is enough to build it."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -350,17 +350,17 @@ class StableDiffusionVAE(nn.Module):
 
 
 def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
-    """Config and weights for a ``StableDiffusionVAE``: of an ``AutoencoderKL`` from a folder in
-    diffusers' format or from the hub.
+    """Config and weights for a ``StableDiffusionVAE``, from an ``AutoencoderKL``. ``name`` is a folder
+    in diffusers' format, or a name on the hub.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: if there is none.
     """
     from diffusers import AutoencoderKL
 
     try:
         vae = AutoencoderKL.from_pretrained(name)
-    except Exception as error:  # whatever a wrong config.json leads a constructor to
+    except Exception as error:  # a wrong config.json may raise any error
         raise FileNotFoundError(
             f"no AutoencoderKL at {name!r} ({textwrap.shorten(str(error), 100)}): give a folder with "
             "config.json and diffusion_pytorch_model.safetensors, such as the vae/ of Stable Diffusion "

@@ -1,4 +1,4 @@
-"""CelebA's attributes, label files and splits; requests, and the attribute rows that answer them."""
+"""CelebA's attributes, label files and splits; requests and their attribute rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PARTITION_FILE = "list_eval_partition.txt"
 OTHER_FILES = ("identity_CelebA.txt", "list_landmarks_align_celeba.txt", "list_bbox_celeba.txt")
 
 
-MOST_PAIRS = 2**22  # of requests and rows that are compared at once: bounds the memory
+MOST_PAIRS = 2**22  # pairs of a request and a row that are compared at once; limits the memory
 
 
 # -------------------------------------------------------------------- requests
@@ -70,7 +70,7 @@ def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -
 
     Args:
         attr_dict: attribute name -> column, for A columns.
-        attributes: values in [0, 1], 1 present and 0 absent. A name that is no identifier goes in as
+        attributes: values in [0, 1], 1 present and 0 absent. Pass a name that is no identifier as
             ``**{"5_o_Clock_Shadow": 1}``.
 
     Returns:
@@ -102,8 +102,8 @@ def _nearest(name: str, known) -> str:
 
 
 def deny_other_classes(rows: Tensor) -> Tensor:
-    """Rows (B, A) of classes that exclude each other, made whole. Where a row names a class (> 0), every
-    class that it leaves unspecified becomes -1, as in the training rows of such a dataset.
+    """Complete rows (B, A) of classes that exclude each other. If a row names a class (> 0), every class
+    that it leaves unspecified becomes -1, as in the training rows of such a dataset.
 
     Raises:
         ValueError: for two classes in a row.
@@ -114,7 +114,7 @@ def deny_other_classes(rows: Tensor) -> Tensor:
     return torch.where((rows == 0) & names_one, -1.0, rows)
 
 
-# -------------------------------------------------------------------- what goes with what
+# -------------------------------------------------------------------- completing requests
 
 
 def pack_rows(attributes: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,16 +134,17 @@ def pack_rows(attributes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class AttributePrior(nn.Module):
-    """What goes with what: p(rest | named), from the distinct attribute rows of the training set.
+    """The prior p(rest | named) of attributes, from the distinct attribute rows of the training set.
 
-    A network trained on whole rows draws mush for the zeros of a short request. So the request is
-    completed first: the rest is copied from a training row that agrees with what is named. The rows are
-    the exact joint distribution and need no training. They are buffers, so they travel with the weights:
-    210 KB for the 18,000 rows of 40 attributes. Where no row has what is named, the nearest rows serve.
+    A network trained on complete rows draws shapeless images for the many zeros of a short request. So
+    the request is completed first: the rest is copied from a training row that agrees with the named
+    attributes. The rows are the exact joint distribution and need no training. They are buffers, so they
+    travel with the weights: 210 KB for the 18,000 rows of 40 attributes. If no row agrees with all named
+    attributes, the rows that agree best are used.
 
     Args:
         num_attributes: A.
-        num_rows: R, as ``pack_rows`` finds them; 0 for a model that completes nothing.
+        num_rows: R, the number of rows of ``pack_rows``; 0 for a model that completes nothing.
     """
 
     def __init__(self, num_attributes: int, num_rows: int):
@@ -171,14 +172,14 @@ class AttributePrior(nn.Module):
         return (present - absent)[:, : self.num_attributes]
 
     def agreeing(self, requests: Tensor, rows: Tensor) -> Tensor:
-        """Weights (B, R), float64, of ``rows()``: how often each occurs, 0 unless it agrees with a
-        request of (B, A) in as many named attributes as any row does."""
+        """Weights float64 (B, R) of ``rows()`` for requests (B, A). A row that agrees best with the
+        named attributes of a request gets its count, every other row gets 0."""
         agreement = requests.sign() @ rows.T  # whole numbers
         best = agreement == agreement.amax(1, keepdim=True)
         return best * self.counts.double()
 
     def frequencies(self, requests: Tensor) -> Tensor:
-        """How often each attribute is present among the rows that agree with requests (B, A): (B, A)."""
+        """How often each attribute occurs in the rows that agree with a request: (B, A) -> (B, A)."""
         requests, which = torch.unique(requests, dim=0, return_inverse=True)
         rows, found = self.rows(), []
         for part in requests.split(max(1, MOST_PAIRS // len(rows))):
@@ -187,14 +188,14 @@ class AttributePrior(nn.Module):
         return torch.cat(found).float()[which]
 
     def complete(self, requests: Tensor, uniform: Tensor) -> Tensor:
-        """A sample of p(rest | named): requests (B, A) whose zeros are taken from a row each.
+        """A sample of p(rest | named): each request's zeros are copied from one row that agrees with it.
 
         Args:
             requests: (B, A) in [-1, 1]; what is not 0 stays.
-            uniform: (B,) in [0, 1), which of the agreeing rows, all equally likely.
+            uniform: (B,) in [0, 1), selects the row; a row is as likely as it is frequent.
 
         Returns:
-            (B, A); the requests as they are where there are no rows.
+            (B, A); the requests unchanged if there are no rows.
         """
         if not len(self.counts):
             return requests

@@ -1,7 +1,7 @@
 """Checkpoints: EMA weights, atomic saving, loading with weights_only=True, and a model from its file.
 
-This is the door through which files from strangers come in. What they ask for is checked here, before
-any memory is taken: the models' own modules are free of such checks.
+Files from strangers enter here. What they ask for is checked here, before memory is allocated for it. So
+the model code needs no such checks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from diffusion_model import ConditionalDiffusion
 
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
-MOST_BLOCKS = 32  # of a level in a first stage
+MOST_BLOCKS = 32  # per level of a first stage
 
 
 class EMA:
-    """Exponential moving average of a model's trained parameters, with warm-up. What is frozen in it,
-    as a first stage is, is not copied but shared.
+    """Exponential moving average of a model's trained parameters, with warm-up. Frozen parts, such as
+    a first stage, are shared and not copied.
 
-    After update n the decay is min(decay, (1 + n) / (10 + n)): early averages forget the initialisation.
+    At update n the decay is min(decay, (1 + n) / (10 + n)), so the average soon forgets the
+    initialisation.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -53,10 +54,10 @@ class EMA:
 
 @contextmanager
 def refusing(path: str | Path, what: str) -> Iterator[None]:
-    """A file from a stranger may lead whatever reads it to any error: this makes it one ValueError."""
+    """A stranger's file may cause any error in the code that reads it. Turn it into one ValueError."""
     try:
         yield
-    except (OSError, MemoryError, ImportError, torch.OutOfMemoryError):  # which say nothing of the file
+    except (OSError, MemoryError, ImportError, torch.OutOfMemoryError):  # not the file's fault
         raise
     except Exception as error:
         if isinstance(error, ValueError) and str(path) in str(error):
@@ -66,8 +67,8 @@ def refusing(path: str | Path, what: str) -> Iterator[None]:
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that ``path`` holds either what it held or all of the new. What a kill leaves
-    beside it is overwritten by the next try."""
+    """Write a file so that ``path`` always holds either all of the old or all of the new content. If the
+    process is killed, the next write overwrites the temporary file that it left."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -75,7 +76,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by either
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as either
         full = any(words in str(error) for words in ("unexpected pos", "PytorchStreamWriter"))
         if isinstance(error, RuntimeError) and not full:
             raise
@@ -86,7 +87,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint by ``replace_file``; as .safetensors, one of inference weights."""
+    """Write a checkpoint by ``replace_file``. A .safetensors file takes inference weights only."""
     path, state = Path(path), {"format": FORMAT, **state}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -96,7 +97,7 @@ def save_atomically(state: dict[str, Any], path: str | Path) -> None:
 
 
 def _to_safetensors(state: dict[str, Any]) -> bytes:
-    """The one state dict in here under its weights' names; the rest as JSON in the metadata."""
+    """Tensors from the one state dict in ``state``; the rest becomes JSON in the metadata."""
     from safetensors.torch import save
 
     (part,) = {"model", "guide", "judge"} & state.keys()
@@ -130,9 +131,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         else:
             _check_sums(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):  # which says nothing of the file
+    except (OSError, MemoryError):  # not the file's fault
         raise
-    except Exception as error:  # the unpickler raises whatever a damaged file leads it to
+    except Exception as error:  # a damaged file may raise any error in the unpickler
         reason = str(error).split("\n")[0][:100]
         raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -143,8 +144,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """ValueError for a file whose bytes are not those that were written, which torch does not look at;
-    or a compressed one, which torch does not write."""
+    """Raise ValueError for a file with a wrong checksum, which torch does not check, or for a compressed
+    file, which torch does not write."""
     with zipfile.ZipFile(path) as archive:
         if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
             raise ValueError("it is compressed")
@@ -154,13 +155,13 @@ def _check_sums(path: Path) -> None:
 
 
 def _memory(weights: Iterable[Tensor]) -> int:
-    """Bytes behind these tensors, what they share counted once."""
+    """Bytes that these tensors occupy. Shared storage counts once."""
     storages = [weight.untyped_storage() for weight in weights]
     return sum({each._cdata: each.nbytes() for each in storages}.values())
 
 
 def _is_whole(weight: object) -> bool:
-    """Whether this is a tensor with memory behind every element, which an expanded one has not."""
+    """Whether this is a CPU tensor with memory for every element. An expanded tensor has less."""
     if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.is_quantized:
         return False
     if weight.device.type != "cpu":
@@ -207,10 +208,10 @@ def build(
     kind: Callable[[ModelConfig], Model], key: str, state: dict[str, Any], path: str | Path
 ) -> Model:
     """The module in a checkpoint's contents, in evaluation mode, built from the configuration inside.
-    Its weights are under ``key``, or under ``ema`` where there are averaged ones.
+    Its weights are under ``ema`` if there are averaged ones, else under ``key``.
 
     Raises:
-        ValueError: where ``path``, from which they come, holds no such module.
+        ValueError: if ``path``, from which the contents come, holds no such module.
     """
     with refusing(path, key):
         config = ModelConfig(**state["config"])
@@ -218,7 +219,7 @@ def build(
             raise ValueError("no attributes are named")
         check_first_stage_config(config.first_stage_config)
         weights = state["ema"] if "ema" in state else state[key]
-        with torch.device("meta"):  # which takes no memory, whatever a stranger's file asks for
+        with torch.device("meta"):  # takes no memory, whatever the file asks for
             expected = kind(config).state_dict()
         check_shapes(expected, weights, path)
         model = kind(config)
@@ -239,17 +240,17 @@ def load(
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:
-    """The model in a checkpoint, in evaluation mode: EMA weights where the file has them (``last.pth``)
-    next to the raw ones.
+    """The model in a checkpoint, in evaluation mode. If the file holds raw and EMA weights
+    (``last.pth``), the model has the EMA weights.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_checkpoint`` and ``load_weights``.
+        FileNotFoundError, ValueError: as ``load``.
     """
     return load(ConditionalDiffusion, "model", path, device)
 
 
 def check_first_stage_config(config: dict) -> None:
-    """Raise ValueError unless a first stage's configuration holds plain values of bearable size."""
+    """Raise ValueError unless a first stage's configuration holds plain values of reasonable size."""
     values = [each for v in config.values() for each in (v if isinstance(v, list | tuple) else [v])]
     plain = all(isinstance(value, int | float | str | None) for value in values)
     if not plain or len(values) > 100 or any(isinstance(v, int) and abs(v) > 65_536 for v in values):
@@ -261,12 +262,12 @@ def check_first_stage_config(config: dict) -> None:
 
 
 def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor], str]:
-    """Kind, configuration and weights of a first stage, and what judged likeness in its training. It
-    comes from a checkpoint of ``train.py --stage first_stage`` (a .pth file), or is an
-    ``AutoencoderKL`` from a folder in diffusers' format or the hub.
+    """Kind, configuration and weights of a first stage, and the name of the network that judged likeness
+    in its training. ``path`` is a checkpoint of ``train.py --stage first_stage`` (a .pth file), or an
+    ``AutoencoderKL``: a folder in diffusers' format or a name on the hub.
 
     Raises:
-        FileNotFoundError, ValueError: where there is none.
+        FileNotFoundError, ValueError: if there is none.
     """
     if not str(path).endswith(".pth"):
         return "sd-vae", *pretrained_vae(str(path)), ""

@@ -506,7 +506,7 @@ class ManipulateConfig(DeviceConfig):
     attributes: tuple[str, ...] = flag((), "1 there, 0 not, 0.5 open", metavar=REQUEST)
     start: tuple[str, ...] = flag((), "interpolation start", name="from", metavar=REQUEST)
     end: tuple[str, ...] = flag((), "interpolation end", name="to", metavar=REQUEST)
-    open: bool = flag(False, "leave what is not named to the network: often mush")
+    open: bool = flag(False, "leave what is not named to the network: often shapeless")
     unconditional: bool = flag(False, "new faces without any request")
     num_samples: int = count(8, "new faces; of each class, where there are classes")
     guidance: str = flag("free", "classifier-free, by --guide, or by both", choices=GUIDANCE)
@@ -578,7 +578,7 @@ class EvaluateConfig(DeviceConfig):
         low=FEWEST_SAMPLES,
     )
     requests: tuple[str, ...] = flag(REQUESTS, "what is asked for", choices=REQUESTS)
-    open: bool = flag(False, "leave what is not named to the network: often mush")
+    open: bool = flag(False, "leave what is not named to the network: often shapeless")
     cfg_scale: tuple[float, ...] | None = weight(
         None, "none given: 1, 1.5, 2 and 3 as far as it was trained for; 4 for edits"
     )

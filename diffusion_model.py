@@ -31,11 +31,11 @@ Attributes: TypeAlias = Tensor | Mapping[str, float] | Sequence[Mapping[str, flo
 
 
 def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float) -> Tensor:
-    """Attribute rows (B, A) with whole rows set to 0 with probability ``cfg_dropout``, and single
-    attributes with probability ``attr_dropout`` on average.
+    """Attribute rows (B, A) after dropping: whole rows are set to 0 with probability ``cfg_dropout``,
+    single attributes with probability ``attr_dropout`` on average.
 
-    The rate at which a sample loses single attributes is drawn per sample, as U ** (1/p - 1) with U
-    uniform: it has mean p and reaches 1, so rows that name three of forty attributes occur.
+    Each sample draws its own rate for single attributes, U ** (1/p - 1) with U uniform and p =
+    ``attr_dropout``. It has mean p and reaches 1, so rows that name three of forty attributes occur.
     """
     device = attributes.device
     keep = torch.rand(len(attributes), 1, device=device) >= cfg_dropout
@@ -46,7 +46,7 @@ def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float)
 
 
 def vae_levels(side: int) -> tuple[int, ...]:
-    """Widths of the VAE's levels, finest first: halvings of x0's side down to 4, four at most."""
+    """Widths of the VAE's levels, finest first: at most four, and each halves x0's side, down to 4."""
     levels = 0
     while levels < 4 and side % 2 ** (levels + 1) == 0 and side >> (levels + 1) >= 4:
         levels += 1
@@ -115,7 +115,7 @@ class ConditionalDiffusion(nn.Module):
             images: uint8 (B, H, W, 3), or the moments of a latent first stage.
             attributes: (B, A) in [-1, 1].
             loss: weights and dropping rates.
-            t, eps: timesteps (B,) and noise (B, C, H, W); drawn here where not given, t stratified.
+            t, eps: timesteps (B,) and noise (B, C, H, W); drawn by ``draw_noisy`` if not given.
 
         Returns:
             the scalar terms under their names, their weighted sum under ``total``; the diffusion loss
@@ -145,7 +145,7 @@ class ConditionalDiffusion(nn.Module):
     # ---------------------------------------------------------------- conditions and denoisers
 
     def denoiser(self, attributes: Tensor, latent: Tensor | None) -> Denoiser:
-        """The network under fixed conditions, as samplers take it."""
+        """The network under fixed conditions, as a denoiser for samplers."""
 
         def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
             labels = torch.full((len(x_t),), t, device=x_t.device)
@@ -163,9 +163,9 @@ class ConditionalDiffusion(nn.Module):
         base: Tensor | None = None,
     ) -> Denoiser:
         """Classifier-free guidance from ``base`` (default: the unconditional, all-zero rows) towards
-        ``attributes``, in one batch. cfg_scale 1 is off and costs a single pass. The latent, which says
-        who is in the picture, is in both branches: guidance amplifies the attributes only."""
-        if cfg_scale == 1:  # where rescaling changes nothing either
+        ``attributes``, in one batch. cfg_scale 1 turns it off and costs a single pass. Both branches get
+        the latent, which says who is in the picture. So guidance amplifies only the attributes."""
+        if cfg_scale == 1:  # rescale has no effect then, either
             return self.denoiser(attributes, latent)
         base = torch.zeros_like(attributes) if base is None else base
         if cfg_scale == 0:
@@ -178,10 +178,10 @@ class ConditionalDiffusion(nn.Module):
         """Attribute rows float32 (B, A) in [-1, 1], on the model's device.
 
         Args:
-            attributes: rows (B, A) or (1, A); or a request such as {"Smiling": 1, "Male": 0}, or a list
-                of B requests (see ``create_attribute_vector``; a class that is named denies the others);
-                or None, which asks for nothing in particular.
-            batch_size: B, where one row serves all; by default as many as there are.
+            attributes: rows (B, A) or (1, A); a request such as {"Smiling": 1, "Male": 0}, or a list of
+                B requests (see ``create_attribute_vector``); or None for an empty request. A class that
+                a request names sets the others to -1 (see ``deny_other_classes``).
+            batch_size: B, to which a single row is repeated; by default the number of rows.
 
         Raises:
             ValueError: for unknown names, or another number of rows or attributes.
@@ -204,12 +204,12 @@ class ConditionalDiffusion(nn.Module):
     def complete_rows(
         self, attributes: Attributes, batch_size: int | None = None, generator: Generator = None
     ) -> Tensor:
-        """Whole attribute rows (B, A) for what ``attribute_rows`` takes: what is left open (0) is drawn
-        from the rows of the training set that agree with what is named."""
+        """Complete attribute rows (B, A) for what ``attribute_rows`` takes. Unspecified attributes (0)
+        are copied from a random training row that agrees with the specified ones."""
         rows = self.attribute_rows(attributes, batch_size).clone()
         short = (rows == 0).any(1)
         if self.config.prior_rows and short.any():
-            if isinstance(generator, Sequence):  # image i takes from its own, whatever the others do
+            if isinstance(generator, Sequence):  # image i draws only from its own
                 generator = [each for each, is_short in zip(generator, short, strict=True) if is_short]
             uniform = rand(int(short.sum()), generator).to(self.device)
             rows[short] = self.attribute_prior.complete(rows[short], uniform)
@@ -218,8 +218,8 @@ class ConditionalDiffusion(nn.Module):
     def complete_ends(
         self, start: Attributes, end: Attributes, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Whole rows (1, A) for both ends of an interpolation: ``start`` by ``complete_rows``, and
-        ``end``, which is like it in all that it does not name."""
+        """Complete rows (1, A) for both ends of an interpolation. ``complete_rows`` completes ``start``.
+        ``end`` copies the attributes that it does not name from ``start``."""
         start, end = self.complete_rows(start, 1, generator), self.attribute_rows(end, 1)
         return start, torch.where(end == 0, start, end)
 
@@ -255,7 +255,7 @@ class ConditionalDiffusion(nn.Module):
     ) -> Steps:
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
         schedule, clip = self.schedule, self.first_stage.clip_x0
-        if complete and latent is None:  # which says what the rest of a face is
+        if complete and latent is None:  # a latent already sets the rest of the face
             rows = self.complete_rows(attributes, len(x_T), generator)
         else:
             rows = self.attribute_rows(attributes, len(x_T))
@@ -284,10 +284,10 @@ class ConditionalDiffusion(nn.Module):
         yield from with_bar(steps, "sampling", grid, progress)
 
     def check_guide(self, guide: Guide) -> list[int]:
-        """The columns of the attributes that a guide of these x_t reads.
+        """The columns of the attributes that a guide predicts.
 
         Raises:
-            ValueError: for one of other x_t or other attributes, saying which.
+            ValueError: for a guide of other x_t or other attributes; names the difference.
         """
         shared = ("image_size", "crop", "schedule", "num_timesteps", "zero_terminal_snr", "first_stage")
         for name in shared:
@@ -314,11 +314,11 @@ class ConditionalDiffusion(nn.Module):
         guide_scale: float,
         guide_on: str = "x_t",
     ) -> Denoiser:
-        """A denoiser guided towards attribute rows (B, A) by a guide that reads some of them, in
-        ``x_t`` or, as an image without noise, in ``x0`` as predicted.
+        """A denoiser steered towards attribute rows (B, A) by a guide that predicts some of them. The
+        guide sees ``x_t``, or with guide_on ``x0`` the network's x0_hat, as an image without noise.
 
         Raises:
-            ValueError: for a scale without a guide, or one that does not fit.
+            ValueError: for a scale without a guide, or a guide that does not fit.
         """
         if guide is None:
             if guide_scale:
@@ -347,12 +347,12 @@ class ConditionalDiffusion(nn.Module):
         Args:
             image_size: (H, W); the training size by default.
             attributes: what to draw: see ``attribute_rows``.
-            complete: draw what the attributes leave open by ``complete_rows``. False leaves it to the
-                network, which draws mush for short requests; with None that is an unconditional sample.
+            complete: fill unspecified attributes by ``complete_rows``. False leaves them at 0. Short
+                requests then often give shapeless images, and None gives an unconditional sample.
             sampling: sampler, steps and guidance.
             generator: one for the batch, or a list with one for each image
-                (``samplers.sample_generators``), which makes image i the same in any batch.
-            guide: steers towards the attributes by sampling.guide_scale.
+                (``samplers.sample_generators``). With a list, image i is the same in any batch.
+            guide: steers towards the attributes with sampling.guide_scale.
 
         Raises:
             ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
@@ -373,9 +373,9 @@ class ConditionalDiffusion(nn.Module):
         eta: float = 0.0,
         **options: Any,
     ) -> Tensor:
-        """``sample`` by DDIM: num_inference_steps network evaluations in 1 ... T; eta from 0,
-        deterministic given the noise, to 1, as noisy as DDPM; cfg_scale 0 unconditional, 1 conditional,
-        more amplifies what the attributes ask; further options as of ``sample``."""
+        """``sample`` by DDIM, with num_inference_steps network evaluations in 1 ... T. eta = 0 is
+        deterministic given the noise, eta = 1 is as noisy as DDPM. cfg_scale 0 is unconditional, 1
+        conditional, and more amplifies the attributes. Further options are those of ``sample``."""
         sampling = SamplingConfig("ddim", num_inference_steps, "trailing", eta, cfg_scale)
         return self.sample(batch_size, image_size, attributes, sampling, **options)
 
@@ -388,7 +388,7 @@ class ConditionalDiffusion(nn.Module):
         num_inference_steps: int | None = None,
         **options: Any,
     ) -> Tensor:
-        """``sample`` by ancestral (DDPM) sampling, through all T timesteps unless told otherwise."""
+        """``sample`` by ancestral (DDPM) sampling, by default through all T timesteps."""
         num_steps = num_inference_steps or self.schedule.num_timesteps
         sampling = SamplingConfig("ddpm", num_steps, "trailing", cfg_scale=cfg_scale)
         return self.sample(batch_size, image_size, attributes, sampling, **options)
@@ -406,8 +406,8 @@ class ConditionalDiffusion(nn.Module):
         complete: bool = True,
     ) -> Tensor:
         """A strip from ``start`` to ``end``, one request or row each: uint8 (num_steps, H, W, 3). It is
-        linear in the attributes, from start in frame 0 to end in the last. Every frame has the same
-        noise, and the same of what is not named (``complete_ends``).
+        linear in the attributes, from start in frame 0 to end in the last. All frames have the same
+        noise and the same unnamed attributes (``complete_ends``).
 
         Raises:
             ValueError: for fewer than two steps, or rows of another size.
@@ -445,8 +445,8 @@ class ConditionalDiffusion(nn.Module):
 
     @torch.no_grad()
     def predict_attributes(self, images: Tensor, guide: Guide | None = None) -> Tensor:
-        """What images uint8 (B, S, S, 3) show: (B, A) in [-1, 1], the expectation 2 p - 1 of an
-        attribute there with probability p. The VAE's head reads them, or a guide what it knows."""
+        """Predicted attributes (B, A) in [-1, 1] of images uint8 (B, S, S, 3): the expectation 2 p - 1
+        of an attribute with probability p. The VAE's head predicts them, or a guide those it knows."""
         seen = torch.tanh(self.autoencoder.attribute_logits(self.encode_latent(images)) / 2)
         if guide is not None:
             seen[:, self.check_guide(guide)] = guide.predict_attributes(images)

@@ -1,6 +1,6 @@
 """Editing photographs: ``Editor(model)`` inverts, edits and interpolates them.
 
-``ConditionalDiffusion`` has these methods under its own name, too.
+``ConditionalDiffusion`` offers these methods, too.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from diffusion_model import Attributes, ConditionalDiffusion
 
 DEFAULT_EDITING = EditConfig()
-WayBack = Callable[[Denoiser, Tensor], Steps]  # another denoiser, the noise -> a sampler's steps
+WayBack = Callable[[Denoiser, Tensor], Steps]  # (another denoiser, the noise) -> a sampler's steps
 EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
 
-STRENGTH_TOLERANCE = 0.02  # of the smallest edit
-EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half of it and twice it edit much alike
+STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``
+EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half or twice this value gives similar edits
 
 
 def with_bar(steps: Steps, label: str, grid: list[int], progress: bool) -> Steps:
@@ -38,8 +38,8 @@ def with_bar(steps: Steps, label: str, grid: list[int], progress: bool) -> Steps
 
 
 def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Along the great circle (Shoemake 1985) from a (C, H, W) at weight 0 to b at weight 1, for weights
-    (N,): (N, C, H, W). Noise keeps its norm there, which it loses on a straight line."""
+    """Spherical interpolation (Shoemake 1985) from a (C, H, W) at weight 0 to b at weight 1, for weights
+    (N,): (N, C, H, W). It keeps the norm of noise. Linear interpolation would reduce it."""
     cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
     angle = torch.acos(cosine).clamp(min=1e-4)
     w = weight.view(-1, 1, 1, 1)
@@ -47,10 +47,10 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def localised(x0: Tensor, edited: Tensor, threshold: float) -> Tensor:
-    """``edited`` (B, C, H, W) where it differs from x0 by ``threshold`` of the largest difference or
-    more (the mean over channels, smoothed), x0 where by less than half of that, in proportion between:
-    what an edit does elsewhere is drift. The mask is that of Couairon et al. 2022, arXiv:2210.11427,
-    taken from the result."""
+    """``edited`` (B, C, H, W) where it differs much from x0, and x0 elsewhere, where changes are drift.
+    The difference is the smoothed mean over channels, as a share of its maximum. From ``threshold`` up
+    it selects ``edited``, below half of that x0, and a blend in between. The mask is that of Couairon et
+    al. 2022, arXiv:2210.11427, but computed from the result."""
     if threshold == 0:
         return edited
     smooth = partial(F.avg_pool2d, stride=1, count_include_pad=False)
@@ -62,9 +62,9 @@ def localised(x0: Tensor, edited: Tensor, threshold: float) -> Tensor:
 
 
 def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[float, Tensor]:
-    """The least strength at which the margin of an edit is 0 or more, to STRENGTH_TOLERANCE, and that
-    edit. It is the root between strengths 0 and 1, by Brent's method, which needs some seven edits. If
-    the margin is less than 0 at strength 1, that is what comes back."""
+    """The smallest strength at which an edit's margin is 0 or more, to STRENGTH_TOLERANCE, and that
+    edit. Brent's method finds this root between strengths 0 and 1 with about seven edits. If the margin
+    is negative at strength 1, the edit at strength 1 is returned."""
     tried: dict[float, tuple[float, Tensor]] = {}
 
     def margin_at(strength: float) -> float:
@@ -90,7 +90,7 @@ def invert_ddim(
     generator: Generator = None,
     progress: bool = False,
 ) -> tuple[Tensor, WayBack]:
-    """The DDIM step on the reversed grid: deterministic."""
+    """DDIM on the reversed grid. It is deterministic."""
     start = last(with_bar(ddim(denoise, schedule, x0, grid[::-1]), "inverting", grid, progress))
     return start, lambda denoise, x_t: ddim(denoise, schedule, x_t, grid)
 
@@ -103,7 +103,7 @@ def invert_ddpm(
     generator: Generator = None,
     progress: bool = False,
 ) -> tuple[Tensor, WayBack]:
-    """``ddpm_inversion``, which keeps what every step added. It changes more."""
+    """``ddpm_inversion``, which keeps the residual of every step. Its edits change more."""
     start, residuals = ddpm_inversion(denoise, schedule, x0, grid, generator)
     return start, lambda denoise, x_t: ddpm(denoise, schedule, x_t, grid, residuals=residuals)
 
@@ -112,9 +112,9 @@ def invert_ddpm(
 class EditMethod:
     """A way of inverting.
 
-    invert: (denoiser of what the source is, schedule, x0, falling grid, generator) -> the noise, and the
-        way back from it under another denoiser.
-    exact: the way back under the same denoiser gives x0.
+    invert: (denoiser under the source's attributes, schedule, x0, falling grid, generator) -> the
+        noise, and the way back from it under another denoiser.
+    exact: whether the way back under the same denoiser gives x0 exactly.
     """
 
     invert: Callable[..., tuple[Tensor, WayBack]]
@@ -134,11 +134,11 @@ class Editor:
         self.model, self.schedule, self.first_stage = model, model.schedule, model.first_stage
 
     def near_clean(self, denoise: Denoiser) -> Denoiser:
-        """A denoiser as editing needs it: ``weighed_with_input``."""
+        """The denoiser in the form that editing needs: ``weighed_with_input``."""
         return weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
 
     def own(self, attributes: Tensor, latent: Tensor | None) -> Denoiser:
-        """The unguided denoiser of what a photograph is."""
+        """The unguided denoiser under a photograph's own attributes and latent."""
         return self.near_clean(self.model.denoiser(attributes, latent))
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class Editor:
         num_inference_steps: int = 50,
         progress: bool = False,
     ) -> Tensor:
-        """The noise x_T (B, 3, H, W) that leads to these images, by unguided DDIM inversion of a
+        """The noise x_T (B, C, h, w) that leads to these images, by unguided DDIM inversion of a
         denoiser ``weighed_with_input``."""
         x0 = self.model.encode_images(images)
         grid = timestep_grid(self.schedule, num_inference_steps)
@@ -168,11 +168,11 @@ class Editor:
         generator: Generator = None,
         progress: bool = False,
     ) -> EditAt:
-        """Inverts the photographs once. Returns ``edit`` as a function of the strength alone. A single
+        """Invert the photographs once. Return ``edit`` as a function of the strength alone. A single
         source may have many targets.
 
-        The source is inverted up to a share ``depth`` of the timesteps. What further noise would hide,
-        its composition, stays.
+        Inversion goes up to a share ``depth`` of the timesteps. The composition stays, because only more
+        noise would hide it.
         """
         model = self.model
         if source_attributes is None:
@@ -195,14 +195,14 @@ class Editor:
         batch_size = len(named)
         source = source.expand(batch_size, -1)
         target = torch.where(named == 0, source, named)
-        oppose = editing.oppose and not model.config.one_hot  # the opposite of a class is no class
+        oppose = editing.oppose and not model.config.one_hot  # a class has no opposite
         opposite = torch.where(named == 0, source, -named.sign()) if oppose else source
 
         @torch.no_grad()
         def edit_at(strength: float) -> Tensor:
             if not 0 <= strength <= 1:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
-            if strength == 0 and editing.keep_detail:  # nothing is edited, and nothing is lost
+            if strength == 0 and editing.keep_detail:  # no edit: the photograph itself
                 return self.first_stage.decode(x0).expand(batch_size, -1, -1, -1)
             base = torch.lerp(source, opposite, strength)
             denoise = model.guided_denoiser(target, None, strength * editing.cfg_scale, base=base)
@@ -225,20 +225,20 @@ class Editor:
         progress: bool = False,
         **options,
     ) -> Tensor:
-        """Edit photographs by named attributes: inversion under the source's own attributes, then
-        denoising guided from the source's prediction towards the target's with scale
+        """Edit photographs by named attributes. The source is inverted under its own attributes. Then it
+        is denoised with guidance from the source's prediction towards the target's, with scale
         strength * cfg_scale. So the edit is continuous in strength, from the source at 0 to the full
         edit at 1.
 
         Args:
             source_image: uint8 (B, S, S, 3).
-            target_attributes: what to change: rows or requests (``attribute_rows``); 0, and what a
-                request does not name, keeps what the source has.
+            target_attributes: what to change, as rows or requests (see ``attribute_rows``). Attributes
+                that are 0 or not named stay as in the source.
             strength: in [0, 1].
-            editing: method, steps, guidance; ``options`` are single fields of it, instead.
-            source_attributes: what the source shows; read by ``predict_attributes`` where not given.
-            guide: reads them there, and steers by editing.guide_scale.
-            generator: of the noise of method ddpm.
+            editing: method, steps and guidance. ``options`` replace single fields of it.
+            source_attributes: of the source; from ``predict_attributes`` if not given.
+            guide: predicts them, too, and steers with editing.guide_scale.
+            generator: for the noise of method ddpm.
 
         Returns:
             uint8 (B, S, S, 3).
@@ -261,12 +261,12 @@ class Editor:
         attributes: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """From one photograph to another, images uint8 (2, S, S, 3): spherical in x_T (DDIM inversion),
-        linear in the semantic latent and the attributes (read where not given) and in what the
-        inversion loses, so that both ends are the photographs: uint8 (num_steps, S, S, 3).
+        """From one photograph to another: images uint8 (2, S, S, 3) -> uint8 (num_steps, S, S, 3). It is
+        spherical in x_T (DDIM inversion). It is linear in the semantic latent, in the attributes
+        (predicted if not given) and in the error of the inversion. So both ends are the photographs.
 
         Raises:
-            ValueError: for fewer than two steps, or other than two images.
+            ValueError: for fewer than two steps, or not exactly two images.
         """
         if num_steps < 2 or len(images) != 2:
             raise ValueError(
@@ -291,5 +291,5 @@ class Editor:
 
         denoise = self.own(between(rows), between(latent))
         frames = back(denoise, slerp(x_T[0], x_T[1], weight)) + between(lost)
-        frames[0], frames[-1] = x0  # the same but for rounding
+        frames[0], frames[-1] = x0  # the same up to rounding
         return self.first_stage.decode(frames)

@@ -1,4 +1,4 @@
-"""Guidance: wraps a denoiser and returns a denoiser, so that every sampler takes either."""
+"""Guidance: each function wraps a denoiser and returns a denoiser, so every sampler takes either."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from config import ModelConfig
 from noise_schedule import Denoiser, NoiseSchedule
 
-LEAST_SIGNAL = 0.01  # signal_t from which a guide steers
+LEAST_SIGNAL = 0.01  # a guide steers only if signal_t is at least this
 LogProb = Callable[[Tensor, int], Tensor]  # x_t (B, C, H, W), t -> (B,)
 
 
 class Guide(Protocol):
-    """What steers sampling: an attribute classifier that knows noisy images."""
+    """The guide steers sampling. It is an attribute classifier for noisy images."""
 
     config: ModelConfig
     first_stage: nn.Module
@@ -26,7 +26,7 @@ class Guide(Protocol):
         ...
 
     def predict_attributes(self, images: Tensor) -> Tensor:
-        """What is seen in clean images uint8 (B, S, S, 3): (B, A) in [-1, 1]."""
+        """Predicted attributes (B, A) in [-1, 1] of clean images uint8 (B, S, S, 3)."""
         ...
 
 
@@ -36,14 +36,14 @@ def classifier_free(
     """eps_hat = eps_base + cfg_scale (eps_cond - eps_base) (Ho & Salimans 2022, arXiv:2207.12598).
 
     Args:
-        denoiser: conditioned on twice the batch, the base rows first, then the conditional rows; both
+        denoiser: conditioned on twice the batch: first the base rows, then the conditional rows. So both
             predictions come from one pass. The base is usually the unconditional (all-zero) row; in
             editing it is the source's own attributes.
         schedule: the schedule of the denoiser.
         cfg_scale: 0 gives the base, 1 the conditional prediction, more than 1 amplifies.
-        rescale: in [0, 1], how far x0_hat is scaled back to the conditional prediction's standard
-            deviation, per sample, against over-exposure (Lin et al. 2023, arXiv:2305.08891, section
-            3.4, applied to x0_hat).
+        rescale: in [0, 1]: how far each sample's x0_hat is scaled back to the standard deviation of the
+            conditional prediction. This prevents over-exposure (Lin et al. 2023, arXiv:2305.08891,
+            section 3.4, applied to x0_hat).
     """
 
     def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -66,16 +66,16 @@ def classifier_guided(
     denoiser: Denoiser, schedule: NoiseSchedule, log_prob: LogProb, guide_scale: float
 ) -> Denoiser:
     """eps_hat - sqrt(1 - alpha_bar_t) guide_scale grad log p(y | x_t) (Dhariwal & Nichol 2021,
-    arXiv:2105.05233, algorithm 2), and the x0_hat that goes with it.
+    arXiv:2105.05233, algorithm 2), and the matching x0_hat.
 
     Args:
-        denoiser: what is guided: unconditional, conditional, or guided otherwise already.
+        denoiser: unconditional, conditional, or already guided in another way.
         schedule: the schedule of the denoiser.
-        log_prob: (x_t, t) -> log p(y | x_t) of each sample (B,), of a classifier that knows x_t.
+        log_prob: (x_t, t) -> log p(y | x_t) of each sample (B,), from a classifier of noisy images.
         guide_scale: 1 samples from p(x) p(y | x), more amplifies y; 0 gives back ``denoiser``.
 
-    Where x_t is all but pure noise there is nothing to classify, and nothing is guided: x0_hat would
-    move by the gradient's error over next to no signal.
+    Nothing is guided where signal_t < LEAST_SIGNAL. There x_t is almost pure noise, and the shift of
+    x0_hat would be mostly the gradient's error, divided by almost no signal.
     """
     if guide_scale == 0:
         return denoiser
@@ -95,9 +95,9 @@ def classifier_guided(
 
 
 def through_x0(denoiser: Denoiser, log_prob: Callable[[Tensor], Tensor]) -> LogProb:
-    """log p(y | x_t) taken as that of x0_hat(x_t), for a classifier of clean images, x0 (B, C, H, W) ->
-    (B,). Its gradient goes through the denoiser (Bansal et al. 2023, arXiv:2302.07121, forward
-    guidance), at the cost of a backward pass of the network for each step."""
+    """log p(y | x0_hat(x_t)) in place of log p(y | x_t), for a classifier of clean images,
+    x0 (B, C, H, W) -> (B,). The gradient goes through the denoiser (Bansal et al. 2023,
+    arXiv:2302.07121, forward guidance), so each step costs a backward pass of the network."""
 
     def of_x_t(x_t: Tensor, t: int) -> Tensor:
         return log_prob(denoiser(x_t, t)[0])
@@ -108,9 +108,9 @@ def through_x0(denoiser: Denoiser, log_prob: Callable[[Tensor], Tensor]) -> LogP
 def guidance_interval(
     guided: Denoiser, conditional: Denoiser, lowest: float, highest: float
 ) -> Denoiser:
-    """``guided`` at timesteps lowest ... highest, and the conditional prediction, at half the cost,
-    elsewhere: guidance harms variety at high noise and does nothing at low noise (Kynkaanniemi et al.
-    2024, arXiv:2404.07724)."""
+    """``guided`` at timesteps lowest ... highest, elsewhere the conditional prediction at half the cost.
+    Guidance reduces variety at high noise and has no effect at low noise (Kynkaanniemi et al. 2024,
+    arXiv:2404.07724)."""
 
     def within(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         return (guided if lowest <= t <= highest else conditional)(x_t, t)
@@ -119,8 +119,8 @@ def guidance_interval(
 
 
 def dynamic_threshold(denoiser: Denoiser, schedule: NoiseSchedule, quantile: float) -> Denoiser:
-    """x0_hat clipped to [-s, s] and divided by s, s being that quantile of its |values| per sample, but
-    at least 1: large guidance scales then do not saturate (Saharia et al. 2022, arXiv:2205.11487,
+    """x0_hat clipped to [-s, s] and divided by s. For each sample, s is this quantile of |x0_hat|, but
+    at least 1. So large guidance scales do not saturate images (Saharia et al. 2022, arXiv:2205.11487,
     section 2.3)."""
 
     def thresholded(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -134,12 +134,12 @@ def dynamic_threshold(denoiser: Denoiser, schedule: NoiseSchedule, quantile: flo
 
 
 def weighed_with_input(denoiser: Denoiser, schedule: NoiseSchedule, error_std: float) -> Denoiser:
-    """x0_hat as the mean of two estimates of x0, each weighed by its precision: the network's, with an
-    error of standard deviation ``error_std``, and x_t / signal_t, with an error of
-    noise_t / signal_t (the posterior mean of two independent Gaussian measurements).
+    """x0_hat as the precision-weighted mean of two estimates of x0: the posterior mean of two
+    independent Gaussian measurements. One is the network's x0_hat, with an error of standard deviation
+    ``error_std``. The other is x_t / signal_t, with an error of standard deviation noise_t / signal_t.
 
-    Near the clean image it trusts the image. Editing needs that: eps_hat there is the network's error
-    divided by next to no noise, and inversion would carry it off.
+    Near the clean image, x_t counts more. Editing needs this: there the network's eps_hat is its error
+    divided by almost no noise, which would spoil the inversion.
     """
 
     def weighed(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:

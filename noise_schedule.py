@@ -1,11 +1,11 @@
-"""Noise schedules, what a network may predict, and how its error is weighed.
+"""Noise schedules, what a network may predict, and how its error is weighted.
 
 A noisy image is ``x_t = signal_t x0 + noise_t eps`` for t = 0 ... T - 1, with eps standard normal.
-``t = -1`` stands for the clean image (signal 1, noise 0), so a sampling grid can end in it. On the
-variance-preserving schedules signal_t^2 is Ho et al. 2020's alpha_bar_t (arXiv:2006.11239) and noise_t^2
-is 1 - alpha_bar_t; rectified flow goes straight from the image to the noise.
+``t = -1`` is the clean image (signal 1, noise 0), so a sampling grid can end there. On
+variance-preserving schedules signal_t^2 is alpha_bar_t of Ho et al. 2020 (arXiv:2006.11239), and
+noise_t^2 is 1 - alpha_bar_t. Rectified flow follows a straight line from the image to the noise.
 
-``SCHEDULES``, ``PREDICTIONS`` and ``LOSS_WEIGHTINGS`` are the only lists of their names: a new one is
+``SCHEDULES``, ``PREDICTIONS`` and ``LOSS_WEIGHTINGS`` are the only lists of their names. A new one needs
 one entry.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# (x_t, t) -> (x0_hat, eps_hat), t an int: all that samplers and guidance know of a network.
+# (x_t, t) -> (x0_hat, eps_hat), t an int. Samplers and guidance see a network only in this form.
 Denoiser = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -26,8 +26,8 @@ Denoiser = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 def linear(num_timesteps: int) -> tuple[Tensor, Tensor]:
-    """beta_t rising linearly from 1e-4 to 0.02, scaled by 1000 / T so that the end is equally noisy for
-    every T (Ho et al. 2020, section 4)."""
+    """beta_t rises linearly from 1e-4 to 0.02, scaled by 1000 / T. So the end is equally noisy for every
+    T (Ho et al. 2020, section 4)."""
     scale = 1000 / num_timesteps
     beta = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
     return variance_preserving(beta.clamp(max=0.999))
@@ -48,8 +48,8 @@ def variance_preserving(beta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def flow(num_timesteps: int) -> tuple[Tensor, Tensor]:
-    """signal = 1 - (t + 1) / T, noise = (t + 1) / T: a straight line, and pure noise at its end (Liu et
-    al. 2022, arXiv:2209.03003). Goes with prediction ``flow``."""
+    """signal = 1 - (t + 1) / T, noise = (t + 1) / T: a straight line that ends in pure noise (Liu et al.
+    2022, arXiv:2209.03003). Use it with prediction ``flow``."""
     noise = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
     return (1 - noise) ** 2, noise**2
 
@@ -70,9 +70,9 @@ class Prediction:
     """What a network of one kind outputs. Image tensors (B, C, H, W); signal and noise broadcast.
 
     target: (x0, eps, signal, noise) -> what it should output.
-    x0_eps: (output, x_t, signal, noise) -> (x0_hat, eps_hat), which is the inverse: both satisfy
+    x0_eps: the inverse, (output, x_t, signal, noise) -> (x0_hat, eps_hat) with
         x_t = signal x0_hat + noise eps_hat.
-    x0_error: (signal^2, noise^2) -> the squared error of x0_hat over that of the output.
+    x0_error: (signal^2, noise^2) -> squared error of x0_hat / squared error of the output.
     """
 
     target: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -111,7 +111,7 @@ PREDICTIONS: dict[str, Prediction] = {
 
 # -------------------------------------------------------------------- loss weightings
 
-# (snr, Prediction.x0_error) -> weight of each sample's mean squared error, both float64 (B,)
+# (snr, Prediction.x0_error), each float64 (B,) -> weight of each sample's mean squared error
 LOSS_WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "none": lambda snr, x0_error: torch.ones_like(snr),
     # min(snr, 5) on the error of x0 (Hang et al. 2023, arXiv:2303.09556)
@@ -123,18 +123,18 @@ LOSS_WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def stratified_timesteps(number: int, num_timesteps: int, device: torch.device) -> Tensor:
-    """Timesteps (number,), each uniform in 0 ... T - 1, one from each of ``number`` equal parts of that
-    range, in random order: the loss varies less from batch to batch (Kingma et al. 2021,
+    """Timesteps (number,) in random order, one from each of ``number`` equal parts of 0 ... T - 1. Each
+    is uniform in 0 ... T - 1, but the loss varies less from batch to batch (Kingma et al. 2021,
     arXiv:2107.00630, appendix I.1)."""
     part = torch.randperm(number, device=device) + torch.rand(number, device=device)
     return (part * (num_timesteps / number)).long().clamp(max=num_timesteps - 1)
 
 
 class NoiseSchedule:
-    """signal_t^2 and noise_t^2 of a schedule, kept in float64, and the quantities that follow.
+    """signal_t^2 and noise_t^2 of a schedule in float64, and what is computed from them.
 
     ``zero_terminal_snr`` shifts and scales the signal of a variance-preserving schedule so that x_{T-1}
-    is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1). A network must then not predict eps.
+    is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1). A network must not predict eps then.
 
     Every method takes ``t`` as an int or as an integer tensor (B,), in -1 ... T - 1, and image tensors
     (B, C, H, W) of any float dtype; results have the image's dtype and device.
@@ -156,20 +156,20 @@ class NoiseSchedule:
             signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
             self.alpha_bar = signal**2
             noise2 = 1 - self.alpha_bar
-        # One entry in front for t = -1. A copy for each device, so that indexing it never waits.
+        # The first entry is for t = -1. Each device gets its own copy, so indexing never waits.
         one, zero = torch.ones(1).double(), torch.zeros(1).double()
         table = torch.stack([torch.cat([one, self.alpha_bar]), torch.cat([zero, noise2])])
         self._tables = {"cpu": table}  # (2, T + 1)
 
     @property
     def beta(self) -> Tensor:
-        """1 - alpha_bar_t / alpha_bar_{t-1}, float64 (T,), of a variance-preserving schedule."""
+        """1 - alpha_bar_t / alpha_bar_{t-1}, float64 (T,), for variance-preserving schedules."""
         signal2 = self._tables["cpu"][0]
         return 1 - signal2[1:] / signal2[:-1]
 
     def squares_at(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(signal_t^2, noise_t^2) in float64, ready to broadcast over ``like``: scalars for an int t,
-        else (B, 1, 1, 1) on its device."""
+        else (B, 1, 1, 1) on the device of ``like``."""
         if isinstance(t, int):
             signal2, noise2 = self._tables["cpu"][:, t + 1]
             return signal2, noise2
@@ -192,8 +192,8 @@ class NoiseSchedule:
     def draw_noisy(
         self, x0: Tensor, t: Tensor | None = None, eps: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t (B,) and eps for a training step on x0 (B, C, H, W): t stratified and eps standard
-        normal where not given."""
+        """x_t, t (B,) and eps for a training step on x0 (B, C, H, W). By default t is stratified and eps
+        is standard normal."""
         if t is None:
             t = stratified_timesteps(len(x0), self.num_timesteps, x0.device)
         if eps is None:

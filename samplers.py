@@ -1,10 +1,10 @@
 """Timestep grids and samplers: from noise to images with any denoiser, and back.
 
-A *denoiser* is a function ``(x_t, t) -> (x0_hat, eps_hat)`` with t an int; a sampler never sees
-networks, labels or guidance. A *grid* is a list of timesteps to visit; it ends in -1, the clean image.
-Every sampler is a generator with the same leading arguments that yields ``(step, t, x_t, x0_hat)``:
-``x_t`` is the state reached, ``t`` its timestep, ``x0_hat`` the prediction that led there. The last
-x_t is the sample. Tensors are (B, C, H, W).
+A denoiser is a function ``(x_t, t) -> (x0_hat, eps_hat)`` with t an int. A sampler never sees networks,
+labels or guidance. A grid is a list of timesteps to visit; it ends in -1, the clean image.
+Every sampler is a generator. All have the same leading arguments and yield ``(step, t, x_t, x0_hat)``:
+the state ``x_t`` after the step, its timestep ``t``, and the prediction ``x0_hat`` that the step used.
+The last x_t is the sample. Tensors are (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ NOISIEST = -math.log(80)
 
 
 def leading(schedule: NoiseSchedule, number: int) -> np.ndarray:
-    """From a stride below T to 0 (Lin et al. 2023, arXiv:2305.08891, table 2)."""
+    """From T - stride down to 0, stride = T / number (Lin et al. 2023, arXiv:2305.08891, table 2)."""
     return np.arange(number)[::-1] * (schedule.num_timesteps // number)
 
 
 def trailing(schedule: NoiseSchedule, number: int) -> np.ndarray:
-    """From T - 1 to a stride above -1 (Lin et al. 2023, table 2)."""
+    """From T - 1 down to stride - 1, stride = T / number (Lin et al. 2023, table 2)."""
     return np.round(np.arange(number, 0, -1) * schedule.num_timesteps / number) - 1
 
 
@@ -50,13 +50,13 @@ def quadratic(schedule: NoiseSchedule, number: int) -> np.ndarray:
 
 
 def log_snr(schedule: NoiseSchedule, number: int) -> np.ndarray:
-    """From T - 1 to 0 with the log-SNR evenly spaced (Lu et al. 2022, arXiv:2206.00927, section 3.3), as
-    nearly as whole timesteps allow. The first step leads from T - 1 past all that is noisier than
-    ``NOISIEST``, where there is nothing to see yet."""
+    """From T - 1 to 0, with the log-SNR as evenly spaced as whole timesteps allow (Lu et al. 2022,
+    arXiv:2206.00927, section 3.3). The first step skips from T - 1 over all timesteps that are noisier
+    than ``NOISIEST``, because nothing of the image shows there."""
     steps = np.arange(schedule.num_timesteps)
     values = schedule.half_log_snr(torch.from_numpy(steps)).numpy()  # they fall with t
     wanted = np.linspace(max(values[-1], NOISIEST), values[0], number)
-    wanted[0] = values[-1]  # x_T is noise of the last timestep
+    wanted[0] = values[-1]  # sampling starts at the last timestep
     return _distinct(np.interp(wanted, values[::-1], steps[::-1]))
 
 
@@ -90,7 +90,7 @@ def timestep_grid(
 
 
 def _distinct(grid: np.ndarray) -> np.ndarray:
-    """A falling grid of whole timesteps, no two the same: the nearest, moved where they would meet."""
+    """A falling grid of distinct whole timesteps: each is rounded, then moved if two would be equal."""
     steps, length = grid.round().astype(int), len(grid)
     for i in range(length):
         highest = steps[i - 1] - 1 if i else steps[0]
@@ -99,8 +99,8 @@ def _distinct(grid: np.ndarray) -> np.ndarray:
 
 
 def randn_like(x: Tensor, generator: Generator) -> Tensor:
-    """Standard normal noise in the shape of x, drawn on the generator's own device; from a list of
-    generators, one for each sample, so that sample i does not depend on its batch.
+    """Standard normal noise in the shape of x, drawn on the generator's device. A list has one generator
+    for each sample, so sample i does not depend on its batch.
 
     Raises:
         ValueError: for a list of another length.
@@ -115,7 +115,7 @@ def randn_like(x: Tensor, generator: Generator) -> Tensor:
 
 
 def rand(number: int, generator: Generator) -> Tensor:
-    """Uniform numbers (number,) in [0, 1), on the CPU; from a list of generators, one of each."""
+    """Uniform numbers (number,) in [0, 1), on the CPU. A list of generators gives one number each."""
     if isinstance(generator, Sequence):
         return torch.cat([rand(1, each) for each in generator])
     device = generator.device if generator is not None else "cpu"
@@ -123,7 +123,7 @@ def rand(number: int, generator: Generator) -> Tensor:
 
 
 def sample_generators(seed: int, samples: Sequence[int]) -> list[torch.Generator]:
-    """A generator for each of these sample numbers, independent of the others."""
+    """One independent generator for each of these sample numbers."""
     seeds = [int(np.random.SeedSequence((seed, i)).generate_state(1)[0]) for i in samples]
     return [torch.Generator().manual_seed(each) for each in seeds]
 
@@ -131,7 +131,7 @@ def sample_generators(seed: int, samples: Sequence[int]) -> list[torch.Generator
 def _predictions(
     denoiser: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: int, clip_x0: bool
 ) -> tuple[Tensor, Tensor]:
-    """(x0_hat, eps_hat) at x_t; a clipped x0_hat gets the eps_hat that belongs to it."""
+    """(x0_hat, eps_hat) at x_t. If x0_hat is clipped, eps_hat is recomputed from it."""
     x0_hat, eps_hat = denoiser(x_t, t)
     if clip_x0:
         x0_hat = x0_hat.clamp(-1, 1)
@@ -171,8 +171,8 @@ def ddpm(
     residuals: Sequence[Tensor] | None = None,
 ) -> Steps:
     """Ancestral sampling: x_s ~ q(x_s | x_t, x0_hat), with the posterior's full variance for the
-    stride actually taken (Ho et al. 2020, algorithm 2). The ``residuals`` of ``ddpm_inversion`` take
-    the place of fresh noise."""
+    step from t to s (Ho et al. 2020, algorithm 2). ``residuals`` from ``ddpm_inversion`` replace the
+    fresh noise."""
     for step, (t, s) in enumerate(pairwise(grid)):
         x0_hat, _ = _predictions(denoiser, schedule, x_t, t, clip_x0)
         x_t, variance = schedule.q_posterior(x0_hat, x_t, t, s)
@@ -190,9 +190,9 @@ def ddpm_inversion(
     grid: list[int],
     generator: Generator = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """x_T, and what each step of ``ddpm`` must add to its mean to come back to x0 exactly, through
-    states drawn each on its own from q(x_t | x0): so the picture lives in what is added, and stays when
-    the denoiser is given another condition (Huberman-Spiegelglas et al. 2023, arXiv:2304.06140)."""
+    """x_T, and the residual that each step of ``ddpm`` must add to its mean to return to x0 exactly.
+    Each x_t is drawn independently from q(x_t | x0). So the residuals hold the picture, and it stays
+    when the denoiser gets another condition (Huberman-Spiegelglas et al. 2023, arXiv:2304.06140)."""
     path = [schedule.q_sample(x0, t, randn_like(x0, generator)) for t in grid[:-1]] + [x0]
     residuals = []
     for (t, s), (x_t, x_s) in zip(pairwise(grid), pairwise(path), strict=True):
@@ -214,8 +214,8 @@ def ddim(
     sigma = eta times the posterior's standard deviation (Song et al. 2021, arXiv:2010.02502).
     eta = 0 is deterministic, eta = 1 is DDPM.
 
-    A *reversed* (ascending) grid with eta = 0 is DDIM inversion: it turns an image into the noise
-    that leads back to it. There the first prediction, of the clean image, is made as at t = 0.
+    A reversed (ascending) grid with eta = 0 gives DDIM inversion: it turns an image into the noise
+    that leads back to it. Its first prediction, from the clean image, uses t = 0.
 
     Raises:
         ValueError: for eta outside [0, 1], or eta > 0 on an ascending grid.
@@ -240,14 +240,14 @@ def dpm_solver(
     """DPM-Solver++(2M) at eta = 0, SDE-DPM-Solver++(2M) at eta = 1 (Lu et al. 2022, arXiv:2211.01095,
     algorithm 2 and section 5).
 
-    Both are the step of ``ddim``, which is exact for a constant x0_hat, with x0_hat extrapolated by half
-    a step in lambda = log(signal / noise) from the two latest predictions; that makes it second order.
-    The last step, to the clean image, is first order.
+    Both use the step of ``ddim``, which is exact for a constant x0_hat. From the second step on, x0_hat
+    is extrapolated from the two latest predictions by half a step in lambda = log(signal / noise). This
+    makes the step second order. The last step, to the clean image, is first order.
 
     Raises:
         ValueError: for eta outside [0, 1].
     """
-    before = None  # (x0_hat, width of the step in lambda)
+    before = None  # (x0_hat, width in lambda) of the previous step
     for step, (t, s) in enumerate(pairwise(grid)):
         x0_hat, eps_hat = _predictions(denoiser, schedule, x_t, t, clip_x0)
         d, width = x0_hat, float(schedule.half_log_snr(s) - schedule.half_log_snr(t))
@@ -267,10 +267,10 @@ class Sampler:
     spacing: str = "trailing"
 
     def options(self, **given: float) -> dict[str, float]:
-        """Those of the given options that this sampler takes.
+        """The given options that this sampler takes.
 
         Raises:
-            ValueError: for one that it does not take, unless it is 0.
+            ValueError: for an option that it does not take, unless the value is 0.
         """
         takes = inspect.signature(self.steps).parameters
         for name, value in given.items():

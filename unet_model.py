@@ -1,8 +1,8 @@
 """The cross-attention UNet: (x_t, t, attributes, latent) -> prediction, and its embedders.
 
-The timestep enters every residual block as a scale and a shift. Attributes enter three times: as one
-token each, which image positions attend to; summed into the timestep embedding, which reaches every
-block from the first step of training on; and as a learned map each, added to the first features.
+The timestep enters every residual block as a scale and a shift. Attributes enter in three ways. Each is
+a token that image positions attend to. Each is added to the timestep embedding, which reaches every
+block from the first training step. Each has a learned map, which is added to the first features.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from layers import Norm, ResidualBlock, TimeEmbedding, zero_init
 
-WRITTEN_OUT = 2**18  # most query-key pairs of a head for which attention is written out on a CPU
+WRITTEN_OUT = 2**18  # on a CPU, attention is written out up to this many query-key pairs per head
 
 
 class AttributeMaps(nn.Module):
-    """map_0 + sum_i a_i map_i: a learned picture of where each attribute shows, (B, A) -> (B, C, H, W).
+    """map_0 + sum_i a_i map_i, learned maps of where each attribute shows: (B, A) -> (B, C, H, W).
 
-    Where pictures are aligned, as faces are, this says from the first steps of training on what
-    convolutions and attention learn slowly: which attribute changes which place. The maps start at
-    zero, lie on a grid of ``side`` x ``side`` and are resized to the features they are added to.
+    Convolutions and attention learn slowly which attribute changes which place. In aligned pictures,
+    such as faces, these maps show it from the first training steps. They start at zero. They have
+    ``side`` x ``side`` cells and are resized to the features that they are added to.
     """
 
     def __init__(self, num_attributes: int, channels: int, side: int = 16):
@@ -44,12 +44,12 @@ class AttributeMaps(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Timestep, attributes and latent -> FiLM embedding (B, E) and context tokens (B, A + 1, C), or
-    (B, A, C) without a latent; none with context_dim 0.
+    """Timestep, attributes and latent -> FiLM embedding (B, E) and context tokens (B, A + 1, C). With
+    latent_dim 0 the tokens are (B, A, C). With context_dim 0 there are none.
 
-    The token of attribute i is LayerNorm(name_i + a_i * value_i): affine in a_i before the norm, so
-    fractions lie between their ends, and a_i = 0 leaves the name alone, which says "unspecified".
-    The last token is the semantic latent, or a learned one where there is none.
+    The token of attribute i is LayerNorm(name_i + a_i * value_i). It is affine in a_i before the norm,
+    so fractions lie between the two ends. a_i = 0 leaves only the name, which means "unspecified".
+    The last token is the semantic latent, or a learned token for a sample without a latent.
     """
 
     def __init__(self, num_attributes: int, latent_dim: int, context_dim: int, embedding_dim: int):
@@ -60,7 +60,7 @@ class ConditionEmbedding(nn.Module):
             self.name = nn.Parameter(torch.randn(num_attributes, context_dim))
             self.value = nn.Parameter(torch.randn(num_attributes, context_dim))
             self.norm = nn.LayerNorm(context_dim)
-        # No bias: the all-zero row adds nothing, which is what makes it the unconditional branch.
+        # No bias: the all-zero row adds nothing, so it is the unconditional branch.
         self.attributes = nn.Linear(num_attributes, embedding_dim, bias=False)
         self.latent = nn.Linear(latent_dim, embedding_dim, bias=False) if latent_dim else None
         if latent_dim and self.tokens:
@@ -90,8 +90,8 @@ class ConditionEmbedding(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V: (B, heads, N, D), (B, heads, M, D) twice -> (B, heads, N, D).
 
-    The fused kernel, whose memory grows with N + M. On a CPU small N x M are written out: in bfloat16
-    that trains 3 to 6 times faster (benchmarks/attention.py).
+    It uses the fused kernel, so memory grows with N + M. On a CPU, small N x M are written out instead:
+    in bfloat16 this trains 3 to 6 times faster (benchmarks/attention.py).
     """
     if query.is_cuda or query.shape[2] * key.shape[2] > WRITTEN_OUT:
         return F.scaled_dot_product_attention(query, key, value)
@@ -102,7 +102,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """x + multi-head attention of the image positions over ``context`` tokens, or over themselves."""
+    """x + multi-head attention of the image positions to ``context`` tokens, or to each other."""
 
     def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
         super().__init__()
@@ -148,7 +148,7 @@ class Block(nn.Module):
 def way_down(
     channels: Sequence[int], blocks_per_level: int, block: Callable[[int, int, int], Block]
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """The blocks of each level, ``block(c_in, c_out, level)``, and what halves the side between."""
+    """The blocks of each level, from ``block(c_in, c_out, level)``, and the halvings between levels."""
     levels, halvings = nn.ModuleList(), nn.ModuleList()
     width = channels[0]
     for level, c in enumerate(channels):
@@ -162,10 +162,10 @@ def way_down(
 
 
 class ConditionalUNet(nn.Module):
-    """UNet over ``channels`` levels, halving the side between them (Ronneberger et al. 2015,
-    arXiv:1505.04597; Ho et al. 2020, appendix B; cross-attention after Rombach et al. 2022,
-    arXiv:2112.10752). Features are normalised between levels: the gains of all levels would otherwise
-    multiply along a road that no norm bounds, and long training at a high rate runs away on it.
+    """UNet with one level for each entry of ``channels`` (Ronneberger et al. 2015, arXiv:1505.04597; Ho
+    et al. 2020, appendix B; cross-attention after Rombach et al. 2022, arXiv:2112.10752). The side
+    halves between levels, and features are normalised there. Without this norm, activations grow from
+    level to level, and long training at a high learning rate diverges.
 
     Args:
         image_channels: channels of x_t, 3 for pixels.
@@ -173,22 +173,23 @@ class ConditionalUNet(nn.Module):
         num_attributes: A, the length of an attribute row.
         latent_dim: size of the semantic latent, 0 for none.
         blocks_per_level: residual blocks of each level, on the way down and again on the way up.
-        self_attention_levels, cross_attention_levels: levels (0 is the finest) whose blocks attend;
-            the bottleneck does both.
+        self_attention_levels, cross_attention_levels: levels (0 is the finest) whose blocks have this
+            kind of attention.
         num_heads: attention heads.
-        patch_size: p folds p x p pixels into channels before the first level and back after it
-            (pixel unshuffle), so that every level works on a p times smaller side.
+        patch_size: p. Each p x p patch of the input is folded into channels (pixel unshuffle), and the
+            output is unfolded again. Every level then works on a p times smaller side.
         attribute_maps: add ``AttributeMaps`` to the first features.
-        bottleneck_attention: whether it does. Without any, attributes enter as embedding and maps only.
-        shared_film: one projection of the embedding for all blocks of a width.
-        dropout: inside the residual blocks.
+        bottleneck_attention: give the bottleneck both kinds. Without any cross-attention, attributes
+            enter only through the embedding and the maps.
+        shared_film: all blocks of the same width share one projection of the embedding.
+        dropout: rate inside the residual blocks.
 
-    Set ``gradient_checkpointing`` to keep only the blocks' inputs for the backward pass and compute the
-    rest anew: less memory, about a third more time, the same gradients (Chen et al. 2016,
-    arXiv:1604.06174).
+    Set ``gradient_checkpointing`` to store only the inputs of blocks and recompute the rest in the
+    backward pass. This takes less memory and about a third more time, and gives the same gradients (Chen
+    et al. 2016, arXiv:1604.06174).
 
     Raises:
-        ValueError: for levels that do not exist, or channels the heads do not divide.
+        ValueError: for a level that does not exist, or channels that num_heads does not divide.
     """
 
     gradient_checkpointing = False
@@ -268,11 +269,11 @@ class ConditionalUNet(nn.Module):
             x: (B, C, H, W), H and W divisible by patch_size * 2 ** (levels - 1).
             t: timesteps (B,).
             attributes: (B, A) in [-1, 1]; 0 is unspecified.
-            latent: (B, latent_dim), or None for no latent anywhere in the batch.
-            latent_keep: (B,) 1 to use a sample's latent, 0 to do without; all 1 by default.
+            latent: (B, latent_dim), or None if no sample of the batch has one.
+            latent_keep: (B,); 1 uses a sample's latent, 0 ignores it; all 1 by default.
 
         Raises:
-            ValueError: where H or W does not divide.
+            ValueError: if H or W is not divisible.
         """
         height, width = x.shape[2:]
         if height % self.stride or width % self.stride:

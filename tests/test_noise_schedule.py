@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,12 +13,24 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from noise_schedule import NoiseSchedule
+from config import ModelConfig
+from noise_schedule import LOSS_WEIGHTINGS, PREDICTIONS, SCHEDULES, NoiseSchedule
 
 T = 1000
-PREDICTIONS = ("eps", "x0", "v", "flow")
 DIFFUSERS_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 STEPS = torch.tensor([0, 1, 7, 250, 500, 998, 999])
+
+
+def allowed() -> Iterator[tuple[str, bool, str]]:
+    """(schedule, zero_terminal_snr, prediction), all that a model may have together."""
+    for kind, zero, prediction in product(SCHEDULES, (False, True), PREDICTIONS):
+        with suppress(ValueError):
+            ModelConfig(schedule=kind, zero_terminal_snr=zero, prediction=prediction)
+            yield kind, zero, prediction
+
+
+ALLOWED = list(allowed())
+VARIANTS = list(dict.fromkeys((kind, zero) for kind, zero, _ in ALLOWED))  # of schedules
 
 
 def peer(kind: str) -> DDPMScheduler:
@@ -29,6 +44,22 @@ def pictures(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 @pytest.fixture(params=DIFFUSERS_SCHEDULE)
 def schedule(request) -> NoiseSchedule:
     return NoiseSchedule(request.param, T)
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def every(request) -> NoiseSchedule:
+    return NoiseSchedule(request.param[0], T, request.param[1])
+
+
+@pytest.fixture(params=ALLOWED, ids=str)
+def pair(request) -> tuple[NoiseSchedule, str]:
+    kind, zero, prediction = request.param
+    return NoiseSchedule(kind, T, zero), prediction
+
+
+def test_every_schedule_has_a_prediction_and_every_prediction_a_schedule():
+    assert {kind for kind, _, _ in ALLOWED} == set(SCHEDULES)
+    assert {prediction for _, _, prediction in ALLOWED} == set(PREDICTIONS)
 
 
 # ---------------------------------------------------------------- alpha_bar
@@ -50,8 +81,6 @@ def test_zero_terminal_snr_is_that_of_diffusers(schedule):
     theirs = rescale_zero_terminal_snr(schedule.beta)
     torch.testing.assert_close(ours.beta, theirs, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours.alpha_bar, torch.cumprod(1 - theirs, 0), rtol=1e-9, atol=1e-15)
-    assert ours.alpha_bar[-1] == 0
-    assert ours.alpha_bar[0] == pytest.approx(float(schedule.alpha_bar[0]))
 
 
 def test_cosine_alpha_bar_is_the_squared_cosine():
@@ -68,24 +97,35 @@ def test_linear_ends_equally_noisy_for_every_length(num_timesteps):
 
 
 @pytest.mark.parametrize("num_timesteps", [2, 3, 10, 50, T, 4000])
-@pytest.mark.parametrize("kind", DIFFUSERS_SCHEDULE)
-def test_alpha_bar_falls_strictly_within_0_and_1(kind, num_timesteps):
-    alpha_bar = NoiseSchedule(kind, num_timesteps).alpha_bar
-    assert alpha_bar.shape == (num_timesteps,)
-    assert alpha_bar.dtype == torch.float64
-    assert alpha_bar[-1] > 0 and alpha_bar[0] < 1
-    assert (alpha_bar.diff() < 0).all()
+@pytest.mark.parametrize(("kind", "zero"), VARIANTS)
+def test_the_signal_falls_and_the_noise_rises_from_the_clean_image_on(kind, zero, num_timesteps):
+    schedule = NoiseSchedule(kind, num_timesteps, zero)
+    squares = torch.stack(schedule.squares_at(torch.arange(-1, num_timesteps), torch.ones(1)))
+    assert squares.dtype == torch.float64 and squares[:, 0].tolist() == [1, 0]
+    assert (squares[0].diff() < 0).all() and (squares[1].diff() > 0).all()
+    assert squares[0, -1] >= 0 and squares[1, -1] <= 1
+    if zero:
+        assert squares[:, -1].tolist() == [0, 1]
+    else:
+        assert squares[:, 1:].equal(torch.stack(SCHEDULES[kind](num_timesteps)))
+    preserving = bool(((squares.sum(0) - 1).abs() < 1e-12).all())  # what prediction v asks for
+    assert preserving == ((kind, zero, "v") in ALLOWED)
 
 
-def test_alpha_bar_lookup_of_ints_tensors_and_the_clean_image(schedule):
-    like = pictures(0, torch.float32)
-    table, _ = schedule.squares_at(STEPS, like)
-    assert table.shape == (len(STEPS), 1, 1, 1)
-    assert table.dtype == torch.float64
-    assert table.flatten().tolist() == [schedule.squares_at(int(t), like)[0].item() for t in STEPS]
-    assert table.flatten().tolist() == schedule.alpha_bar[STEPS].tolist()
-    assert [square.item() for square in schedule.squares_at(-1, like)] == [1, 0]
-    assert schedule.signal_and_noise(STEPS, like)[0].dtype == torch.float32
+def test_x_t_has_the_moments_of_the_table(every):
+    """With eps of mean 0 and variance 1: mean signal x0, variance noise^2."""
+    eps = pictures(0)
+    eps = (eps - eps.mean((1, 2, 3), True)) / eps.std((1, 2, 3), correction=0, keepdim=True)
+    x0 = torch.full_like(eps, 0.7)
+    x_t = every.q_sample(x0, STEPS, eps)
+    signal2, noise2 = (square.flatten() for square in every.squares_at(STEPS, x0))
+    torch.testing.assert_close(x_t.mean((1, 2, 3)), 0.7 * signal2.sqrt())
+    torch.testing.assert_close(x_t.var((1, 2, 3), correction=0), noise2)
+    assert every.q_sample(x0, -1, eps).equal(x0)
+    torch.testing.assert_close(every.snr(STEPS), signal2 / noise2)
+    torch.testing.assert_close(2 * every.half_log_snr(STEPS), (signal2 / noise2).clamp(min=1e-20).log())
+    for i, t in enumerate(STEPS.tolist()):  # an int t is that t for the whole batch
+        assert every.q_sample(x0, t, eps)[i].equal(x_t[i])
 
 
 @pytest.mark.parametrize(
@@ -114,38 +154,31 @@ def test_q_sample_and_v_match_diffusers(schedule, dtype):
     assert schedule.target("x0", x0, eps, STEPS) is x0
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_conversion_inverts_target(schedule, prediction):
-    x0, eps = pictures(3), pictures(4)
+def test_conversion_inverts_target(pair):
+    """And two outputs differ in x0_hat as Prediction.x0_error says."""
+    schedule, prediction = pair
+    x0, eps, other = pictures(3), pictures(4), pictures(5)
     x_t = schedule.q_sample(x0, STEPS, eps)
     output = schedule.target(prediction, x0, eps, STEPS)
     x0_hat, eps_hat = schedule.to_x0_eps(prediction, output, x_t, STEPS)
     # From eps to x0 divides by sqrt(alpha_bar), 5e-5 at the cosine's end: 5 of the 16 digits go.
     torch.testing.assert_close(x0_hat, x0, rtol=0, atol=1e-10)
     torch.testing.assert_close(eps_hat, eps, rtol=0, atol=1e-10)
-    for i, t in enumerate(STEPS.tolist()):  # an int t is that t for the whole batch
-        row = slice(i, i + 1)
-        one = schedule.to_x0_eps(prediction, output[row], x_t[row], t)
-        torch.testing.assert_close(one, (x0_hat[row], eps_hat[row]), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_any_output_is_read_consistently_with_x_t(schedule, prediction):
-    x_t, output = pictures(5), pictures(6)
-    x0_hat, eps_hat = schedule.to_x0_eps(prediction, output, x_t, STEPS)
-    torch.testing.assert_close(schedule.q_sample(x0_hat, STEPS, eps_hat), x_t, rtol=0, atol=1e-10)
-    torch.testing.assert_close(schedule.target(prediction, x0_hat, eps_hat, STEPS), output)
-    torch.testing.assert_close(schedule.eps_from_x0(x0_hat, x_t, STEPS), eps_hat)
+    torch.testing.assert_close(schedule.eps_from_x0(x0, x_t, STEPS), eps)
+    error = (schedule.to_x0_eps(prediction, other, x_t, STEPS)[0] - x0) ** 2
+    factor = PREDICTIONS[prediction].x0_error(*schedule.squares_at(STEPS, x_t))
+    torch.testing.assert_close(error, factor * (other - output) ** 2, rtol=1e-6, atol=1e-12)
 
 
 # ---------------------------------------------------------------- loss weights
 
 
-def test_snr_is_signal_power_over_noise_power(schedule):
-    one = torch.ones(len(STEPS), 1, 1, 1, dtype=torch.float64)
-    signal = schedule.q_sample(one, STEPS, 0 * one)
-    noise = schedule.q_sample(0 * one, STEPS, one)
-    torch.testing.assert_close(schedule.snr(STEPS), (signal / noise).pow(2).flatten(), rtol=1e-9, atol=0)
+@pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)
+def test_every_loss_weight_is_finite_and_not_negative(pair, weighting):
+    schedule, prediction = pair
+    weight = schedule.loss_weight(weighting, prediction, torch.arange(T))
+    assert weight.shape == (T,) and weight.dtype == torch.float32
+    assert weight.isfinite().all() and (weight >= 0).all() and weight.any()
 
 
 def test_min_snr_weights_match_the_paper(schedule, gamma=5.0):
@@ -157,69 +190,30 @@ def test_min_snr_weights_match_the_paper(schedule, gamma=5.0):
         "v": np.minimum(snr, gamma) / (snr + 1),
         "flow": np.minimum(snr, gamma) / (np.sqrt(snr) + 1) ** 2,
     }
-    for prediction in PREDICTIONS:
+    for prediction, weight in expected.items():
         ours = schedule.loss_weight("min_snr", prediction, STEPS)
-        assert ours.dtype == torch.float32
         # float32 on their side: 1 - alpha_bar at t = 0 is 1e-4 or less, so 6e-8 of it is up to 2e-3.
-        np.testing.assert_allclose(ours, expected[prediction], rtol=2e-3, atol=1e-8)
+        np.testing.assert_allclose(ours, weight, rtol=2e-3, atol=1e-8)
         assert schedule.loss_weight("none", prediction, STEPS).tolist() == [1.0] * len(STEPS)
-
-
-def test_weighted_losses_agree_in_every_unit(schedule):
-    """One wrong prediction scores the same whether written as eps, as x0 or as v."""
-    x0, eps, output = pictures(7), pictures(8), pictures(9)
-    x_t = schedule.q_sample(x0, STEPS, eps)
-    x0_hat, eps_hat = schedule.to_x0_eps("v", output, x_t, STEPS)
-    losses = {}
-    for prediction in PREDICTIONS:
-        wrong = schedule.target(prediction, x0_hat, eps_hat, STEPS)
-        right = schedule.target(prediction, x0, eps, STEPS)
-        weight = schedule.loss_weight("min_snr", prediction, STEPS)
-        losses[prediction] = weight * (wrong - right).pow(2).mean((1, 2, 3))
-    torch.testing.assert_close(losses["eps"], losses["x0"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(losses["v"], losses["x0"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(losses["flow"], losses["x0"], rtol=1e-5, atol=0)
 
 
 # ---------------------------------------------------------------- posterior
 
 
-@pytest.mark.parametrize("t", [1, 250, 998])
-def test_posterior_of_one_step_is_ho_equation_7(schedule, t):
-    x0, x_t = pictures(10), pictures(11)
-    beta, alpha_bar = schedule.beta.tolist(), schedule.alpha_bar.tolist()
-    mean, variance = schedule.q_posterior(x0, x_t, t, t - 1)
-    beta_tilde = (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * beta[t]
-    expected = (
-        math.sqrt(alpha_bar[t - 1]) * beta[t] / (1 - alpha_bar[t]) * x0
-        + math.sqrt(1 - beta[t]) * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * x_t
-    )
-    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
-    assert variance.item() == pytest.approx(beta_tilde, rel=1e-9)
-
-
-@pytest.mark.parametrize(("t", "s"), [(1, 0), (60, 19), (500, 250), (900, 30), (999, 949)])
-def test_posterior_is_bayes_rule_done_by_brute_force(schedule, t, s):
-    """q(x_s | x_t, x0) as the normalised product q(x_s | x0) q(x_t | x_s) on a grid of x_s, the second
-    factor walked step by step from the betas."""
-    x0, x_t = 0.7, -0.4
-    alpha_bar_s = math.prod(1 - b for b in schedule.beta[: s + 1].tolist())
-    alpha = math.prod(1 - b for b in schedule.beta[s + 1 : t + 1].tolist())
-    x_s = np.linspace(-9, 9, 2_000_001)
-    log_density = -((x_s - math.sqrt(alpha_bar_s) * x0) ** 2) / (2 * (1 - alpha_bar_s))
-    log_density -= (x_t - math.sqrt(alpha) * x_s) ** 2 / (2 * (1 - alpha))
+@pytest.mark.parametrize(("t", "s"), [(1, 0), (60, 19), (500, 250), (900, 30), (999, 949), (998, 997)])
+def test_posterior_is_bayes_rule_done_by_brute_force(every, t, s):
+    """q(x_s | x_t, x0) as the normalised product q(x_s | x0) q(x_t | x_s) on a grid of x_s."""
+    x0, x_t = 0.7 * torch.ones(1).double(), -0.4 * torch.ones(1).double()
+    signal2, noise2 = (square.tolist() for square in every.squares_at(torch.tensor([s, t]), x0))
+    alpha = signal2[1] / signal2[0]
+    x_s = np.linspace(-9, 9, 200_001)
+    log_density = -((x_s - math.sqrt(signal2[0]) * 0.7) ** 2) / (2 * noise2[0])
+    log_density -= (-0.4 - math.sqrt(alpha) * x_s) ** 2 / (2 * (noise2[1] - alpha * noise2[0]))
     density = np.exp(log_density - log_density.max())
     density /= density.sum()
     mean = (density * x_s).sum()
-    variance = (density * (x_s - mean) ** 2).sum()
-    ones = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    our_mean, our_variance = schedule.q_posterior(x0 * ones, x_t * ones, t, s)
+    our_mean, our_variance = every.q_posterior(x0, x_t, t, s)
     assert our_mean.item() == pytest.approx(mean, rel=1e-6)
-    assert our_variance.item() == pytest.approx(variance, rel=1e-6)
-
-
-def test_posterior_of_the_clean_image_is_x0(schedule):
-    x0, x_t = pictures(12), pictures(13)
-    mean, variance = schedule.q_posterior(x0, x_t, 49, -1)
-    torch.testing.assert_close(mean, x0, rtol=1e-12, atol=1e-12)
-    assert variance.item() == 0
+    assert our_variance.item() == pytest.approx((density * (x_s - mean) ** 2).sum(), rel=1e-6)
+    mean, variance = every.q_posterior(x0, x_t, t, -1)
+    assert mean.item() == pytest.approx(0.7) and variance.item() == 0  # the clean image is x0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import partial
 from itertools import pairwise
@@ -9,23 +10,20 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from test_noise_schedule import VARIANTS
 from torch import Tensor
 
 from noise_schedule import NoiseSchedule
-from samplers import NOISIEST, ddim, ddpm, dpm_solver, last, sample_generators, timestep_grid
+from samplers import SAMPLERS, SPACINGS, ddim, ddpm, dpm_solver, last, sample_generators, timestep_grid
 
 T = 1000
 KINDS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-SPACINGS = ("leading", "trailing", "linspace")
-SAMPLERS = {
-    "ddpm": ddpm,
-    "ddim eta 0": ddim,
-    "ddim eta 0.5": partial(ddim, eta=0.5),
-    "ddim eta 1": partial(ddim, eta=1.0),
-    "dpm_solver eta 0": dpm_solver,
-    "dpm_solver eta 1": partial(dpm_solver, eta=1.0),
-}
+GRIDS = ("leading", "trailing", "linspace")
+# Every sampler, also with some and with full noise where it takes eta
+WALKS = {name: sampler.steps for name, sampler in SAMPLERS.items()}
+for name in [name for name in SAMPLERS if SAMPLERS[name].options(eta=0.0)]:
+    WALKS |= {f"{name} eta {eta}": partial(WALKS[name], eta=eta) for eta in (0.5, 1.0)}
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -41,11 +39,16 @@ def schedule(request) -> NoiseSchedule:
     return NoiseSchedule(request.param, T)
 
 
+@pytest.fixture(params=VARIANTS, ids=str)
+def every(request) -> NoiseSchedule:
+    return NoiseSchedule(request.param[0], T, request.param[1])
+
+
 # ---------------------------------------------------------------- grids
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 20, 50, 333, 999, T])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", GRIDS)
 def test_grid_is_that_of_diffusers(spacing, num_steps):
     theirs = DDIMScheduler(T, timestep_spacing=spacing)
     theirs.set_timesteps(num_steps)
@@ -55,15 +58,15 @@ def test_grid_is_that_of_diffusers(spacing, num_steps):
     assert timestep_grid(NoiseSchedule("cosine", T), num_steps, spacing) == [*expected, -1]
 
 
-@pytest.mark.parametrize("spacing", [*SPACINGS, "quadratic", "log_snr"])
-def test_every_grid_falls_strictly_and_ends_at_the_clean_image(spacing):
-    for num_timesteps in (2, 10, 37):
-        schedule = NoiseSchedule("cosine", num_timesteps)
-        for num_steps in range(1, num_timesteps + 1):
-            grid = timestep_grid(schedule, num_steps, spacing)
-            assert len(grid) == num_steps + 1
-            assert grid[0] < num_timesteps and grid[-1] == -1
-            assert all(t > s for t, s in pairwise(grid))
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(("kind", "zero"), VARIANTS)
+def test_every_grid_falls_strictly_in_whole_steps_to_the_clean_image(kind, zero, spacing):
+    for num_timesteps, stride in ((2, 1), (10, 1), (37, 1), (T, 111)):
+        schedule = NoiseSchedule(kind, num_timesteps, zero)
+        for number in range(1, num_timesteps + 1, stride):
+            grid = timestep_grid(schedule, number, spacing)
+            assert grid == [*SPACINGS[spacing](schedule, number), -1] and len(grid) == number + 1
+            assert grid[0] < num_timesteps and all(t > s for t, s in pairwise(grid))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_grids_are_even_in_what_they_say(schedule):
     grid = timestep_grid(schedule, 20, "log_snr")
     log_snr = schedule.half_log_snr(torch.tensor(grid[:-1]))
     assert grid[0] == T - 1 and grid[1] < T - 10  # no step is spent where all is noise
-    log_snr[0] = NOISIEST
+    log_snr[0] = -math.log(80)
     for values in (-torch.tensor(root), log_snr):
         width = (values[-1] - values[0]) / 19
         middle = values.diff()[7:13]  # towards the ends whole timesteps lie too far apart
@@ -147,7 +150,7 @@ def test_ddim_walks_with_diffusers(schedule, eta, prediction, spacing, clip):
 
 @pytest.mark.parametrize(
     ("num_steps", "spacing", "clip"),
-    [(T, "leading", True), *((20, spacing, clip) for spacing in SPACINGS for clip in (False, True))],
+    [(T, "leading", True), *((20, spacing, clip) for spacing in GRIDS for clip in (False, True))],
 )
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_ddpm_walks_with_diffusers(schedule, prediction, num_steps, spacing, clip):
@@ -220,28 +223,39 @@ def test_float32_ddim_agrees_with_untouched_diffusers(schedule):
 # ---------------------------------------------------------------- the road itself
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 20])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_timestep_is_visited_once_and_the_clean_image_reached(schedule, name, num_steps):
-    seen, grid = [], timestep_grid(schedule, num_steps)
+def test_samplers_take_the_same_arguments(name):
+    parameters = list(inspect.signature(SAMPLERS[name].steps).parameters.values())
+    assert parameters[:6] == list(inspect.signature(ddim).parameters.values())[:6]
+    assert all(own.default is not own.empty for own in parameters[6:])
+    assert inspect.isgeneratorfunction(SAMPLERS[name].steps) and SAMPLERS[name].spacing in SPACINGS
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 20])
+@pytest.mark.parametrize("name", WALKS)
+def test_every_timestep_is_visited_in_order_and_the_clean_image_reached(every, name, num_steps):
+    seen, grid, x_T = [], timestep_grid(every, num_steps), noise(1, 3, 4, 4)
 
     def denoiser(x_t, t):
         assert type(t) is int
-        seen.append(t)
-        return dummy_denoiser(schedule, "v")(x_t, t)
+        seen.append((t, x_t.sum().item()))
+        return dummy_denoiser(every, "x0")(x_t, t)
 
-    steps = list(SAMPLERS[name](denoiser, schedule, noise(1, 3, 4, 4), grid, generator=seeded(0)))
-    assert seen == grid[:-1]
+    steps = list(WALKS[name](denoiser, every, x_T, grid, generator=seeded(0)))
+    assert list(dict.fromkeys(t for t, _ in seen)) == grid[:-1] and len(set(seen)) == len(seen)
     assert [(step, t) for step, t, _, _ in steps] == list(enumerate(grid[1:]))
     torch.testing.assert_close(steps[-1][2], steps[-1][3], rtol=1e-12, atol=1e-12)  # x_{-1} is x0_hat
+    clipped = WALKS[name](denoiser, every, x_T, grid, True, seeded(0))
+    assert all(x0_hat.abs().max() <= 1 for _, _, _, x0_hat in clipped)
 
 
-def test_no_nan_at_eta_1_in_float32(schedule):
-    """1 - alpha_bar_s - sigma^2 nears 0 for a long first stride, and may round to below it."""
-    denoiser, x_T = dummy_denoiser(schedule, "v"), noise(1, 3, 2, 2, dtype=torch.float32)
-    for grid in (timestep_grid(schedule, T), *([T - 1, s, -1] for s in range(T - 1))):
-        steps = ddim(denoiser, schedule, x_T, grid, generator=seeded(0), eta=1.0)
-        assert last(steps).isfinite().all()  # a NaN on the way stays
+@pytest.mark.parametrize("name", WALKS)
+def test_long_strides_stay_finite_in_float32(every, name):
+    """noise_s^2 - sigma^2 nears 0 for a long first stride, and may round to below it."""
+    denoiser, x_T = dummy_denoiser(every, "x0"), noise(1, 3, 2, 2, dtype=torch.float32)
+    for s in range(0, T - 1, 37):
+        sample = last(WALKS[name](denoiser, every, x_T, [T - 1, s, -1], generator=seeded(0)))
+        assert sample.dtype == torch.float32 and sample.isfinite().all()  # a NaN on the way stays
 
 
 @pytest.mark.parametrize(
@@ -263,33 +277,31 @@ def ideal_denoiser(schedule: NoiseSchedule, data: Tensor = FACES, width: float =
     """E[x0 | x_t] for x0 an item of data (N, ...), each as likely, plus width times normal noise."""
 
     def denoiser(x_t, t):
-        alpha_bar = schedule.alpha_bar[t]
-        total = 1 - alpha_bar + alpha_bar * width**2  # variance of x_t about one item
-        gaps = x_t.flatten(1)[:, None] - alpha_bar.sqrt() * data.flatten(1)  # (B, N, D)
+        signal, noise = schedule.signal_and_noise(t, x_t)
+        total = noise**2 + (signal * width) ** 2  # variance of x_t about one item
+        gaps = x_t.flatten(1)[:, None] - signal * data.flatten(1)  # (B, N, D)
         weight = torch.softmax(-gaps.pow(2).sum(-1) / (2 * total), dim=1)  # (B, N)
         item = (weight @ data.flatten(1)).view_as(x_t)
-        x0_hat = item + alpha_bar.sqrt() * width**2 / total * (x_t - alpha_bar.sqrt() * item)
-        return x0_hat, (x_t - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
+        x0_hat = item + signal * width**2 / total * (x_t - signal * item)
+        return x0_hat, (x_t - signal * x0_hat) / noise
 
     return denoiser
 
 
-@pytest.mark.parametrize("num_steps", [20, 50, T])
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_ideal_denoiser_gives_the_dataset_back(schedule, name, num_steps):
-    x_T = noise(100, 3, 4, 4)
-    grid = timestep_grid(schedule, num_steps)
-    samples = last(SAMPLERS[name](ideal_denoiser(schedule), schedule, x_T, grid, generator=seeded(1)))
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", WALKS)
+def test_ideal_denoiser_gives_the_dataset_back(every, name, spacing):
+    x_T, grid = noise(100, 3, 4, 4), timestep_grid(every, 20, spacing)
+    samples = last(WALKS[name](ideal_denoiser(every), every, x_T, grid, generator=seeded(1)))
     distance, nearest = (samples[:, None] - FACES).flatten(2).abs().amax(-1).min(1)
     assert distance.max() < 1e-6
     assert torch.bincount(nearest, minlength=len(FACES)).min() >= 8  # 20 each in the mean, s.d. 4
 
 
-@pytest.mark.parametrize("num_steps", [20, T])
-def test_ddim_with_eta_1_is_ddpm(schedule, num_steps):
-    denoiser, grid = ideal_denoiser(schedule, width=0.3), timestep_grid(schedule, num_steps)
-    expected = ddpm(denoiser, schedule, noise(4, 3, 4, 4), grid, generator=seeded(1))
-    ours = ddim(denoiser, schedule, noise(4, 3, 4, 4), grid, generator=seeded(1), eta=1.0)
+def test_ddim_with_eta_1_is_ddpm(every):
+    denoiser, grid = ideal_denoiser(every, width=0.3), timestep_grid(every, 20)
+    expected = ddpm(denoiser, every, noise(4, 3, 4, 4), grid, generator=seeded(1))
+    ours = ddim(denoiser, every, noise(4, 3, 4, 4), grid, generator=seeded(1), eta=1.0)
     assert_same_steps(states(ours), states(expected), 1e-7)
 
 
@@ -310,15 +322,18 @@ def test_inverted_faces_come_back_better_with_more_steps(schedule):
 
 
 # Gaussian data N(MU, WIDTH^2) is the same with a single item.
-MU, WIDTH = 0.6, 0.5
+MU, WIDTH, QUANTILE = 0.6, 0.5, noise(300, 1, 1, 1)
+
+
+def probability_flow(schedule: NoiseSchedule, t: int) -> Tensor:
+    """Samples of x_t that keep their quantile: x_t = signal mu + sqrt(signal^2 s^2 + noise^2) q."""
+    signal, sigma = schedule.signal_and_noise(t, QUANTILE)
+    return signal * MU + (signal**2 * WIDTH**2 + sigma**2).sqrt() * QUANTILE
 
 
 def test_ddim_tends_to_the_probability_flow(schedule):
-    """x_T and x0 at the same quantile: (x0 - mu) / s = (x_T - sqrt(ab) mu) / sqrt(ab s^2 + 1 - ab)."""
     denoiser = ideal_denoiser(schedule, torch.full((1, 1), MU).double(), WIDTH)
-    quantile, alpha_bar = noise(300, 1, 1, 1), schedule.alpha_bar[-1]
-    x0 = MU + WIDTH * quantile
-    x_T = alpha_bar.sqrt() * MU + (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt() * quantile
+    x_T, x0 = (probability_flow(schedule, t) for t in (T - 1, -1))
     for start, end, order in ((x_T, x0, 1), (x0, x_T, -1)):
         errors = []
         for num_steps in (250, 500, T):
@@ -332,50 +347,35 @@ def test_dpm_solver_is_of_second_order(schedule):
     """Against the probability flow's closed form, down to a noise level short of the first-order last
     step: halving the stride leaves about a quarter of the error, and less than DDIM has."""
     denoiser = ideal_denoiser(schedule, torch.full((1, 1), MU).double(), WIDTH)
-    quantile = noise(300, 1, 1, 1)
-
-    def flow(t: int) -> Tensor:
-        bar = schedule.alpha_bar[t]
-        return bar.sqrt() * MU + (bar * WIDTH**2 + 1 - bar).sqrt() * quantile
-
+    start, end = (probability_flow(schedule, t) for t in (900, 100))
     errors = {}
     for sampler in (dpm_solver, ddim):
         for num_steps in (20, 40, 80):
             grid = [round(900 - i * 800 / num_steps) for i in range(num_steps + 1)]
-            x_s = last(sampler(denoiser, schedule, flow(900), grid))
-            errors[sampler, num_steps] = (x_s - flow(100)).abs().max().item()
+            x_s = last(sampler(denoiser, schedule, start, grid))
+            errors[sampler, num_steps] = (x_s - end).abs().max().item()
     for num_steps in (20, 40):
         assert errors[dpm_solver, 2 * num_steps] < 0.35 * errors[dpm_solver, num_steps]
         assert errors[dpm_solver, num_steps] < 0.5 * errors[ddim, num_steps]
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim eta 1", "dpm_solver eta 1"])
-def test_each_sample_may_have_its_own_noise(schedule, name):
+@pytest.mark.parametrize("name", WALKS)
+def test_each_sample_may_have_its_own_noise_and_repeats(every, name):
     """With one generator a sample, sample 2 of 4 is sample 0 of a batch that starts there."""
-    denoiser, grid, x_T = dummy_denoiser(schedule, "v"), timestep_grid(schedule, 5), noise(4, 3, 4, 4)
-    whole = SAMPLERS[name](denoiser, schedule, x_T, grid, generator=sample_generators(7, range(4)))
-    part = SAMPLERS[name](denoiser, schedule, x_T[2:], grid, generator=sample_generators(7, range(2, 4)))
-    torch.testing.assert_close(last(whole)[2:], last(part))
+    denoiser, grid, x_T = dummy_denoiser(every, "x0"), timestep_grid(every, 5), noise(4, 3, 4, 4)
+    whole, again, part = (
+        last(WALKS[name](denoiser, every, x_T[i:], grid, generator=sample_generators(7, range(i, 4))))
+        for i in (0, 0, 2)
+    )
+    assert whole.equal(again)
+    torch.testing.assert_close(whole[2:], part)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_terminal_snr_of_zero_is_walked_too(name):
-    for kind in KINDS:
-        schedule = NoiseSchedule(kind, T, zero_terminal_snr=True)
-        for spacing in (*SPACINGS, "log_snr"):
-            grid = timestep_grid(schedule, 12, spacing)
-            steps = SAMPLERS[name](
-                dummy_denoiser(schedule, "v"), schedule, noise(1, 3, 4, 4), grid, generator=seeded(0)
-            )
-            assert last(steps).isfinite().all()
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_of_gaussian_data_have_its_moments(schedule, name):
-    denoiser = ideal_denoiser(schedule, torch.full((1, 1), MU).double(), WIDTH)
-    x_T = noise(6_000, 1, 1, 1)
-    steps = SAMPLERS[name](denoiser, schedule, x_T, timestep_grid(schedule, T), generator=seeded(1))
-    samples = last(steps)
-    # Four standard errors (s / sqrt(n), s / sqrt(2 n)), and 0.8 % of s for the finite steps.
+@pytest.mark.parametrize("name", WALKS)
+def test_samples_of_gaussian_data_have_its_moments(every, name):
+    denoiser = ideal_denoiser(every, torch.full((1, 1), MU).double(), WIDTH)
+    x_T, grid = noise(6_000, 1, 1, 1), timestep_grid(every, 500)
+    samples = last(WALKS[name](denoiser, every, x_T, grid, generator=seeded(1)))
+    # Four standard errors (s / sqrt(n), s / sqrt(2 n)), and 1.6 % of s for the finite steps.
     assert samples.mean().item() == pytest.approx(MU, abs=WIDTH * 4 / 6_000**0.5)
-    assert samples.std().item() == pytest.approx(WIDTH, rel=4 / 12_000**0.5 + 0.008)
+    assert samples.std().item() == pytest.approx(WIDTH, rel=4 / 12_000**0.5 + 0.016)

@@ -1,7 +1,8 @@
-"""What trains the first stage: reconstruction, perceptual and adversarial losses in one total.
+"""The loss of a first stage: reconstruction, perceptual and adversarial losses in one total.
 
-One optimiser and one backward pass serve autoencoder and discriminator: the autoencoder's loss sees the
-discriminator's weights as constants, the discriminator's loss sees the reconstructions as constants.
+One optimiser and one backward pass train the autoencoder and the discriminator. The autoencoder's
+loss takes the discriminator's weights as constants. The discriminator's loss takes the reconstructions
+as constants.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ class PatchDiscriminator(nn.Module):
 
 
 class FirstStageTraining(nn.Module):
-    """The first stage with its discriminator; ``forward`` is their joint loss, in the form of
-    ``ConditionalDiffusion.forward``.
+    """The first stage with its discriminator. ``forward`` is their joint loss and returns it in the form
+    of ``ConditionalDiffusion.forward``.
 
-    Set ``progress``, the share of the run done, before each step: the KL's weight grows up to
-    ``kl_warmup``, and the adversarial loss starts at ``adversarial_start``.
+    Before each step, set ``progress``, the completed share of the run. The KL's weight grows until
+    progress ``kl_warmup``, and the adversarial loss starts at ``adversarial_start``.
 
     Args:
         config: of the autoencoder.
-        stages: of the perceptual network; None to do without.
+        stages: of the perceptual network; None for no perceptual loss.
     """
 
     progress = 0.0
@@ -60,7 +61,7 @@ class FirstStageTraining(nn.Module):
         self.stages = stages
 
     def _adversarial(self, x_hat: Tensor) -> Tensor:
-        """How fake the reconstructions look to a discriminator held constant."""
+        """How fake the reconstructions look to the discriminator, whose weights are constants here."""
         constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         return -torch.func.functional_call(self.discriminator, constant, (x_hat,)).mean()
 
@@ -84,14 +85,14 @@ class FirstStageTraining(nn.Module):
         *unused: object,
     ) -> tuple[dict[str, Tensor], None, None]:
         """Joint loss = l1 + perceptual_weight perceptual + latent_kl_weight kl + latent_attr_weight
-        attributes + adversarial_weight balance adversarial, plus the discriminator's own.
+        attributes + adversarial_weight balance adversarial, plus the discriminator's loss.
 
         - l1: mean absolute error per pixel value, x_hat from a reparameterised z.
         - kl: KL(q(z | x) || N(0, I)) per value of z.
         - attributes: ``attribute_loss`` of the head.
         - adversarial, discriminator: hinge losses (Lim & Ye 2017, arXiv:1705.02894).
 
-        Returns the terms, their sum under ``total``, and nothing by timestep.
+        Returns the terms, with the joint loss under ``total``, and None twice: there are no timesteps.
         """
         x = self.pixels.encode(images)
         mean, logvar = self.autoencoder.encode(x)
@@ -122,6 +123,6 @@ class FirstStageTraining(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """What decoding the latent's mean gives: uint8 (B, H, W, 3), in and out."""
+        """Images decoded from the latent's mean: uint8 (B, H, W, 3) -> the same form."""
         mean, _ = self.autoencoder.encode(self.pixels.encode(images))
         return self.pixels.decode(self.autoencoder.decode(mean))

@@ -32,9 +32,9 @@ MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before tra
 
 @contextmanager
 def keep_freed_memory(device: str) -> Iterator[None]:
-    """Within this context, glibc keeps up to 2 GiB of what is freed instead of giving it back to the
-    system. A training step on a CPU frees and takes the same memory each time, and the system clears
-    every page that it gives. Afterwards all is given back. Other C libraries are left as they are."""
+    """Within this context, glibc keeps up to 2 GiB of freed memory and does not return it to the system.
+    A training step on a CPU frees and allocates the same memory each time, and the system would clear
+    every page again. Afterwards all of it is returned. Other C libraries are not changed."""
     libc: Any = ctypes.CDLL(None) if device == "cpu" and os.name == "posix" else None
     if not hasattr(libc, "mallopt"):
         yield
@@ -57,13 +57,13 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
 
 
 def keep_attribute(data: Dataset, name: str) -> None:
-    """Leave a dataset one attribute.
+    """Remove all attributes but one from a dataset.
 
     Raises:
-        ValueError: where it has none of that name.
+        ValueError: if it has no attribute of that name.
     """
     names = {each: i for i, each in enumerate(data.attribute_names)}
-    column = create_attribute_vector(names, **{name: 1}).argmax()  # unknown names are refused there
+    column = create_attribute_vector(names, **{name: 1}).argmax()  # refuses unknown names
     data.attributes, data.attribute_names = data.attributes[:, [int(column)]], [name]
     data.one_hot = False
 
@@ -96,28 +96,28 @@ class CheckpointFiles:
     def __init__(self, config: TrainConfig):
         self.folder, self.prefix = Path(config.save_dir), STAGES[config.stage].prefix
         self.keep_last = config.keep_last
-        self.last = self.folder / f"{self.prefix}last.pth"  # what --resume goes on from
+        self.last = self.folder / f"{self.prefix}last.pth"  # --resume continues from this file
 
     def epochs(self, up_to: float = float("inf")) -> list[Path]:
-        """The kept checkpoints of epochs up to this one, oldest first."""
+        """The kept epoch checkpoints up to epoch ``up_to``, oldest first."""
         pattern = re.compile(rf"{self.prefix}epoch_(\d+)\.pth")
         found = {path: pattern.fullmatch(path.name) for path in self.folder.glob("*.pth")}
         numbered = sorted((int(match[1]), path) for path, match in found.items() if match)
         return [path for number, path in numbered if number <= up_to]
 
     def saved(self) -> list[Path]:
-        """What can be resumed from, newest first."""
+        """The checkpoints to resume from, newest first."""
         return [path for path in (self.last, *self.epochs()[::-1]) if path.is_file()]
 
     def keep_epoch(self, run: TrainingRun, epoch: int) -> None:
-        """Save an epoch's checkpoint, and delete those before the last ``keep_last``."""
+        """Save an epoch's checkpoint. Delete those before the last ``keep_last``; 0 keeps all."""
         run.save(self.folder / f"{self.prefix}epoch_{epoch:04d}.pth")
         for old in self.epochs(epoch)[: -self.keep_last] if self.keep_last else ():
             old.unlink()
 
 
 class TrainingRun:
-    """Everything that a run needs and its checkpoint keeps: model, EMA, optimiser, counters."""
+    """The state of a run, which its checkpoint keeps: model, EMA, optimiser, counters."""
 
     def __init__(
         self, config: TrainConfig, accelerator: Accelerator, train_set: Dataset, val_set: Dataset
@@ -147,7 +147,7 @@ class TrainingRun:
 
     @property
     def progress(self) -> float:
-        """How much of the run is done, by steps or by the clock, whichever is further."""
+        """The completed share of the run, by steps or by time, whichever is larger."""
         minutes = self.config.max_minutes
         return max(self.step / self.total_steps, self.seconds / (60 * minutes) if minutes else 0.0)
 
@@ -157,8 +157,8 @@ class TrainingRun:
         return -(-self.step // self.steps_per_epoch)
 
     def clock(self) -> Callable[[], float]:
-        """A clock of the run's seconds, those before a resume included. Several processes read that of
-        rank 0, so that all anneal and end alike."""
+        """A clock of the run's seconds. It includes the time before a resume. All processes read the
+        clock of rank 0, so they anneal and end together."""
         started = time.perf_counter() - self.seconds
 
         def read() -> float:
@@ -178,7 +178,7 @@ class TrainingRun:
         return to_device(self.val_set.__getitems__(list(indices)), self.accelerator)
 
     def anneal(self) -> float:
-        """Set the learning rate, and tell the model how far the run is. Returns the rate."""
+        """Set the learning rate and the models' ``progress``. Returns the rate."""
         rate = learning_rate(self.config, self.step, self.progress)
         self.raw_model.progress = self.ema.model.progress = self.progress
         for group in self.optimizer.param_groups:
@@ -186,7 +186,7 @@ class TrainingRun:
         return rate
 
     def count_step(self, finite: bool) -> None:
-        """One step more.
+        """Count one step.
 
         Raises:
             ValueError: after MAX_SKIPPED steps in a row with a non-finite loss or gradient.
@@ -202,9 +202,9 @@ class TrainingRun:
     # ---------------------------------------------------------------- checkpoints
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the numbers that a run produces. A resumed run must agree on all but what is
-        ADJUSTABLE. N processes do what one does with N times the accumulation: their parts and seeds
-        are the same."""
+        """All settings that affect the numbers of a run. A resumed run must agree in all that are not
+        ADJUSTABLE. N processes do the same as one process with N times the gradient accumulation:
+        batches and seeds are the same."""
         recipe: dict[str, Any] = {}
         for each in fields(self.config):
             facts = each.metadata.get("flag", Flag())
@@ -219,7 +219,7 @@ class TrainingRun:
         return recipe | {"images": len(self.train_set)}
 
     def save(self, path: Path) -> None:
-        """Write all state, so that loading it continues exactly."""
+        """Write the whole state. ``load`` continues from it exactly."""
         state = {
             "config": self.raw_model.config.to_dict(),
             "recipe": self.recipe(),
@@ -237,11 +237,11 @@ class TrainingRun:
         save_atomically(state, path)
 
     def load(self, *paths: Path) -> None:
-        """Continue from ``save``: from the first of these files that is whole. What is passed over is
-        named on stderr.
+        """Continue from the first of these checkpoints that is whole. Damaged ones before it are named
+        on stderr.
 
         Raises:
-            FileNotFoundError, ValueError: no whole checkpoint, or one of another recipe.
+            FileNotFoundError, ValueError: if none is whole, or it has another recipe.
         """
         for path in paths:
             try:
@@ -263,17 +263,17 @@ class TrainingRun:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.best = int(state["step"]), float(state["best"])
             self.seconds = float(state["seconds"])
-            own = state["save_dir"] == str(Path(self.config.save_dir).resolve())  # no copy, no branch
+            own = state["save_dir"] == str(Path(self.config.save_dir).resolve())  # no copy or branch
             self.log = str(state["log"]) if own else ""
 
     def check_recipe(self, path: Path, trained: dict) -> None:
-        """Compare a checkpoint's recipe with this run's: ValueError for what must agree, a line for what
-        need not."""
+        """Compare a checkpoint's recipe with this run's. A difference raises ValueError, or prints a
+        line if the setting is ADJUSTABLE."""
         flags = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
         parts = (self.config, self.loss_config, self.raw_model.config)
         defaults = {each.name: each.default for part in parts for each in fields(part)}
         for key, value in self.recipe().items():
-            before = trained.get(key, defaults.get(key))  # a field is younger than the file: its default
+            before = trained.get(key, defaults.get(key))  # a field newer than the file: its default
             if before == value:
                 continue
             if key not in flags or flags[key].resume != ADJUSTABLE:
@@ -285,11 +285,11 @@ class TrainingRun:
                 print(f"{key} was {before} so far, and is {value} from here on")
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
-        """Write the EMA weights as the stage's file, where the stage keeps the best only if this is the
-        best. Returns what was written."""
+        """Write the EMA weights to the stage's file. A stage that keeps only the best writes them only
+        if the loss is the lowest so far. Returns the file's name, or "" if nothing was written."""
         facts: dict[str, Any] = losses
         if self.stage.keeps_best:
-            if not losses["total"] < self.best:  # nor where it is not a number
+            if not losses["total"] < self.best:  # also if it is NaN
                 return ""
             self.best = losses["total"]
             facts = {"validation_loss": self.best}

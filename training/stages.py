@@ -1,5 +1,5 @@
-"""What train.py can train: the model, a first stage for latents, a guide. One object says what each does
-differently; the loop is the same for all.
+"""What train.py can train: the model, a first stage for latents, a guide. Each stage is one object that
+defines what differs. The loop is the same for all.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Pictures = dict[str, Tensor]  # title -> uint8 (N, H, W, 3)
 
 
 class Stage(Protocol):
-    """What a stage does in its own way.
+    """What a stage defines. The methods here are the defaults.
 
-    The module that it builds has a ``config``, and a ``forward`` that takes images, attributes and the
-    loss's configuration, and gives a dict of terms with their ``total``, the loss of each sample and its
-    timestep (both None where there are no timesteps). What a stage does not say, it does as here.
+    The module that a stage builds has a ``config`` and a ``forward``. ``forward`` takes images,
+    attributes and the loss's configuration. It returns a dict of terms with their ``total``, the loss of
+    each sample, and the timestep of each sample (both None if there are no timesteps).
     """
 
     prefix: str  # of the files in --save_dir
     best: str  # the file for inference
     keeps_best: bool  # whether that file is written only when the validation loss is the best so far
-    has_unused_parameters: bool  # in some steps, which several processes must know
+    has_unused_parameters: bool  # whether a step may leave some unused; several processes must know
 
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError for flags that cannot build the module. Takes no memory."""
@@ -51,7 +51,7 @@ class Stage(Protocol):
         """The loss's configuration."""
 
     def prepare(self, model: nn.Module, config: TrainConfig) -> None:
-        """What is set up on a module that has its device: compiling, checkpointing."""
+        """Set up a module that is on its device: compiling, gradient checkpointing."""
         return
 
     def validation(self, loss: Any, number: int, model: Any) -> tuple[Any, Tensor | None]:
@@ -59,15 +59,15 @@ class Stage(Protocol):
         return loss, None
 
     def further(self, run: TrainingRun) -> dict[str, float]:
-        """Validation figures beside the losses."""
+        """Further results of validation, besides the losses."""
         return {}
 
     def summary(self, losses: dict[str, float], final: bool) -> str:
-        """What a validation found, beside its loss, in words."""
+        """The further results of validation as text."""
         return ""
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
-        """What is shown of validation images and their attributes."""
+        """Pictures to show, from validation images and their attributes."""
         return {}
 
     def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
@@ -81,14 +81,14 @@ def spread_timesteps(number: int, num_timesteps: int) -> Tensor:
 
 
 class NoisyStage(Stage):
-    """What the stages share that learn from noisy images."""
+    """The common part of the stages that learn from noisy images."""
 
     keeps_best, has_unused_parameters = True, False
     kind: Any  # the module's class
     key: str  # of its weights in a file
 
     def check(self, config: TrainConfig) -> None:
-        if not config.latents:  # whose image size is the folder's
+        if not config.latents:  # latents take the image size of their folder
             with torch.device("meta"):
                 self.kind(replace(config.model, attribute_names=CELEBA_ATTRIBUTES))
 
@@ -100,7 +100,7 @@ class NoisyStage(Stage):
         return loss, spread_timesteps(number, model.schedule.num_timesteps)
 
     def model_config(self, config: TrainConfig, train_set: Dataset, prior_rows: int) -> ModelConfig:
-        """The configuration of a model of this data."""
+        """The configuration of a model for this data."""
         first_stage: dict[str, Any] = {"kind": "pixels", "config": {}, "judge": ""}
         if isinstance(train_set, LatentDataset):
             first_stage = train_set.first_stage
@@ -116,7 +116,7 @@ class NoisyStage(Stage):
         )
 
     def load_first_stage(self, model: Any, train_set: Dataset) -> None:
-        """The weights of the first stage in whose latents a dataset is."""
+        """If the dataset holds latents, load the weights of their first stage."""
         if isinstance(train_set, LatentDataset):
             load_weights(model.first_stage, train_set.first_stage_weights(), train_set.folder)
 
@@ -165,9 +165,9 @@ class GuideStage(NoisyStage):
         return model
 
     def further(self, run: TrainingRun) -> dict[str, float]:
-        """Balanced accuracy on validation images in each quartile of t, cleanest first: the mean over
-        attributes, an attribute being seen where it is more likely than in the training set. In the
-        cleanest quartile, that of each attribute, too."""
+        """Balanced accuracy on validation images in each quartile of t, cleanest first, as the mean over
+        attributes. An attribute counts as present if it is more likely than in the training set. The
+        cleanest quartile also gives the accuracy of each attribute."""
         model: Any = run.ema.model
         found: dict[str, float] = {}
         total, steps = run.num_validation_images, model.schedule.num_timesteps
@@ -201,8 +201,8 @@ class AutoencoderStage(Stage):
     """A first stage of our own, for latents: ``FirstStageTraining``."""
 
     prefix, best = "", "first_stage.pth"
-    keeps_best = False  # the loss changes when the discriminator sets in
-    has_unused_parameters = True  # the discriminator's, before it sets in
+    keeps_best = False  # the loss changes when the discriminator starts
+    has_unused_parameters = True  # the discriminator's, before it starts
 
     def build(self, config: TrainConfig, train_set: Dataset) -> FirstStageTraining:
         names = tuple(train_set.attribute_names)
@@ -220,7 +220,7 @@ class AutoencoderStage(Stage):
         return {"reconstructions": torch.cat([images, model.reconstruct(images)])}
 
     def save(self, model: Any, path: Any, **facts: Any) -> None:
-        """What rebuilds the first stage, and facts about its training."""
+        """Write what rebuilds the first stage, and facts about its training."""
         config: FirstStageConfig = model.config
         state = {"config": config.network(), "trained_on": config.to_dict()}
         save_atomically(state | {"autoencoder": model.autoencoder.state_dict()} | facts, path)
