@@ -28,6 +28,7 @@ from diffusion_model import ConditionalDiffusion
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
 MOST_BLOCKS = 32  # per level of a first stage
+PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come with the repository
 
 
 class EMA:
@@ -86,6 +87,12 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def find_weights(path: str | Path) -> Path:
+    """The file that a name stands for: a path, or the name of a model in pretrained/."""
+    named = PRETRAINED / f"{path}.safetensors"
+    return named if named.is_file() and not Path(path).exists() else Path(path)
+
+
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint by ``replace_file``. A .safetensors file takes inference weights only."""
     path, state = Path(path), {"format": FORMAT, **state}
@@ -97,13 +104,23 @@ def save_atomically(state: dict[str, Any], path: str | Path) -> None:
 
 
 def _to_safetensors(state: dict[str, Any]) -> bytes:
-    """Tensors from the one state dict in ``state``; the rest becomes JSON in the metadata."""
+    """Tensors from the one state dict in ``state``; the rest becomes JSON in the metadata. A weight that
+    several modules share is written once."""
     from safetensors.torch import save
 
     (part,) = {"model", "guide", "judge"} & state.keys()
     facts = {key: value for key, value in state.items() if key != part}
-    weights = {name: weight.contiguous().clone() for name, weight in state[part].items()}
-    return save(weights, {"part": part, "facts": json.dumps(facts)})
+    weights: dict[str, Tensor] = {}
+    first: dict[tuple, str] = {}  # where a weight lies in memory -> its first name
+    shared: dict[str, str] = {}  # other name -> first name
+    for name, weight in state[part].items():
+        place = (weight.data_ptr(), weight.shape) if weight.numel() else (name,)
+        if place in first:
+            shared[name] = first[place]
+        else:
+            first[place], weights[name] = name, weight.contiguous().clone()
+    metadata = {"part": part, "facts": json.dumps(facts), "shared": json.dumps(shared)}
+    return save(weights, metadata)
 
 
 def _from_safetensors(path: Path) -> dict[str, Any]:
@@ -112,6 +129,8 @@ def _from_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+    for name, first in json.loads(metadata.get("shared", "{}")).items():
+        weights[name] = weights[first]
     return {**json.loads(metadata["facts"]), metadata["part"]: weights}
 
 
@@ -122,9 +141,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a checkpoint of this project, or damaged.
     """
-    path = Path(path)
+    path = find_weights(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: train one with train.py, or check the path")
+        names = ", ".join(sorted(each.stem for each in PRETRAINED.glob("*.safetensors")))
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: train one with train.py, check the path, or name one of {names}"
+        )
     try:
         if path.suffix == ".safetensors":
             state = _from_safetensors(path)
@@ -240,8 +262,8 @@ def load(
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:
-    """The model in a checkpoint, in evaluation mode. If the file holds raw and EMA weights
-    (``last.pth``), the model has the EMA weights.
+    """The model in a checkpoint, in evaluation mode. ``path`` may be a name in pretrained/.
+    If the file holds raw and EMA weights (``last.pth``), the model has the EMA weights.
 
     Raises:
         FileNotFoundError, ValueError: as ``load``.
@@ -294,5 +316,5 @@ def weights_hash(weights: dict[str, Tensor]) -> str:
 
 def file_hash(path: str | Path) -> str:
     """The first 12 hexadecimal digits of a file's SHA-256, to tell checkpoints apart."""
-    with open(path, "rb") as file:
+    with open(find_weights(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -38,6 +38,7 @@ SAMPLERS = registry("samplers.py", "SAMPLERS")
 SPACINGS = registry("samplers.py", "SPACINGS")
 EDIT_METHODS = registry("editing.py", "EDIT_METHODS")
 FIRST_STAGES = registry("autoencoder_model.py", "FIRST_STAGES")
+OPTIMIZERS = registry("training/optimizers.py", "OPTIMIZERS")
 STAGES = registry("training/stages.py", "STAGES")
 DATASETS = registry("image_data/datasets.py", "DATASETS")
 FIGURES = registry("figures/figures.py", "FIGURES")
@@ -45,11 +46,12 @@ FIGURES = registry("figures/figures.py", "FIGURES")
 CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
 SPLITS = ("train", "val", "test")
 REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
-CFG_SCALE = 2.0  # of new faces, where nothing else is asked for
+CFG_SCALE = 1.5  # of new faces, where nothing else is asked for
 GUIDE_ON = ("x_t", "x0")  # what a guide reads: the noisy image, or the image as predicted
 DATASET_HELP = "what --data_root holds; none given: as its files say"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
 CACHE_HELP = "where decoded images are kept"
+PRETRAINED = "celeba64"  # what manipulate.py draws with where no --checkpoint is given
 FEWEST_SAMPLES = 32  # of which a distance says anything
 MOST_ATTRIBUTES = 10_000
 
@@ -235,7 +237,7 @@ class ModelConfig(Config):
     schedule: str = flag("cosine", "noise schedule", choices=SCHEDULES)
     num_timesteps: int = count(1000, "length of the noise schedule", low=2, high=1_000_000)
     zero_terminal_snr: bool = flag(False, "end the noise schedule in pure noise")
-    prediction: str = flag("v", "what the UNet predicts", choices=PREDICTIONS)
+    prediction: str = flag("x0", "what the UNet predicts", choices=PREDICTIONS)
     first_stage: str = flag("pixels", choices=FIRST_STAGES)
     first_stage_config: dict = field(default_factory=dict)  # what rebuilds it
     first_stage_judge: str = ""  # what judged likeness when the first stage was trained
@@ -285,7 +287,7 @@ class LossConfig(Config):
     kl_weight: float = weight(0.01, "weight of the KL divergence within them")
     attr_weight: float = weight(0.1, "weight of the attribute loss within them")
     free_bits: float = weight(0.02, "nats that each latent dimension may keep at no cost")
-    loss_weighting: str = flag("none", "weight of each timestep", choices=LOSS_WEIGHTINGS)
+    loss_weighting: str = flag("clamped_v", "weight of each timestep", choices=LOSS_WEIGHTINGS)
     cfg_dropout: float = share(0.1, "share of rows trained unconditionally")
     attr_dropout: float = share(0.3, "share of single attributes dropped")
     latent_dropout: float = share(0.5, "share trained without the latent")
@@ -339,7 +341,7 @@ class SamplingConfig(Config):
     )
     eta: float = share(0.0, "noise of each step: 0 deterministic, 1 as much as ddpm")
     cfg_scale: float | None = weight(
-        None, "classifier-free guidance, 1 is off; none given: 2 for new faces, 4 for edits"
+        None, "classifier-free guidance, 1 is off; none given: 1.5 for new faces, 4 for edits"
     )  # 0 is unconditional; None is CFG_SCALE, or 1 for a model that was never without condition
     guide_scale: float = weight(0.0)  # of a guide's gradient
     guide_on: str = flag("x_t", choices=GUIDE_ON)
@@ -415,9 +417,10 @@ class TrainConfig(DeviceConfig):
     max_minutes: float | None = flag(
         None, "end after this time, the learning rate annealed", above=0, resume=ADJUSTABLE
     )
-    lr: float = flag(2e-4, "learning rate after the warm-up", above=0, resume=ADJUSTABLE)
+    optimizer: str = flag("muon", "what moves the weights", choices=OPTIMIZERS)
+    lr: float = flag(1e-3, "learning rate after the warm-up", above=0, resume=ADJUSTABLE)
     warmup_steps: int = count(200, "steps of linear warm-up", low=0, resume=ADJUSTABLE)
-    weight_decay: float = weight(0.01, "AdamW's weight decay")
+    weight_decay: float = weight(0.01, "share of the learning rate by which weights shrink in a step")
     grad_clip: float = flag(1.0, "largest gradient norm", above=0, resume=ADJUSTABLE)
     ema_decay: float = share(0.9999, "decay of the averaged weights")
     compile: bool = flag(False, "torch.compile the UNet; pays on long runs", resume=FREE)
@@ -428,6 +431,9 @@ class TrainConfig(DeviceConfig):
     keep_last: int | None = count(None, "kept checkpoints; none given: all", resume=FREE)
     sample_interval: int = count(5, "epochs between sample grids", resume=FREE)
     val_images: int = count(1024, "images of a validation pass")
+    init_from: str | None = flag(
+        None, "start from the weights of this model; a path, or a name in pretrained/", resume=FREE
+    )
     resume: str | None = flag(
         None, "go on from SAVE_DIR's last checkpoint, or from this one", resume=FREE, bare=""
     )
@@ -464,6 +470,10 @@ class TrainConfig(DeviceConfig):
                 "--stage first_stage",
             ),
             (
+                self.init_from and self.stage == "first_stage",
+                "--init_from is for the model and the guide: leave it out with --stage first_stage",
+            ),
+            (
                 self.compile and self.stage != "diffusion",
                 f"--compile is for the UNet: leave it out with --stage {self.stage}",
             ),
@@ -489,7 +499,7 @@ REQUEST = "NAME=VALUE"
 class ManipulateConfig(DeviceConfig):
     """Flags of manipulate.py."""
 
-    checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
+    checkpoint: str = flag(PRETRAINED, "a model of train.py, or one of pretrained/ by its name")
     mode: str = flag("all", "what to make", choices=MODES)
     output_dir: str = flag("./outputs", "folder to write to")
     data_root: str | None = flag(None, "folder of images: its first test image is edited by default")
@@ -544,7 +554,10 @@ class ManipulateConfig(DeviceConfig):
 
     @property
     def guide_file(self) -> str | None:
-        """The guide's file: the one given, or the usual one where a guide is needed."""
+        """The guide's file: the one given, or that of a pretrained model, or the usual one where a guide
+        is needed."""
+        if self.guide is None and self.checkpoint == PRETRAINED:
+            return f"{PRETRAINED}_guide"
         needed = self.guidance != "free" or self.mode == "counterfactual"
         return self.guide or ("./checkpoints/guide_best.pth" if needed else None)
 
@@ -652,6 +665,7 @@ class ExportConfig(Config):
 
     checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
     out: str = flag("", "a .safetensors or .pth file, or a folder for diffusers", required=True)
+    half: bool = flag(False, "write the weights in half precision")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def export(config: ExportConfig) -> None:
         model, key = build(ConditionalDiffusion, "model", state, config.checkpoint), "model"
     if out.suffix in (".safetensors", ".pth"):
         facts = {name: state[name] for name in ("step", "validation_loss") if name in state}
-        save_model(model, out, key, **facts)
+        save_model(model.half() if config.half else model, out, key, **facts)
     else:
         scheduler_of(model.config).save_pretrained(str(out / "scheduler"))
         if model.config.first_stage == "sd-vae":

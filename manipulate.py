@@ -417,6 +417,7 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     requests = [parse_request(items) for items in (config.attributes, config.start, config.end)]
     device = cli.choose_device(config.device)
     model = load_model(config.checkpoint, device)
+    print(f"model: {config.checkpoint}")
     sampling, editing = settings(config, model.config)
     sampling = replace(sampling, spacing=sampling.spacing or SAMPLERS[sampling.sampler].spacing)
     guide = None

@@ -1,10 +1,11 @@
-"""The demo: synthetic faces -> a small model -> pictures -> how well they follow their attributes.
+"""The demo: pictures by the pretrained models, then the main job in small: drawn faces -> a model ->
+pictures -> how well they follow their attributes.
 
     make demo
 
-Runs the project's own commands and prints each before it starts. The model's recipe is
-configs/demo.yaml. Then the probe of synthetic_probe.py, which never saw a generated picture, judges
-fresh samples. Results go to outputs/demo/. The last line is one JSON object.
+Runs the project's own commands and prints each before it starts. The recipe of the model that is trained
+here is configs/demo.yaml. The probe of synthetic_probe.py, which never saw a generated picture, judges
+fresh samples. All is shown on outputs/demo/index.html. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from demo_page import Section, write_page
 
 import cli
 from config import Config, count, flag
@@ -35,21 +38,84 @@ class DemoConfig(Config):
 
     minutes: float | None = flag(None, "training time; none given: that of the recipe", above=0)
     num_images: int = count(6000, "synthetic faces to draw")
-    num_samples: int = count(192, "faces to draw for the probe")
+    num_samples: int = count(128, "faces of each model to draw for the probe")
     num_probe_images: int = count(8000, "faces to train the probe on")
 
 
-def command(*arguments: object) -> None:
-    """Run one of the project's scripts as a user would. If it fails, the demo ends."""
+def command(*arguments: object) -> str:
+    """Run one of the project's scripts as a user would. If it fails, the demo ends. Returns the command
+    line."""
     argv = list(map(str, arguments))
     print("\n$ python", " ".join(argv), flush=True)
     done = subprocess.run([sys.executable, *argv], cwd=ROOT, check=False)
     if done.returncode:
         sys.exit(done.returncode)
+    return " ".join(["python", *argv])
 
 
-def judge(num_samples: int, num_probe_images: int) -> dict:
-    """Draw faces under held-out attribute rows. The probe says which attributes it sees in them."""
+def show(name: str, text: str, folder: Path, commands: list[str]) -> Section:
+    """A section of the page for a folder that manipulate.py wrote to."""
+    pictures = [
+        (folder / "samples.png", "New faces. What was asked for stands under each; the rest was drawn."),
+        (folder / "interpolation.gif", "From one request to another, as a film."),
+        (folder / "interpolation.png", "The same, frame by frame: one noise, attributes in between."),
+        (folder / "edit.png", "A face, each attribute changed alone, and all together."),
+        (folder / "edit_strength.png", "The same edits over their strength."),
+    ]
+    return Section(name, text, commands, pictures)
+
+
+def pretrained_drawn() -> Section:
+    """Pictures by the pretrained model of drawn faces."""
+    folder = OUT / "drawn64"
+    made = command(
+        *("manipulate.py", "--checkpoint", "drawn64", "--data_root", FACES, "--output_dir", folder),
+        *("--num_samples", 16, "--attributes", "Eyeglasses=1", "Smiling=1", "Bangs=1"),
+    )
+    text = "Each was asked for by three attributes. The edits start from a face that a program drew."
+    return show("Drawn faces, by the pretrained model", text, folder, [made])
+
+
+def pretrained_celeba() -> Section:
+    """Pictures by the pretrained model of CelebA's faces. It edits a face that it drew itself."""
+    folder = OUT / "celeba64"
+    made = [
+        command("manipulate.py", "--output_dir", folder, "--num_samples", 16),
+        command(
+            *("manipulate.py", "--mode", "edit", "--output_dir", folder),
+            *("--source_image", folder / "samples" / "000.png"),
+            *("--attributes", "Smiling=0", "Eyeglasses=1", "Black_Hair=1"),
+        ),
+    ]
+    text = "Nobody in these pictures exists: the model edits a face that it drew itself."
+    return show("CelebA's faces, by the pretrained model", text, folder, made)
+
+
+def trained_here(minutes: float | None) -> tuple[Section, float]:
+    """Train a model on drawn faces, and draw with it. Returns the section and how many minutes that
+    training took."""
+    limit = [] if minutes is None else ["--max_minutes", minutes]
+    started = time.time()
+    train = command(
+        *("train.py", "--config", "configs/demo.yaml", "--data_root", FACES, *limit),
+        *("--save_dir", OUT / "checkpoints", "--log_dir", OUT / "logs"),
+    )
+    took = (time.time() - started) / 60
+    folder = OUT / "trained"
+    draw = command(
+        *("manipulate.py", "--checkpoint", CHECKPOINT, "--data_root", FACES, "--output_dir", folder),
+        *("--num_samples", 16, "--attributes", "Eyeglasses=1", "Smiling=1", "Bangs=1"),
+    )
+    curves = command("visualize.py", "curves", "--log_dir", OUT / "logs", "--output_dir", folder)
+    text = f"After {took:.1f} minutes of training on this machine, from nothing."
+    section = show("Drawn faces, by the model trained here", text, folder, [train, draw, curves])
+    plots = [(path, "The losses of the training.") for path in sorted(folder.glob("curves*.png"))]
+    return Section(section.title, text, section.commands, [*section.pictures, *plots]), took
+
+
+def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, dict[str, float]]:
+    """How well the probe sees attributes in samples of several models, drawn under held-out attribute
+    rows, and in the held-out faces themselves: balanced accuracies."""
     import torch
     from synthetic_probe import predict, train_probe
     from tqdm import tqdm
@@ -59,29 +125,22 @@ def judge(num_samples: int, num_probe_images: int) -> dict:
     from config import SamplingConfig
     from evaluation.drawing import draw
     from evaluation.metrics import balanced_accuracy
-    from figures.grids import save_grid
 
-    probe = train_probe(num_images=num_probe_images)
+    probe = train_probe(num_images=config.num_probe_images)
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")
-    attributes = held_out.attributes[:num_samples]
-    sampling = SamplingConfig(cfg_scale=2.0, num_inference_steps=10)
-    with tqdm(total=num_samples, desc="faces to judge", unit="img") as bar:
-        model, autocast = load_model(CHECKPOINT), cli.autocast("auto", "cpu")
-        samples = draw(model, attributes, sampling, autocast, bar=bar)
-    accuracy = balanced_accuracy(predict(probe, samples), attributes)
-    names = held_out.attribute_names
-    for value, name in sorted(zip(accuracy.tolist(), names, strict=True)):
-        print(f"{name:<22}{value:6.3f}")
-    title = f"samples under held-out rows, cfg_scale {sampling.cfg_scale:g}"
-    save_grid(OUT / "judged.png", samples[:64].numpy(), [""] * len(samples[:64]), 16, title=title)
-    real = balanced_accuracy(
-        predict(probe, torch.from_numpy(held_out.images[:].copy())), held_out.attributes
-    )
+    attributes = held_out.attributes[: config.num_samples]
+    sampling = SamplingConfig(num_inference_steps=10)
+    found = {}
+    for name, path in checkpoints.items():
+        with tqdm(total=len(attributes), desc=f"faces to judge: {name}", unit="img") as bar:
+            model, autocast = load_model(path), cli.autocast("auto", "cpu")
+            samples = draw(model, attributes, sampling, autocast, bar=bar)
+        found[name] = balanced_accuracy(predict(probe, samples), attributes)
+    faces = torch.from_numpy(held_out.images[:].copy())
+    found["held-out faces"] = balanced_accuracy(predict(probe, faces), held_out.attributes)
     return {
-        "attribute_balanced_accuracy": round(float(accuracy.nanmean()), 4),
-        "worst_attribute": names[int(accuracy.nan_to_num(1).argmin())],
-        "on_held_out_faces": round(float(real.nanmean()), 4),
-        "samples": len(attributes),
+        name: dict(sorted(zip(held_out.attribute_names, values.nan_to_num(1).tolist(), strict=True)))
+        for name, values in found.items()
     }
 
 
@@ -90,25 +149,36 @@ def main() -> None:
     started = float(os.environ.get("DEMO_STARTED", time.time()))
     os.chdir(ROOT)
     shutil.rmtree(OUT, ignore_errors=True)
-    command(
+    drawing = command(
         *("-m", "synthetic_faces", "--out", FACES, "--num_images", config.num_images),
         *("--image_size", 64, "--seed", 0, "--floor", 0.1),  # rare attributes need longer training
     )
-    minutes = [] if config.minutes is None else ["--max_minutes", config.minutes]
-    command(
-        *("train.py", "--config", "configs/demo.yaml", "--data_root", FACES, *minutes),
-        *("--save_dir", OUT / "checkpoints", "--log_dir", OUT / "logs"),
-    )
-    command(
-        *("manipulate.py", "--checkpoint", CHECKPOINT, "--data_root", FACES, "--output_dir", OUT),
-        *("--num_samples", 16, "--num_inference_steps", 30, "--manipulation_strength", 1),
-        *("--cfg_scale", 1.5, "--from", "Blond_Hair=1", "Smiling=0"),
-        *("--to", "Blond_Hair=0", "Black_Hair=1", "Smiling=1"),
-    )
+    sections = [pretrained_drawn(), pretrained_celeba()]
+    print(f"\nfirst pictures: {OUT}/drawn64/samples.png, {OUT}/celeba64/samples.png", flush=True)
+    here, minutes = trained_here(config.minutes)
     print("\njudging samples with a probe trained on rendered faces", flush=True)
-    result = judge(config.num_samples, config.num_probe_images)
-    print(f"pictures: {OUT}/samples.png, interpolation.png, interpolation.gif, edit.png, judged.png")
-    print(json.dumps(result | {"seconds": round(time.time() - started, 1)}))
+    accuracies = judge({"pretrained": "drawn64", "trained here": CHECKPOINT}, config)
+    mean = {name: sum(values.values()) / len(values) for name, values in accuracies.items()}
+    seconds = round(time.time() - started, 1)
+    write_page(
+        OUT / "index.html",
+        "Attribute-conditioned face diffusion",
+        f"Made on this machine in {seconds / 60:.0f} minutes, installation included. {drawing}",
+        [*sections, here],
+        {
+            f"Attributes seen in {name}: balanced accuracy, {mean[name]:.3f} on average": values
+            for name, values in accuracies.items()
+        },
+    )
+    print(f"\nopen {OUT}/index.html in a browser")
+    result = {
+        "attribute_balanced_accuracy": round(mean["trained here"], 4),
+        "pretrained_balanced_accuracy": round(mean["pretrained"], 4),
+        "on_held_out_faces": round(mean["held-out faces"], 4),
+        "training_minutes": round(minutes, 1),
+        "seconds": seconds,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-from checkpoint import file_hash, load_checkpoint, load_weights, refusing
+from checkpoint import file_hash, find_weights, load_checkpoint, load_weights, refusing
 from image_data.cached import random_flip
 
 FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
@@ -143,7 +143,7 @@ def load_judge(
     Raises:
         FileNotFoundError, ValueError: where there is none, or one for other attributes.
     """
-    if not Path(path).is_file():
+    if not find_weights(path).is_file():
         raise FileNotFoundError(f"no judge at {path}: make one with evaluate.py --train_judge")
     state = load_checkpoint(path)
     if "judge" not in state:

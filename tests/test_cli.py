@@ -79,7 +79,7 @@ def test_help_names_every_flag_its_default_and_choices(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name in cli.by_flag(TrainConfig):
         assert f"--{name}" in text
-    assert "(default: 0.0002)" in text and f"{{{','.join(config.SCHEDULES)}}}" in text
+    assert "(default: 0.001)" in text and f"{{{','.join(config.SCHEDULES)}}}" in text
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)

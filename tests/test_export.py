@@ -27,10 +27,9 @@ SMALL_KL = {
 }
 
 
-def run_export(checkpoint, out) -> None:
-    cli.run(
-        lambda: export.export(export.parse_args(["--checkpoint", str(checkpoint), "--out", str(out)]))
-    )
+def run_export(checkpoint, out, *more: str) -> None:
+    flags = ["--checkpoint", str(checkpoint), "--out", str(out), *more]
+    cli.run(lambda: export.export(export.parse_args(flags)))
 
 
 def test_safetensors_and_back(checkpoint, tmp_path, capsys):
@@ -47,6 +46,18 @@ def test_safetensors_and_back(checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_export(checkpoint, there)
     assert "exists" in capsys.readouterr().err
+
+
+def test_half_precision_with_shared_weights_takes_half_the_room(make_model, tmp_path):
+    model = make_model(shared_film=True, blocks_per_level=2)
+    save_model(model, tmp_path / "model.pth")
+    run_export(tmp_path / "model.pth", tmp_path / "model.safetensors", "--half")
+    again = load_model(tmp_path / "model.safetensors")
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.half().float(), b)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    names = 100 * len(model.state_dict())
+    assert size < 2 * sum(p.numel() for p in model.parameters()) + names + 4000
 
 
 def test_a_guide_as_safetensors(tmp_path):

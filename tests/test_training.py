@@ -255,7 +255,7 @@ def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path
 def test_resuming_may_change_the_learning_rate_and_says_so(flags, tmp_path, capsys):
     run_training(flags, tmp_path, "--max_steps", "1")
     path = run_training(flags, tmp_path, "--max_steps", "2", "--resume", "--lr", "1e-5")
-    assert "lr was 0.0002 so far, and is 1e-05 from here on" in capsys.readouterr().out
+    assert "lr was 0.001 so far, and is 1e-05 from here on" in capsys.readouterr().out
     assert load_checkpoint(path)["recipe"]["lr"] == 1e-5
 
 
@@ -277,7 +277,7 @@ def test_flags_default_to_the_configuration_s_defaults():
     config = train.parse_args([])
     assert config == TrainConfig() and config.loss == LossConfig()
     assert config.model.channels == (64, 128, 256, 512) and config.model.latent_dim == 512
-    assert (config.batch_size, config.lr, config.epochs) == (16, 2e-4, 100)
+    assert (config.batch_size, config.lr, config.epochs) == (16, 1e-3, 100)
     assert config.loss.cfg_dropout == 0.1 and config.loss.ae_weight == 0.1
     assert (config.save_interval, config.sample_interval) == (10, 5)
 

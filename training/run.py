@@ -25,6 +25,7 @@ from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomic
 from config import ADJUSTABLE, FREE, Flag, TrainConfig
 from image_data.encoded import LatentDataset
 from training.batches import Dataset, load_batches, seed_everything, to_device
+from training.optimizers import OPTIMIZERS
 from training.stages import STAGES, Stage
 
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
@@ -132,9 +133,8 @@ class TrainingRun:
         self.ema = EMA(model, config.ema_decay)
         self.stage.prepare(model, config)
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        make = OPTIMIZERS[config.optimizer]
+        optimizer = make(trained, self.stage.hidden(model), config.lr, config.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw_model = accelerator.unwrap_model(self.model)
         self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
@@ -272,6 +272,7 @@ class TrainingRun:
         flags = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
         parts = (self.config, self.loss_config, self.raw_model.config)
         defaults = {each.name: each.default for part in parts for each in fields(part)}
+        defaults["optimizer"] = "adamw"  # of runs from before there was a choice
         for key, value in self.recipe().items():
             before = trained.get(key, defaults.get(key))  # a field newer than the file: its default
             if before == value:

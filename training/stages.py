@@ -4,14 +4,16 @@ defines what differs. The loop is the same for all.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from celeba_dataset import CELEBA_ATTRIBUTES, AttributePrior
-from checkpoint import load_weights, save_atomically, save_model
+from checkpoint import load, load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages
 from config import CFG_SCALE, Config, FirstStageConfig, LossConfig, ModelConfig, TrainConfig
@@ -53,6 +55,9 @@ class Stage(Protocol):
     def prepare(self, model: nn.Module, config: TrainConfig) -> None:
         """Set up a module that is on its device: compiling, gradient checkpointing."""
         return
+
+    def hidden(self, model: Any) -> Iterable[nn.Module]:
+        """The modules between a network's first and last layer, whose matrices Muon takes."""
 
     def validation(self, loss: Any, number: int, model: Any) -> tuple[Any, Tensor | None]:
         """The loss's configuration in validation, and a timestep for each of ``number`` images."""
@@ -115,8 +120,14 @@ class NoisyStage(Stage):
             prior_rows=prior_rows,
         )
 
-    def load_first_stage(self, model: Any, train_set: Dataset) -> None:
-        """If the dataset holds latents, load the weights of their first stage."""
+    def load_parts(self, model: Any, config: TrainConfig, train_set: Dataset) -> None:
+        """Load the weights of --init_from and, if the dataset holds latents, of their first stage. The
+        attribute rows are always those of the dataset."""
+        if config.init_from:
+            weights = load(self.kind, self.key, config.init_from, "cpu").state_dict()
+            rows = {name: w for name, w in model.state_dict().items() if "attribute_prior" in name}
+            others = {name: w for name, w in weights.items() if "attribute_prior" not in name}
+            load_weights(model, others | rows, config.init_from)
         if isinstance(train_set, LatentDataset):
             load_weights(model.first_stage, train_set.first_stage_weights(), train_set.folder)
 
@@ -133,13 +144,18 @@ class DiffusionStage(NoisyStage):
         prior = AttributePrior.of(train_set.attributes)
         model = ConditionalDiffusion(self.model_config(config, train_set, len(prior.counts)))
         model.attribute_prior = prior
-        self.load_first_stage(model, train_set)
+        self.load_parts(model, config, train_set)
         return model
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
         model.unet.gradient_checkpointing = config.gradient_checkpointing
         if config.compile:
             model.unet.compile()
+
+    def hidden(self, model: ConditionalDiffusion) -> Iterable[nn.Module]:
+        unet = model.unet
+        parts = (unet.down, unet.downsample, unet.middle, unet.up, unet.upsample)
+        return chain.from_iterable(part.modules() for part in parts)
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """EMA samples from fixed noise under the images' attributes, and the VAE's reconstructions below
@@ -161,8 +177,11 @@ class GuideStage(NoisyStage):
     def build(self, config: TrainConfig, train_set: Dataset) -> GuidanceClassifier:
         model = GuidanceClassifier(self.model_config(config, train_set, prior_rows=0))
         model.set_prior(train_set.attributes)
-        self.load_first_stage(model, train_set)
+        self.load_parts(model, config, train_set)
         return model
+
+    def hidden(self, model: GuidanceClassifier) -> Iterable[nn.Module]:
+        return chain(model.network.down.modules(), model.network.downsample.modules())
 
     def further(self, run: TrainingRun) -> dict[str, float]:
         """Balanced accuracy on validation images in each quartile of t, cleanest first, as the mean over
@@ -213,6 +232,9 @@ class AutoencoderStage(Stage):
 
     def loss(self, config: TrainConfig) -> Config:
         return config.first_stage_loss
+
+    def hidden(self, model: FirstStageTraining) -> Iterable[nn.Module]:
+        return model.autoencoder.modules()
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """Reconstructions below their originals."""
