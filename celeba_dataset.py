@@ -207,6 +207,14 @@ class AttributePrior(nn.Module):
             found.append(torch.where(part == 0, rows[drawn[:, 0].clamp(max=len(rows) - 1)], part))
         return torch.cat(found)
 
+    def nearest(self, request: Tensor, start: Tensor) -> Tensor:
+        """A request (1, A) completed from the row that agrees with it and, among those, is most like the
+        whole row ``start`` (1, A); of equally like rows the most frequent."""
+        rows = self.rows()
+        likeness = start.sign() @ rows.T + self.counts / (self.counts.sum() + 1)  # (1, R)
+        best = likeness.masked_fill(self.agreeing(request, rows) == 0, -math.inf).argmax()
+        return torch.where(request == 0, rows[best], request)
+
 
 # -------------------------------------------------------------------- pictures
 

@@ -219,8 +219,12 @@ class ConditionalDiffusion(nn.Module):
         self, start: Attributes, end: Attributes, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Complete rows (1, A) for both ends of an interpolation. ``complete_rows`` completes ``start``.
-        ``end`` copies the attributes that it does not name from ``start``."""
+        ``end`` takes what it does not name from the training row that agrees with it and is most like
+        ``start``: a man who becomes a woman loses his beard. Without training rows it stays as in
+        ``start``."""
         start, end = self.complete_rows(start, 1, generator), self.attribute_rows(end, 1)
+        if self.config.prior_rows:
+            end = self.attribute_prior.nearest(end, start)
         return start, torch.where(end == 0, start, end)
 
     def initial_noise(

@@ -65,13 +65,27 @@ def show(name: str, text: str, folder: Path, commands: list[str]) -> Section:
     return Section(name, text, commands, pictures)
 
 
+def clear_face() -> Path:
+    """The first held-out drawn face that is not blurry."""
+    from celeba_dataset import attr_dict, celeba_source
+
+    source = celeba_source(FACES, "test")
+    clear = source.attributes[:, attr_dict["Blurry"]] < 0
+    return Path(source.pictures[int(clear.argmax())].path).relative_to(ROOT)
+
+
+def manipulate_drawn(checkpoint: Path | str, folder: Path) -> str:
+    """Generate, interpolate and edit drawn faces. Returns the command."""
+    return command(
+        *("manipulate.py", "--checkpoint", checkpoint, "--output_dir", folder, "--num_samples", 16),
+        *("--source_image", clear_face(), "--attributes", "Eyeglasses=1", "Smiling=1", "Bangs=1"),
+    )
+
+
 def pretrained_drawn() -> Section:
     """Pictures by the pretrained model of drawn faces."""
     folder = OUT / "drawn64"
-    made = command(
-        *("manipulate.py", "--checkpoint", "drawn64", "--data_root", FACES, "--output_dir", folder),
-        *("--num_samples", 16, "--attributes", "Eyeglasses=1", "Smiling=1", "Bangs=1"),
-    )
+    made = manipulate_drawn("drawn64", folder)
     text = "Each was asked for by three attributes. The edits start from a face that a program drew."
     return show("Drawn faces, by the pretrained model", text, folder, [made])
 
@@ -102,10 +116,7 @@ def trained_here(minutes: float | None) -> tuple[Section, float]:
     )
     took = (time.time() - started) / 60
     folder = OUT / "trained"
-    draw = command(
-        *("manipulate.py", "--checkpoint", CHECKPOINT, "--data_root", FACES, "--output_dir", folder),
-        *("--num_samples", 16, "--attributes", "Eyeglasses=1", "Smiling=1", "Bangs=1"),
-    )
+    draw = manipulate_drawn(CHECKPOINT, folder)
     curves = command("visualize.py", "curves", "--log_dir", OUT / "logs", "--output_dir", folder)
     text = f"After {took:.1f} minutes of training on this machine, from nothing."
     section = show("Drawn faces, by the model trained here", text, folder, [train, draw, curves])

@@ -99,8 +99,9 @@ class Sources:
         if self.model.config.one_hot:
             names = self.model.config.attribute_names
             without = {names[names.index(name) - 1]: 1}
-        pairs = [self.model.complete_ends(without, {name: 1}, each) for each in self.generators(number)]
-        return torch.cat([start for start, _ in pairs]), torch.cat([end for _, end in pairs])
+        start = self.model.complete_rows([without] * number, generator=self.generators(number))
+        named = self.model.attribute_rows({name: 1}, number)
+        return start, torch.where(named == 0, start, named)
 
     @cached_property
     def chain(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
