@@ -56,7 +56,7 @@ def command(*arguments: object) -> str:
 def show(name: str, text: str, folder: Path, commands: list[str]) -> Section:
     """A section of the page for a folder that manipulate.py wrote to."""
     pictures = [
-        (folder / "samples.png", "New faces. What was asked for stands under each; the rest was drawn."),
+        (folder / "samples.png", "New faces. What was asked for stands under each."),
         (folder / "interpolation.gif", "From one request to another, as a film."),
         (folder / "interpolation.png", "The same, frame by frame: one noise, attributes in between."),
         (folder / "edit.png", "A face, each attribute changed alone, and all together."),
@@ -105,9 +105,9 @@ def pretrained_celeba() -> Section:
     return show("CelebA's faces, by the pretrained model", text, folder, made)
 
 
-def trained_here(minutes: float | None) -> tuple[Section, float]:
-    """Train a model on drawn faces, and draw with it. Returns the section and how many minutes that
-    training took."""
+def trained_here(faces: str, minutes: float | None) -> tuple[Section, float]:
+    """Train a model on drawn faces, and draw with it. ``faces`` is the command that drew them. Returns
+    the section and how many minutes the training took."""
     limit = [] if minutes is None else ["--max_minutes", minutes]
     started = time.time()
     train = command(
@@ -119,7 +119,7 @@ def trained_here(minutes: float | None) -> tuple[Section, float]:
     draw = manipulate_drawn(CHECKPOINT, folder)
     curves = command("visualize.py", "curves", "--log_dir", OUT / "logs", "--output_dir", folder)
     text = f"After {took:.1f} minutes of training on this machine, from nothing."
-    section = show("Drawn faces, by the model trained here", text, folder, [train, draw, curves])
+    section = show("Drawn faces, by the model trained here", text, folder, [faces, train, draw, curves])
     plots = [(path, "The losses of the training.") for path in sorted(folder.glob("curves*.png"))]
     return Section(section.title, text, section.commands, [*section.pictures, *plots]), took
 
@@ -160,13 +160,13 @@ def main() -> None:
     started = float(os.environ.get("DEMO_STARTED", time.time()))
     os.chdir(ROOT)
     shutil.rmtree(OUT, ignore_errors=True)
-    drawing = command(
+    faces = command(
         *("-m", "synthetic_faces", "--out", FACES, "--num_images", config.num_images),
         *("--image_size", 64, "--seed", 0, "--floor", 0.1),  # rare attributes need longer training
     )
     sections = [pretrained_drawn(), pretrained_celeba()]
     print(f"\nfirst pictures: {OUT}/drawn64/samples.png, {OUT}/celeba64/samples.png", flush=True)
-    here, minutes = trained_here(config.minutes)
+    here, minutes = trained_here(faces, config.minutes)
     print("\njudging samples with a probe trained on rendered faces", flush=True)
     accuracies = judge({"pretrained": "drawn64", "trained here": CHECKPOINT}, config)
     mean = {name: sum(values.values()) / len(values) for name, values in accuracies.items()}
@@ -174,7 +174,7 @@ def main() -> None:
     write_page(
         OUT / "index.html",
         "Attribute-conditioned face diffusion",
-        f"Made on this machine in {seconds / 60:.0f} minutes, installation included. {drawing}",
+        f"Made on this machine in {seconds / 60:.0f} minutes, installation included.",
         [*sections, here],
         {
             f"Attributes seen in {name}: balanced accuracy, {mean[name]:.3f} on average": values

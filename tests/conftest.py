@@ -147,9 +147,8 @@ def trained():
     from diffusion_model import ConditionalDiffusion
 
     torch.manual_seed(0)
-    config = ModelConfig(
-        NAMES, image_size=16, channels=(32, 64), blocks_per_level=1, num_heads=2, latent_dim=8
-    )
+    small = {"image_size": 16, "channels": (32, 64), "blocks_per_level": 1, "num_heads": 2}
+    config = ModelConfig(NAMES, **small, latent_dim=8, prediction="v")
     model = ConditionalDiffusion(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     loss = LossConfig(attr_weight=1.0, loss_weighting="none", attr_dropout=0.2, latent_dropout=0.8)
