@@ -132,6 +132,7 @@ def about(run) -> str:
     config, processes = run.config, run.accelerator.num_processes
     parts = f"{config.batch_size} x {config.grad_accum} accumulated x {processes} processes"
     text = f"{run.images_per_step} images a step ({parts}), learning rate {config.lr:g}"
+    text += f"; starts from {config.init_from}" if config.init_from else ""
     judge = getattr(run.raw_model.config, "judge", "")
     return f"{text}; likeness is judged by {judge}" if judge else text
 
