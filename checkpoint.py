@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder_model import build_first_stage, pretrained_vae
-from config import ModelConfig
+from config import PRETRAINED, ModelConfig
 from diffusion_model import ConditionalDiffusion
 
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
 MOST_BLOCKS = 32  # per level of a first stage
-PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come with the repository
 
 
 class EMA:

@@ -51,7 +51,8 @@ GUIDE_ON = ("x_t", "x0")  # what a guide reads: the noisy image, or the image as
 DATASET_HELP = "what --data_root holds; none given: as its files say"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
 CACHE_HELP = "where decoded images are kept"
-PRETRAINED = "celeba64"  # what manipulate.py draws with where no --checkpoint is given
+PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come with the repository
+DEFAULT_MODEL = "celeba64"  # of those, what manipulate.py draws with if no --checkpoint is given
 FEWEST_SAMPLES = 32  # of which a distance says anything
 MOST_ATTRIBUTES = 10_000
 
@@ -499,7 +500,7 @@ REQUEST = "NAME=VALUE"
 class ManipulateConfig(DeviceConfig):
     """Flags of manipulate.py."""
 
-    checkpoint: str = flag(PRETRAINED, "a model of train.py, or one of pretrained/ by its name")
+    checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
     mode: str = flag("all", "what to make", choices=MODES)
     output_dir: str = flag("./outputs", "folder to write to")
     data_root: str | None = flag(None, "folder of images: its first test image is edited by default")
@@ -554,10 +555,11 @@ class ManipulateConfig(DeviceConfig):
 
     @property
     def guide_file(self) -> str | None:
-        """The guide's file: the one given, or that of a pretrained model, or the usual one where a guide
-        is needed."""
-        if self.guide is None and self.checkpoint == PRETRAINED:
-            return f"{PRETRAINED}_guide"
+        """The guide's file: the one given, or that of a pretrained model, or the usual one if a guide is
+        needed."""
+        own = f"{self.checkpoint}_guide"
+        if self.guide is None and (PRETRAINED / f"{own}.safetensors").is_file():
+            return own
         needed = self.guidance != "free" or self.mode == "counterfactual"
         return self.guide or ("./checkpoints/guide_best.pth" if needed else None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -44,7 +45,6 @@ SHOWN_REQUESTS: tuple[Request, ...] = (
 SHOWN_INTERPOLATION: tuple[Request, Request] = ({"Male": 1, "Smiling": 0}, {"Male": 0, "Smiling": 1})
 SHOWN_EDITS = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair", "Bangs", "Wearing_Hat")
 SHOWN_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-BATCH_SIZE = 50  # faces that are drawn at once
 MARGIN = 1.0  # log odds by which a counterfactual passes the guide's threshold
 
 
@@ -218,8 +218,8 @@ def save_strip(path: Path, images: np.ndarray, title: str) -> dict[str, Path]:
 
 def generate(work: Work) -> dict[str, Any]:
     """New faces: a labelled grid, and every image on its own. Returns what the manifest says of it."""
-    import torch
 
+    from evaluation.drawing import draw
     from samplers import sample_generators
 
     config, model = work.config, work.model
@@ -229,15 +229,8 @@ def generate(work: Work) -> dict[str, Any]:
     else:
         others = sample_generators(config.seed + 1, range(len(requests)))  # not those of the noise
         rows = model.complete_rows(requests, generator=others)
-    batches = []
-    for start in range(0, len(rows), BATCH_SIZE):
-        part = rows[start : start + BATCH_SIZE]
-        noise = sample_generators(config.seed, range(start, start + len(part)))
-        pictures = model.sample(
-            len(part), None, part, work.sampling, noise, None, True, work.guide, complete=False
-        )
-        batches.append(pictures.cpu())
-    images = torch.cat(batches).numpy()
+    options = {"guide": work.guide, "complete": False}
+    images = draw(model, rows, work.sampling, nullcontext(), config.seed, **options).numpy()
     single = save_each(images, work.out / "samples")
     title = f"generated, {guided_by(work, work.sampling)}, seed {config.seed}"
     labels = [""] * len(images) if config.unconditional else [*map(caption, requests)]

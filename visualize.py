@@ -34,7 +34,8 @@ def visualize(config: VisualizeConfig) -> None:
             raise ValueError(f"{config.what} needs {' and '.join(f'--{flag}' for flag in lacking)}")
     sources = Sources(config)
     if any("checkpoint" in FIGURES[name].needs for name in wanted):
-        sources.model.attribute_rows(dict.fromkeys(config.attributes, 1))  # refuses unknown names now
+        for attribute in config.attributes:
+            sources.model.attribute_rows({attribute: 1})  # refuses unknown names now
     for name in wanted:
         for path in FIGURES[name].draw(sources):
             print(f"{name}: {path}")

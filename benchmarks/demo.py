@@ -149,10 +149,11 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
         found[name] = balanced_accuracy(predict(probe, samples), attributes)
     faces = torch.from_numpy(held_out.images[:].copy())
     found["held-out faces"] = balanced_accuracy(predict(probe, faces), held_out.attributes)
-    return {
-        name: dict(sorted(zip(held_out.attribute_names, values.nan_to_num(1).tolist(), strict=True)))
-        for name, values in found.items()
-    }
+    tables = {}
+    for name, values in found.items():
+        named = sorted(zip(held_out.attribute_names, values.tolist(), strict=True))
+        tables[name] = {each: value for each, value in named if value == value}  # nan: never asked for
+    return tables
 
 
 def main() -> None:

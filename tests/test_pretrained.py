@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import manipulate
-from checkpoint import PRETRAINED, load_model, save_model
+from checkpoint import load_model, save_model
 from classifiers.guide import load_guide
-from config import LossConfig, SamplingConfig, TrainConfig
+from config import PRETRAINED, LossConfig, SamplingConfig, TrainConfig
 from training.stages import STAGES, spread_timesteps
 
 MODELS = sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if "_" not in path.stem)

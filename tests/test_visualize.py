@@ -37,3 +37,10 @@ def test_all_figures_are_drawn(checkpoint, faces, tmp_path):
         assert playing == [120, 120, 120, 1200]  # the noise, after each step, and the end held
     svg = (tmp_path / "architecture.svg").read_text()
     assert "svg" in svg[:500]
+
+
+def test_several_classes_are_drawn(class_checkpoint, tmp_path):
+    flags = ["denoising", "--checkpoint", str(class_checkpoint), "--output_dir", str(tmp_path)]
+    flags += ["--attributes", "red", "green", "--num_inference_steps", "2", "--device", "cpu"]
+    visualize.visualize(visualize.parse_args(flags))
+    assert (tmp_path / "denoising.png").is_file()

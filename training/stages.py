@@ -121,13 +121,13 @@ class NoisyStage(Stage):
         )
 
     def load_parts(self, model: Any, config: TrainConfig, train_set: Dataset) -> None:
-        """Load the weights of --init_from and, if the dataset holds latents, of their first stage. The
-        attribute rows are always those of the dataset."""
+        """Load the weights of --init_from and, if the dataset holds latents, of their first stage. What
+        says how frequent attributes are (the prior) stays that of the dataset."""
         if config.init_from:
             weights = load(self.kind, self.key, config.init_from, "cpu").state_dict()
-            rows = {name: w for name, w in model.state_dict().items() if "attribute_prior" in name}
-            others = {name: w for name, w in weights.items() if "attribute_prior" not in name}
-            load_weights(model, others | rows, config.init_from)
+            own = {name: w for name, w in model.state_dict().items() if "prior" in name}
+            others = {name: w for name, w in weights.items() if "prior" not in name}
+            load_weights(model, others | own, config.init_from)
         if isinstance(train_set, LatentDataset):
             load_weights(model.first_stage, train_set.first_stage_weights(), train_set.folder)
 
