@@ -69,9 +69,9 @@ def to_device(
 def load_batches(
     dataset: Dataset, config: TrainConfig, accelerator: Accelerator, step: int
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Images and attributes of every batch from a step on, on the device. All that is random in the
-    training on a batch follows from the seed that is set before it is given out. ``close`` ends the
-    loader's workers."""
+    """Images and attributes of every batch from a step on, on the device. Before each batch, torch is
+    seeded from the run's seed, the step and the process. So a resumed run repeats exactly. ``close``
+    ends the loader's workers."""
     rank, world = accelerator.process_index, accelerator.num_processes
     first = step * config.grad_accum
     loader = DataLoader(

@@ -17,8 +17,8 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """About U V^T of each matrix U S V^T of a batch (N, R, C), by five steps of a Newton-Schulz
-    iteration. It computes in bfloat16 where the processor does."""
+    """An approximation of U V^T for each matrix U S V^T of a batch (N, R, C), by five Newton-Schulz
+    steps. It computes in bfloat16 if the processor supports it."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     fast = choose_precision("auto", x.device.type) == "bf16"
@@ -33,9 +33,10 @@ class Muon(torch.optim.AdamW):
     """Muon for the weights of convolutions and linear layers, taken as matrices (outputs, all else),
     and AdamW for the rest of a model.
 
-    A matrix moves by lr * 0.2 sqrt(max(R, C)) times the orthogonalised momentum of its gradient. That
-    has the root mean square of AdamW's steps, so both share one learning rate and one weight decay (Liu
-    et al. 2025, arXiv:2502.16982, equation 4). For convolutions see arXiv:2510.19376.
+    A step of a matrix (R, C) is lr * 0.2 sqrt(max(R, C)) times the orthogonalised momentum of its
+    gradient. Its root mean square is about that of a step of AdamW. So both share one learning rate and
+    one weight decay (Liu et al. 2025, arXiv:2502.16982, equation 4). For convolutions see
+    arXiv:2510.19376.
 
     Args:
         parameters: all that is trained.
@@ -59,7 +60,7 @@ class Muon(torch.optim.AdamW):
             (matrices if id(each) in taken else rest).append(each)
         groups = [{"params": matrices, "matrices": True}, {"params": rest, "matrices": False}]
         super().__init__(groups, lr=lr, weight_decay=weight_decay, fused=True)
-        self._step_supports_amp_scaling = False  # fp16's scaler shall leave out a step as a whole
+        self._step_supports_amp_scaling = False  # so fp16's scaler skips the whole step
 
     @torch.no_grad()
     def step(self, closure=None):

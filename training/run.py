@@ -111,7 +111,7 @@ class CheckpointFiles:
         return [path for path in (self.last, *self.epochs()[::-1]) if path.is_file()]
 
     def keep_epoch(self, run: TrainingRun, epoch: int) -> None:
-        """Save an epoch's checkpoint. Delete those before the last ``keep_last``; 0 keeps all."""
+        """Save an epoch's checkpoint. Delete those before the last ``keep_last``; None keeps all."""
         run.save(self.folder / f"{self.prefix}epoch_{epoch:04d}.pth")
         for old in self.epochs(epoch)[: -self.keep_last] if self.keep_last else ():
             old.unlink()
