@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CHUNK = 1000  # images that are compared with all others at once, which bounds the memory
+PAIRS = 2**24  # of images, at most, that are compared at once, which bounds the memory
 KERNEL_IMAGES = 2000  # of each set, at most: the kernel distance is unbiased for any number
 
 # -------------------------------------------------------------------- pairs of images
@@ -75,11 +75,11 @@ def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
     real, fake = real.float(), fake.float()
 
     def radius(x: Tensor) -> Tensor:  # the first neighbour is the image itself
-        return torch.cat([torch.cdist(p, x).kthvalue(k + 1).values for p in x.split(CHUNK)])
+        return torch.cat([torch.cdist(p, x).kthvalue(k + 1).values for p in x.split(_rows(x))])
 
     fake_radius, balls = radius(fake), torch.zeros(len(fake))
-    recall, coverage = [], []
-    for part, reach in zip(real.split(CHUNK), radius(real).split(CHUNK), strict=True):
+    recall, coverage, number = [], [], _rows(fake)
+    for part, reach in zip(real.split(number), radius(real).split(number), strict=True):
         distance = torch.cdist(part, fake)
         balls += (distance < reach[:, None]).sum(0)
         recall.append((distance < fake_radius).any(1))
@@ -174,6 +174,11 @@ def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
     return figures
 
 
+def _rows(images: Tensor) -> int:
+    """How many images are compared with all of these at once."""
+    return max(1, PAIRS // len(images))
+
+
 def _spread(images: Tensor, most: int) -> Tensor:
     """At most ``most`` rows of a tensor, evenly spread over it."""
     return images[torch.linspace(0, len(images) - 1, min(most, len(images))).long()]
@@ -181,5 +186,5 @@ def _spread(images: Tensor, most: int) -> Tensor:
 
 def nearest(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """The distance of each query's features to the nearest of ``known``, and the row of that one."""
-    closest = [torch.cdist(part, known).min(1) for part in queries.split(500)]
+    closest = [torch.cdist(part, known).min(1) for part in queries.split(_rows(known))]
     return torch.cat([c.values for c in closest]), torch.cat([c.indices for c in closest])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from contextlib import nullcontext
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +32,8 @@ from evaluation.metrics import (
     with_error,
 )
 from synthetic_faces.dataset import write_dataset
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -107,11 +112,30 @@ def test_others_requests_are_met_by_chance_as_over_all_pairs():
 def test_many_images_are_compared_in_parts(monkeypatch):
     real, fake = normal(130, 5).float(), normal(90, 5, seed=1).float()
     whole = neighbourhoods(real, fake)
-    monkeypatch.setattr(metrics, "CHUNK", 32)
+    monkeypatch.setattr(metrics, "PAIRS", 32 * 90)
     for name, values in neighbourhoods(real, fake).items():
         assert torch.equal(values, whole[name])
     monkeypatch.setattr(metrics, "KERNEL_IMAGES", 60)
     assert distances(fake, real)["kernel_error"] > 0
+
+
+def test_memory_does_not_grow_with_the_pairs():
+    """6,000 images against 6,000, in half of the 144 MB that one matrix of all pairs takes."""
+    code = """
+import resource, torch
+from evaluation import metrics
+from evaluation.metrics import distances, nearest
+metrics.PAIRS, metrics.KERNEL_IMAGES = 2**21, 500
+a, b = torch.randn(6000, 8), torch.randn(6000, 8)
+megabytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+distances(a[:2000], b[:2000])
+before = megabytes()
+distances(a, b), nearest(a, b)
+print(megabytes() - before)
+"""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert float(done.stdout) < 72
 
 
 def test_distances_and_nearest():
