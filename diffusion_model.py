@@ -31,17 +31,16 @@ Attributes: TypeAlias = Tensor | Mapping[str, float] | Sequence[Mapping[str, flo
 
 
 def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float) -> Tensor:
-    """Attribute rows (B, A) after dropping: whole rows are set to 0 with probability ``cfg_dropout``,
-    single attributes with probability ``attr_dropout`` on average.
-
-    Each sample draws its own rate for single attributes, U ** (1/p - 1) with U uniform and p =
-    ``attr_dropout``. It has mean p and reaches 1, so rows that name three of forty attributes occur.
+    """Attribute rows (B, A) after dropping: whole rows are set to 0 with probability ``cfg_dropout``.
+    A share ``attr_dropout`` of the rows keeps a random number of attributes: each row draws its own rate,
+    uniform in [0, 1), at which its attributes are dropped. So rows that name three of forty occur.
     """
-    device = attributes.device
-    keep = torch.rand(len(attributes), 1, device=device) >= cfg_dropout
+    device, number = attributes.device, len(attributes)
+    keep = torch.rand(number, 1, device=device) >= cfg_dropout
     if attr_dropout > 0:
-        rate = torch.rand(len(attributes), 1, device=device) ** (1 / attr_dropout - 1)
-        keep = keep & (torch.rand(attributes.shape, device=device) >= rate)
+        whole = torch.rand(number, 1, device=device) >= attr_dropout
+        rate = torch.rand(number, 1, device=device)
+        keep = keep & (whole | (torch.rand(attributes.shape, device=device) >= rate))
     return attributes * keep
 
 
