@@ -32,7 +32,7 @@ Attributes: TypeAlias = Tensor | Mapping[str, float] | Sequence[Mapping[str, flo
 
 def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float) -> Tensor:
     """Attribute rows (B, A) after dropping: whole rows are set to 0 with probability ``cfg_dropout``.
-    A share ``attr_dropout`` of the rows keeps a random number of attributes: each row draws its own rate,
+    A share ``attr_dropout`` of the rows keeps a random number of attributes: each draws its own rate,
     uniform in [0, 1), at which its attributes are dropped. So rows that name three of forty occur.
     """
     device, number = attributes.device, len(attributes)
