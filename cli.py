@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -234,6 +235,19 @@ def flags_of(config: Config) -> dict[str, Any]:
         if not nothing and all(value == values[0] for value in values):
             found[name] = values[0]
     return found
+
+
+def typed(kind: type[Config], name: str, value: Any) -> str:
+    """A flag as one types it to give this value."""
+    default = by_flag(kind)[name][0].default if name in by_flag(kind) else None
+    if value is True:
+        return f"--{name}"
+    if value is False and default:
+        return f"--no-{name}"
+    if value is None or value is False:
+        return f"no --{name}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([f"--{name}", *(shlex.quote(shown(each)) for each in values)])
 
 
 # -------------------------------------------------------------------- devices

@@ -24,6 +24,7 @@ from config import LossConfig, TrainConfig
 from train import training_step
 from training.batches import BatchOrder, seed_everything
 from training.monitoring import validate
+from training.process import make_accelerator
 from training.run import MAX_SKIPPED, TrainingRun, learning_rate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ def run_training(flags, folder, *more):
 
 def make_run(flags, *more) -> TrainingRun:
     config = train.parse_args([*flags, *more])
-    accelerator = train.make_accelerator(config)
+    accelerator = make_accelerator(config)
     config, train_set, val_set = train.load_datasets(config, accelerator)
     return TrainingRun(config, accelerator, train_set, val_set)
 
