@@ -79,12 +79,16 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as either
-        full = any(words in str(error) for words in ("unexpected pos", "PytorchStreamWriter"))
-        if isinstance(error, RuntimeError) and not full:
+    except (OSError, RuntimeError) as error:
+        # torch.save hides whatever stops a write, a full disk or a Ctrl-C, behind an error of its own.
+        hides = any(words in str(error) for words in ("unexpected pos", "PytorchStreamWriter"))
+        reason = (error.__context__ or error) if hides else error
+        if reason is not error and not isinstance(reason, OSError):
+            raise reason from None
+        if isinstance(reason, RuntimeError) and not hides:
             raise
-        reason = textwrap.shorten(str(error), 160)
-        raise OSError(f"cannot write {path} ({reason}): free some space, or write elsewhere") from None
+        text = textwrap.shorten(str(reason), 160)
+        raise OSError(f"cannot write {path} ({text}): free some space, or write elsewhere") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -224,8 +228,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
 
 def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
     """Copy another model's weights into ``model``, as far as they fit. Attributes go by their names: one
-    that the other model does not know starts afresh. What belongs to the data stays: the first stage, and
-    how frequent attributes are (the prior).
+    that the other model does not know starts afresh. What belongs to the data stays: the first stage,
+    and how frequent attributes are (the prior).
 
     Returns:
         what was taken and what was not, in words.
@@ -269,8 +273,8 @@ def _some(names: list[str], most: int = 8) -> str:
 
 
 def attribute_axes(model: nn.Module) -> dict[str, int]:
-    """For each weight that has an entry for every attribute, the axis along which they lie. Models of one
-    and of two attributes differ there."""
+    """For each weight that has an entry for every attribute, the axis along which they lie. Models of
+    one and of two attributes differ there."""
     with torch.device("meta"):
         one, two = (
             type(model)(replace(model.config, attribute_names=names)).state_dict()
@@ -380,5 +384,8 @@ def weights_hash(weights: dict[str, Tensor]) -> str:
 
 def file_hash(path: str | Path) -> str:
     """The first 12 hexadecimal digits of a file's SHA-256, to tell checkpoints apart."""
+    digest = hashlib.sha256()
     with open(find_weights(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        for part in iter(lambda: file.read(2**20), b""):
+            digest.update(part)
+    return digest.hexdigest()[:12]

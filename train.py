@@ -8,11 +8,9 @@ manipulate.py. One process, or several with `accelerate launch train.py ...`.
 from __future__ import annotations
 
 import math
-import os
 import time
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import cli
 from config import TrainConfig
@@ -151,10 +149,8 @@ def check(config: TrainConfig, accelerator, files) -> None:
     if config.resume is not None:
         files.to_resume()
     if main and not config.dry_run:
-        for folder in (Path(config.save_dir), Path(config.log_dir)):
-            there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-            if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-                raise OSError(f"cannot write to {folder}, as {there} is not open to it: choose another")
+        cli.check_writable(config.save_dir, "--save_dir")
+        cli.check_writable(config.log_dir, "--log_dir")
     STAGES[config.stage].check(config)
 
 

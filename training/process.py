@@ -57,11 +57,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.grad_accum),
         dynamo_backend="no",  # --compile compiles, and keeps the names of the weights
     )
-    if accelerator.device.type != device:
+    found = accelerator.device.type
+    if found != device:
+        way_out = f"give --device {found}, or unset it" if found in ("cpu", "cuda") else "unset it"
         raise ValueError(
-            f"--device {config.device} is {device} here, and accelerate is set to use "
-            f"{accelerator.device.type} (ACCELERATE_USE_CPU or ACCELERATE_TORCH_DEVICE): give "
-            f"--device {accelerator.device.type}, or unset these"
+            f"--device {config.device} is {device} here, and accelerate is set to use {found} "
+            f"(ACCELERATE_USE_CPU or ACCELERATE_TORCH_DEVICE): {way_out}"
         )
     asked = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if asked.lower() != "no" and accelerator.is_main_process:

@@ -73,8 +73,8 @@ class CheckpointFiles:
         return [path for path in (self.last, *self.epochs()[::-1]) if path.is_file()]
 
     def to_resume(self) -> list[Path]:
-        """The checkpoints that --resume means, newest first: the file given, or those of the folder given,
-        or by default those of this folder.
+        """The checkpoints that --resume means, newest first: the file given, those of the folder given,
+        or those of this folder.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -243,12 +243,8 @@ class TrainingRun:
         first = self.step
 
         def save() -> None:
-            if (
-                self.step > first
-                and self.whole
-                and self.progress < 1
-                and self.accelerator.is_main_process
-            ):
+            unfinished = self.whole and first < self.step and self.progress < 1
+            if unfinished and self.accelerator.is_main_process:
                 self.save(path)
                 say(f"stopped after step {self.step}; go on with --resume")
 
