@@ -161,7 +161,7 @@ def test_any_file_is_edited_or_refused_in_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 def test_colours_of_a_wide_profile_are_converted_and_given_back(tmp_path, name):
-    """As phones write them. The model sees sRGB; the pasted picture keeps the profile and its colours."""
+    """As of phones. The model sees sRGB; the pasted picture keeps the profile and its colours."""
     options = {"quality": 95, "subsampling": 0} if name == "a.jpg" else {"lossless": True}
     levels = np.stack(np.meshgrid(np.linspace(0, 255, 120), np.linspace(0, 255, 120)), -1)
     muted = np.dstack([0.4 * levels + 80, np.full((120, 120), 120)]).astype(np.uint8)  # within sRGB
