@@ -34,7 +34,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def training_that_fails(at: int, error: BaseException, where: str = "before"):
-    """``training_step`` that raises an error in step ``at``, before its update of the weights or in it."""
+    """``training_step`` that raises an error in step ``at``, before or in its update of the weights."""
     true_step = train.training_step
 
     def step(run, source):
