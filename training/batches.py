@@ -110,7 +110,10 @@ def load_batches(
 
     def read(indices: list[int]) -> dict[str, Tensor]:
         batch = dataset.__getitems__(indices)
-        return {name: each.pin_memory() for name, each in batch.items()} if on_gpu else batch
+        if not on_gpu:
+            return batch
+        with torch.cuda.device(accelerator.device):  # a thread starts with the first GPU
+            return {name: each.pin_memory() for name, each in batch.items()}
 
     order = BatchOrder(len(dataset), config.batch_size, config.seed, rank, world, first)
     with closing(read_ahead(read, iter(order), config.num_workers)) as batches:

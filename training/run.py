@@ -79,15 +79,14 @@ class CheckpointFiles:
         Raises:
             FileNotFoundError: if there is none.
         """
-        asked = Path(self.config.resume or "latest")
-        found, where = [asked], asked
-        if asked.is_dir():
+        asked = Path(self.config.resume or "")
+        if not self.config.resume or (str(asked) in ("latest", "last") and not asked.exists()):
+            found, where = self.saved(), self.last
+        elif asked.is_dir():
             others = CheckpointFiles(replace(self.config, save_dir=str(asked)))
             found, where = others.saved(), others.last
-        elif not asked.is_file():
-            found = []
-            if str(asked) in ("latest", "last"):
-                found, where = self.saved(), self.last
+        else:
+            found, where = [asked] if asked.is_file() else [], asked
         if not found:
             raise FileNotFoundError(
                 f"no checkpoint at {where} to resume from: leave --resume out to start afresh"
