@@ -15,6 +15,7 @@ import textwrap
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -28,6 +29,8 @@ from diffusion_model import ConditionalDiffusion
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
 MOST_BLOCKS = 32  # per level of a first stage
+# Settings that no weight's shape shows, and that change what weights mean.
+HOW = ("prediction", "schedule", "num_timesteps", "zero_terminal_snr", "num_heads", "first_stage")
 
 
 class EMA:
@@ -76,12 +79,16 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as either
-        full = any(words in str(error) for words in ("unexpected pos", "PytorchStreamWriter"))
-        if isinstance(error, RuntimeError) and not full:
+    except (OSError, RuntimeError) as error:
+        # torch.save hides whatever stops a write, a full disk or a Ctrl-C, behind an error of its own.
+        hides = any(words in str(error) for words in ("unexpected pos", "PytorchStreamWriter"))
+        reason = (error.__context__ or error) if hides else error
+        if reason is not error and not isinstance(reason, OSError):
+            raise reason from None
+        if isinstance(reason, RuntimeError) and not hides:
             raise
-        reason = textwrap.shorten(str(error), 160)
-        raise OSError(f"cannot write {path} ({reason}): free some space, or write elsewhere") from None
+        text = textwrap.shorten(str(reason), 160)
+        raise OSError(f"cannot write {path} ({text}): free some space, or write elsewhere") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -219,6 +226,68 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
     model.load_state_dict(weights)
 
 
+def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
+    """Copy another model's weights into ``model``, as far as they fit. Attributes go by their names: one
+    that the other model does not know starts afresh. What belongs to the data stays: the first stage,
+    and how frequent attributes are (the prior).
+
+    Returns:
+        what was taken and what was not, in words.
+
+    Raises:
+        ValueError: if nothing fits.
+    """
+    own, theirs, axes = model.state_dict(), other.state_dict(), attribute_axes(model)
+    own = {n: w for n, w in own.items() if "prior" not in n and not n.startswith("first_stage.")}
+    names, known = list(model.config.attribute_names), list(other.config.attribute_names)
+    shared = [name for name in names if name in known]
+    to, of = (torch.tensor([each.index(name) for name in shared]).long() for each in (names, known))
+    taken, left = 0, []
+    for name, weight in own.items():
+        found, axis = theirs.get(name), axes.get(name)
+        if found is not None and axis is not None:
+            found = weight.clone().index_copy(axis, to, found.index_select(axis, of))
+        if found is None or found.shape != weight.shape:
+            left.append(name)
+        else:
+            weight.copy_(found)
+            taken += weight.numel()
+    if not taken:
+        raise ValueError(f"{path} has no weight that fits this model: leave --init_from out")
+    total = sum(weight.numel() for weight in own.values())
+    text = [f"{path}: {taken / 1e6:.2f} of {total / 1e6:.2f} M weights"]
+    if left:
+        parts = [*dict.fromkeys(name.rpartition(".")[0] for name in left)]
+        text.append(f"new: {_some(parts)}")
+    if len(shared) < len(names):
+        text.append(f"new attributes: {_some([name for name in names if name not in shared])}")
+    before, now = other.config.to_dict(), model.config.to_dict()
+    changed = [f"{k} {before[k]} there, {now[k]} here" for k in now if k in HOW and before[k] != now[k]]
+    return "; ".join([*text, *changed])
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    """The first of these names, and how many there are more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def attribute_axes(model: nn.Module) -> dict[str, int]:
+    """For each weight that has an entry for every attribute, the axis along which they lie. Models of
+    one and of two attributes differ there."""
+    with torch.device("meta"):
+        one, two = (
+            type(model)(replace(model.config, attribute_names=names)).state_dict()
+            for names in (("a",), ("a", "b"))
+        )
+    return {
+        name: axis
+        for name in one
+        for axis, (a, b) in enumerate(zip(one[name].shape, two[name].shape, strict=True))
+        if a != b
+    }
+
+
 def save_model(model: nn.Module, path: str | Path, key: str = "model", **facts: Any) -> None:
     """Write what inference needs: weights under ``key``, the configuration, and plain ``facts`` about
     the training."""
@@ -315,5 +384,8 @@ def weights_hash(weights: dict[str, Tensor]) -> str:
 
 def file_hash(path: str | Path) -> str:
     """The first 12 hexadecimal digits of a file's SHA-256, to tell checkpoints apart."""
+    digest = hashlib.sha256()
     with open(find_weights(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        for part in iter(lambda: file.read(2**20), b""):
+            digest.update(part)
+    return digest.hexdigest()[:12]

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import re
+import shlex
 import sys
+import tempfile
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
-from config import Config, Flag, expected, fits, is_optional, item_type, plain_type, types_of
+OLDEST_PYTHON = (3, 10)
+if sys.version_info < OLDEST_PYTHON:  # before what an older one cannot read
+    found, wanted = (".".join(map(str, each)) for each in (sys.version_info[:3], OLDEST_PYTHON))
+    print(f"Python {wanted} or newer is needed, and {sys.executable} is {found}", file=sys.stderr)
+    sys.exit(2)
+
+from config import (  # noqa: E402
+    Config,
+    Flag,
+    expected,
+    fits,
+    is_optional,
+    item_type,
+    plain_type,
+    types_of,
+)
 
 Kind = TypeVar("Kind", bound=Config)
 
@@ -236,6 +256,19 @@ def flags_of(config: Config) -> dict[str, Any]:
     return found
 
 
+def typed(kind: type[Config], name: str, value: Any) -> str:
+    """A flag as one types it to give this value."""
+    default = by_flag(kind)[name][0].default if name in by_flag(kind) else None
+    if value is True:
+        return f"--{name}"
+    if value is False and default:
+        return f"--no-{name}"
+    if value is None or value is False:
+        return f"no --{name}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([f"--{name}", *(shlex.quote(shown(each)) for each in values)])
+
+
 # -------------------------------------------------------------------- devices
 
 
@@ -273,21 +306,66 @@ def autocast(name: str, device: str):
     return torch.autocast(device, dtype, enabled=precision != "no")
 
 
+def check_writable(folder: str | Path, flag: str = "--output_dir") -> None:
+    """Try whether files can be written into a folder that may not exist yet. Nothing is left behind.
+
+    Raises:
+        OSError: if not, with the flag that names the folder.
+    """
+    folder = Path(folder)
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folder} ({there}: {error.strerror}): choose another {flag}"
+        ) from None
+
+
+# What says that memory does not suffice, where the type of an error does not.
+FULL = re.compile(
+    r"DefaultCPUAllocator.* allocate (?P<bytes>\d+) bytes|bad_alloc|ALLOC_FAILED|error: out of memory"
+)
+# What helps then, for a script that has flags for it.
+LESS = {
+    "train.py": "lower --batch_size, or train with --gradient_checkpointing, --mixed_precision bf16 and "
+    "--grad_accum for what the batch lacks"
+}
+
+
+def in_one_line(error: Exception, prog: str) -> str | None:
+    """What a script says of an error that is no bug: a wrong value, a file that cannot be used, memory
+    that does not suffice, a package that is missing. None for any other."""
+    text = str(error) or "out of memory"
+    full = FULL.search(text)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or full:
+        text = text.splitlines()[0].split(". ")[0]
+        if full and full["bytes"]:
+            text = f"out of memory, {int(full['bytes']) / 2**30:.2f} GiB more were needed"
+        return f"{text}: {LESS.get(prog, 'lower --batch_size or --num_samples')}"
+    if isinstance(error, ModuleNotFoundError):
+        way_out = "source .venv/bin/activate, or pip install -r requirements.txt"
+        return f"{text}, for {sys.executable}: {way_out}"
+    return str(error) if isinstance(error, ValueError | OSError) else None
+
+
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``. A wrong value, a file that cannot be used or a full GPU becomes one line on stderr
-    and exit code 2; Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
+    """Call ``main``. What ``in_one_line`` has words for becomes one line on stderr and exit code 2;
+    Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may not be installed here
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack a class's letters
+    prog = Path(sys.argv[0]).name
     try:
         main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        text = str(error)
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported yet
-            text = f"{text.split('.')[0]}: lower --batch_size, or train with --gradient_checkpointing, "
-            text += "--mixed_precision bf16 and --grad_accum for what the batch lacks"
-        elif not isinstance(error, ValueError | OSError):
+        text = in_one_line(error, prog)
+        if text is None:
             raise
-        prog = sys.argv[0].rsplit("/", 1)[-1]
         print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)

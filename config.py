@@ -386,7 +386,7 @@ class DeviceConfig(Config):
         "auto",
         "auto: bf16 where the processor has it",
         choices=("auto", "no", "bf16", "fp16"),
-        resume=FREE,  # what it comes to is recorded
+        resume=ADJUSTABLE,  # what it comes to is recorded
     )
 
 
@@ -410,7 +410,7 @@ class TrainConfig(DeviceConfig):
         "./checkpoints/judge.pth", "judges a first stage's likeness without VGG16", resume=FREE
     )
     cache_dir: str = flag("data/cache", CACHE_HELP, resume=FREE)
-    num_workers: int = count(0, "loader processes; 0 reads in this one", low=0, resume=FREE)
+    num_workers: int = count(0, "threads that read ahead; 0: none", low=0, resume=FREE)
     batch_size: int = count(16, "images of a process in one forward pass")
     grad_accum: int = count(1, "batches of an optimiser step", resume=FREE)
     epochs: int = count(100, "passes over the training images", resume=ADJUSTABLE)
@@ -431,12 +431,14 @@ class TrainConfig(DeviceConfig):
     save_interval: int = count(10, "epochs between kept checkpoints", resume=FREE)
     keep_last: int | None = count(None, "kept checkpoints; none given: all", resume=FREE)
     sample_interval: int = count(5, "epochs between sample grids", resume=FREE)
-    val_images: int = count(1024, "images of a validation pass")
+    val_images: int = count(1024, "images of a validation pass", resume=ADJUSTABLE)
     init_from: str | None = flag(
-        None, "start from the weights of this model; a path, or a name in pretrained/", resume=FREE
+        None,
+        "start from what fits of this model's weights; a path, or a name in pretrained/",
+        resume=FREE,
     )
     resume: str | None = flag(
-        None, "go on from SAVE_DIR's last checkpoint, or from this one", resume=FREE, bare=""
+        None, "go on from SAVE_DIR's latest checkpoint, or from this file", resume=FREE, bare=""
     )
     seed: int = count(0, "another seed, another run", low=0)
     dry_run: bool = flag(False, "two steps, timed: no checkpoint, no log", resume=FREE)

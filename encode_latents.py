@@ -28,6 +28,7 @@ def encode(config: EncodeConfig) -> None:
     from image_data.datasets import open_dataset
     from image_data.encoded import LatentWriter, encode_images, names_hash
 
+    cli.check_writable(config.output_dir)
     device = cli.choose_device(config.device)
     processes = PartialState(cpu=device == "cpu")
     first, number = processes.is_main_process, processes.num_processes

@@ -35,6 +35,9 @@ def evaluate(config: EvaluateConfig) -> None:
     from evaluation.samples import SampleEvaluation, make_judge, sampling_settings
     from image_data.datasets import attribute_rows
 
+    cli.check_writable(config.output_dir)
+    if config.train_judge:
+        cli.check_writable(Path(config.judge).parent, "--judge")
     device = cli.choose_device(config.device)
     processes = PartialState(cpu=device == "cpu")  # gives each process a GPU of its own
     if processes.num_processes > 1:

@@ -17,6 +17,7 @@ from config import ExportConfig, ModelConfig
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+FILES = (".safetensors", ".pth")  # what --out may end in, if it is a file
 # Names in diffusers of the predictions that its schedulers take on variance-preserving schedules.
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
@@ -76,21 +77,31 @@ def export(config: ExportConfig) -> None:
     from diffusion_model import ConditionalDiffusion
 
     out = Path(config.out)
+    if out.suffix not in ("", *FILES):
+        raise ValueError(
+            f"--out {out}: no file of that kind is written; end it in {' or '.join(FILES)}, or give a "
+            "folder for diffusers, without a suffix"
+        )
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out, or remove it")
+    cli.check_writable(out.parent, "--out")
     state = load_checkpoint(config.checkpoint)
     if "guide" in state or state.get("stage") == "guide":
         model, key = build(GuidanceClassifier, "guide", state, config.checkpoint), "guide"
     else:
         model, key = build(ConditionalDiffusion, "model", state, config.checkpoint), "model"
-    if out.suffix in (".safetensors", ".pth"):
+    written = [str(out)]
+    if out.suffix:
         facts = {name: state[name] for name in ("step", "validation_loss") if name in state}
         save_model(model.half() if config.half else model, out, key, **facts)
     else:
         scheduler_of(model.config).save_pretrained(str(out / "scheduler"))
+        written = [str(out / "scheduler")]
         if model.config.first_stage == "sd-vae":
             model.first_stage.autoencoder.vae.save_pretrained(str(out / "vae"))
-    print(f"written: {out}")
+            written.append(str(out / "vae"))
+        print("diffusers has no UNet of this kind: the weights are not in there")
+    print(f"written: {' and '.join(written)}")
 
 
 if __name__ == "__main__":

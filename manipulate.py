@@ -15,9 +15,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cli  # first: it refuses an old Python in one line
+
+# isort: split
 import numpy as np
 
-import cli
 from config import CFG_SCALE, EditConfig, ManipulateConfig, ModelConfig, SamplingConfig
 from figures.grids import heat_map, save_gif, save_grid, save_image
 from image_data.photograph import Photograph
@@ -162,6 +164,16 @@ def find_source(config: ManipulateConfig) -> Path | None:
         )
     if not source.is_file():
         raise FileNotFoundError(f"no source image at {source}: check --source_image")
+    return source
+
+
+def open_source(path: Path, *how: Any) -> Photograph:
+    """The photograph to edit. Says what was done to it beyond what was asked for."""
+    source = Photograph(path, *how)
+    if source.file.reduced > 1:
+        print(f"{path} is large: it is read at 1/{source.file.reduced} of its width and height")
+    if source.swapped:
+        print("left and right of --landmarks are the person's own: they are swapped")
     return source
 
 
@@ -431,11 +443,12 @@ def manipulate(config: ManipulateConfig) -> None:
 
     from checkpoint import file_hash
 
+    cli.check_writable(config.output_dir)
     source_file = find_source(config)
     autocast = cli.autocast(config.mixed_precision, cli.choose_device(config.device))
     work = load(config, source_file is not None)
     size = work.model.config.image_size, work.model.config.crop
-    source = Photograph(source_file, *size, config.landmarks) if source_file else None
+    source = open_source(source_file, *size, config.landmarks) if source_file else None
     target = Photograph(config.target_image, *size) if source and config.target_image else None
     made: dict[str, dict[str, Any]] = {}
     with autocast:

@@ -8,11 +8,9 @@ manipulate.py. One process, or several with `accelerate launch train.py ...`.
 from __future__ import annotations
 
 import math
-import os
 import time
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import cli
 from config import TrainConfig
@@ -27,6 +25,7 @@ def parse_args(argv: list[str] | None = None) -> TrainConfig:
 
 def train(config: TrainConfig) -> None:
     """Start or resume a run, and take it to its end."""
+    from training.process import make_accelerator
     from training.run import CheckpointFiles, TrainingRun
 
     accelerator = make_accelerator(config)
@@ -35,7 +34,7 @@ def train(config: TrainConfig) -> None:
     config, train_set, val_set = load_datasets(config, accelerator)
     run = TrainingRun(config, accelerator, train_set, val_set)
     if config.resume is not None:
-        run.load(*([Path(config.resume)] if config.resume else files.saved()))
+        run.load(*files.to_resume())
     if config.dry_run:
         dry_run(run)
     else:
@@ -49,16 +48,21 @@ def fit(run, files) -> None:
     from tqdm import tqdm
 
     from training.monitoring import Logger, summary, validate
-    from training.run import StopRequest, keep_freed_memory
+    from training.process import StopRequest, keep_freed_memory
 
     config, accelerator = run.config, run.accelerator
     main = accelerator.is_main_process
-    logger, stop = Logger(run, config.log_dir), StopRequest(accelerator)
-    bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main)
-    if main:
-        bar.write(about(run))
-    clock, saved = run.clock(), time.perf_counter()
-    with closing(run.batches()) as batches, keep_freed_memory(accelerator.device.type):
+    with (
+        tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main) as bar,
+        StopRequest(accelerator) as stop,
+        keep_freed_memory(accelerator.device.type),
+        run.saved_if_cut_short(files.last, bar.write),
+        closing(Logger(run, config.log_dir)) as logger,
+        closing(run.batches(lambda: stop.asked)) as batches,
+    ):
+        if main:
+            bar.write(about(run))
+        clock, saved = run.clock(), time.perf_counter()
         while run.progress < 1 and not stop:
             started = time.perf_counter()
             metrics = training_step(run, batches)
@@ -93,11 +97,7 @@ def fit(run, files) -> None:
             elif main and time.perf_counter() - saved > SAVE_SECONDS:
                 run.save(files.last)
                 saved = time.perf_counter()
-    logger.flush()
-    if main and run.progress < 1:
-        run.save(files.last)
-        bar.write(f"stopped after step {run.step}; go on with --resume")
-    bar.close()
+        logger.flush()
 
 
 def training_step(run, batches) -> dict:
@@ -118,12 +118,13 @@ def training_step(run, batches) -> dict:
             sums[name] = sums.get(name, 0.0) + value.detach() / config.grad_accum
     norm = float(accelerator.clip_grad_norm_(run.raw_model.parameters(), config.grad_clip))
     finite = math.isfinite(norm)  # alike on all processes; a loss that is not finite shows here, too
-    if finite or accelerator.scaler is not None:  # fp16's scaler skips by itself, to adapt its scale
-        run.optimizer.step()
-    run.optimizer.zero_grad()
-    if finite:
-        run.ema.update(run.raw_model, run.step)
-    run.count_step(finite)
+    with run.updating():
+        if finite or accelerator.scaler is not None:  # fp16's scaler skips by itself, to adapt its scale
+            run.optimizer.step()
+        run.optimizer.zero_grad()
+        if finite:
+            run.ema.update(run.raw_model, run.step)
+        run.count_step(finite)
     return {"terms": sums, "per_sample": per_sample, "t": t, "lr": rate, "grad_norm": norm}
 
 
@@ -132,30 +133,10 @@ def about(run) -> str:
     config, processes = run.config, run.accelerator.num_processes
     parts = f"{config.batch_size} x {config.grad_accum} accumulated x {processes} processes"
     text = f"{run.images_per_step} images a step ({parts}), learning rate {config.lr:g}"
-    text += f"; starts from {config.init_from}" if config.init_from else ""
+    text += f", precision {run.accelerator.mixed_precision}"
+    text += f"; starts from {run.origin}" if run.origin else ""
     judge = getattr(run.raw_model.config, "judge", "")
     return f"{text}; likeness is judged by {judge}" if judge else text
-
-
-def make_accelerator(config: TrainConfig):
-    """The accelerate.Accelerator for the device and precision asked for."""
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    from training.stages import STAGES
-
-    device = cli.choose_device(config.device)
-    if device == "cuda":
-        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
-        torch.set_float32_matmul_precision("high")  # TF32 where --mixed_precision no
-    unused = STAGES[config.stage].has_unused_parameters
-    return Accelerator(
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
-        cpu=device == "cpu",
-        mixed_precision=cli.choose_precision(config.mixed_precision, device),
-        gradient_accumulation_steps=config.grad_accum,
-    )
 
 
 def check(config: TrainConfig, accelerator, files) -> None:
@@ -165,15 +146,11 @@ def check(config: TrainConfig, accelerator, files) -> None:
     main, last = accelerator.is_main_process, files.last
     if config.resume is None and last.exists() and not config.dry_run and main:
         raise ValueError(f"{last} exists: go on from it with --resume, or choose another --save_dir")
-    if config.resume == "" and not files.saved():
-        raise FileNotFoundError(f"no checkpoint at {last} to resume from")
-    if config.resume and not Path(config.resume).is_file():
-        raise FileNotFoundError(f"no checkpoint at {config.resume} to resume from")
+    if config.resume is not None:
+        files.to_resume()
     if main and not config.dry_run:
-        for folder in (Path(config.save_dir), Path(config.log_dir)):
-            there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-            if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-                raise OSError(f"cannot write to {folder}, as {there} is not open to it: choose another")
+        cli.check_writable(config.save_dir, "--save_dir")
+        cli.check_writable(config.log_dir, "--log_dir")
     STAGES[config.stage].check(config)
 
 

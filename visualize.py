@@ -32,6 +32,7 @@ def visualize(config: VisualizeConfig) -> None:
         lacking = FIGURES[config.what].lacks(config)
         if lacking:
             raise ValueError(f"{config.what} needs {' and '.join(f'--{flag}' for flag in lacking)}")
+    cli.check_writable(config.output_dir)
     sources = Sources(config)
     if any("checkpoint" in FIGURES[name].needs for name in wanted):
         for attribute in config.attributes:

@@ -4,8 +4,8 @@
 
 torchvision's way: its CelebA class, without the check of the full archive's sums. Each item is decoded,
 cropped and resized in a DataLoader. Our way: decode once into a memory-mapped cache, then gather
-batches. Prints first and later epochs, and peak memory. Each loader has a process of its own. Without
---data_root it reads synthetic faces. The last line is one JSON object.
+batches in threads. Prints first and later epochs, and peak memory. Each loader has a process of its
+own. Without --data_root it reads synthetic faces. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,8 +33,10 @@ from celeba_dataset import CelebADataset
 from config import Config, count, flag
 from image_data.cached import random_flip
 from synthetic_faces.dataset import write_dataset
+from training.batches import BatchOrder, read_ahead
 
 BATCH = 64
+Epochs = tuple[int, Callable[[], Iterator[dict]]]  # images, and what gives the batches of an epoch
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,11 @@ class LoadingConfig(Config):
 
     data_root: str | None = flag(None, "folder in CelebA's layout; none given: synthetic faces")
     image_size: int = count(64, "side of the square images")
-    num_workers: tuple[int, ...] = count((0, 2), "loader processes, tried in turn", low=0)
+    num_workers: tuple[int, ...] = count((0, 2), "processes or threads that load", low=0)
     batches: int = count(100, "most batches of an epoch")
 
 
-def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: Path) -> DataLoader:
+def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: Path) -> Epochs:
     """A DataLoader as torchvision's users write it."""
     from torchvision import transforms
     from torchvision.datasets import CelebA
@@ -76,9 +81,10 @@ def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: P
     )
     dataset = CelebA(str(scratch), "train", "attr", transform)
     generator = torch.Generator().manual_seed(0)
-    return DataLoader(
+    loader = DataLoader(
         dataset, BATCH, shuffle=True, num_workers=num_workers, drop_last=True, generator=generator
     )
+    return len(dataset), lambda: iter(loader)
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -86,19 +92,23 @@ def _size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def our_loader(root: Path, image_size: int, num_workers: int, scratch: Path) -> DataLoader:
-    """Our dataset behind the DataLoader that training uses."""
+def our_loader(root: Path, image_size: int, num_workers: int, scratch: Path) -> Epochs:
+    """Our dataset, read as training reads it."""
     dataset = CelebADataset(root, "train", image_size, cache_dir=scratch)
-    sampler = BatchSampler(RandomSampler(dataset), BATCH, True)
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=dataset.collate
-    )
+
+    def epoch() -> Iterator[dict]:
+        order = iter(BatchOrder(len(dataset), BATCH, 0, 0, 1, 0))
+        with closing(read_ahead(dataset.__getitems__, order, num_workers)) as batches:
+            for batch in islice(batches, len(dataset) // BATCH):
+                yield batch.result()
+
+    return len(dataset), epoch
 
 
-def _epoch(loader, flip, limit: int) -> tuple[int, float]:
+def _epoch(batches: Iterator[dict], flip, limit: int) -> tuple[int, float]:
     """Images and seconds of one pass, or of its first ``limit`` batches."""
     images, started = 0, time.perf_counter()
-    for step, batch in enumerate(loader):
+    for step, batch in enumerate(batches):
         if flip:  # training does this with a batch; torchvision's loader has done it with each item
             flip(batch["image"]).permute(0, 3, 1, 2).float().div_(255)
         images += BATCH
@@ -115,15 +125,14 @@ def _work(name: str, root: str, image_size: int, num_workers: int, limit: int, r
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
         build = {"ours": our_loader, "torchvision": torchvision_loader}[name]
-        loader = build(Path(root), image_size, num_workers, Path(scratch))
+        total, epoch = build(Path(root), image_size, num_workers, Path(scratch))
         flip = random_flip if name == "ours" else None
         preparing = time.perf_counter() - started
-        images, seconds = _epoch(loader, flip, limit)
-        total = len(loader.dataset)
+        images, seconds = _epoch(epoch(), flip, limit)
         first = total / (preparing + seconds * total / images)
         images, seconds = 0, 0.0
         while seconds < 1:
-            more = _epoch(loader, flip, limit)
+            more = _epoch(epoch(), flip, limit)
             images, seconds = images + more[0], seconds + more[1]
     kib = sum(
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

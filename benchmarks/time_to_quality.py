@@ -44,7 +44,7 @@ from evaluation.reading import read
 from figures.grids import save_grid
 from image_data.cached import random_flip
 from synthetic_faces.dataset import write_dataset
-from training.run import keep_freed_memory
+from training.process import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "configs/small.yaml"

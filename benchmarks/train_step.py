@@ -146,7 +146,7 @@ class Contender:
 
 def _serve(pipe, *how) -> None:
     """In a process of its own: facts first, then a step's seconds for every True received."""
-    from training.run import keep_freed_memory
+    from training.process import keep_freed_memory
 
     build, tuned, compiled, device, batch_size = how
     with keep_freed_memory(device if tuned else ""):  # as train.py does; what ships does not

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from image_data.picture import check_geometry, decode_image
 
 SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}  # as list_eval_partition.txt numbers them
-DECODING = "bilinear-1"  # part of every cache's key: change it when `decode_image` changes its pixels
+DECODING = "bilinear-2"  # part of every cache's key: change it when `decode_image` changes its pixels
 
 
 def check_split(split: str) -> None:

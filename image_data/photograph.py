@@ -9,14 +9,24 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from image_data.picture import check_geometry, crop_box, open_picture, to_square
+from image_data.picture import check_geometry, crop_box, read_picture, to_square
 
 CELEBA_SIZE = (178, 218)
 # Left eye, right eye, nose, left and right mouth corner in an aligned CelebA picture: (x, y), the means
 # of CelebA's landmark file, rounded to pixels.
 CELEBA_LANDMARKS = np.array([(69, 111), (108, 111), (88, 136), (72, 152), (105, 152)]) + 0.5
-FURTHEST = 0.8  # most that a landmark may miss its place by, as a share of the eyes' distance
+SWAPPED = [1, 0, 2, 4, 3]  # the order of landmarks that are left and right as the person sees them
+# Most that a landmark may miss its place by, as a share of the eyes' distance. A face that is turned
+# away by 60 degrees misses by up to 0.53, and one with swapped eyes or mouth corners by more than 0.64.
+FURTHEST = 0.55
+TILT = 60  # degrees by which a face with swapped landmarks may lean; x and y swapped would be 90
 SOFT_EDGE = 0.1  # width of the border in which a pasted edit fades in, as a share of the square's side
+
+
+def place(points: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+    """The ``similarity`` that takes points (N, 2) to a target (N, 2), and the furthest miss in it."""
+    matrix = similarity(points, target)
+    return matrix, np.linalg.norm(points @ matrix[:, :2].T + matrix[:, 2] - target, axis=1).max()
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -34,14 +44,17 @@ class Photograph:
     """A picture file and the square of it that a model sees.
 
     Args:
-        path: the picture. It is read upright by its EXIF orientation, as RGB over white.
+        path: the picture. It is read upright by its EXIF orientation, in sRGB over white.
         image_size, crop: of the model.
         landmarks: (x, y) of left eye, right eye, nose, left and right mouth corner, in pixels of the
-            upright picture. The face is turned and scaled to where CelebA's faces are. Without landmarks
-            the square is the crop that a dataset makes.
+            upright picture. Left and right may be those of the picture or the person's own. The face is
+            turned and scaled to where CelebA's faces are. Without landmarks the square is the crop that
+            a dataset makes.
 
     Attributes:
-        picture: the whole picture, a PIL Image.
+        file: the file's pixels in their own colours, and how many times smaller a large JPEG was read.
+        picture: the whole picture in sRGB, a PIL Image.
+        swapped: whether left and right of the landmarks were the person's own.
         square: uint8 (image_size, image_size, 3).
         matrix: (2, 3), from the square's coordinates to the picture's.
 
@@ -57,7 +70,8 @@ class Photograph:
         landmarks: Sequence[float] | None = None,
     ):
         check_geometry(image_size, crop)
-        self.picture, self.image_size = open_picture(path), image_size
+        self.file, self.image_size, self.swapped = read_picture(path), image_size, False
+        self.picture = self.file.in_srgb()
         if landmarks is None:
             width, height = self.picture.size
             left, top, right, _ = crop_box(width, height, crop)
@@ -65,23 +79,27 @@ class Photograph:
             self.matrix[:, :2] *= (right - left) / image_size
             self.square = to_square(self.picture, image_size, crop)
             return
-        points = np.array(landmarks, float).reshape(-1, 2)
+        given = np.array(landmarks, float).reshape(-1, 2)
+        points, given = given / self.file.reduced, given.round(1).tolist()
         if len(points) != len(CELEBA_LANDMARKS):
             raise ValueError(f"landmarks are {len(CELEBA_LANDMARKS)} points (x, y), got {len(points)}")
         width, height = self.picture.size
         if not ((points >= 0) & (points <= (width, height))).all():
-            raise ValueError(f"landmarks {points.tolist()} do not lie in the {width}x{height} picture")
+            width, height = width * self.file.reduced, height * self.file.reduced
+            raise ValueError(f"landmarks {given} do not lie in the {width}x{height} picture")
         left, top, right, _ = crop_box(*CELEBA_SIZE, crop)
         in_square = (CELEBA_LANDMARKS - (left, top)) * image_size / (right - left)
         if np.ptp(points, 0).max() < 1:
-            raise ValueError(f"landmarks must be different points, got {points.tolist()}")
-        there = similarity(points + 0.5, in_square)
-        miss = np.linalg.norm((points + 0.5) @ there[:, :2].T + there[:, 2] - in_square, axis=1)
-        between_eyes = np.linalg.norm(in_square[1] - in_square[0])
-        if miss.max() > FURTHEST * between_eyes:
+            raise ValueError(f"landmarks must be different points, got {given}")
+        there, miss = place(points + 0.5, in_square)
+        other, other_miss = place(points[SWAPPED] + 0.5, in_square)
+        upright = abs(math.degrees(math.atan2(other[1, 0], other[0, 0]))) <= TILT
+        if other_miss < miss and upright:
+            there, miss, self.swapped = other, other_miss, True
+        if miss > FURTHEST * np.linalg.norm(in_square[1] - in_square[0]):
             raise ValueError(
-                f"landmarks {points.tolist()} do not form a face: give left eye, right eye, nose, left "
-                "and right mouth corner, left and right as seen in the picture"
+                f"landmarks {given} do not form a face: give x and y of left eye, right eye, "
+                "nose, left and right mouth corner, left and right as seen in the picture"
             )
         back = np.linalg.inv(there[:, :2])
         self.matrix = np.column_stack([back, -back @ there[:, 2]])
@@ -114,7 +132,7 @@ class Photograph:
         return corners @ self.matrix.T
 
     def paste(self, edited: np.ndarray) -> Image.Image:
-        """The whole picture with the edit in it.
+        """The whole picture with the edit in it, in the file's own colours and with its profile.
 
         Only the change is added, edit minus square, so detail finer than the model's stays. The change
         fades out towards the square's border.
@@ -148,8 +166,13 @@ class Photograph:
             )
             for channel in range(3)
         ]
-        pixels = np.array(self.picture)
-        part = pixels[top:bottom, left:right]
-        changed = np.stack(spread, 2) + part
-        pixels[top:bottom, left:right] = changed.round().clip(0, 255).astype(np.uint8)
-        return Image.fromarray(pixels)
+        before = np.asarray(self.picture)[top:bottom, left:right]
+        after = (np.stack(spread, 2) + before).round().clip(0, 255).astype(np.uint8)
+        pixels = np.array(self.file.pixels)
+        part = pixels[top:bottom, left:right].astype(int)
+        part += self.file.from_srgb(after).astype(int) - self.file.from_srgb(before)
+        pixels[top:bottom, left:right] = part.clip(0, 255)
+        whole = Image.fromarray(pixels)
+        if self.file.profile:
+            whole.info["icc_profile"] = self.file.profile  # Pillow writes it into the file
+        return whole

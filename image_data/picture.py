@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import textwrap
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
 from config import CROPS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no EPS, which would run a program
 MOST_PIXELS = 89_478_485  # Pillow warns of decompression bombs from here on
+MOST_JPEG_PIXELS = 300_000_000  # decoded smaller; phones make up to 200 million
+COLOUR_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # of a profile for pictures of a mode
+SAME_COLOUR = 2  # levels by which a profile may differ from sRGB and count as such
 
 
 def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
@@ -38,26 +44,55 @@ def check_geometry(image_size: int, crop: int) -> None:
         raise ValueError(f"crop {crop!r} is not one of {', '.join(map(str, CROPS))}")
 
 
-def open_picture(path: str | os.PathLike) -> Image.Image:
+@dataclass(frozen=True)
+class Opened:
     """A picture file, upright and as RGB over white.
+
+    pixels: in the colours of ``profile``.
+    profile: an ICC profile; None: sRGB.
+    reduced: how many times smaller its sides are than the file's: 1, or 2, 4 or 8 for a large JPEG.
+    """
+
+    pixels: Image.Image
+    profile: bytes | None = None
+    reduced: int = 1
+
+    def in_srgb(self) -> Image.Image:
+        """The pixels in sRGB, as models see them."""
+        there = into_srgb(self.profile, "RGB") if self.profile else None
+        return there.apply(self.pixels) if there else self.pixels
+
+    def from_srgb(self, pixels: np.ndarray) -> np.ndarray:
+        """Colours uint8 (H, W, 3) of sRGB as this picture's profile has them."""
+        back = out_of_srgb(self.profile) if self.profile else None
+        return np.asarray(back.apply(Image.fromarray(pixels))) if back else pixels
+
+
+def read_picture(path: str | os.PathLike) -> Opened:
+    """A picture file in its own colours. Those of CMYK and grey profiles are converted to sRGB.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a whole picture, or has more than ``MOST_PIXELS`` pixels.
+        ValueError: if it is not a whole picture, or has more than ``MOST_PIXELS``. A JPEG may have
+            ``MOST_JPEG_PIXELS``, as it can be decoded at a half to an eighth of its size.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for its writer
             raise ValueError("it is no file")
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+        with _opened(path) as image:
+            reduced = _reduced(image)
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return replace(_to_rgb(image), reduced=reduced)
     except FileNotFoundError:
         raise FileNotFoundError(f"picture {os.fspath(path)} does not exist") from None
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         reason = textwrap.shorten(str(error), 160) or type(error).__name__
         raise ValueError(f"{os.fspath(path)} is not a readable picture: {reason}") from None
+
+
+def open_picture(path: str | os.PathLike) -> Image.Image:
+    """A picture file, upright, in sRGB and over white. Raises as ``read_picture``."""
+    return read_picture(path).in_srgb()
 
 
 def decode_image(path: str | os.PathLike, image_size: int, crop: int) -> np.ndarray:
@@ -75,12 +110,75 @@ def to_square(rgb: Image.Image, image_size: int, crop: int) -> np.ndarray:
     return np.array(square.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _opened(path: str | os.PathLike) -> Image.Image:
+    """A picture file with its size known, and nothing decoded."""
+    with open(path, "rb") as file:
+        is_jpeg = file.read(2) == b"\xff\xd8"
+    if is_jpeg:
+        return JpegImagePlugin.JpegImageFile(path)  # Image.open refuses what can be decoded smaller
+    return Image.open(path, formats=FORMATS)
+
+
+def _reduced(image: Image.Image) -> int:
+    """Prepare a large JPEG to be decoded smaller, and say how many times smaller. ValueError for a
+    picture that is too large."""
+    (width, height), number = image.size, image.width * image.height
+    most = MOST_JPEG_PIXELS if image.format == "JPEG" else MOST_PIXELS
+    if number > most:
+        raise ValueError(f"{width} x {height} pixels, more than {most:,}: save it smaller, or as a JPEG")
+    times = next(each for each in (1, 2, 4, 8) if number <= MOST_PIXELS * each**2)
+    if times > 1:
+        image.draft(None, (width // times, height // times))
+    return times
+
+
+def _to_rgb(image: Image.Image) -> Opened:
     """The picture as RGB. 16-bit grey is scaled, not clipped; transparency shows white."""
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int32).clip(0, 65535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    own = into_srgb(profile, image.mode) if profile and image.mode in ("L", "CMYK") else None
+    if own:
+        return Opened(own.apply(image))
+    there = into_srgb(profile, "RGB") if profile and image.mode != "CMYK" else None
+    image = image.convert("RGB")
+    if there and not out_of_srgb(profile):
+        return Opened(there.apply(image))
+    return Opened(image, profile if there else None)
+
+
+# -------------------------------------------------------------------- colours
+
+
+@lru_cache(maxsize=32)
+def into_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile's colours to sRGB, for pictures of a mode (RGB, L, CMYK). None where nothing is to
+    be converted: the profile is damaged, or for other modes, or as good as sRGB."""
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if own.profile.xcolor_space.strip() != COLOUR_SPACES[mode]:
+            return None
+        there = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ImportError, ValueError):  # ImportError: Pillow without LCMS
+        return None
+    if mode == "RGB":
+        levels = np.linspace(0, 255, 9).astype(np.uint8)
+        colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3)
+        change = np.asarray(there.apply(Image.fromarray(colours))).astype(int) - colours
+        if np.abs(change).max() <= SAME_COLOUR:
+            return None
+    return there
+
+
+@lru_cache(maxsize=32)
+def out_of_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """From sRGB to a profile's colours. None for a profile that goes one way only, as of scanners."""
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.buildTransform(ImageCms.createProfile("sRGB"), own, "RGB", "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -85,8 +86,14 @@ def parallel_draw(draw, num_images: int, num_workers: int | None, description: s
         yield from bar(map(draw, range(num_images)))
         return
     # This pool ends its workers by a message. A signal could reach them before they are set up.
-    with ProcessPoolExecutor(workers, initializer=_worker_signals) as pool:
-        yield from bar(pool.map(draw, range(num_images), chunksize=16))
+    try:
+        with ProcessPoolExecutor(workers, initializer=_worker_signals) as pool:
+            yield from bar(pool.map(draw, range(num_images), chunksize=16))
+    except BrokenProcessPool:
+        raise OSError(
+            "a process that drew faces was killed, most often for want of memory: draw with fewer, "
+            "python -m synthetic_faces --num_workers 1"
+        ) from None
 
 
 def write_dataset(

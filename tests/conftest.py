@@ -188,11 +188,10 @@ def launch_two():
 @pytest.fixture
 def stop_after_three(monkeypatch):
     """A context in which training is asked to stop after three steps, as Ctrl-C would."""
-    from training import run
+    from training import process
 
-    class StopAfterThree(run.StopRequest):
-        def __init__(self, accelerator):
-            self.steps = 0
+    class StopAfterThree(process.StopRequest):
+        steps = 0
 
         def __bool__(self):
             self.steps += 1
@@ -201,7 +200,7 @@ def stop_after_three(monkeypatch):
     @contextmanager
     def stop():
         with monkeypatch.context() as patch:
-            patch.setattr(run, "StopRequest", StopAfterThree)
+            patch.setattr(process, "StopRequest", StopAfterThree)
             yield
 
     return stop

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import runpy
+import subprocess
+import sys
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 
 import pytest
 import yaml
@@ -94,6 +99,53 @@ def test_what_flags_of_writes_gives_the_same_configuration(kind, tmp_path):
     written = {k: v for k, v in cli.flags_of(before).items() if k != "what"}
     (tmp_path / "flags.yaml").write_text(yaml.safe_dump(written))
     assert parsed(kind, "--config", str(tmp_path / "flags.yaml")) == before
+
+
+def test_a_setting_as_one_types_it():
+    for name, value, typed in (
+        ("channels", [16, 32], "--channels 16 32"),
+        ("flip", True, "--flip"),
+        ("flip", False, "--no-flip"),
+        ("shared_film", False, "no --shared_film"),
+        ("lr", 1e-5, "--lr 1e-05"),
+        ("self_attention_levels", [], "--self_attention_levels"),
+        ("max_steps", None, "no --max_steps"),
+        ("data_root", "my faces", "--data_root 'my faces'"),
+    ):
+        assert cli.typed(TrainConfig, name, value) == typed
+
+
+def test_an_old_python_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(cli.__file__)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith("Python 3.10 or newer is needed, and ")
+
+
+def test_a_missing_package_is_one_line_and_a_bug_is_none(capsys):
+    error = ModuleNotFoundError("No module named 'torch'")
+    assert "No module named 'torch', for " in cli.in_one_line(error, "train.py")
+    assert cli.in_one_line(TypeError("a bug"), "train.py") is None
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_scripts_need_no_backend_of_a_notebook(backend):
+    code = "import cli; cli.run(lambda: __import__('figures.plots'))"
+    environment = os.environ | {"MPLBACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(cli.__file__).parent, env=environment, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_terminal_that_lacks_letters_shows_their_codes():
+    code = "import cli; cli.run(lambda: print('Jos\u00e9'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(cli.__file__).parent, env=environment, capture_output=True
+    )
+    assert done.returncode == 0 and done.stdout.strip() == b"Jos\\xe9"
 
 
 def test_the_command_line_overrides_the_file(tmp_path):

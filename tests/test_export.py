@@ -48,6 +48,15 @@ def test_safetensors_and_back(checkpoint, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.PTH", "model.v2"])
+def test_files_that_are_not_written_are_refused(checkpoint, tmp_path, capsys, name):
+    with pytest.raises(SystemExit):
+        run_export(checkpoint, tmp_path / name)
+    said = capsys.readouterr().err.strip()
+    assert f"--out {tmp_path / name}: no file of that kind is written" in said and "\n" not in said
+    assert not (tmp_path / name).exists()
+
+
 def test_half_precision_with_shared_weights_takes_half_the_room(make_model, tmp_path):
     model = make_model(shared_film=True, blocks_per_level=2)
     save_model(model, tmp_path / "model.pth")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_photograph import icc_profile
 
 import celeba_dataset
 import cli
@@ -168,6 +169,10 @@ def test_damaged_pictures(tmp_path):
     for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"):
         file = io.BytesIO()
         Image.fromarray(noise).save(file, kind)
+        forms.append(file.getvalue())
+    for kind in ("JPEG", "PNG"):  # with a profile
+        file = io.BytesIO()
+        Image.fromarray(noise[:8, :8]).save(file, kind, icc_profile=icc_profile())
         forms.append(file.getvalue())
     for number in range(1500):
         path.write_bytes(mutated(forms[number % len(forms)], pick))

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from image_data.photograph import CELEBA_LANDMARKS, CELEBA_SIZE, Photograph, similarity
-from image_data.picture import crop_box, decode_image
+from image_data import picture
+from image_data.photograph import CELEBA_LANDMARKS, CELEBA_SIZE, SWAPPED, Photograph, similarity
+from image_data.picture import crop_box, decode_image, open_picture, read_picture
+
+
+def icc_profile(space: bytes = b"RGB ") -> bytes:
+    """A display's profile with gamma 2.2: Display P3's primaries, or grey."""
+    xyz = (0.9642, 1.0, 0.8249)  # D50
+    triples = {b"wtpt": xyz}
+    if space == b"RGB ":
+        triples |= {b"rXYZ": P3[0], b"gXYZ": P3[1], b"bXYZ": P3[2]}
+    tags = {
+        name: b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * v) for v in values))
+        for name, values in triples.items()
+    }
+    for name in (b"rTRC", b"gTRC", b"bTRC") if space == b"RGB " else (b"kTRC",):
+        tags[name] = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + b"\0\0"
+    table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data
+    size, white = start + len(body), [round(65536 * v) for v in xyz]
+    form = ">I4xI4s4s4s12x4s28x3i48x"
+    head = struct.pack(form, size, 0x02400000, b"mntr", space, b"XYZ ", b"acsp", *white)
+    return head + table + body
+
+
+# X, Y, Z of Display P3's and of sRGB's primaries, adapted to D50.
+P3 = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841))
+SRGB = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+
+
+def p3_as_srgb(pixels: np.ndarray) -> np.ndarray:
+    """Colours of that profile in sRGB, by its definition."""
+    linear = (pixels / 255.0) ** 2.2 @ np.array(P3) @ np.linalg.inv(SRGB)
+    linear = linear.clip(0, 1)
+    curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return 255 * curve
 
 
 def scene(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -119,3 +157,105 @@ def test_any_file_is_edited_or_refused_in_one_line(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=name) as refused:
             Photograph(tmp_path / name, 32, 178)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_colours_of_a_wide_profile_are_converted_and_given_back(tmp_path, name):
+    """As of phones. The model sees sRGB; the pasted picture keeps the profile and its colours."""
+    options = {"quality": 95, "subsampling": 0} if name == "a.jpg" else {"lossless": True}
+    levels = np.stack(np.meshgrid(np.linspace(0, 255, 120), np.linspace(0, 255, 120)), -1)
+    muted = np.dstack([0.4 * levels + 80, np.full((120, 120), 120)]).astype(np.uint8)  # within sRGB
+    path = save(Image.fromarray(muted), tmp_path / name, icc_profile=icc_profile(), **options)
+    stored = np.asarray(Image.open(path).convert("RGB"))
+    seen = np.asarray(open_picture(path)).astype(float)
+    assert np.abs(seen - p3_as_srgb(stored)).max() <= 2 and np.abs(seen - stored).max() > 10
+    photograph = Photograph(path, 40, 178)
+    np.testing.assert_array_equal(photograph.square, decode_image(path, 40, 178))
+    brighter = photograph.square.copy()
+    brighter[10:30, 10:30] += 20
+    photograph.paste(brighter).save(tmp_path / "whole.png")
+    assert Image.open(tmp_path / "whole.png").info["icc_profile"] == icc_profile()
+    shown = np.asarray(open_picture(tmp_path / "whole.png")).astype(float) - seen
+    assert not shown[:20].any() and np.abs(shown[45:75, 45:75] - 20).max() <= 2
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "whole.png"))[:20], stored[:20])
+
+
+def test_other_profiles(tmp_path):
+    """Grey ones are converted; what is sRGB, damaged or for other pictures changes nothing."""
+    picture, srgb = scene(40, 40), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, profile, other in (
+        ("srgb.png", srgb, picture),
+        ("damaged.png", b"no profile" * 30, picture),
+        ("cut.png", icc_profile()[:150], picture),
+        ("grey_for_colours.png", icc_profile(b"GRAY"), picture),
+        ("wide_for_print.jpg", icc_profile(), picture.convert("CMYK")),
+    ):
+        path = save(other, tmp_path / name, icc_profile=profile)
+        plain = save(other, tmp_path / f"plain_{name}")
+        assert read_picture(path).profile is None
+        np.testing.assert_array_equal(open_picture(path), open_picture(plain))
+    grey = save(picture.convert("L"), tmp_path / "grey.png", icc_profile=icc_profile(b"GRAY"))
+    linear = (np.asarray(picture.convert("L")) / 255) ** 2.2
+    curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert np.abs(np.asarray(open_picture(grey))[..., 0] - 255 * curve).max() <= 2
+    clear = picture.convert("RGBA")
+    clear.putalpha(0)
+    path = save(clear, tmp_path / "clear.png", icc_profile=icc_profile())
+    assert read_picture(path).profile and (np.asarray(open_picture(path)) >= 254).all(), "white is white"
+
+
+AS_SEEN = [106, 113, 69, 109, 77, 142, 108, 154, 73, 152]  # by the person: the left eye is at the right
+
+
+def test_left_and_right_may_be_the_person_s_own(tmp_path):
+    path = save(scene(*CELEBA_SIZE), tmp_path / "a.png")
+    seen = Photograph(path, 64, 178, AS_SEEN)
+    swapped = np.reshape(AS_SEEN, (5, 2))[SWAPPED]
+    assert seen.swapped and not Photograph(path, 64, 178, swapped.ravel()).swapped
+    np.testing.assert_array_equal(seen.square, Photograph(path, 64, 178, swapped.ravel()).square)
+    leaning = np.deg2rad(40)
+    turn = np.array([[np.cos(leaning), np.sin(leaning)], [-np.sin(leaning), np.cos(leaning)]])
+    points = (CELEBA_LANDMARKS - 100) @ turn + 100
+    assert Photograph(path, 64, 178, points[SWAPPED].ravel()).swapped
+
+
+@pytest.mark.parametrize(
+    ("order", "axes"),
+    [
+        ([1, 0, 2, 3, 4], (0, 1)),
+        ([0, 1, 2, 4, 3], (0, 1)),
+        ([2, 0, 1, 3, 4], (0, 1)),
+        ([0, 1, 2, 3, 4], (1, 0)),
+    ],
+    ids=["eyes swapped", "mouth swapped", "nose first", "y before x"],
+)
+def test_landmarks_in_another_order_are_refused(tmp_path, order, axes):
+    path, random = save(scene(200, 240), tmp_path / "a.png"), np.random.default_rng(0)
+    for _ in range(30):
+        points = CELEBA_LANDMARKS + random.normal(0, 2, (5, 2))
+        with pytest.raises(ValueError, match="do not form a face: give x and y of left eye"):
+            Photograph(path, 64, 178, points[order][:, axes].ravel())
+
+
+def test_a_large_jpeg_is_decoded_smaller(tmp_path, monkeypatch):
+    """Landmarks are still those of the file's pixels."""
+    large, exif = scene(712, 872), Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    path = save(large, tmp_path / "a.jpg", quality=95)
+    turned = save(large.transpose(Image.Transpose.ROTATE_90), tmp_path / "turned.jpg", exif=exif)
+    landmarks = (CELEBA_LANDMARKS * 4).ravel()
+    whole = Photograph(path, 64, 178, landmarks)
+    monkeypatch.setattr(picture, "MOST_PIXELS", 100_000)
+    for each in (path, turned):
+        small = Photograph(each, 64, 178, landmarks)
+        assert small.file.reduced == 4 and small.picture.size == (178, 218)
+        assert np.abs(small.square.astype(int) - whole.square).mean() < 3
+    assert small.paste(small.square).size == (178, 218)
+    with pytest.raises(ValueError, match=r"do not lie in the 712x872 picture"):
+        Photograph(path, 64, 178, [713.0, *range(9)])
+    for name in ("a.png", "a.webp"):
+        with pytest.raises(ValueError, match="712 x 872 pixels, more than 100,000: save it smaller"):
+            open_picture(save(large, tmp_path / name))
+    monkeypatch.setattr(picture, "MOST_JPEG_PIXELS", 600_000)
+    with pytest.raises(ValueError, match="more than 600,000: save it smaller"):
+        open_picture(path)

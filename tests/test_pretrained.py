@@ -49,13 +49,14 @@ def test_training_starts_from_a_model(make_model, tmp_path):
     path = tmp_path / "model.pth"
     save_model(model, path)
     images = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
-    config = TrainConfig(model=model.config, init_from=str(path))
+    config = TrainConfig(model=model.config)
 
     class Faces:
         attributes = torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, 1, 1], [1, 1, 1]])
         attribute_names, one_hot = model.config.attribute_names, False
 
     started = STAGES["diffusion"].build(config, Faces)
+    assert STAGES["diffusion"].start_from(str(path), started).endswith("M weights"), "all of them"
     assert started.config.prior_rows == 3, "the rows are those of the new data"
     t, eps = spread_timesteps(4, 1000), torch.zeros(4, 3, 16, 16)
     loss = LossConfig(cfg_dropout=0, attr_dropout=0, latent_dropout=1)

@@ -176,6 +176,10 @@ WRONG = {
         "--data_root {faces} --first_stage {tmp}/none.pth --output_dir {tmp}/out",
         "none.pth",
     ),
+    "nowhere to draw": (manipulate, "--mode generate --output_dir {tmp}/text.jpg/out", "--output_dir"),
+    "nowhere to plot": (visualize, "unet --checkpoint {checkpoint} --output_dir /proc/a", "/proc/a"),
+    "nowhere to measure": (evaluate, "--data_root {faces} --output_dir {tmp}/text.jpg", "--output_dir"),
+    "nowhere to save": (train, "--data_root {faces} --save_dir {tmp}/text.jpg/a", "--save_dir"),
     "no CUDA": (train, "--data_root {faces} --device cuda", "--device cpu"),
 }
 
@@ -191,8 +195,6 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(
     argv = [flag.format(tmp=broken, faces=faces, checkpoint=checkpoint) for flag in flags.split()]
     if script is manipulate and "--checkpoint" not in argv:
         argv += ["--checkpoint", checkpoint]
-    if script is train:
-        argv += ["--mixed_precision", "no"]  # one precision a process, and other tests chose it
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         run_script(script, *argv)

@@ -4,7 +4,6 @@ import errno
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from config import LossConfig, TrainConfig
 from train import training_step
 from training.batches import BatchOrder, seed_everything
 from training.monitoring import validate
+from training.process import make_accelerator
 from training.run import MAX_SKIPPED, TrainingRun, learning_rate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def run_training(flags, folder, *more):
 
 def make_run(flags, *more) -> TrainingRun:
     config = train.parse_args([*flags, *more])
-    accelerator = train.make_accelerator(config)
+    accelerator = make_accelerator(config)
     config, train_set, val_set = train.load_datasets(config, accelerator)
     return TrainingRun(config, accelerator, train_set, val_set)
 
@@ -92,7 +92,7 @@ def test_resuming_with_other_flags_is_refused(flags, tmp_path):
 
 
 def test_sigterm_saves_and_exits_cleanly(flags, tmp_path):
-    """To the whole group, as schedulers send it: data workers must outlast the save."""
+    """To the whole group, as schedulers send it."""
     command = [sys.executable, "train.py", *flags, "--epochs", "9999", "--save_dir", str(tmp_path)]
     command += ["--num_workers", "2"]
     with open(tmp_path / "output", "w") as output:
@@ -181,24 +181,12 @@ def test_pictures_that_vanish_in_a_run_are_in_the_cache(faces, flags, tmp_path):
     assert run.step == 2
 
 
-def test_an_error_ends_the_data_workers(flags, tmp_path, monkeypatch):
-    """Or the process would wait for them at its exit, as they heed no signal."""
-
-    def fail(run, batches):
-        next(batches)
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(train, "training_step", fail)
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_training(flags, tmp_path, "--num_workers", "2")
-    assert not multiprocessing.active_children()
-
-
 def test_a_full_gpu_is_one_line_with_the_flags_that_help(flags, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
 
     monkeypatch.setattr(train, "training_step", full)
+    monkeypatch.setattr("sys.argv", ["train.py"])
     said = one_line(capsys, lambda: run_training(flags, tmp_path))
     assert "CUDA out of memory: lower --batch_size" in said and "--gradient_checkpointing" in said
 

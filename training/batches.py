@@ -4,14 +4,16 @@ and the step alone, so that a resumed run goes on as if it had never stopped.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from itertools import islice
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from config import TrainConfig
 from image_data.cached import ImageDataset, random_flip
@@ -48,10 +50,8 @@ class BatchOrder:
             first += self.stride
 
 
-def ignore_signals(_worker: int) -> None:
-    """Workers ignore Ctrl-C and SIGTERM. The main process stops them after it has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+class Interrupted(Exception):
+    """A stop was asked for while a step waited for its images."""
 
 
 def to_device(
@@ -66,27 +66,61 @@ def to_device(
     return images[:, 0] if images.ndim == 5 else images, attributes  # encoded: its mirror image, too
 
 
+def read_ahead(
+    read: Callable[[list[int]], dict[str, Tensor]], order: Iterator[list[int]], threads: int
+) -> Generator[Future, None, None]:
+    """``read`` of every item of an endless ``order``, in that order, as futures. Threads do the reading,
+    two items each ahead of what is asked for. No threads: an item is read when it is asked for.
+
+    Threads suffice, as a batch is copied outside the interpreter's lock. Processes would have to send it
+    through shared memory, which is small in containers, and could be killed one by one.
+    """
+    if not threads:
+        for indices in order:
+            future: Future = Future()
+            future.set_result(read(indices))
+            yield future
+    pool = ThreadPoolExecutor(threads, "reader")
+    try:
+        ahead = deque(pool.submit(read, indices) for indices in islice(order, 2 * threads))
+        while True:
+            ahead.append(pool.submit(read, next(order)))
+            yield ahead.popleft()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def load_batches(
-    dataset: Dataset, config: TrainConfig, accelerator: Accelerator, step: int
+    dataset: Dataset,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    step: int,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Images and attributes of every batch from a step on, on the device. Before each batch, torch is
     seeded from the run's seed, the step and the process. So a resumed run repeats exactly. ``close``
-    ends the loader's workers."""
+    ends the reading threads.
+
+    Raises:
+        Interrupted: if ``stopping`` says so while a batch is waited for, as from a disk that hangs.
+    """
     rank, world = accelerator.process_index, accelerator.num_processes
     first = step * config.grad_accum
-    loader = DataLoader(
-        dataset,
-        batch_sampler=BatchOrder(len(dataset), config.batch_size, config.seed, rank, world, first),
-        num_workers=config.num_workers,
-        collate_fn=dataset.collate,
-        worker_init_fn=ignore_signals,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    iterator = iter(loader)
-    try:
-        for number, batch in enumerate(iterator, first):
+    on_gpu = accelerator.device.type == "cuda"
+
+    def read(indices: list[int]) -> dict[str, Tensor]:
+        batch = dataset.__getitems__(indices)
+        if not on_gpu:
+            return batch
+        with torch.cuda.device(accelerator.device):  # a thread starts with the first GPU
+            return {name: each.pin_memory() for name, each in batch.items()}
+
+    order = BatchOrder(len(dataset), config.batch_size, config.seed, rank, world, first)
+    with closing(read_ahead(read, iter(order), config.num_workers)) as batches:
+        for number, batch in enumerate(batches, first):
+            while not wait([batch], timeout=1).done:
+                if stopping():
+                    raise Interrupted
             step, micro = divmod(number, config.grad_accum)
             seed_everything(config.seed, step, micro * world + rank)
-            yield to_device(batch, accelerator, config.flip and dataset.flips)
-    finally:  # an error's traceback keeps the iterator alive, and so its workers, beyond the exit
-        getattr(iterator, "_shutdown_workers", lambda: None)()
+            yield to_device(batch.result(), accelerator, config.flip and dataset.flips)

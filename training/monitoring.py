@@ -8,6 +8,8 @@ import math
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -120,18 +122,40 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
     return folder
 
 
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Name the folder in an OSError of the system, which names none where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(
+            f"cannot write the log in {folder} ({error.strerror}): free some space, or choose another "
+            "--log_dir"
+        ) from error
+
+
 class Logger:
     """TensorBoard and metrics.jsonl: averages of the metrics between two writes, and pictures. Silent
     off rank 0."""
 
     def __init__(self, run: TrainingRun, log_dir: str):
-        self.run, self.writer = run, None
+        self.run, self.writer, self.folder = run, None, Path(log_dir)
         if run.accelerator.is_main_process:
-            self.folder = run_directory(run, Path(log_dir))
-            # What a run that broke off wrote after its last checkpoint is replaced.
-            self.writer = SummaryWriter(str(self.folder), purge_step=run.step + 1 if run.step else None)
+            with writing_to(self.folder):
+                self.folder = run_directory(run, self.folder)
+                # What a run that broke off wrote after its last checkpoint is replaced.
+                purge = run.step + 1 if run.step else None
+                self.writer = SummaryWriter(str(self.folder), purge_step=purge)
         self.steps: list[dict] = []
         self.seconds = 0.0
+
+    def close(self) -> None:
+        """End TensorBoard's thread. All is written by then, or was refused by the disk."""
+        if self.writer:
+            with suppress(OSError):
+                self.writer.close()
 
     def add(self, metrics: dict, seconds: float) -> None:
         """Take in one step's metrics, as tensors: reading them now would make a GPU wait."""
@@ -172,12 +196,14 @@ class Logger:
 
     def scalars(self, values: dict[str, float]) -> None:
         """Write values under their names at the current step."""
-        if self.writer:
+        if not self.writer:
+            return
+        numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **numbers}
+        with writing_to(self.folder):
             for name, value in values.items():
                 self.writer.add_scalar(name, value, self.run.step)
             self.writer.flush()
-            numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
-            line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **numbers}
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
 
@@ -190,6 +216,7 @@ class Logger:
         images, attributes = run.validation_images(indices)
         with run.accelerator.autocast():
             shown = run.stage.pictures(run, images, attributes)
-        for title, pictures in shown.items():
-            self.writer.add_images(title, pictures.cpu(), run.step, dataformats="NHWC")
-        self.writer.flush()
+        with writing_to(self.folder):
+            for title, pictures in shown.items():
+                self.writer.add_images(title, pictures.cpu(), run.step, dataformats="NHWC")
+            self.writer.flush()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import re
-import signal
+import reprlib
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +18,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
+import cli
 from celeba_dataset import create_attribute_vector
 from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
 from config import ADJUSTABLE, FREE, Flag, TrainConfig
 from image_data.encoded import LatentDataset
-from training.batches import Dataset, load_batches, seed_everything, to_device
+from training.batches import Dataset, Interrupted, load_batches, seed_everything, to_device
 from training.optimizers import OPTIMIZERS
 from training.stages import STAGES, Stage
 
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
-
-
-@contextmanager
-def keep_freed_memory(device: str) -> Iterator[None]:
-    """Within this context, glibc keeps up to 2 GiB of freed memory and does not return it to the system.
-    A training step on a CPU frees and allocates the same memory each time, and the system would clear
-    every page again. Afterwards all of it is returned. Other C libraries are not changed."""
-    libc: Any = ctypes.CDLL(None) if device == "cpu" and os.name == "posix" else None
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(mmap_max, 0)
-    try:
-        yield
-    finally:
-        libc.mallopt(trim_threshold, 128 * 1024)  # glibc's defaults
-        libc.mallopt(mmap_max, 65_536)
-        libc.malloc_trim(0)
+# The flags that choose the data, and the settings that follow from it.
+DATA_FLAGS = ("data_root", "dataset", "data_fraction", "attribute", "latents", "judge")
+OF_DATA = ("images", "attribute_names", "one_hot", "prior_rows", "first_stage", "first_stage_config")
+OF_DATA += ("first_stage_judge", "judge")
+FOLLOWS = ("guidable", "prior_rows")  # from other settings, which say more
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
@@ -69,34 +53,12 @@ def keep_attribute(data: Dataset, name: str) -> None:
     data.one_hot = False
 
 
-class StopRequest:
-    """Ctrl-C and SIGTERM ask for a stop after the current step. A second Ctrl-C stops at once."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.asked = accelerator, False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __bool__(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self.asked
-        if self.asked:  # one process's signal stops all at the same step
-            self.accelerator.set_trigger()
-        self.asked = self.accelerator.check_trigger()
-        return self.asked
-
-
 class CheckpointFiles:
     """The checkpoints in a run's folder."""
 
     def __init__(self, config: TrainConfig):
+        self.config = config
         self.folder, self.prefix = Path(config.save_dir), STAGES[config.stage].prefix
-        self.keep_last = config.keep_last
         self.last = self.folder / f"{self.prefix}last.pth"  # --resume continues from this file
 
     def epochs(self, up_to: float = float("inf")) -> list[Path]:
@@ -107,13 +69,35 @@ class CheckpointFiles:
         return [path for number, path in numbered if number <= up_to]
 
     def saved(self) -> list[Path]:
-        """The checkpoints to resume from, newest first."""
+        """The checkpoints, newest first."""
         return [path for path in (self.last, *self.epochs()[::-1]) if path.is_file()]
+
+    def to_resume(self) -> list[Path]:
+        """The checkpoints that --resume means, newest first: the file given, those of the folder given,
+        or those of this folder.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        asked = Path(self.config.resume or "")
+        if not self.config.resume or (str(asked) in ("latest", "last") and not asked.exists()):
+            found, where = self.saved(), self.last
+        elif asked.is_dir():
+            others = CheckpointFiles(replace(self.config, save_dir=str(asked)))
+            found, where = others.saved(), others.last
+        else:
+            found, where = [asked] if asked.is_file() else [], asked
+        if not found:
+            raise FileNotFoundError(
+                f"no checkpoint at {where} to resume from: leave --resume out to start afresh"
+            )
+        return found
 
     def keep_epoch(self, run: TrainingRun, epoch: int) -> None:
         """Save an epoch's checkpoint. Delete those before the last ``keep_last``; None keeps all."""
         run.save(self.folder / f"{self.prefix}epoch_{epoch:04d}.pth")
-        for old in self.epochs(epoch)[: -self.keep_last] if self.keep_last else ():
+        keep = self.config.keep_last
+        for old in self.epochs(epoch)[:-keep] if keep else ():
             old.unlink()
 
 
@@ -129,6 +113,9 @@ class TrainingRun:
         self.loss_config = self.stage.loss(config)
         seed_everything(config.seed)
         model = self.stage.build(config, train_set)
+        self.origin = ""  # what --init_from gave; a resumed run has its weights from its checkpoint
+        if config.init_from and config.resume is None:
+            self.origin = self.stage.start_from(config.init_from, model)
         model.to(accelerator.device, memory_format=torch.channels_last)
         self.ema = EMA(model, config.ema_decay)
         self.stage.prepare(model, config)
@@ -138,6 +125,7 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw_model = accelerator.unwrap_model(self.model)
         self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
+        self.whole = True  # False while weights, average and counters are changed
         self.log = ""  # the run's folder in --log_dir
         self.images_per_step = config.batch_size * config.grad_accum * accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(train_set) / self.images_per_step)
@@ -169,9 +157,11 @@ class TrainingRun:
 
         return read
 
-    def batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def batches(
+        self, stopping: Callable[[], bool] = lambda: False
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """``load_batches`` from the current step on."""
-        return load_batches(self.train_set, self.config, self.accelerator, self.step)
+        return load_batches(self.train_set, self.config, self.accelerator, self.step, stopping)
 
     def validation_images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images, or moments, and attributes of the validation split."""
@@ -184,6 +174,13 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """The part of a step that changes the run. An error in it leaves nothing that could be saved."""
+        self.whole = False
+        yield
+        self.whole = True
 
     def count_step(self, finite: bool) -> None:
         """Count one step.
@@ -216,13 +213,14 @@ class TrainingRun:
         if isinstance(self.train_set, LatentDataset):
             recipe["first_stage"] = self.train_set.first_stage["hash"]
         recipe["batches_per_step"] = self.config.grad_accum * self.accelerator.num_processes
-        return recipe | {"images": len(self.train_set)}
+        return {"images": len(self.train_set)} | recipe
 
     def save(self, path: Path) -> None:
         """Write the whole state. ``load`` continues from it exactly."""
         state = {
             "config": self.raw_model.config.to_dict(),
             "recipe": self.recipe(),
+            "flags": cli.flags_of(self.config),
             "stage": self.config.stage,
             "model": self.raw_model.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -235,6 +233,32 @@ class TrainingRun:
             "save_dir": str(Path(self.config.save_dir).resolve()),
         }
         save_atomically(state, path)
+
+    @contextmanager
+    def saved_if_cut_short(self, path: Path, say: Callable[[str], None]) -> Iterator[None]:
+        """Save the run where the loop within ends before the run does: by a stop, or by an error, which
+        is raised again. Nothing is saved if no step was made, if a step's update broke off, or after a
+        second Ctrl-C."""
+        first = self.step
+
+        def save() -> None:
+            unfinished = self.whole and first < self.step and self.progress < 1
+            if unfinished and self.accelerator.is_main_process:
+                self.save(path)
+                say(f"stopped after step {self.step}; go on with --resume")
+
+        try:
+            yield
+        except Interrupted:
+            pass
+        except Exception as error:
+            try:
+                save()
+            except OSError as failed:
+                if str(failed) != str(error):  # else it was a save that ended the run
+                    say(str(failed))
+            raise
+        save()
 
     def load(self, *paths: Path) -> None:
         """Continue from the first of these checkpoints that is whole. Damaged ones before it are named
@@ -255,35 +279,61 @@ class TrainingRun:
         if "recipe" not in state:
             raise ValueError(f"{path} holds inference weights only: --resume needs a last.pth")
         with refusing(path, "training state"):
-            self.check_recipe(path, state["recipe"])
+            self.check_recipe(path, state)
             load_weights(self.raw_model, state["model"], path)
             load_weights(self.ema.model, state["ema"], path)
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.accelerator.scaler:
+            if self.accelerator.scaler and state["scaler"]:  # {}: of a run without fp16
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.best = int(state["step"]), float(state["best"])
             self.seconds = float(state["seconds"])
             own = state["save_dir"] == str(Path(self.config.save_dir).resolve())  # no copy or branch
             self.log = str(state["log"]) if own else ""
 
-    def check_recipe(self, path: Path, trained: dict) -> None:
-        """Compare a checkpoint's recipe with this run's. A difference raises ValueError, or prints a
-        line if the setting is ADJUSTABLE."""
+    def check_recipe(self, path: Path, state: dict) -> None:
+        """Compare a checkpoint's recipe with this run's. A difference raises ValueError, which names the
+        flags that would do. If the setting is ADJUSTABLE, it prints a line."""
+        if state["stage"] != self.config.stage:
+            raise ValueError(
+                f"{path} is of --stage {state['stage']}, this run is of --stage {self.config.stage}: "
+                f"resume with --stage {state['stage']}"
+            )
+        trained, flags_then = state["recipe"], state.get("flags", {})
         flags = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
         parts = (self.config, self.loss_config, self.raw_model.config)
         defaults = {each.name: each.default for part in parts for each in fields(part)}
         defaults["optimizer"] = "adamw"  # of runs from before there was a choice
+        differences, remedies = [], []
         for key, value in self.recipe().items():
             before = trained.get(key, defaults.get(key))  # a field newer than the file: its default
-            if before == value:
+            if before == value or (key in FOLLOWS and differences):
                 continue
-            if key not in flags or flags[key].resume != ADJUSTABLE:
-                raise ValueError(
-                    f"{path} was trained with {key} = {before}, this run has {value}: "
-                    f"resume with the same flags, or start afresh in another --save_dir"
-                )
-            if self.accelerator.is_main_process:
-                print(f"{key} was {before} so far, and is {value} from here on")
+            if key in flags and flags[key].resume == ADJUSTABLE:
+                if self.accelerator.is_main_process:
+                    print(f"{key} was {before} so far, and is {value} from here on")
+                continue
+            differences.append(f"{key} = {reprlib.repr(before)}, this run has {reprlib.repr(value)}")
+            remedies += self.remedies(key, before, flags_then)
+        if differences:
+            raise ValueError(
+                f"{path} was trained with {'; '.join(differences)}: resume with "
+                f"{' '.join(dict.fromkeys(remedies))}, or start afresh in another --save_dir"
+            )
+
+    def remedies(self, key: str, before: Any, flags_then: dict[str, Any]) -> list[str]:
+        """The flags with which a setting is again what it was."""
+        processes = self.accelerator.num_processes
+        if key == "batches_per_step" and before % processes == 0:
+            return [f"--grad_accum {before // processes}"]
+        if key == "batches_per_step":
+            return [f"a number of processes that divides {before}"]
+        if key not in OF_DATA:
+            return [cli.typed(TrainConfig, key, before)]
+        flags_now = cli.flags_of(self.config)
+        changed = [name for name in DATA_FLAGS if flags_then.get(name) != flags_now.get(name)]
+        if not flags_then or not changed:
+            return ["the same data"]
+        return [cli.typed(TrainConfig, name, flags_then.get(name)) for name in changed]
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
         """Write the EMA weights to the stage's file. A stage that keeps only the best writes them only

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from celeba_dataset import CELEBA_ATTRIBUTES, AttributePrior
-from checkpoint import load, load_weights, save_atomically, save_model
+from checkpoint import load, load_weights, save_atomically, save_model, take_over
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages
 from config import CFG_SCALE, Config, FirstStageConfig, LossConfig, ModelConfig, TrainConfig
@@ -51,6 +51,10 @@ class Stage(Protocol):
 
     def loss(self, config: TrainConfig) -> Config:
         """The loss's configuration."""
+
+    def start_from(self, path: str, model: Any) -> str:
+        """Take over another model's weights, as far as they fit. Returns what a run says of it."""
+        return ""
 
     def prepare(self, model: nn.Module, config: TrainConfig) -> None:
         """Set up a module that is on its device: compiling, gradient checkpointing."""
@@ -120,16 +124,13 @@ class NoisyStage(Stage):
             prior_rows=prior_rows,
         )
 
-    def load_parts(self, model: Any, config: TrainConfig, train_set: Dataset) -> None:
-        """Load the weights of --init_from and, if the dataset holds latents, of their first stage. What
-        says how frequent attributes are (the prior) stays that of the dataset."""
-        if config.init_from:
-            weights = load(self.kind, self.key, config.init_from, "cpu").state_dict()
-            own = {name: w for name, w in model.state_dict().items() if "prior" in name}
-            others = {name: w for name, w in weights.items() if "prior" not in name}
-            load_weights(model, others | own, config.init_from)
+    def load_first_stage(self, model: Any, train_set: Dataset) -> None:
+        """If the dataset holds latents, load the weights of their first stage."""
         if isinstance(train_set, LatentDataset):
             load_weights(model.first_stage, train_set.first_stage_weights(), train_set.folder)
+
+    def start_from(self, path: str, model: Any) -> str:
+        return take_over(model, load(self.kind, self.key, path, "cpu"), path)
 
     def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
         save_model(model, path, self.key, **facts)
@@ -144,7 +145,7 @@ class DiffusionStage(NoisyStage):
         prior = AttributePrior.of(train_set.attributes)
         model = ConditionalDiffusion(self.model_config(config, train_set, len(prior.counts)))
         model.attribute_prior = prior
-        self.load_parts(model, config, train_set)
+        self.load_first_stage(model, train_set)
         return model
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
@@ -177,7 +178,7 @@ class GuideStage(NoisyStage):
     def build(self, config: TrainConfig, train_set: Dataset) -> GuidanceClassifier:
         model = GuidanceClassifier(self.model_config(config, train_set, prior_rows=0))
         model.set_prior(train_set.attributes)
-        self.load_parts(model, config, train_set)
+        self.load_first_stage(model, train_set)
         return model
 
     def hidden(self, model: GuidanceClassifier) -> Iterable[nn.Module]:

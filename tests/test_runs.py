@@ -1,0 +1,318 @@
+"""How runs begin, go on and end on machines as they are: other weights, other flags, accelerate's
+environment, notebooks, full disks, little memory, signals."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from test_training import make_run, one_line, run_training
+from torch.utils.tensorboard import SummaryWriter
+
+import checkpoint as checkpoints
+import train
+from checkpoint import load_checkpoint, replace_file, take_over
+from config import TrainConfig
+from synthetic_faces.dataset import parallel_draw
+from training import batches, process
+from training.batches import Interrupted, load_batches
+from training.monitoring import Logger
+from training.process import StopRequest, keep_freed_memory, make_accelerator
+from training.run import CheckpointFiles
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+# -------------------------------------------------------------------- how they end
+
+
+def training_that_fails(at: int, error: BaseException, where: str = "before"):
+    """``training_step`` that raises an error in step ``at``, before or in its update of the weights."""
+    true_step = train.training_step
+
+    def step(run, source):
+        if run.step + 1 == at:
+            next(source)
+            if where == "update":
+                with run.updating():
+                    raise error
+            raise error
+        return true_step(run, source)
+
+    return step
+
+
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+NO_MEMORY += "you tried to allocate 1288490189 bytes. Error code 12 (Cannot allocate memory)"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError(NO_MEMORY),
+            "out of memory, 1.20 GiB more were needed: lower --batch_size, or train",
+        ),
+        (MemoryError(), "out of memory: lower --batch_size"),
+        (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), "--grad_accum"),
+        (OSError(errno.EIO, "Input/output error", "faces.u8"), "faces.u8"),
+    ],
+    ids=["cpu", "python", "cuda", "disk"],
+)
+def test_an_error_is_one_line_and_what_was_reached_is_saved(
+    flags, tmp_path, monkeypatch, capsys, error, said
+):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setattr(train, "training_step", training_that_fails(3, error))
+    line = one_line(capsys, lambda: run_training(flags, tmp_path, "--num_workers", "2"))
+    assert said in line
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 2
+    assert not [each for each in threading.enumerate() if each.name.startswith("reader")]
+
+
+def test_a_bug_keeps_its_traceback_and_saves_only_what_is_whole(flags, tmp_path, monkeypatch, capsys):
+    for where, saved in (("before", True), ("update", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "training_step", training_that_fails(2, TypeError("a bug"), where))
+            with pytest.raises(TypeError, match="a bug"):
+                run_training(flags, tmp_path / where)
+        assert (tmp_path / where / "last.pth").exists() == saved
+        assert ("stopped after step 1; go on with --resume" in capsys.readouterr().out) == saved
+
+
+def test_a_full_log_disk_is_named_and_the_run_saved(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "LOG_STEPS", 2)
+
+    def full(self):
+        raise FULL
+
+    monkeypatch.setattr(SummaryWriter, "flush", full)
+    line = one_line(capsys, lambda: run_training(flags, tmp_path))
+    assert f"cannot write the log in {tmp_path / 'logs' / '0001'} (No space left on device)" in line
+    assert "choose another --log_dir" in line
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 2
+
+
+@pytest.mark.parametrize("stops", [KeyboardInterrupt(), ValueError("a bug"), FULL])
+def test_what_stops_a_save_is_not_taken_for_a_full_disk(tmp_path, monkeypatch, stops):
+    class Stopped:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            raise stops
+
+    def write(file):
+        torch.save({"a": torch.zeros(9)}, Stopped(file))
+
+    expected = OSError if stops is FULL else type(stops)
+    with pytest.raises(expected) as raised:
+        replace_file(tmp_path / "a.pth", write)
+    assert ("free some space" in str(raised.value)) == (stops is FULL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_is_heard_while_a_disk_hangs(monkeypatch):
+    """Reading never ends; the first signal does."""
+    hangs = threading.Event()
+
+    class Slow:
+        flips = False
+
+        def __len__(self):
+            return 8
+
+        def __getitems__(self, indices):
+            hangs.wait(20)
+
+    stop = StopRequest(SimpleNamespace(num_processes=1))
+    config = TrainConfig(batch_size=2, num_workers=1)
+    accelerator = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
+    source = load_batches(Slow(), config, accelerator, 0, lambda: stop.asked)
+    monkeypatch.setattr(batches, "wait", lambda futures, timeout: time.sleep(0.01) or NOT_DONE)
+    with stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            next(source)
+    hangs.set()
+
+
+NOT_DONE = SimpleNamespace(done=set())
+
+
+def test_a_killed_drawing_process_is_one_line(capsys):
+    line = one_line(capsys, lambda: list(parallel_draw(os._exit, 4, 2, "drawing faces")))
+    assert "a process that drew faces was killed" in line and "--num_workers 1" in line
+
+
+# -------------------------------------------------------------------- the process around them
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs that draw none, which takes longer than all else they do."""
+    monkeypatch.setattr(Logger, "pictures", lambda logger: None)
+
+
+def test_a_notebook_gets_its_signals_back_and_a_thread_can_train(flags, tmp_path, no_pictures):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run_training(flags, tmp_path / "one", "--max_steps", "1")
+    threads = threading.active_count()
+    again = threading.Thread(target=run_training, args=(flags, tmp_path / "two", "--max_steps", "1"))
+    again.start()
+    again.join()
+    assert (tmp_path / "two" / "best_model.pth").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert threading.active_count() == threads, "TensorBoard's ended, too"
+
+
+def test_a_second_run_in_one_process_may_have_another_precision(flags):
+    for precision in ("no", "bf16", "no"):
+        run = make_run(flags, "--mixed_precision", precision)
+        assert run.accelerator.mixed_precision == precision
+
+
+def test_accelerate_s_environment_changes_no_weight_and_no_name(flags, monkeypatch, capsys):
+    plain = make_run(flags, "--grad_accum", "2")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run = make_run(flags, "--grad_accum", "2")
+    assert "ACCELERATE_DYNAMO_BACKEND=EAGER is not used: --compile" in capsys.readouterr().out
+    assert run.recipe() == plain.recipe() and run.accelerator.gradient_accumulation_steps == 2
+    assert [*run.raw_model.state_dict()] == [*plain.raw_model.state_dict()]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "a parallelism_config"),
+        ("ACCELERATE_TORCH_DEVICE", "meta", "--device cpu is cpu here"),
+    ],
+)
+def test_what_accelerate_is_set_to_and_is_not_done_is_refused(monkeypatch, variable, value, said):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=said) as refused:
+        make_accelerator(TrainConfig(device="cpu", mixed_precision="no"))
+    assert variable in str(refused.value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_without_a_c_library_memory_is_left_as_it_is(monkeypatch):
+    def none(name):
+        raise TypeError("LoadLibrary() argument 1 must be str, not None")
+
+    monkeypatch.setattr(process.ctypes, "CDLL", none)
+    with keep_freed_memory("cpu"):
+        torch.zeros(3)
+
+
+# -------------------------------------------------------------------- how they go on
+
+
+@pytest.fixture(scope="module")
+def saved(flags, tmp_path_factory):
+    """The state of a run with --grad_accum 2, before its first step."""
+    path = tmp_path_factory.mktemp("saved") / "last.pth"
+    make_run(flags, "--grad_accum", "2").save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--grad_accum", "4"], "batches_per_step = 2, this run has 4: resume with --grad_accum 2, or"),
+        (["--channels", "16", "64"], "resume with --channels 16 32, or"),
+        (["--no-flip", "--zero_terminal_snr"], "resume with --flip no --zero_terminal_snr, or"),
+        (
+            ["--cfg_dropout", "0"],
+            "cfg_dropout = 0.1, this run has 0.0: resume with --cfg_dropout 0.1, or",
+        ),
+        (["--data_fraction", "0.5"], "images = 28, this run has 14: resume with --data_fraction 1, or"),
+        (["--stage", "guide"], "is of --stage diffusion, this run is of --stage guide: resume with"),
+    ],
+)
+def test_a_flag_that_must_stay_is_named_with_the_value_that_would_do(flags, saved, more, said):
+    more = [*([] if "--grad_accum" in more else ["--grad_accum", "2"]), *more]
+    with pytest.raises(ValueError) as refused:
+        make_run(flags, *more).load(saved)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_validation_images_and_precision_may_change(flags, saved, capsys):
+    make_run(flags, "--grad_accum", "2", "--val_images", "2", "--mixed_precision", "bf16").load(saved)
+    said = capsys.readouterr().out
+    assert "val_images was 4 so far, and is 2 from here on" in said
+    assert "mixed_precision was no so far, and is bf16 from here on" in said
+
+
+def test_resume_takes_a_file_a_folder_or_the_latest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder, names in ((own, ("last.pth", "epoch_0001.pth")), (other, ("epoch_0003.pth",))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+
+    def found(resume):
+        return CheckpointFiles(TrainConfig(save_dir=str(own), resume=resume)).to_resume()
+
+    latest = [own / "last.pth", own / "epoch_0001.pth"]
+    assert found("") == found("latest") == found("last") == latest
+    assert found("other") == [other / "epoch_0003.pth"] or found("other")[0].name == "epoch_0003.pth"
+    assert found(str(own / "epoch_0001.pth")) == [own / "epoch_0001.pth"]
+    for nothing in ("nowhere", str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match="to resume from"):
+            found(nothing)
+
+
+# -------------------------------------------------------------------- what they begin with
+
+
+def test_what_fits_of_other_weights_is_taken_and_what_does_not_is_named(make_model):
+    old = make_model()  # Smiling, Male, Young at 16 pixels
+    new = make_model(("Male", "Hat"), image_size=32, prediction="v")
+    fresh = {name: weight.clone() for name, weight in new.state_dict().items()}
+    text = take_over(new, old, "old.pth")
+    before, after = old.state_dict(), new.state_dict()
+    for name in before:
+        if name.startswith(("unet.down", "unet.middle", "unet.up", "autoencoder.encoder")):
+            assert torch.equal(after[name], before[name]), name
+    for name, axis in (("unet.condition.name", 0), ("unet.condition.attributes.weight", 1)):
+        assert torch.equal(after[name].select(axis, 0), before[name].select(axis, 1)), "Male is Male"
+        assert torch.equal(after[name].select(axis, 1), fresh[name].select(axis, 1)), "Hat is new"
+    assert "new attributes: Hat" in text and "autoencoder.from_latent" in text
+    assert "prediction x0 there, v here" in text and "unet.middle" not in text
+    again = make_model()
+    assert "new" not in take_over(again, old, "old.pth")
+    other = torch.nn.Module()
+    other.config = old.config
+    with pytest.raises(ValueError, match=r"old.pth has no weight that fits"):
+        take_over(new, other, "old.pth")
+
+
+def test_new_classes_start_from_old_weights_and_a_resumed_run_needs_them_no_more(
+    checkpoint, colours, flags, tmp_path, capsys, no_pictures
+):
+    old = tmp_path / "old.pth"
+    old.write_bytes(checkpoint.read_bytes())
+    more = ["--data_root", str(colours), "--cache_dir", str(tmp_path / "cache"), "--init_from", str(old)]
+    run_training([*flags, *more], tmp_path, "--max_steps", "1")
+    said = capsys.readouterr().out
+    assert f"starts from {old}: " in said and "new attributes: blue, green, red" in said
+    old.unlink()
+    run_training([*flags, *more], tmp_path, "--max_steps", "2", "--resume")
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 2
+    assert checkpoints.load_model(tmp_path / "best_model.pth").config.attribute_names[0] == "blue"

@@ -1,0 +1,125 @@
+"""The process that a run lives in: what accelerate makes of it, its signals, its memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+import cli
+from config import TrainConfig
+from training.stages import STAGES
+
+# What `accelerate config` and `accelerate launch` may ask for, and train.py does not do.
+NOT_DONE = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The Accelerator for the device and precision asked for.
+
+    Flags decide. Of accelerate's environment only the processes count. So a run is the same however it
+    is launched.
+
+    Raises:
+        ValueError: where that environment asks for another device, or for what is not done here.
+    """
+    device = cli.choose_device(config.device)
+    for variable, name in NOT_DONE.items():
+        if os.environ.get(variable, "").lower() in ("true", "1", "yes"):
+            raise ValueError(
+                f"accelerate is set to use {name} ({variable}), and train.py does not: answer no in "
+                "accelerate config, or start it with accelerate launch --multi_gpu"
+            )
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
+        torch.set_float32_matmul_precision("high")  # TF32 where --mixed_precision no
+    unused = STAGES[config.stage].has_unused_parameters
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a run before, in a notebook
+    accelerator = Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        cpu=device == "cpu",
+        mixed_precision=cli.choose_precision(config.mixed_precision, device),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.grad_accum),
+        dynamo_backend="no",  # --compile compiles, and keeps the names of the weights
+    )
+    found = accelerator.device.type
+    if found != device:
+        way_out = f"give --device {found}, or unset it" if found in ("cpu", "cuda") else "unset it"
+        raise ValueError(
+            f"--device {config.device} is {device} here, and accelerate is set to use {found} "
+            f"(ACCELERATE_USE_CPU or ACCELERATE_TORCH_DEVICE): {way_out}"
+        )
+    asked = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if asked.lower() != "no" and accelerator.is_main_process:
+        print(f"ACCELERATE_DYNAMO_BACKEND={asked} is not used: --compile compiles the UNet")
+    return accelerator
+
+
+class StopRequest:
+    """Within this context, Ctrl-C and SIGTERM ask for a stop after the current step. A second Ctrl-C
+    stops at once. Afterwards the signals do what they did before. A thread gets no signals."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.asked = accelerator, False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __bool__(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.asked
+        if self.asked:  # one process's signal stops all at the same step
+            self.accelerator.set_trigger()
+        self.asked = self.accelerator.check_trigger()
+        return self.asked
+
+
+@contextmanager
+def keep_freed_memory(device: str) -> Iterator[None]:
+    """Within this context, glibc keeps up to 2 GiB of freed memory and does not return it to the system.
+    A training step on a CPU frees and allocates the same memory each time, and the system would clear
+    every page again. Afterwards all of it is returned. Other C libraries are not changed."""
+    try:
+        libc: Any = ctypes.CDLL(None) if device == "cpu" else None
+    except (OSError, TypeError):  # Windows
+        libc = None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
+    try:
+        yield
+    finally:
+        libc.mallopt(trim_threshold, 128 * 1024)  # glibc's defaults
+        libc.mallopt(mmap_max, 65_536)
+        libc.malloc_trim(0)
