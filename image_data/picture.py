@@ -5,14 +5,26 @@ from __future__ import annotations
 import os
 import stat
 import textwrap
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from config import CROPS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no EPS, which would run a program
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no EPS: it runs a program
 MOST_PIXELS = 89_478_485  # Pillow warns of decompression bombs from here on
+
+
+@cache
+def picture_formats() -> tuple[str, ...]:
+    """The formats that are read: FORMATS, and HEIF where the library pillow-heif is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return FORMATS
+    pillow_heif.register_heif_opener()
+    return *FORMATS, "HEIF"
 
 
 def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
@@ -48,7 +60,7 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for its writer
             raise ValueError("it is no file")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=picture_formats()) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
             ImageOps.exif_transpose(image, in_place=True)

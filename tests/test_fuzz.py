@@ -29,7 +29,7 @@ from classifiers.judge import load_judge
 from config import ModelConfig
 from diffusion_model import ConditionalDiffusion
 from image_data import encoded
-from image_data.datasets import attribute_rows
+from image_data.datasets import find_dataset
 from image_data.picture import decode_image
 
 REFUSALS = (ValueError, OSError)
@@ -199,7 +199,7 @@ def test_damaged_label_files(faces, tmp_path):
             (root / name).write_bytes(whole[name])
         name = pick.choice(names)
         (root / name).write_bytes(mutated(whole[name], pick))
-        count += refused(celeba_dataset.celeba_source, root, "train")
+        count += refused(celeba_dataset.read_celeba, root)
     assert count > 300
     table = "file,split,Red\n" + "".join(f"a{i}.png,train,{i % 2}\n" for i in range(9))
     lines = "\n".join(json.dumps({"file": f"a{i}.png", "attributes": {"Red": 1}}) for i in range(9))
@@ -210,7 +210,7 @@ def test_damaged_label_files(faces, tmp_path):
             (folder / f"a{i}.png").touch()
         for _ in range(300):
             (folder / name).write_bytes(mutated(text.encode(), pick))
-            refused(attribute_rows, folder, "train")
+            refused(find_dataset, folder)
 
 
 WORDS = [
