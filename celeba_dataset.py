@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from config import composed
 from image_data.cached import SPLITS, CachedDataset
-from image_data.files import Picture, csv_rows, list_pictures, no_picture, normal, read_text
+from image_data.files import Picture, csv_rows, list_pictures, no_picture, read_text
 from image_data.labelled import Labelled
 from image_data.picture import check_geometry, decode_image
 
@@ -81,9 +82,9 @@ def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -
         ValueError: for an unknown name, with the nearest real ones, or a value outside [0, 1].
     """
     vector = torch.zeros(len(attr_dict), dtype=torch.float32)
-    attr_dict = {normal(name): column for name, column in attr_dict.items()}
+    attr_dict = {composed(name): column for name, column in attr_dict.items()}
     for name, value in attributes.items():
-        name = normal(name)
+        name = composed(name)
         if name not in attr_dict:
             hint = _nearest(name, attr_dict) or f"one of all {len(attr_dict)}: {', '.join(attr_dict)}"
             raise ValueError(f"unknown attribute {name!r}; did you mean {hint}?")
@@ -279,9 +280,9 @@ def read_celeba(root: str | os.PathLike) -> Labelled:
 
     path = require(root, PARTITION_FILE, csv_name(PARTITION_FILE))
     listed, splits = read_table(path)
-    match_rows(path, listed, folder, listing.pictures)
-    row_of = {_stem(name): row for row, name in enumerate(listed)}
-    partition = splits[[row_of[_stem(names[row])] for row in rows], 0]
+    matched = zip(*match_rows(path, listed, folder, listing.pictures), strict=True)
+    split_of = {picture.name: splits[row, 0] for picture, row in matched}
+    partition = np.array([split_of[picture.name] for picture in pictures])
     bad = np.flatnonzero(~np.isin(partition, list(SPLITS.values())))
     if len(bad):
         value = f"{pictures[bad[0]].name} has {partition[bad[0]]}"
@@ -391,23 +392,26 @@ def match_rows(
     Raises:
         ValueError: where a picture has no row, no row has a picture, or one is named twice.
     """
-    by_stem = {_stem(picture.name): picture for picture in pictures}
-    stems = [_stem(name) for name in names]
-    rows = [row for row, stem in enumerate(stems) if stem in by_stem]
-    spare = sorted(by_stem[stem].name for stem in by_stem.keys() - set(stems))
+    by_name = {picture.name: picture for picture in pictures}
+    wanted = names
+    if not any(name in by_name for name in names):
+        by_name = {_stem(picture.name): picture for picture in pictures}
+        wanted = [_stem(name) for name in names]
+    rows = [row for row, name in enumerate(wanted) if name in by_name]
+    spare = sorted(by_name.keys() - set(wanted))
     if spare:
-        lacking = [names[row] for row in range(len(names)) if stems[row] not in by_stem]
+        lacking = sorted(set(wanted) - by_name.keys())
         raise ValueError(
             f"{path} has {len(names)} rows and {folder.name}/ {len(pictures)} pictures: "
             f"{len(lacking)} rows without a picture{_first(lacking)}, {len(spare)} pictures without "
             f"a row{_first(spare)}; remove or restore them"
         )
-    for found, where in ((names, path), ([picture.name for picture in pictures], folder)):
-        stem, times = Counter(map(_stem, found)).most_common(1)[0]
-        if times > 1:
-            twice = next(name for name in found if _stem(name) == stem)
-            raise ValueError(f"{where} has {twice} twice; every picture has one row")
-    return [by_stem[stems[row]] for row in rows], rows
+    if len({*wanted}) < len(wanted):
+        twice = names[wanted.index(Counter(wanted).most_common(1)[0][0])]
+        raise ValueError(f"{path} lists {twice} twice; every picture has one row")
+    if len(by_name) < len(pictures):
+        raise ValueError(f"{folder} has two pictures of one name, with other suffixes; keep one of them")
+    return [by_name[wanted[row]] for row in rows], rows
 
 
 def _stem(name: str) -> str:

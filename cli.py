@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -275,7 +276,10 @@ def autocast(name: str, device: str):
 
 def run(main: Callable[[], None]) -> None:
     """Call ``main``. A wrong value, a file that cannot be used or a full GPU becomes one line on stderr
-    and exit code 2; Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
+    and exit code 2; Ctrl-C exit code 130. Anything else is a bug and keeps its traceback. A name that
+    the terminal cannot show is printed with escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is another
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,19 +153,19 @@ def recognise(root: Path) -> tuple[Path, str]:
     return root, "folder"
 
 
-def candidates(root: Path) -> list[Path]:
+def candidates(root: Path) -> Iterator[Path]:
     """The folders that a dataset's signs may lie in, where this one is given, the likeliest first."""
     signs = {sign for kind in DATASETS.values() for sign in kind.signs}
-    found = [root]
-    while found[-1].name in signs:  # img_align_celeba/ itself, or even the one in it
-        found.append(found[-1].parent)
+    above, inner = root, [root]
+    yield root
+    while above.name in signs:  # img_align_celeba/ itself, or even the one in it
+        above = above.parent
+        yield above
     for _ in range(MOST_WRAPPERS):
-        inner = [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+        inner = [path for path in inner[0].iterdir() if path.is_dir() and not is_hidden(path.name)]
         if len(inner) != 1:
             break
-        root = inner[0]
-        found.append(root)
-    return found
+        yield inner[0]
 
 
 def checked_root(root: str | os.PathLike) -> Path:

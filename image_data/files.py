@@ -6,7 +6,6 @@ import codecs
 import csv
 import io
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from config import composed
 from image_data.picture import picture_formats
 
 # What systems leave in folders, besides names that start with a dot.
@@ -39,11 +39,6 @@ WAYS_OUT = {
 }
 MOST_REASONS = 8  # that one line tells
 DELIMITERS = (",", ";", "\t")
-
-
-def normal(name: str) -> str:
-    """A name in Unicode's composed form (NFC). macOS writes 'é' as two characters, others as one."""
-    return unicodedata.normalize("NFC", name)
 
 
 def is_hidden(name: str) -> bool:
@@ -124,14 +119,14 @@ def list_pictures(root: Path, deep: bool = True) -> Listing:
                     listing.pictures.append(Picture(entry.path[start:], entry.path))
                 else:
                     listing.others[suffix or "without a suffix"] += 1
-    listing.pictures.sort(key=lambda picture: picture.name.split(os.sep))
+    listing.pictures.sort(key=lambda picture: picture.name.replace(os.sep, "\0"))  # folder by folder
     return listing
 
 
 def _suffix(name: str) -> str:
     """The suffix of a file name in small letters. A number is none: 'IMG_2020.07.31' has no suffix."""
-    suffix = os.path.splitext(name)[1].lower()
-    return "" if suffix[1:].isdecimal() else suffix
+    stem, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() if stem and suffix and not suffix.isdecimal() else ""
 
 
 def _starts_as_picture(path: str) -> bool:
@@ -175,7 +170,7 @@ def read_text(path: Path) -> str:
     elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     try:
-        return normal(data.decode(encoding))
+        return composed(data.decode(encoding))
     except UnicodeDecodeError:
         raise ValueError(
             f"{path} is not a text file in UTF-8: save it as UTF-8, or fetch it again"

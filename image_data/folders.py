@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from celeba_dataset import CELEBA_ATTRIBUTES, match_rows, read_attributes, require
-from config import check_attribute_names
+from config import check_attribute_names, composed
 from image_data.cached import SPLITS
-from image_data.files import Listing, Picture, csv_rows, list_pictures, no_picture, normal, read_text
+from image_data.files import Listing, Picture, csv_rows, list_pictures, no_picture, read_text
 from image_data.labelled import Labelled, one_hot, split_named
 
 # Our own label files, then those of Hugging Face's folders of pictures.
@@ -60,7 +60,7 @@ def class_folders(root: Path, listing: Listing) -> Labelled:
     skipped = listing.others.copy()
     folders = [picture.name.split(os.sep)[:-1] for picture in listing.pictures]
     splits, folders = take_splits(root, folders)
-    classes = [normal(folder[0]) if folder else None for folder in folders]
+    classes = [composed(folder[0]) if folder else None for folder in folders]
     trained = {name for name, split in zip(classes, splits, strict=True) if split in ("", "train")}
     names = sorted(name for name in trained if name is not None)
     check_no_masks(root, names)
@@ -195,7 +195,7 @@ def read_tables(root: Path, tables: list[tuple[Path, str]], listing: Listing) ->
     skipped, rows, pictures = listing.others.copy(), [], []
     for path, _ in tables:
         skipped[path.suffix] -= 1
-    by_name = {normal(picture.name): picture for picture in listing.pictures}
+    by_name = {composed(picture.name): picture for picture in listing.pictures}
     lacking: list[Row] = []
     seen: set[str] = set()
     for path, split in tables:
@@ -340,7 +340,9 @@ def find_picture(root: Path, folder: Path, row: Row, by_name: dict[str, Picture]
     name = row.name if folder == root else f"{folder.name}/{row.name}"
     if there:
         return Picture(name, str(path))
-    return by_name.get(normal(os.path.normpath(name.replace("\\", "/"))))  # as Windows or macOS write it
+    return by_name.get(
+        composed(os.path.normpath(name.replace("\\", "/")))
+    )  # as Windows or macOS write it
 
 
 # -------------------------------------------------------------------- CelebA-HQ
