@@ -36,10 +36,12 @@ attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_A
 
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 IMAGE_FOLDER = "img_align_celeba"
-ATTRIBUTE_FILE = "list_attr_celeba.txt"
-PARTITION_FILE = "list_eval_partition.txt"
+# The lists as CelebA has them, and as Kaggle does.
+ATTRIBUTE_FILES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
+PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
 # Files of CelebA that nothing here reads: not to be taken for a misspelt one of the above.
 OTHER_FILES = ("identity_CelebA.txt", "list_landmarks_align_celeba.txt", "list_bbox_celeba.txt")
+OTHER_FILES += ("list_landmarks_align_celeba.csv", "list_bbox_celeba.csv")
 
 
 MOST_PAIRS = 2**22  # pairs of a request and a row that are compared at once; limits the memory
@@ -242,7 +244,8 @@ def load_and_preprocess_image(path: str | os.PathLike, image_size: int = 64, cro
 
 
 def celeba_folder(root: str | os.PathLike) -> Path:
-    """The folder that holds CelebA's files: root, or root/celeba, as torchvision leaves it.
+    """The folder that holds CelebA's files: root, or root/celeba, as torchvision leaves it, or the one
+    above, if root is that of the pictures.
 
     Raises:
         FileNotFoundError: if root is no folder.
@@ -250,6 +253,8 @@ def celeba_folder(root: str | os.PathLike) -> Path:
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"data root {root} is not a folder; give the one that holds CelebA")
+    while root.name == IMAGE_FOLDER and not any((root / name).exists() for name in ATTRIBUTE_FILES):
+        root = root.parent
     inside = root / "celeba"
     return inside if (inside / IMAGE_FOLDER).is_dir() and not (root / IMAGE_FOLDER).is_dir() else root
 
@@ -272,13 +277,13 @@ def read_celeba(root: str | os.PathLike) -> Labelled:
     if not listing.pictures:
         raise no_picture(folder, listing)
 
-    path = require(root, ATTRIBUTE_FILE, csv_name(ATTRIBUTE_FILE))
+    path = require(root, *ATTRIBUTE_FILES)
     names, attributes = read_attributes(path)
     pictures, rows = match_rows(path, names, folder, listing.pictures)
     skipped = listing.others
     skipped["rows without a picture"] += len(names) - len(rows)
 
-    path = require(root, PARTITION_FILE, csv_name(PARTITION_FILE))
+    path = require(root, *PARTITION_FILES)
     listed, splits = read_table(path)
     matched = zip(*match_rows(path, listed, folder, listing.pictures), strict=True)
     split_of = {picture.name: splits[row, 0] for picture, row in matched}
@@ -291,19 +296,13 @@ def read_celeba(root: str | os.PathLike) -> Labelled:
     return Labelled(root, "CelebA", pictures, *labels, +skipped, shuffled=False)
 
 
-def csv_name(name: str) -> str:
-    """What Kaggle calls a list of CelebA."""
-    return name.replace(".txt", ".csv")
-
-
 def require(root: Path, *names: str, reason: str = "") -> Path:
     """The first of root / name that exists. FileNotFoundError, with the nearest name that does or the
     reason why it is needed, if none does."""
     for name in names:
         if (root / name).exists():
             return root / name
-    own = {IMAGE_FOLDER, ATTRIBUTE_FILE, PARTITION_FILE, *OTHER_FILES}
-    own |= {csv_name(name) for name in own}
+    own = {IMAGE_FOLDER, *ATTRIBUTE_FILES, *PARTITION_FILES, *OTHER_FILES}
     near = _nearest(names[0], {path.name for path in root.iterdir()} - own)
     hint = reason or (f"rename or unpack {near}?" if near else f"CelebA's files are at {CELEBA_HOME}")
     raise FileNotFoundError(f"{root} has no {' or '.join(names)}; {hint}")
@@ -473,6 +472,6 @@ def download_celeba(root: str | os.PathLike) -> Path:
     except Exception as error:  # quota, network, checksum, disk: the way out is the same
         reason = textwrap.shorten(str(error), 160) or type(error).__name__
         raise ValueError(
-            f"could not download CelebA ({reason}); fetch {IMAGE_FOLDER}.zip, {ATTRIBUTE_FILE} and "
-            f"{PARTITION_FILE} from {CELEBA_HOME}, put them in {folder} and unpack the zip there"
+            f"could not download CelebA ({reason}); fetch {IMAGE_FOLDER}.zip, {ATTRIBUTE_FILES[0]} and "
+            f"{PARTITION_FILES[0]} from {CELEBA_HOME}, put them in {folder} and unpack the zip there"
         ) from None

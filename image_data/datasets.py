@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from celeba_dataset import ATTRIBUTE_FILE, IMAGE_FOLDER, csv_name, read_celeba
+from celeba_dataset import ATTRIBUTE_FILES, IMAGE_FOLDER, read_celeba
 from config import ModelConfig
 from image_data.cached import SPLITS, CachedDataset, ImageDataset, Source, check_split, chosen_rows
 from image_data.files import Picture, is_hidden
@@ -27,6 +27,7 @@ from image_data.folders import (
     HQ_ANNOTATION,
     HQ_IMAGES,
     HQ_MASKS,
+    METADATA,
     read_celeba_hq,
     read_folder,
 )
@@ -124,14 +125,14 @@ def _from_arrays(
 
 
 DATASETS: dict[str, Kind] = {
-    "celeba": Kind(
-        (IMAGE_FOLDER, f"celeba/{IMAGE_FOLDER}", ATTRIBUTE_FILE, csv_name(ATTRIBUTE_FILE)), read_celeba
-    ),
+    "celeba": Kind((IMAGE_FOLDER, f"celeba/{IMAGE_FOLDER}", *ATTRIBUTE_FILES), read_celeba),
     "celebahq": Kind((HQ_ANNOTATION, HQ_IMAGES, HQ_MASKS), read_celeba_hq),
     "mnist": Kind(("MNIST/raw", "raw/train-images-idx3-ubyte"), read_mnist, flips=False),
     "cifar10": Kind(("cifar-10-batches-py",), read_cifar10),
     "parquet": Kind(("*.parquet", "data/*.parquet", "*/train/*.parquet"), read_parquet),
-    "folder": Kind(ANNOTATIONS, read_folder),  # and any folder of pictures: see `recognise`
+    "folder": Kind(
+        (*ANNOTATIONS, *METADATA), read_folder
+    ),  # and any folder of pictures: see `recognise`
 }
 
 
@@ -146,6 +147,8 @@ def recognise(root: Path) -> tuple[Path, str]:
         found = [name for name, kind in DATASETS.items() if kind.shows(folder)]
         if folder in root.parents:
             found = [name for name in found if root.name in DATASETS[name].signs]
+        if len(found) > 1 and not any((folder / name).is_file() for name in ANNOTATIONS):
+            found = [name for name in found if name != "folder"]  # a metadata file of another kind
         if len(found) > 1:
             raise ValueError(f"{folder} holds {' and '.join(found)}: give the folder of one of them")
         if found:

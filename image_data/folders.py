@@ -19,8 +19,8 @@ from image_data.cached import SPLITS
 from image_data.files import Listing, Picture, csv_rows, list_pictures, no_picture, read_text
 from image_data.labelled import Labelled, one_hot, split_named
 
-# Our own label files, then those of Hugging Face's folders of pictures.
-ANNOTATIONS = ("attributes.csv", "attributes.jsonl", "metadata.csv", "metadata.jsonl")
+ANNOTATIONS = ("attributes.csv", "attributes.jsonl")  # our own label files
+METADATA = ("metadata.csv", "metadata.jsonl")  # Hugging Face's, if they name pictures in `file_name`
 PICTURE_COLUMNS = ("file", "file_name", "filename", "image_id")
 CLASS_COLUMNS = ("label", "class")
 PRESENT = {"1": 1, "-1": -1, "0": -1, "true": 1, "false": -1, "": 0}
@@ -88,8 +88,8 @@ def class_folders(root: Path, listing: Listing) -> Labelled:
 
 
 def take_splits(root: Path, folders: list[list[str]]) -> tuple[list[str | None], list[list[str]]]:
-    """The split of each picture, "" where none is given and None beside split folders; and the folders
-    of each picture without those that say the split or wrap all others.
+    """The split of each picture, "" where none is given and None outside of the split folders; and the
+    folders of each picture without those that say the split or wrap all others.
 
     Args:
         folders: those that hold each picture, from the root on.
@@ -99,25 +99,33 @@ def take_splits(root: Path, folders: list[list[str]]) -> tuple[list[str | None],
     given = {top: split for top in tops if (split := split_named(top))}
     nested = any(len(folder) > 1 and folder[0] in given for folder in folders)
     if given and (nested or len(given) == len(tops)):
-        if "train" not in given.values():
-            raise FileNotFoundError(f"{root} has {', '.join(sorted(given))}, but no train folder")
-        if len(given) == 1 < len(tops):
-            others = ", ".join(sorted(tops - given.keys())[:3])
-            raise ValueError(
-                f"{root} has {next(iter(given))} beside {others}: rename it if it is a class, or move "
-                "the others away if it is the training split"
-            )
-        inner: dict[str, list[list[str]]] = {top: [] for top in given}
-        for folder in folders:
-            if folder and folder[0] in given:
-                inner[folder[0]].append(folder[1:])
+        check_splits(root, given, tops)
+        inner = {top: [folder[1:] for folder in folders if folder[:1] == [top]] for top in given}
         rest = {top: iter(unwrapped(found)) for top, found in inner.items()}
         splits = [given.get(folder[0]) if folder else None for folder in folders]
         return splits, [next(rest[f[0]]) if f and f[0] in given else f for f in folders]
     seconds = [split_named(folder[1]) if len(folder) > 1 else None for folder in folders]
-    if "train" in seconds and None not in seconds:
-        return seconds, [[folder[0], *folder[2:]] for folder in folders]
+    trained = {f[0] for f, split in zip(folders, seconds, strict=True) if split == "train"}
+    if trained and trained == tops:  # each class has a train folder of its own
+        rest_of = [[*folder[:1], *folder[2:]] for folder in folders]
+        return seconds, [f if split else [] for f, split in zip(rest_of, seconds, strict=True)]
     return [""] * len(folders), folders
+
+
+def check_splits(root: Path, given: dict[str, str], tops: set[str]) -> None:
+    """Raise FileNotFoundError or ValueError for split folders that may mean something else.
+
+    Args:
+        given: the split that a folder stands for; tops: all folders beside them, too.
+    """
+    if "train" not in given.values():
+        raise FileNotFoundError(f"{root} has {', '.join(sorted(given))}, but no train folder")
+    if len(given) == 1 < len(tops):
+        others = ", ".join(sorted(tops - given.keys())[:3])
+        raise ValueError(
+            f"{root} has {next(iter(given))} beside {others}: rename it if it is a class, or move the "
+            "others away if it is the training split"
+        )
 
 
 def unwrapped(folders: list[list[str]]) -> list[list[str]]:
@@ -150,12 +158,12 @@ def check_classes(root: Path, names: Sequence[str], number: int) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"{root} has a class folder {os.fsencode(name)!r}, whose name is not in UTF-8: rename it"
+                f"{root} has a class {name!a}, whose name is not UTF-8: rename it"
             ) from None
     try:
         check_attribute_names(names)
     except ValueError as error:
-        raise ValueError(f"{root}: {error}: rename the folder") from None
+        raise ValueError(f"{root} has a class that cannot be one: {error}: rename it") from None
     if number * len(names) > MOST_VALUES:
         raise ValueError(f"{root} has {number:,} pictures of {len(names):,} classes: too many to read")
 
@@ -177,12 +185,19 @@ class Row:
 def find_tables(root: Path) -> list[tuple[Path, str]]:
     """The label files of a folder, with the split that each is of: its own one (""), or those of its
     split folders."""
-    for name in ANNOTATIONS:
-        if (root / name).is_file():
-            return [(root / name, "")]
+    found = [root / name for name in (*ANNOTATIONS, *METADATA) if is_table(root / name)]
+    if found:
+        return [(found[0], "")]
     inner = sorted(path for path in root.iterdir() if split_named(path.name))
-    found = [(each / name, each.name) for each in inner for name in ANNOTATIONS]
-    return [(path, split) for path, split in found if path.is_file()]
+    tables = [(each / name, each.name) for each in inner for name in (*ANNOTATIONS, *METADATA)]
+    return [(path, split) for path, split in tables if is_table(path)]
+
+
+def is_table(path: Path) -> bool:
+    """Whether this is a label file. Many datasets have a metadata file of another kind."""
+    if not path.is_file():
+        return False
+    return path.name in ANNOTATIONS or "file_name" in read_text(path).lstrip().partition("\n")[0]
 
 
 def read_tables(root: Path, tables: list[tuple[Path, str]], listing: Listing) -> Labelled:

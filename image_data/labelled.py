@@ -114,7 +114,7 @@ class Labelled:
         where = f" ({' and '.join(taken)} taken from train)" if taken else ""
         parts = [f"{self.root}: {self.form}", f"{', '.join(counts)} pictures{where}", self._labels()]
         parts += [f"passed over: {told(self.passed_over)}"] if self.passed_over else []
-        return "; ".join(parts)
+        return " ".join("; ".join(parts).splitlines())  # a folder's name may have line ends
 
     def _labels(self) -> str:
         """The classes or attributes, in words."""
