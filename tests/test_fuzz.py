@@ -238,11 +238,12 @@ NAMES = [
     *("raw", "MNIST", "a b", "a=b", "x\ny", "\udce9", "data", "n" * 120, "list_attr_celeba.csv", "$1"),
 ]
 SUFFIXES = [*(".jpg", ".JPEG", ".png", "", ".jfif", ".heic", ".txt", ".csv", ".zip", ".parquet"), ".2"]
+KINDS = [*[None] * 9, "folder", "celeba", "celebahq", "mnist", "cifar10", "parquet"]
 LABELS = [
     "file,Red\n{},1\n",
     "file_name;label\n{};cat\n",
     '{{"file_name": "{}", "label": 3}}',
-    "image_id\n",
+    "file",
 ]
 
 
@@ -281,9 +282,7 @@ def test_odd_folders(tmp_path):
         root = tmp_path / str(number)
         odd_folder(root, pick, file.getvalue())
         try:
-            found = find_dataset(
-                root, pick.choice([None, None, "folder", "celeba", "celebahq", "mnist"])
-            )
+            found = find_dataset(root, pick.choice(KINDS))
             assert len(str(found).splitlines()) == 1 and len(found.labelled.names) > 0
             split = pick.choice(["train", "val", "test"])
             refused(found.open, split, 8, 178, 1.0, tmp_path / "cache", 1)
@@ -291,7 +290,7 @@ def test_odd_folders(tmp_path):
         except REFUSALS as error:
             assert str(error), repr(error)
         shutil.rmtree(root)
-    assert count > 50 * TIMES
+    assert count > 30 * TIMES
 
 
 WORDS = [
