@@ -8,15 +8,17 @@ import os
 import textwrap
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from image_data.cached import SPLITS, CachedDataset, Source, check_split
+from config import composed
+from image_data.cached import SPLITS, CachedDataset
+from image_data.files import Picture, csv_rows, list_pictures, no_picture, read_text
+from image_data.labelled import Labelled
 from image_data.picture import check_geometry, decode_image
 
 # In the order of list_attr_celeba.txt (Liu et al. 2015, "Deep Learning Face Attributes in the Wild").
@@ -34,10 +36,12 @@ attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_A
 
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 IMAGE_FOLDER = "img_align_celeba"
-ATTRIBUTE_FILE = "list_attr_celeba.txt"
-PARTITION_FILE = "list_eval_partition.txt"
+# The lists as CelebA has them, and as Kaggle does.
+ATTRIBUTE_FILES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
+PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
 # Files of CelebA that nothing here reads: not to be taken for a misspelt one of the above.
 OTHER_FILES = ("identity_CelebA.txt", "list_landmarks_align_celeba.txt", "list_bbox_celeba.txt")
+OTHER_FILES += ("list_landmarks_align_celeba.csv", "list_bbox_celeba.csv")
 
 
 MOST_PAIRS = 2**22  # pairs of a request and a row that are compared at once; limits the memory
@@ -80,7 +84,9 @@ def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -
         ValueError: for an unknown name, with the nearest real ones, or a value outside [0, 1].
     """
     vector = torch.zeros(len(attr_dict), dtype=torch.float32)
+    attr_dict = {composed(name): column for name, column in attr_dict.items()}
     for name, value in attributes.items():
+        name = composed(name)
         if name not in attr_dict:
             hint = _nearest(name, attr_dict) or f"one of all {len(attr_dict)}: {', '.join(attr_dict)}"
             raise ValueError(f"unknown attribute {name!r}; did you mean {hint}?")
@@ -237,77 +243,96 @@ def load_and_preprocess_image(path: str | os.PathLike, image_size: int = 64, cro
 # -------------------------------------------------------------------- CelebA's folder
 
 
-class _Layout(NamedTuple):
-    """A CelebA folder as read. Every table is in the attribute file's row order."""
-
-    root: Path
-    names: list[str]  # N file names
-    attributes: np.ndarray  # (N, 40), +-1
-    partition: np.ndarray  # (N,), 0 train, 1 val, 2 test
-    pictures: dict[str, os.DirEntry]
-
-
-def _read_layout(root: str | os.PathLike) -> _Layout:
-    """Read the label files and check them against the pictures.
+def celeba_folder(root: str | os.PathLike) -> Path:
+    """The folder that holds CelebA's files: root, or root/celeba, as torchvision leaves it, or the one
+    above, if root is that of the pictures.
 
     Raises:
-        FileNotFoundError, ValueError: one line, for files that are missing, wrong or do not match.
+        FileNotFoundError: if root is no folder.
     """
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"data root {root} is not a folder; give the one that holds CelebA")
-    if not (root / IMAGE_FOLDER).is_dir() and (root / "celeba" / IMAGE_FOLDER).is_dir():
-        root = root / "celeba"
-    folder = _require(root, IMAGE_FOLDER)
-    with os.scandir(folder) as entries:
-        suffixes = (".jpg", ".jpeg", ".png")
-        pictures = {e.name: e for e in entries if e.name.lower().endswith(suffixes)}
-    if not pictures:
-        raise FileNotFoundError(f"{folder} holds no .jpg or .png; unpack the pictures directly into it")
+    while root.name == IMAGE_FOLDER and not any((root / name).exists() for name in ATTRIBUTE_FILES):
+        root = root.parent
+    inside = root / "celeba"
+    return inside if (inside / IMAGE_FOLDER).is_dir() and not (root / IMAGE_FOLDER).is_dir() else root
 
-    path = _require(root, ATTRIBUTE_FILE)
-    names, attributes = read_table(path, header=CELEBA_ATTRIBUTES)
-    check_signs(path, attributes)
-    _match(path, names, folder, pictures)
 
-    path = _require(root, PARTITION_FILE)
+def read_celeba(root: str | os.PathLike) -> Labelled:
+    """CelebA's pictures, attributes and splits, in the order of the attribute file. No picture is read.
+
+    The lists are CelebA's .txt files, or .csv files as Kaggle has them. The pictures may lie one folder
+    deeper, as Kaggle's do. Rows without a picture are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: one line, for files that are missing, wrong or do not match.
+    """
+    root = celeba_folder(root)
+    folder = require(root, IMAGE_FOLDER)
+    listing = list_pictures(folder, deep=False)
+    if not listing.pictures and (folder / IMAGE_FOLDER).is_dir():
+        folder /= IMAGE_FOLDER
+        listing = list_pictures(folder, deep=False)
+    if not listing.pictures:
+        raise no_picture(folder, listing)
+
+    path = require(root, *ATTRIBUTE_FILES)
+    names, attributes = read_attributes(path)
+    pictures, rows = match_rows(path, names, folder, listing.pictures)
+    skipped = listing.others
+    skipped["rows without a picture"] += len(names) - len(rows)
+
+    path = require(root, *PARTITION_FILES)
     listed, splits = read_table(path)
-    _match(path, listed, folder, pictures)
-    row = {name: i for i, name in enumerate(listed)}
-    partition = splits[[row[name] for name in names], 0]
+    matched = zip(*match_rows(path, listed, folder, listing.pictures), strict=True)
+    split_of = {picture.name: splits[row, 0] for picture, row in matched}
+    partition = np.array([split_of[picture.name] for picture in pictures])
     bad = np.flatnonzero(~np.isin(partition, list(SPLITS.values())))
     if len(bad):
-        value = f"{names[bad[0]]} has {partition[bad[0]]}"
+        value = f"{pictures[bad[0]].name} has {partition[bad[0]]}"
         raise ValueError(f"{path}: {value}; use 0 (train), 1 (val) or 2 (test)")
-    return _Layout(root, names, attributes, partition, pictures)
+    labels = attributes[rows], CELEBA_ATTRIBUTES, partition
+    return Labelled(root, "CelebA", pictures, *labels, +skipped, shuffled=False)
 
 
-def check_signs(path: Path, attributes: np.ndarray) -> None:
-    """Raise ValueError unless attributes (N, 40) are all 1 or -1."""
-    bad = np.argwhere(np.abs(attributes) != 1)
+def require(root: Path, *names: str, reason: str = "") -> Path:
+    """The first of root / name that exists. FileNotFoundError, with the nearest name that does or the
+    reason why it is needed, if none does."""
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    own = {IMAGE_FOLDER, *ATTRIBUTE_FILES, *PARTITION_FILES, *OTHER_FILES}
+    near = _nearest(names[0], {path.name for path in root.iterdir()} - own)
+    hint = reason or (f"rename or unpack {near}?" if near else f"CelebA's files are at {CELEBA_HOME}")
+    raise FileNotFoundError(f"{root} has no {' or '.join(names)}; {hint}")
+
+
+def read_attributes(path: Path) -> tuple[list[str], np.ndarray]:
+    """N file names and attributes (N, 40), +1 or -1, of a list that says 1 and -1, or 1 and 0.
+
+    Raises:
+        ValueError: one line, for a list with other columns or values.
+    """
+    names, attributes = read_table(path, header=CELEBA_ATTRIBUTES)
+    absent = -1 if (attributes == -1).any() else 0
+    bad = np.argwhere((attributes != 1) & (attributes != absent))
     if len(bad):
         row, column = bad[0]
         value = f"{CELEBA_ATTRIBUTES[column]} is {attributes[row, column]}"
-        raise ValueError(f"{path} line {row + 3}: {value}; attributes are 1 or -1")
-
-
-def _require(root: Path, name: str) -> Path:
-    """root / name. FileNotFoundError, with the nearest name that exists, if it does not exist."""
-    if (root / name).exists():
-        return root / name
-    own = {IMAGE_FOLDER, ATTRIBUTE_FILE, PARTITION_FILE, *OTHER_FILES}
-    near = _nearest(name, {path.name for path in root.iterdir()} - own)
-    hint = f"rename or unpack {near}?" if near else f"CelebA's files are at {CELEBA_HOME}"
-    raise FileNotFoundError(f"{root} has no {name}; {hint}")
+        raise ValueError(
+            f"{path}: {value} for {names[row]}; attributes are 1 or -1, or 1 or 0 in the whole file"
+        )
+    return names, np.where(attributes == 1, 1, -1).astype(np.int32)
 
 
 def read_table(path: Path, header: tuple[str, ...] | None = None) -> tuple[list[str], np.ndarray]:
-    """The file names, and one row of whole numbers for each, of a label file.
+    """The file names, and one row of whole numbers for each, of a label file. Empty rows are left out.
 
     Args:
-        path: rows of a file name and its numbers.
-        header: the columns, which line 2 names; line 1 is the number of rows. None: no such lines, and
-            one column.
+        path: rows of a file name and its numbers. A .csv has a header.
+        header: the columns. In a .txt, line 1 is the number of rows and line 2 names the columns. None:
+            one column, and a .txt has no such lines.
 
     Returns:
         N names, int32 (N, columns).
@@ -315,66 +340,87 @@ def read_table(path: Path, header: tuple[str, ...] | None = None) -> tuple[list[
     Raises:
         ValueError: one line that says which line of the file is wrong.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file; fetch it again") from None
-    first, width = 0, 1
-    if header is not None:
-        first, width = 2, len(header)
-        found = tuple(lines[1].split()) if len(lines) > 1 else ()
-        if len(found) != width:
-            raise ValueError(f"{path} line 2 names {len(found)} columns; CelebA has {width}")
-        for column, (name, expected) in enumerate(zip(found, header, strict=True), 1):
+    is_csv = path.suffix == ".csv"
+    rows = csv_rows(path) if is_csv else _txt_rows(path)
+    width = 1 if header is None else len(header)
+    count: list[str] = []
+    if header is not None and not is_csv:
+        _, count = next(rows, (1, []))
+    if header is not None or is_csv:
+        line, columns = next(rows, (2, []))
+        columns = columns[1:] if is_csv else columns
+        if len(columns) != width:
+            raise ValueError(f"{path} line {line} names {len(columns)} columns; CelebA has {width}")
+        for number, (name, expected) in enumerate(zip(columns, header or columns, strict=True), 1):
             if name != expected:
-                raise ValueError(f"{path} line 2: column {column} is {name}; CelebA has {expected}")
-        if lines[0].strip() != str(len(lines) - 2):
-            raise ValueError(
-                f"{path} line 1 says {lines[0].strip()[:40]!r} but {len(lines) - 2} rows follow; "
-                f"correct the count or fetch the file again"
-            )
+                where = f"{path} line {line}: column {number}"
+                raise ValueError(f"{where} is {name}; CelebA has {expected}")
     names, numbers = [], array("i")
-    for number, line in enumerate(lines[first:], first + 1):
-        name, *values = line.split() or [""]
+    for line, (name, *values) in rows:
         if len(values) != width:
-            raise ValueError(f"{path} line {number} has {len(values)} values; expected {width}")
+            raise ValueError(f"{path} line {line} has {len(values)} values; expected {width}")
         if "/" in name or "\\" in name:
-            raise ValueError(f"{path} line {number}: {name} is a path; give a bare file name")
+            raise ValueError(f"{path} line {line}: {name} is a path; give a bare file name")
         try:
             numbers.extend(map(int, values))
         except (ValueError, OverflowError):
-            raise ValueError(f"{path} line {number}: {' '.join(values)[:60]!r} is not numeric") from None
+            raise ValueError(f"{path} line {line}: {' '.join(values)[:60]!r} is not numeric") from None
         names.append(name)
+    if count and count != [str(len(names))]:
+        raise ValueError(
+            f"{path} line 1 says {' '.join(count)[:40]!r} but {len(names)} rows follow; "
+            f"correct the count or fetch the file again"
+        )
     return names, np.array(numbers, dtype=np.int32).reshape(-1, width)
 
 
-def _match(path: Path, names: list[str], folder: Path, pictures: dict[str, os.DirEntry]) -> None:
-    """Raise ValueError unless a label file's rows and the pictures have the same names, each once."""
-    rows = set(names)
-    lacking, spare = sorted(rows - pictures.keys()), sorted(pictures.keys() - rows)
-    if lacking or spare:
+def _txt_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and words of each line that has any."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            yield number, line.split()
+
+
+def match_rows(
+    path: Path, names: list[str], folder: Path, pictures: list[Picture]
+) -> tuple[list[Picture], list[int]]:
+    """The pictures that a label file's rows name, in the rows' order, and the numbers of those rows.
+
+    Names may differ in their suffix: CelebA's lists say .jpg of its .png files, too.
+
+    Raises:
+        ValueError: where a picture has no row, no row has a picture, or one is named twice.
+    """
+    by_name = {picture.name: picture for picture in pictures}
+    wanted = names
+    if not any(name in by_name for name in names):
+        by_name = {_stem(picture.name): picture for picture in pictures}
+        wanted = [_stem(name) for name in names]
+    rows = [row for row, name in enumerate(wanted) if name in by_name]
+    spare = sorted(by_name.keys() - set(wanted))
+    if spare:
+        lacking = sorted(set(wanted) - by_name.keys())
         raise ValueError(
             f"{path} has {len(names)} rows and {folder.name}/ {len(pictures)} pictures: "
             f"{len(lacking)} rows without a picture{_first(lacking)}, {len(spare)} pictures without "
             f"a row{_first(spare)}; remove or restore them"
         )
-    if len(rows) != len(names):
-        twice = Counter(names).most_common(1)[0][0]
+    if len({*wanted}) < len(wanted):
+        twice = names[wanted.index(Counter(wanted).most_common(1)[0][0])]
         raise ValueError(f"{path} lists {twice} twice; every picture has one row")
+    if len(by_name) < len(pictures):
+        raise ValueError(f"{folder} has two pictures of one name, with other suffixes; keep one of them")
+    return [by_name[wanted[row]] for row in rows], rows
+
+
+def _stem(name: str) -> str:
+    """A file name without its suffix."""
+    return os.path.splitext(name)[0]
 
 
 def _first(names: list[str]) -> str:
     """The first names in brackets, for a message. Empty for no names."""
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
-
-
-def _split_rows(layout: _Layout, split: str) -> np.ndarray:
-    """The rows of a split, in file order. ValueError for an unknown or an empty split."""
-    check_split(split)
-    rows = np.flatnonzero(layout.partition == SPLITS[split])
-    if len(rows) == 0:
-        raise ValueError(f"{layout.root / PARTITION_FILE} puts no picture in the {split} split")
-    return rows
 
 
 class CelebADataset(CachedDataset):
@@ -403,20 +449,8 @@ class CelebADataset(CachedDataset):
         num_workers: int | None = None,
     ) -> None:
         check_geometry(image_size, crop)
-        source = celeba_source(root, split)
+        source = read_celeba(root).part(split)
         super().__init__(source, image_size, crop, data_fraction, cache_dir, num_workers)
-
-
-def celeba_source(root: str | os.PathLike, split: str = "test") -> Source:
-    """The picture files and attribute rows (N, 40) of a split. No picture is read.
-
-    Raises:
-        FileNotFoundError, ValueError: as `CelebADataset`.
-    """
-    layout = _read_layout(root)
-    rows = _split_rows(layout, split)
-    pictures = [layout.pictures[layout.names[row]] for row in rows]
-    return Source(layout.root, split, pictures, layout.attributes[rows], CELEBA_ATTRIBUTES)
 
 
 def download_celeba(root: str | os.PathLike) -> Path:
@@ -427,17 +461,17 @@ def download_celeba(root: str | os.PathLike) -> Path:
     """
     folder = Path(root).expanduser() / "celeba"
     try:
-        return _read_layout(root).root  # it is there already
+        return read_celeba(root).root  # it is there already
     except (ValueError, FileNotFoundError):
         pass
     try:
         from torchvision.datasets import CelebA  # here, since it takes as long to import as torch
 
         CelebA(str(folder.parent), download=True)
-        return _read_layout(root).root
+        return read_celeba(root).root
     except Exception as error:  # quota, network, checksum, disk: the way out is the same
         reason = textwrap.shorten(str(error), 160) or type(error).__name__
         raise ValueError(
-            f"could not download CelebA ({reason}); fetch {IMAGE_FOLDER}.zip, {ATTRIBUTE_FILE} and "
-            f"{PARTITION_FILE} from {CELEBA_HOME}, put them in {folder} and unpack the zip there"
+            f"could not download CelebA ({reason}); fetch {IMAGE_FOLDER}.zip, {ATTRIBUTE_FILES[0]} and "
+            f"{PARTITION_FILES[0]} from {CELEBA_HOME}, put them in {folder} and unpack the zip there"
         ) from None

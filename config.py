@@ -11,6 +11,7 @@ import math
 import reprlib
 import types
 import typing
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -55,6 +56,7 @@ PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come 
 DEFAULT_MODEL = "celeba64"  # of those, what manipulate.py draws with if no --checkpoint is given
 FEWEST_SAMPLES = 32  # of which a distance says anything
 MOST_ATTRIBUTES = 10_000
+NAME, REQUEST = "NAME", "NAME=VALUE"  # what stands for attributes in help
 
 
 # -------------------------------------------------------------------- fields
@@ -100,6 +102,14 @@ def share(default: Any, help: str = "", **facts: Any) -> Any:
 def weight(default: Any, help: str = "", **facts: Any) -> Any:
     """A number of 0 or more."""
     return flag(default, help, low=0, **facts)
+
+
+def composed(value: Any) -> Any:
+    """A name, or each of a tuple of names, in Unicode's composed form (NFC). macOS writes 'é' as two
+    characters, other systems as one. What is no text stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(composed(each) if isinstance(each, str) else each for each in value)
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 TYPES: dict[type, dict[str, Any]] = {}
@@ -186,6 +196,8 @@ class Config:
             value = getattr(self, each.name)
             if isinstance(value, list | range):
                 object.__setattr__(self, each.name, tuple(value))
+            if each.metadata.get("flag", Flag()).metavar in (NAME, REQUEST):
+                object.__setattr__(self, each.name, composed(getattr(self, each.name)))
             check(self, each)
 
     def to_dict(self) -> dict:
@@ -213,7 +225,7 @@ def check_attribute_names(names: Sequence[str]) -> None:
 class ModelConfig(Config):
     """What builds the model again. It travels in checkpoints."""
 
-    attribute_names: tuple[str, ...] = ()  # set by the data that a model is trained on
+    attribute_names: tuple[str, ...] = flag((), metavar=NAME)  # set by the data of training
     one_hot: bool = False  # the attributes are classes that exclude each other
     guidable: bool = True  # trained without condition, too; else cfg_scale is 1
     image_size: int = count(64, "side of the square images", high=4096)
@@ -298,7 +310,7 @@ class LossConfig(Config):
 class FirstStageConfig(Config):
     """What rebuilds a first stage of our own, and what it was trained on."""
 
-    attribute_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = flag((), metavar=NAME)
     image_size: int = count(64, "side of the square images", high=4096)
     crop: int = flag(178, CROP_HELP, choices=CROPS)
     judge: str = ""  # the network that judges likeness
@@ -405,7 +417,9 @@ class TrainConfig(DeviceConfig):
     data_fraction: float = flag(1.0, "share of the training images to use", above=0, high=1, resume=FREE)
     flip: bool = flag(True, "mirror images at random")
     latents: str | None = flag(None, "folder of encode_latents.py: train in those latents", resume=FREE)
-    attribute: str | None = flag(None, "the only one that a guide learns; none given: all", resume=FREE)
+    attribute: str | None = flag(
+        None, "the only one that a guide learns; none given: all", metavar=NAME, resume=FREE
+    )
     judge: str = flag(
         "./checkpoints/judge.pth", "judges a first stage's likeness without VGG16", resume=FREE
     )
@@ -495,7 +509,6 @@ class TrainConfig(DeviceConfig):
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
 GUIDANCE = ("free", "guide", "both")
-REQUEST = "NAME=VALUE"
 
 
 @dataclass(frozen=True)
@@ -610,7 +623,7 @@ class EvaluateConfig(DeviceConfig):
     cache_dir: str = flag("data/cache", CACHE_HELP)
     seed: int = count(0, "another seed, other samples", low=0)
     edit: tuple[str, ...] = flag((), "judge these edits instead of new faces", choices=EDIT_METHODS)
-    edit_attributes: tuple[str, ...] = flag((), "none given: all", metavar="NAME")
+    edit_attributes: tuple[str, ...] = flag((), "none given: all", metavar=NAME)
     edit_sources: int = count(32, "faces for each attribute and direction", low=2)
     strengths: tuple[float, ...] = share((0.5, 1.0), "of edits; the last is judged")
     sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))
@@ -639,7 +652,7 @@ class VisualizeConfig(DeviceConfig):
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
     log_dir: str | None = flag(None, "of train.py: its last run, or the folder of one")
     output_dir: str = flag("./outputs/figures", "folder to write to")
-    attributes: tuple[str, ...] = flag((), "names that are varied or coloured by", metavar="NAME")
+    attributes: tuple[str, ...] = flag((), "names that are varied or coloured by", metavar=NAME)
     num_samples: int = count(8, "images in a row")
     num_points: int = count(1000, "of the latent space", low=50)
     cache_dir: str = flag("data/cache", CACHE_HELP)

@@ -25,7 +25,7 @@ def encode(config: EncodeConfig) -> None:
     from autoencoder_model import build_first_stage
     from checkpoint import load_first_stage, load_weights, weights_hash
     from image_data.cached import SPLITS
-    from image_data.datasets import open_dataset
+    from image_data.datasets import find_dataset
     from image_data.encoded import LatentWriter, encode_images, names_hash
 
     cli.check_writable(config.output_dir)
@@ -38,11 +38,11 @@ def encode(config: EncodeConfig) -> None:
     stage = build_first_stage(kind, stage_config)
     load_weights(stage.autoencoder, weights, config.first_stage)
     stage.to(device)
-    root, size, crop = config.data_root, config.image_size, config.crop
-    where, dataset = config.cache_dir, config.dataset
-    sets = {
-        split: open_dataset(root, split, size, crop, cache_dir=where, kind=dataset) for split in SPLITS
-    }
+    found = find_dataset(config.data_root, config.dataset)
+    if first:
+        print(found)
+    size, crop, where = config.image_size, config.crop, config.cache_dir
+    sets = {split: found.open(split, size, crop, cache_dir=where) for split in SPLITS}
     manifest = {
         "first_stage": {
             "kind": kind,

@@ -33,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> None:
     from evaluation.edits import EditEvaluation
     from evaluation.reading import say
     from evaluation.samples import SampleEvaluation, make_judge, sampling_settings
-    from image_data.datasets import attribute_rows
+    from image_data.datasets import find_dataset
 
     cli.check_writable(config.output_dir)
     if config.train_judge:
@@ -44,9 +44,10 @@ def evaluate(config: EvaluateConfig) -> None:
         if config.train_judge:
             raise ValueError("--train_judge is for one process: train it first, then launch several")
         say(f"{processes.num_processes} processes")
+    found = find_dataset(config.data_root, config.dataset)
+    say(str(found))
     if config.train_judge and not Path(config.checkpoint).is_file():
-        names = attribute_rows(config.data_root, kind=config.dataset)[1]
-        make_judge(config, ModelConfig(names), device)
+        make_judge(config, ModelConfig(found.labelled.names), device)
         print(f"written: {config.judge}; no checkpoint at {config.checkpoint} to measure")
         return
     model = load_model(config.checkpoint, device)

@@ -148,14 +148,16 @@ def find_source(config: ManipulateConfig) -> Path | None:
         FileNotFoundError: if it is not there.
         ValueError: if a mode needs one and there is none.
     """
-    from image_data.datasets import first_image
+    from image_data.datasets import find_dataset
 
     mixes = config.makes("interpolate") and config.target_image
     if not (mixes or config.makes("edit") or config.makes("counterfactual")):
         return None
     source = Path(config.source_image) if config.source_image else None
     if source is None and config.data_root:
-        source = first_image(config.data_root, "test", kind=config.dataset)
+        found = find_dataset(config.data_root, config.dataset)
+        print(found)
+        source = found.first_image("test")
     if source is None and config.mode == "all" and not mixes:
         return None
     if source is None:

@@ -158,7 +158,7 @@ def load_datasets(config: TrainConfig, accelerator):
     """The configuration, as the data completes it, and the training and validation datasets. Draws the
     synthetic faces where no folder is given."""
     from celeba_dataset import download_celeba
-    from image_data.datasets import open_dataset
+    from image_data.datasets import find_dataset
     from image_data.encoded import LatentDataset
     from synthetic_faces.dataset import write_dataset
     from training.run import keep_attribute
@@ -178,8 +178,10 @@ def load_datasets(config: TrainConfig, accelerator):
             with accelerator.main_process_first():
                 write_dataset(root, num_images=6000, image_size=size, seed=0)
         kind = None if config.dataset == "synthetic" else config.dataset
+        found = find_dataset(root, kind)
+        accelerator.print(found)
         datasets = [
-            open_dataset(root, split, size, crop, fraction, config.cache_dir, kind)
+            found.open(split, size, crop, fraction, config.cache_dir)
             for split, fraction in (("train", config.data_fraction), ("val", 1.0))
         ]
     if config.attribute:

@@ -67,9 +67,9 @@ def show(name: str, text: str, folder: Path, commands: list[str]) -> Section:
 
 def clear_face() -> Path:
     """The first held-out drawn face that is not blurry."""
-    from celeba_dataset import attr_dict, celeba_source
+    from celeba_dataset import attr_dict, read_celeba
 
-    source = celeba_source(FACES, "test")
+    source = read_celeba(FACES).part("test")
     clear = source.attributes[:, attr_dict["Blurry"]] < 0
     return Path(source.pictures[int(clear.argmax())].path).relative_to(ROOT)
 

@@ -345,7 +345,7 @@ class EditEvaluation:
                 if self.work.writes:
                     output_dir.mkdir(parents=True, exist_ok=True)
                     (output_dir / "edits.json").write_text(json.dumps(report, indent=1))
-                    (output_dir / "edits.md").write_text(edits_table(report))
+                    (output_dir / "edits.md").write_text(edits_table(report), encoding="utf-8")
         if self.work.writes:
             plot_strengths(report, output_dir)
         return edits_table(report)

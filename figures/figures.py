@@ -27,7 +27,7 @@ from figures.grids import save_gif, save_grid
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
 from figures.unet_drawing import save_unet_drawing
 from image_data.cached import SPLITS, ImageDataset
-from image_data.datasets import attribute_rows, open_for
+from image_data.datasets import Found, find_dataset
 from samplers import sample_generators
 
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
@@ -60,12 +60,16 @@ class Sources:
         return f"{Path(path).name} {file_hash(path)}"
 
     @cached_property
+    def data(self) -> Found:
+        """What --data_root holds. Prints a line on it."""
+        found = find_dataset(str(self.config.data_root), self.config.dataset)
+        print(found)
+        return found
+
+    @cached_property
     def held_out(self) -> ImageDataset:
         """The test split, as the model sees it."""
-        config = self.config
-        return open_for(
-            self.model.config, str(config.data_root), "test", config.cache_dir, kind=config.dataset
-        )
+        return self.data.open_for(self.model.config, "test", self.config.cache_dir)
 
     @cached_property
     def shown(self) -> list[str]:
@@ -132,25 +136,24 @@ class Sources:
 
 def attributes(sources: Sources) -> list[Path]:
     """How often each attribute is present in each split, and how attributes go together."""
-    config = sources.config
-    read = {split: attribute_rows(str(config.data_root), split, kind=config.dataset) for split in SPLITS}
-    rows, names = {split: found[0] for split, found in read.items()}, read["train"][1]
+    names = sources.data.labelled.names
+    rows = {split: sources.data.attribute_rows(split) for split in SPLITS}
     order = np.argsort(rows["train"].mean(0))
     shares = {
         f"{split}, {len(values)} images": (values[:, order] > 0).mean(0)
         for split, values in rows.items()
     }
-    names = [names[i] for i in order]
+    ordered = [names[i] for i in order]
     constant = rows["train"].std(0) == 0
     with np.errstate(invalid="ignore"):
         correlation = np.atleast_2d(np.corrcoef(rows["train"].T))
     correlation[constant] = correlation[:, constant] = 0  # not defined for what never varies
     correlation = correlation[np.ix_(order, order)]
-    root = Path(str(config.data_root)).name
+    root = sources.data.labelled.root.name
     balance, together = (sources.out / f"attribute_{what}.png" for what in ("balance", "correlation"))
     return [
-        save_bars(balance, shares, names, "share present", f"{root}: balance"),
-        save_matrix(together, correlation, names, f"{root}: correlation, train split"),
+        save_bars(balance, shares, ordered, "share present", f"{root}: balance"),
+        save_matrix(together, correlation, ordered, f"{root}: correlation, train split"),
     ]
 
 

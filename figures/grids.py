@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from figures.fonts import legible, pillow_font
+
 INK, PAPER, GAP = (30, 30, 30), (255, 255, 255), 6
 LINE = 15  # height of a line of a caption, in pixels
 
@@ -28,17 +30,18 @@ def _scaled(image: np.ndarray, scale: int) -> Image.Image:
     return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The lines of ``text``, broken at spaces. A line is at most ``width`` pixels wide, unless one word
-    is wider."""
-    lines = [""]
+def _wrapped(text: str, size: int, width: int) -> tuple[list[str], ImageFont.FreeTypeFont]:
+    """The lines of ``text``, broken at spaces, and their font. A line is at most ``width`` pixels wide,
+    unless one word is wider."""
+    text, file = legible(text)
+    font, lines = pillow_font(size, file), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
-    return lines
+    return lines, font
 
 
 def labelled_grid(
@@ -65,15 +68,15 @@ def labelled_grid(
         raise ValueError(f"{len(images)} images but {len(labels)} labels")
     scale = scale or max(1, round(128 / images.shape[2]))
     height, width = images.shape[1] * scale, images.shape[2] * scale
-    font, title_font = ImageFont.load_default(12), ImageFont.load_default(16)
-    captions = [_wrapped(label, font, width) for label in labels]
+    captions = [_wrapped(label, 12, width) for label in labels]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     lines = []  # of the longest caption in each row
     for row in range(rows):
         in_row = captions[row * columns : (row + 1) * columns]
-        lines.append(max(len(caption) if caption != [""] else 0 for caption in in_row))
-    titles = _wrapped(title, title_font, columns * (width + GAP)) if title else []
+        lines.append(max(len(caption) if caption != [""] else 0 for caption, _ in in_row))
+    titles, title_font = _wrapped(title, 16, columns * (width + GAP))
+    titles = titles if title else []
     top = GAP + 20 * len(titles)
     page_height = top + sum(height + GAP + LINE * n for n in lines) + GAP
     page = Image.new("RGB", (GAP + columns * (width + GAP), page_height), PAPER)
@@ -85,7 +88,8 @@ def labelled_grid(
         for column, index in enumerate(range(row * columns, min((row + 1) * columns, len(images)))):
             x = GAP + column * (width + GAP)
             page.paste(_scaled(images[index], scale), (x, y))
-            for i, text in enumerate(captions[index]):
+            caption, font = captions[index]
+            for i, text in enumerate(caption):
                 draw.text((x + width / 2, y + height + 1 + LINE * i), text, INK, font, anchor="ma")
         y += height + GAP + LINE * lines[row]
     return page

@@ -10,6 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from figures.fonts import make_legible
+
 STYLE = {
     "font.size": 9,
     "axes.grid": True,
@@ -32,6 +34,7 @@ def _figure(
         figure = Figure(figsize=(width, height))
         figure.suptitle(title, fontsize=10)
         yield list(figure.subplots(1, columns, squeeze=False)[0])
+        make_legible(figure)
         figure.savefig(path, dpi=130)
 
 

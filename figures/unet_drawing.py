@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
+from figures.fonts import make_legible
 from figures.plots import STYLE
 from unet_model import ConditionalUNet
 
@@ -100,6 +101,7 @@ def save_unet_drawing(path: str | Path, unet: ConditionalUNet, side: int, source
         axes.set_ylim(-bottom * drop - 0.3, height * 1.8)
         axes.axis("off")
         axes.set_title(f"UNet of {source}: {what}", fontsize=10)
+        make_legible(figure)
         paths = [Path(f"{path}.png"), Path(f"{path}.svg")]
         for each in paths:
             each.parent.mkdir(parents=True, exist_ok=True)

@@ -71,8 +71,7 @@ class ImageDataset:
         self.images, self.filenames = images, list(filenames)
         self.attributes = torch.from_numpy(np.asarray(attributes, np.float32))  # (N, A)
         self.attribute_names, self.flips = tuple(attribute_names), flips
-        one_each = ((self.attributes == 1).sum(1) == 1) & (self.attributes != 0).all(1)
-        self.one_hot = len(attribute_names) > 1 and bool(one_each.all())
+        self.one_hot = are_classes(self.attributes.numpy())
 
     def __len__(self) -> int:
         return len(self.filenames)
@@ -95,6 +94,12 @@ class ImageDataset:
         return batch
 
 
+def are_classes(attributes: np.ndarray) -> bool:
+    """Whether every row of attributes (N, A) has exactly one, and denies all others."""
+    one_each = ((attributes == 1).sum(1) == 1) & (attributes != 0).all(1)
+    return attributes.shape[1] > 1 and bool(one_each.all())
+
+
 def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Each picture of a uint8 batch (B, H, W, 3) mirrored left to right with probability 0.5. Of an
     encoded batch (B, 2, C, h, w), which holds the image and its mirror image, either half."""
@@ -107,15 +112,15 @@ def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Ten
 
 @dataclass(frozen=True)
 class Source:
-    """The picture files of a split and their attributes.
+    """The pictures of a split and their attributes.
 
-    root: the folder; pictures: N objects with .name, .path and .stat(), as os.DirEntry has;
+    root: the folder; pictures: N objects with the members of `image_data.files.Picture`, or an array;
     attributes: (N, A).
     """
 
     root: Path
     split: str
-    pictures: Sequence
+    pictures: Sequence | np.ndarray
     attributes: np.ndarray
     attribute_names: Sequence[str]
 
@@ -153,7 +158,7 @@ class CachedDataset(ImageDataset):
         check_geometry(image_size, crop)
         chosen = chosen_rows(len(source.pictures), data_fraction)
         pictures = [source.pictures[row] for row in chosen]
-        where = hashlib.sha256(str(source.root).encode()).hexdigest()[:12]
+        where = hashlib.sha256(os.fsencode(source.root)).hexdigest()[:12]
         slot = f"{source.split}_{100 * data_fraction:g}pct_{image_size}px_crop{crop}_{where}"
         key = fingerprint(pictures, image_size, crop)
         self._cache = Path(cache_dir).expanduser().resolve() / f"{slot}-{key}.u8"
@@ -260,7 +265,8 @@ def _decode(work: tuple[Sequence, int, int]) -> list[np.ndarray | ValueError | F
     results: list[np.ndarray | ValueError | FileNotFoundError] = []
     for entry in chunk:
         try:
-            results.append(decode_image(entry.path, image_size, crop))
+            with entry.file() as path:
+                results.append(decode_image(path, image_size, crop))
         except (ValueError, FileNotFoundError) as error:
             results.append(error)
     return results
@@ -274,5 +280,5 @@ def fingerprint(pictures: Sequence, image_size: int, crop: int) -> str:
     digest = hashlib.sha256(f"{DECODING} {image_size} {crop}\n".encode())
     for entry in pictures:
         found = entry.stat()
-        digest.update(f"{entry.path} {found.st_size} {found.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{entry.path} {found.st_size} {found.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]

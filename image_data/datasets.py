@@ -11,48 +11,49 @@ from __future__ import annotations
 import itertools
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from celeba_dataset import ATTRIBUTE_FILE, IMAGE_FOLDER, celeba_source
+from celeba_dataset import ATTRIBUTE_FILES, IMAGE_FOLDER, read_celeba
 from config import ModelConfig
 from image_data.cached import SPLITS, CachedDataset, ImageDataset, Source, check_split, chosen_rows
+from image_data.files import Picture, is_hidden
 from image_data.folders import (
     ANNOTATIONS,
     HQ_ANNOTATION,
-    celeba_hq_source,
-    folder_source,
-    held_out_splits,
-    one_hot,
+    HQ_IMAGES,
+    HQ_MASKS,
+    METADATA,
+    read_celeba_hq,
+    read_folder,
 )
+from image_data.labelled import Labelled, one_hot
+from image_data.parquet import read_parquet
 from image_data.picture import check_geometry, to_square
 
-
-@dataclass(frozen=True)
-class ClassArrays:
-    """The pictures of a split in memory: (N, H, W) or (N, H, W, 3); class numbers (N,); class names."""
-
-    pictures: np.ndarray
-    classes: np.ndarray
-    names: tuple[str, ...]
+MOST_WRAPPERS = 4  # folders in each other that are looked into
 
 
 @dataclass(frozen=True)
 class Kind:
     """How one kind of dataset is recognised and read.
 
-    signs: files or folders. A folder that has any of them holds this kind.
-    read: (root, split) -> the split's picture files, or its pictures where they are kept as arrays.
+    signs: files or folders, where * stands for anything. A folder that has any of them holds this kind.
+    read: the folder -> all its labelled pictures.
     flips: whether a mirror image is as good as the image.
     """
 
     signs: tuple[str, ...]
-    read: Callable[[Path, str], Source | ClassArrays]
+    read: Callable[[Path], Labelled]
     flips: bool = True
+
+    def shows(self, root: Path) -> bool:
+        """Whether a folder has one of the signs."""
+        return any(next(root.glob(sign), None) for sign in self.signs)
 
 
 # -------------------------------------------------------------------- arrays that torchvision reads
@@ -60,127 +61,191 @@ class Kind:
 # torchvision is imported where it is needed: that takes as long as importing torch.
 
 
-def read_mnist(root: Path, split: str) -> ClassArrays:
-    """MNIST's digits in torchvision's files.
+def read_mnist(root: Path) -> Labelled:
+    """MNIST's digits in torchvision's files. Without test files, training pictures test.
 
     Raises:
         ValueError: one line, for files that are missing or damaged.
     """
     from torchvision.datasets import mnist
 
-    part = "t10k" if split == "test" else "train"
     raw = root / "MNIST" / "raw" if (root / "MNIST").is_dir() else root / "raw"
+    parts = ["train", *(["t10k"] if [*raw.glob("t10k-*-ubyte")] else [])]
     try:
-        pictures = mnist.read_image_file(str(raw / f"{part}-images-idx3-ubyte")).numpy()
-        classes = mnist.read_label_file(str(raw / f"{part}-labels-idx1-ubyte")).numpy()
+        pictures = [mnist.read_image_file(str(raw / f"{p}-images-idx3-ubyte")).numpy() for p in parts]
+        classes = [mnist.read_label_file(str(raw / f"{p}-labels-idx1-ubyte")).numpy() for p in parts]
     except Exception as error:  # this reader raises many types, AssertionError among them
-        raise _not_whole(root, "mnist", split, error) from None
-    return _part(root, split, ClassArrays(pictures, classes, tuple("0123456789")))
+        raise _not_whole(root, "MNIST", error) from None
+    return _from_arrays(root, "MNIST", pictures, classes, tuple("0123456789"))
 
 
-def read_cifar10(root: Path, split: str) -> Source | ClassArrays:
+def read_cifar10(root: Path) -> Labelled:
     """CIFAR-10 in torchvision's files, or as class folders of picture files.
 
     Raises:
         FileNotFoundError, ValueError: one line, for files that are missing or damaged.
     """
-    holders = [each for each in (root, root.parent) if (each / "cifar-10-batches-py").is_dir()]
-    if not holders:
-        return folder_source(root, split)
+    if not (root / "cifar-10-batches-py").is_dir():
+        return read_folder(root)
     from torchvision.datasets import CIFAR10
 
     try:
-        source = CIFAR10(str(holders[0]), train=split != "test")
-        found = ClassArrays(source.data, np.array(source.targets), tuple(source.classes))
+        parts = [CIFAR10(str(root), train=train) for train in (True, False)]
+        classes = [np.array(part.targets) for part in parts]
+        pictures, names = [part.data for part in parts], tuple(parts[0].classes)
     except Exception as error:  # this reader raises many types
-        raise _not_whole(root, "cifar10", split, error) from None
-    return _part(root, split, found)
+        raise _not_whole(root, "CIFAR-10", error) from None
+    return _from_arrays(root, "CIFAR-10", pictures, classes, names)
 
 
-def _not_whole(root: Path, kind: str, split: str, error: Exception) -> ValueError:
+def _not_whole(root: Path, kind: str, error: Exception) -> ValueError:
     """The one line for files that torchvision cannot read."""
     reason = textwrap.shorten(str(error), 160) or type(error).__name__
-    return ValueError(f"{root} holds no whole {kind}, {split} split: {reason}")
+    return ValueError(f"{root} holds no whole {kind}: {reason}")
 
 
-def _part(root: Path, split: str, found: ClassArrays) -> ClassArrays:
-    """The pictures of a split. The test pictures are those of the test file. A twentieth of the training
-    file is val.
+def _from_arrays(
+    root: Path, form: str, pictures: list[np.ndarray], classes: list[np.ndarray], names: tuple[str, ...]
+) -> Labelled:
+    """The pictures and class numbers of the training file and, if it is there, of the test file.
 
     Raises:
         ValueError: where pictures and classes do not match.
     """
-    pictures, classes = found.pictures, found.classes
-    wrong = classes.min(initial=0) < 0 or classes.max(initial=0) >= len(found.names)
-    if wrong or len(pictures) != len(classes):
-        raise ValueError(f"{root}: {len(pictures)} pictures and {len(classes)} labels do not match")
-    if split == "test":
-        return found
-    validates = held_out_splits(list(map(str, range(len(pictures))))) == SPLITS["val"]
-    kept = validates if split == "val" else ~validates
-    return ClassArrays(pictures[kept], classes[kept], found.names)
+    for images, labels in zip(pictures, classes, strict=True):
+        wrong = labels.min(initial=0) < 0 or labels.max(initial=0) >= len(names)
+        if wrong or len(images) != len(labels) or images.shape[1:] != pictures[0].shape[1:]:
+            raise ValueError(f"{root}: {len(images)} pictures and {len(labels)} labels do not match")
+    said = np.repeat([SPLITS["train"], SPLITS["test"]][: len(classes)], [len(each) for each in classes])
+    attributes = one_hot(np.concatenate(classes), len(names))
+    return Labelled(root, form, np.concatenate(pictures), attributes, names, said, shuffled=False)
 
 
 # -------------------------------------------------------------------- kinds of datasets
 
 
 DATASETS: dict[str, Kind] = {
-    "celeba": Kind((IMAGE_FOLDER, f"celeba/{IMAGE_FOLDER}", ATTRIBUTE_FILE), celeba_source),
-    "celebahq": Kind((HQ_ANNOTATION,), celeba_hq_source),
+    "celeba": Kind((IMAGE_FOLDER, f"celeba/{IMAGE_FOLDER}", *ATTRIBUTE_FILES), read_celeba),
+    "celebahq": Kind((HQ_ANNOTATION, HQ_IMAGES, HQ_MASKS), read_celeba_hq),
     "mnist": Kind(("MNIST/raw", "raw/train-images-idx3-ubyte"), read_mnist, flips=False),
-    "cifar10": Kind(("cifar-10-batches-py", "data_batch_1"), read_cifar10),
-    "folder": Kind(ANNOTATIONS, folder_source),  # and any folder of folders: see `recognise`
+    "cifar10": Kind(("cifar-10-batches-py",), read_cifar10),
+    "parquet": Kind(("*.parquet", "data/*.parquet", "*/train/*.parquet"), read_parquet),
+    "folder": Kind(
+        (*ANNOTATIONS, *METADATA), read_folder
+    ),  # and any folder of pictures: see `recognise`
 }
 
 
-def recognise(root: Path) -> str:
-    """Which kind of dataset a folder holds.
+def recognise(root: Path) -> tuple[Path, str]:
+    """Which kind of dataset a folder holds, and in which folder its signs lie: in this one; in the one
+    above, if this is only its part with the pictures; or in one that this wraps.
 
     Raises:
-        FileNotFoundError: for a folder that holds none.
         ValueError: for a folder that holds several.
     """
-    found = [
-        name for name, kind in DATASETS.items() if any((root / sign).exists() for sign in kind.signs)
-    ]
-    if len(found) > 1:
-        raise ValueError(f"{root} holds {' and '.join(found)}: give the folder of one of them")
-    if found:
-        return found[0]
-    if any(path.is_dir() for path in root.iterdir()):
-        return "folder"
-    raise FileNotFoundError(
-        f"{root} holds no CelebA, CelebA-HQ, MNIST or CIFAR-10, no class folders and no {ANNOTATIONS[0]}"
-    )
+    for folder in candidates(root):
+        found = [name for name, kind in DATASETS.items() if kind.shows(folder)]
+        if folder in root.parents:
+            found = [name for name in found if root.name in DATASETS[name].signs]
+        if len(found) > 1 and not any((folder / name).is_file() for name in ANNOTATIONS):
+            found = [name for name in found if name != "folder"]  # a metadata file of another kind
+        if len(found) > 1:
+            raise ValueError(f"{folder} holds {' and '.join(found)}: give the folder of one of them")
+        if found:
+            return folder, found[0]
+    return root, "folder"
+
+
+def candidates(root: Path) -> Iterator[Path]:
+    """The folders that a dataset's signs may lie in, where this one is given, the likeliest first."""
+    signs = {sign for kind in DATASETS.values() for sign in kind.signs}
+    above, inner = root, [root]
+    yield root
+    while above.name in signs:  # img_align_celeba/ itself, or even the one in it
+        above = above.parent
+        yield above
+    for _ in range(MOST_WRAPPERS):
+        inner = [path for path in inner[0].iterdir() if path.is_dir() and not is_hidden(path.name)]
+        if len(inner) != 1:
+            break
+        yield inner[0]
 
 
 def checked_root(root: str | os.PathLike) -> Path:
     """The folder as an absolute path. FileNotFoundError if it is not a folder."""
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
+        unpack = "unpack it, and " if root.is_file() else ""
         raise FileNotFoundError(
-            f"data root {root} is not a folder; give the one that holds the pictures"
+            f"data root {root} is not a folder; {unpack}give the one that holds the pictures"
         )
     return root
-
-
-def find_kind(root: Path, kind: str | None) -> Kind:
-    """The kind of that name, or what `recognise` says for None. ValueError for an unknown name."""
-    name = kind or recognise(root)
-    if name not in DATASETS:
-        raise ValueError(f"dataset {name!r} is not one of {', '.join(DATASETS)}")
-    return DATASETS[name]
 
 
 # -------------------------------------------------------------------- reading them
 
 
-def _read(root: str | os.PathLike, split: str, kind: str | None) -> tuple[Kind, Source | ClassArrays]:
-    """The kind of a folder, and a split as that kind reads it."""
-    check_split(split)
+@dataclass(frozen=True)
+class Found:
+    """A folder of labelled images that has been recognised and read, except for the pictures themselves.
+
+    As text it is the one line that says what it holds.
+    """
+
+    kind: Kind
+    labelled: Labelled
+
+    def __str__(self) -> str:
+        return str(self.labelled)
+
+    def open(
+        self,
+        split: str = "train",
+        image_size: int = 64,
+        crop: int = 178,
+        data_fraction: float = 1.0,
+        cache_dir: str | os.PathLike = "data/cache",
+        num_workers: int | None = None,
+    ) -> ImageDataset:
+        """One split. The arguments, and what is raised, are those of `CelebADataset`."""
+        check_geometry(image_size, crop)
+        source = self.labelled.part(split)
+        if isinstance(source.pictures, np.ndarray):
+            return _in_memory(source, image_size, crop, data_fraction, self.kind.flips)
+        return CachedDataset(source, image_size, crop, data_fraction, cache_dir, num_workers)
+
+    def open_for(self, config: ModelConfig, split: str, cache_dir: str | os.PathLike) -> ImageDataset:
+        """A split at the size and crop of a model. ValueError where the model has other attributes."""
+        check_names(self.labelled.names, config.attribute_names, self.labelled.root)
+        return self.open(split, config.image_size, config.crop, cache_dir=cache_dir)
+
+    def attribute_rows(self, split: str) -> np.ndarray:
+        """The attribute rows of a split, float32 (N, A). No picture is decoded."""
+        return np.asarray(self.labelled.part(split).attributes, np.float32)
+
+    def first_image(self, split: str) -> Path | None:
+        """The path of a split's first picture. None for a dataset whose pictures are no files."""
+        first = self.labelled.part(split).pictures[0]
+        return Path(first.path) if isinstance(first, Picture) else None
+
+
+def find_dataset(root: str | os.PathLike, kind: str | None = None) -> Found:
+    """What a folder holds.
+
+    Args:
+        kind: a name in DATASETS; None: what `recognise` says.
+
+    Raises:
+        FileNotFoundError, ValueError: one line, for a folder that cannot be read.
+    """
     root = checked_root(root)
-    found = find_kind(root, kind)
-    return found, found.read(root, split)
+    if kind is None:
+        root, kind = recognise(root)
+    elif kind in DATASETS:
+        root = next((each for each in candidates(root) if DATASETS[kind].shows(each)), root)
+    else:
+        raise ValueError(f"dataset {kind!r} is not one of {', '.join(DATASETS)}")
+    return Found(DATASETS[kind], DATASETS[kind].read(root))
 
 
 def open_dataset(
@@ -203,10 +268,9 @@ def open_dataset(
         FileNotFoundError, ValueError: one line, for a folder that cannot be read or a wrong argument.
     """
     check_geometry(image_size, crop)
-    found, source = _read(root, split, kind)
-    if isinstance(source, Source):
-        return CachedDataset(source, image_size, crop, data_fraction, cache_dir, num_workers)
-    return _in_memory(source, split, image_size, crop, data_fraction, found.flips)
+    check_split(split)
+    found = find_dataset(root, kind)
+    return found.open(split, image_size, crop, data_fraction, cache_dir, num_workers)
 
 
 def open_for(
@@ -216,20 +280,8 @@ def open_for(
     cache_dir: str | os.PathLike,
     kind: str | None = None,
 ) -> ImageDataset:
-    """A split at the size and crop of a model. ValueError where its attributes are not the model's."""
-    data = open_dataset(root, split, config.image_size, config.crop, cache_dir=cache_dir, kind=kind)
-    check_names(data.attribute_names, config.attribute_names, root)
-    return data
-
-
-def attribute_rows(
-    root: str | os.PathLike, split: str = "test", kind: str | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The attribute rows float32 (N, A) of a split, and the attributes' names. No picture is decoded."""
-    _, source = _read(root, split, kind)
-    if isinstance(source, Source):
-        return np.asarray(source.attributes, np.float32), tuple(source.attribute_names)
-    return np.asarray(one_hot(source.classes, len(source.names)), np.float32), source.names
+    """A split as a model of this configuration sees it: see `Found.open_for`."""
+    return find_dataset(root, kind).open_for(config, split, cache_dir)
 
 
 def check_names(found: Sequence[str], expected: Sequence[str], root: str | os.PathLike) -> None:
@@ -242,20 +294,13 @@ def check_names(found: Sequence[str], expected: Sequence[str], root: str | os.Pa
             )
 
 
-def first_image(root: str | os.PathLike, split: str = "test", kind: str | None = None) -> Path | None:
-    """The path of a split's first picture file. None for a dataset that is kept as arrays."""
-    _, source = _read(root, split, kind)
-    return Path(source.pictures[0].path) if isinstance(source, Source) else None
-
-
 def _in_memory(
-    source: ClassArrays, split: str, image_size: int, crop: int, data_fraction: float, flips: bool
+    source: Source, image_size: int, crop: int, data_fraction: float, flips: bool
 ) -> ImageDataset:
-    """The pictures of a split as a dataset in memory."""
+    """The pictures of a split, which are arrays, as a dataset in memory."""
     rows = chosen_rows(len(source.pictures), data_fraction)
     images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
-    for image, picture in zip(images, source.pictures[rows], strict=True):
-        image[...] = to_square(Image.fromarray(picture).convert("RGB"), image_size, crop)
-    files = [f"{split}/{row}" for row in rows]
-    attributes = one_hot(source.classes[rows], len(source.names))
-    return ImageDataset(images, attributes, source.names, files, flips)
+    for image, row in zip(images, rows, strict=True):
+        image[...] = to_square(Image.fromarray(source.pictures[row]).convert("RGB"), image_size, crop)
+    files = [f"{source.split}/{row}" for row in rows]
+    return ImageDataset(images, source.attributes[rows], source.attribute_names, files, flips)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -30,7 +31,7 @@ SHARD = 512  # images
 
 def names_hash(filenames: list[str]) -> str:
     """A short hash of file names. It tells one list of images from another."""
-    return hashlib.sha256("\n".join(filenames).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode("\n".join(filenames))).hexdigest()[:12]
 
 
 def read_manifest(file: Path) -> dict:

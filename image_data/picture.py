@@ -7,18 +7,29 @@ import os
 import stat
 import textwrap
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
 from config import CROPS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no EPS, which would run a program
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no EPS: it runs a program
 MOST_PIXELS = 89_478_485  # Pillow warns of decompression bombs from here on
 MOST_JPEG_PIXELS = 300_000_000  # decoded smaller; phones make up to 200 million
 COLOUR_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # of a profile for pictures of a mode
 SAME_COLOUR = 2  # levels by which a profile may differ from sRGB and count as such
+
+
+@cache
+def picture_formats() -> tuple[str, ...]:
+    """The formats that are read: FORMATS, and HEIF where the library pillow-heif is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return FORMATS
+    pillow_heif.register_heif_opener()
+    return *FORMATS, "HEIF"
 
 
 def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
@@ -116,7 +127,7 @@ def _opened(path: str | os.PathLike) -> Image.Image:
         is_jpeg = file.read(2) == b"\xff\xd8"
     if is_jpeg:
         return JpegImagePlugin.JpegImageFile(path)  # Image.open refuses what can be decoded smaller
-    return Image.open(path, formats=FORMATS)
+    return Image.open(path, formats=picture_formats())
 
 
 def _reduced(image: Image.Image) -> int:

@@ -8,12 +8,13 @@ import json
 import os
 import random
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from test_photograph import icc_profile
 
 import celeba_dataset
@@ -30,10 +31,12 @@ from classifiers.judge import load_judge
 from config import ModelConfig
 from diffusion_model import ConditionalDiffusion
 from image_data import encoded
-from image_data.datasets import attribute_rows
+from image_data.datasets import find_dataset
+from image_data.folders import ANNOTATIONS, METADATA
 from image_data.picture import decode_image
 
 REFUSALS = (ValueError, OSError)
+TIMES = int(os.environ.get("FUZZ_TIMES", "1"))  # so many times the inputs
 
 
 def refused(call, *args) -> bool:
@@ -69,7 +72,7 @@ def mutated(data: bytes, pick: random.Random) -> bytes:
 def test_damaged_checkpoints(checkpoint, tmp_path):
     whole, pick, path, count = checkpoint.read_bytes(), random.Random(0), tmp_path / "c.pth", 0
     head = 4096  # where the structure lies, besides the end
-    for number in range(600):
+    for number in range(600 * TIMES):
         data = mutated(whole, pick)
         if number % 3 == 0:  # damage the pickled structure
             data = bytearray(whole)
@@ -77,7 +80,7 @@ def test_damaged_checkpoints(checkpoint, tmp_path):
                 data[pick.randrange(head)] = pick.randrange(256)
         path.write_bytes(bytes(data))
         count += refused(load_model, path)
-    assert count > 300
+    assert count > 300 * TIMES
     assert [each.name for each in tmp_path.iterdir()] == ["c.pth"]
 
 
@@ -147,7 +150,7 @@ def test_crafted_configurations(checkpoint, tmp_path):
     """Any value in any field: no memory is taken for what the weights do not hold."""
     state, pick, path = load_checkpoint(checkpoint), random.Random(1), tmp_path / "c.pth"
     fields = list(ModelConfig.__dataclass_fields__)
-    for _ in range(400):
+    for _ in range(400 * TIMES):
         config = dict(state["config"])
         for name in pick.sample(fields, pick.choice([1, 1, 2])):
             config[name] = pick.choice(VALUES)
@@ -166,7 +169,8 @@ def test_damaged_pictures(tmp_path):
     pick, path, count = random.Random(2), tmp_path / "p", 0
     noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     forms = []
-    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"):
+    kinds = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]
+    for kind in [*kinds, "AVIF"] if features.check("avif") else kinds:
         file = io.BytesIO()
         Image.fromarray(noise).save(file, kind)
         forms.append(file.getvalue())
@@ -174,10 +178,10 @@ def test_damaged_pictures(tmp_path):
         file = io.BytesIO()
         Image.fromarray(noise[:8, :8]).save(file, kind, icc_profile=icc_profile())
         forms.append(file.getvalue())
-    for number in range(1500):
+    for number in range(1500 * TIMES):
         path.write_bytes(mutated(forms[number % len(forms)], pick))
         count += refused(decode_image, path, 8, 178)
-    assert count > 500
+    assert count > 500 * TIMES
 
 
 def test_files_that_are_no_pictures(tmp_path):
@@ -191,31 +195,107 @@ def test_files_that_are_no_pictures(tmp_path):
 
 
 def test_damaged_label_files(faces, tmp_path):
-    """CelebA's three files, and annotations; what is read of them must fit the pictures."""
+    """CelebA's files, also as Kaggle has them; what is read of them must fit the pictures."""
     pick = random.Random(3)
     root = tmp_path / "root"
     root.mkdir()
     (root / "img_align_celeba").symlink_to(faces / "img_align_celeba")
     names = ("list_attr_celeba.txt", "list_eval_partition.txt", "identity_CelebA.txt")
     whole = {name: (faces / name).read_bytes() for name in names}
+    rows = [line.split() for line in whole["list_attr_celeba.txt"].decode().splitlines()[1:]]
+    tables = {"list_attr_celeba.csv": [["image_id", *rows[0]], *rows[1:]]}
+    rows = [line.split() for line in whole["list_eval_partition.txt"].decode().splitlines()]
+    tables["list_eval_partition.csv"] = [["image_id", "partition"], *rows]
+    csv = {name: "\n".join(map(",".join, table)).encode() for name, table in tables.items()}
+    csv = {name: text.decode().encode("utf-16") for name, text in csv.items()} | csv
     count = 0
-    for _ in range(500):
-        for name in names:
-            (root / name).write_bytes(whole[name])
-        name = pick.choice(names)
-        (root / name).write_bytes(mutated(whole[name], pick))
-        count += refused(celeba_dataset.celeba_source, root, "train")
-    assert count > 300
-    table = "file,split,Red\n" + "".join(f"a{i}.png,train,{i % 2}\n" for i in range(9))
-    lines = "\n".join(json.dumps({"file": f"a{i}.png", "attributes": {"Red": 1}}) for i in range(9))
-    for name, text in (("attributes.csv", table), ("attributes.jsonl", lines)):
-        folder = tmp_path / name
-        folder.mkdir()
-        for i in range(9):
-            (folder / f"a{i}.png").touch()
-        for _ in range(300):
-            (folder / name).write_bytes(mutated(text.encode(), pick))
-            refused(attribute_rows, folder, "train")
+    for number in range(500 * TIMES):
+        files = whole if number % 2 else csv
+        for path in root.glob("*.*"):
+            path.unlink()
+        for name, data in files.items():
+            (root / name).write_bytes(data)
+        name = pick.choice([*files])
+        data = files[name].decode().encode("utf-16") if pick.random() < 0.2 else files[name]
+        (root / name).write_bytes(mutated(data, pick))
+        count += refused(celeba_dataset.read_celeba, root)
+    assert count > 250 * TIMES
+
+
+@pytest.mark.parametrize("name", [*ANNOTATIONS, *METADATA])
+def test_damaged_tables(name, tmp_path):
+    pick = random.Random(name)
+    rows = [{"file_name": f"a{i}.png", "split": "Valid", "Red": i % 2, "label": "ü"} for i in range(9)]
+    text = "\n".join(map(json.dumps, rows))
+    if name.endswith(".csv"):
+        text = "\n".join(";".join(map(str, row)) for row in [rows[0], *(row.values() for row in rows)])
+    for i in range(9):
+        (tmp_path / f"a{i}.png").touch()
+    for _ in range(150 * TIMES):
+        data = text.encode(pick.choice(["utf-8", "utf-8-sig", "utf-16"]))
+        (tmp_path / name).write_bytes(mutated(data, pick))
+        refused(find_dataset, tmp_path)
+
+
+NAMES = [
+    *("train", "Training", "val", "Validation", "TEST", "test_set", "cat", "dog", "Café", "Cafe\u0301"),
+    *("한국어", ".hidden", "__MACOSX", "@eaDir", "images", "masks", "CelebA-HQ-img", "img_align_celeba"),
+    *("raw", "MNIST", "a b", "a=b", "x\ny", "\udce9", "data", "n" * 120, "list_attr_celeba.csv", "$1"),
+]
+SUFFIXES = [*(".jpg", ".JPEG", ".png", "", ".jfif", ".heic", ".txt", ".csv", ".zip", ".parquet"), ".2"]
+KINDS = [*[None] * 9, "folder", "celeba", "celebahq", "mnist", "cifar10", "parquet"]
+LABELS = [
+    "file,Red\n{},1\n",
+    "file_name;label\n{};cat\n",
+    '{{"file_name": "{}", "label": 3}}',
+    "file",
+]
+
+
+def odd_folder(root: Path, pick: random.Random, picture: bytes) -> None:
+    """A tree of such names, with pictures, empty files, label files, links and pipes."""
+    folders = [root]
+    root.mkdir()
+    for _ in range(pick.randrange(1, 8)):
+        folder = pick.choice(folders) / pick.choice(NAMES)
+        if not folder.exists():
+            folder.mkdir()
+        folders += [folder] if folder.is_dir() else []
+        for i in range(pick.choice([0, 1, 3, 6])):
+            path = folder / f"{pick.choice(NAMES)}{i}{pick.choice(SUFFIXES)}"
+            path.write_bytes(pick.choice([picture, picture, b"", picture[:20]]))
+    folder = pick.choice(folders)
+    inside = [path for path in folder.iterdir() if path.is_file()]
+    if pick.random() < 0.3 and inside:
+        text = pick.choice(LABELS).format(os.fsencode(pick.choice(inside).name).decode("latin-1"))
+        (folder / pick.choice([*ANNOTATIONS, *METADATA])).write_bytes(
+            text.encode(pick.choice(["utf-8", "utf-16"]))
+        )
+    if pick.random() < 0.2:
+        (pick.choice(folders) / "link").symlink_to(
+            pick.choice([root, root / "link", folder, root.parent])
+        )
+    if pick.random() < 0.1:
+        os.mkfifo(folder / "pipe.jpg")
+
+
+def test_odd_folders(tmp_path):
+    """Whatever lies in a folder: it is refused, or one line says what it is and every split opens."""
+    pick, file, count = random.Random(6), io.BytesIO(), 0
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    for number in range(200 * TIMES):
+        root = tmp_path / str(number)
+        odd_folder(root, pick, file.getvalue())
+        try:
+            found = find_dataset(root, pick.choice(KINDS))
+            assert len(str(found).splitlines()) == 1 and len(found.labelled.names) > 0
+            split = pick.choice(["train", "val", "test"])
+            refused(found.open, split, 8, 178, 1.0, tmp_path / "cache", 1)
+            count += 1
+        except REFUSALS as error:
+            assert str(error), repr(error)
+        shutil.rmtree(root)
+    assert count > 30 * TIMES
 
 
 WORDS = [
@@ -231,7 +311,7 @@ def test_any_flags(script, tmp_path, monkeypatch, capsys):
     """Parsed or refused by the parser: exit code 2 and one line after the usage."""
     monkeypatch.chdir(tmp_path)
     pick = random.Random(script.__name__)
-    for _ in range(400):
+    for _ in range(400 * TIMES):
         argv = [pick.choice(WORDS) for _ in range(pick.randrange(1, 8))]
         try:
             cli.run(lambda argv=argv: script.parse_args(argv))
@@ -253,7 +333,7 @@ def test_any_configuration_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pick, path = random.Random(5), tmp_path / "c.yaml"
     texts = [*YAML, "channels: [64, 128]\nlr: 1.0e-3\nstage: first_stage\n"]
-    for number in range(300):
+    for number in range(300 * TIMES):
         text = texts[number % len(texts)].encode()
         path.write_bytes(text if number < len(texts) else mutated(text, pick))
         try:

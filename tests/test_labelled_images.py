@@ -13,15 +13,8 @@ from PIL import Image
 
 from celeba_dataset import CELEBA_ATTRIBUTES, deny_other_classes
 from config import ModelConfig
-from image_data.datasets import (
-    DATASETS,
-    attribute_rows,
-    first_image,
-    open_dataset,
-    open_for,
-    recognise,
-)
-from image_data.folders import one_hot
+from image_data.datasets import DATASETS, find_dataset, open_dataset, open_for, recognise
+from image_data.labelled import one_hot
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -95,8 +88,7 @@ def test_annotations_name_pictures_attributes_and_splits(tmp_path):
         data = load(root)
         assert data.attribute_names == ("Red", "Round") and not data.one_hot
         assert sorted(data.attributes.tolist()) == [[-1, -1], [-1, 0], [1, 0]]
-        rows, names = attribute_rows(root, "test")
-        assert sorted(rows.tolist()) == [[-1, 0], [1, 0]] and names == ("Red", "Round")
+        assert sorted(find_dataset(root).attribute_rows("test").tolist()) == [[-1, 0], [1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +97,7 @@ def test_annotations_name_pictures_attributes_and_splits(tmp_path):
         ("file,Red\n../../outside.png,1\n", "lies outside"),
         ("file,Red\na.png,maybe\n", "line 2: Red is 'maybe'"),
         ("name,Red\na.png,1\n", "name each column once"),
-        ("file,Red\na.png\n", "another number of columns"),
+        ("file,Red\na.png\n", "line 2 has 1 columns, and its header 2"),
         ("file,split,Red\na.png,tune,1\n", "split 'tune'"),
         ("file,Red\n", "names no picture"),
     ],
@@ -133,7 +125,7 @@ def test_mnist_in_torchvision_s_files(tmp_path):
         idx(raw / f"{part}-images-idx3-ubyte", generator.integers(0, 256, (number, 28, 28)))
         idx(raw / f"{part}-labels-idx1-ubyte", np.arange(number) % 10)
     for root in (tmp_path, tmp_path / "MNIST"):
-        assert recognise(root) == "mnist"
+        assert recognise(root) == (root, "mnist")
         sizes = [len(load(root, split, 28)) for split in ("train", "val", "test")]
         assert sum(sizes) == 210 and sizes[2] == 10 and 3 <= sizes[1] <= 20
     data = load(tmp_path, "test", 28)
@@ -142,7 +134,7 @@ def test_mnist_in_torchvision_s_files(tmp_path):
     assert (data.images[..., 0] == data.images[..., 2]).all(), "grey becomes RGB"
     assert data[3]["image"].shape == (28, 28, 3)
     (raw / "train-labels-idx1-ubyte").write_bytes(gzip.compress(b"no"))
-    with pytest.raises(ValueError, match="no whole mnist"):
+    with pytest.raises(ValueError, match="no whole MNIST"):
         load(tmp_path, "train", 28)
 
 
@@ -156,19 +148,22 @@ def test_celeba_hq_is_split_as_celeba(tmp_path):
     mapping = ["idx orig_idx orig_file", "0 5 000006.jpg", "1 162769 162770.jpg"]
     mapping += ["2 162770 162771.jpg", "3 182637 182638.jpg"]
     (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text("\n".join(mapping) + "\n")
-    assert recognise(root) == "celebahq"
+    assert recognise(root) == (root, "celebahq")
     assert [len(load(root, split)) for split in ("train", "val", "test")] == [2, 1, 1]
     assert load(root, "val").attributes[0, :2].tolist() == [1, -1]
 
 
 def test_a_folder_that_holds_nothing_says_what_it_could_hold(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no class folders"):
-        recognise(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has no picture that can be read$"):
+        load(tmp_path)
     with pytest.raises(FileNotFoundError, match="not a folder"):
         load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no two class folders"):
+    (tmp_path / "empty" / "pictures.zip").touch()
+    with pytest.raises(FileNotFoundError, match=r"but 1 .zip \(unpack\)"):
         load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="unpack it, and give"):
+        load(tmp_path / "empty" / "pictures.zip")
 
 
 def test_naming_a_class_denies_the_others():
@@ -184,8 +179,8 @@ def test_naming_a_class_denies_the_others():
 def test_real_digits_and_objects():
     data = open_dataset(REAL / "MNIST", "test", 28)
     assert len(data) == 1000 and 100 < data.images[:, 8:20, 8:20].max() <= 255
-    rows, names = attribute_rows(REAL / "cifar10", "test")
-    assert rows.shape == (1000, 10) and names[3] == "cat"
+    found = find_dataset(REAL / "cifar10")
+    assert found.attribute_rows("test").shape == (1000, 10) and found.labelled.names[3] == "cat"
 
 
 def test_what_no_row_names_is_taken_from_train(tmp_path):
@@ -219,13 +214,12 @@ def test_a_named_kind_is_read_whatever_else_the_folder_holds(classes):
     calls = {
         "open_dataset": lambda kind: open_dataset(classes, "test", 8, cache_dir=cache, kind=kind),
         "open_for": lambda kind: open_for(config, classes, "test", cache, kind),
-        "attribute_rows": lambda kind: attribute_rows(classes, "test", kind),
-        "first_image": lambda kind: first_image(classes, "test", kind),
+        "first_image": lambda kind: find_dataset(classes, kind).first_image("test"),
     }
     for call in calls.values():
         with pytest.raises(ValueError, match="holds celebahq and mnist"):
             call(None)
-        with pytest.raises(ValueError, match="no whole mnist"):
+        with pytest.raises(ValueError, match="no whole MNIST"):
             call("mnist")
         with pytest.raises(ValueError, match=f"'nist' is not one of {', '.join(DATASETS)}"):
             call("nist")
@@ -236,10 +230,12 @@ def test_a_named_kind_is_read_whatever_else_the_folder_holds(classes):
 
 
 def test_a_dataset_in_arrays_has_no_first_image(tmp_path):
+    """Without test files, training pictures test."""
     raw = tmp_path / "MNIST" / "raw"
-    idx(raw / "t10k-images-idx3-ubyte", np.zeros((3, 28, 28)))
-    idx(raw / "t10k-labels-idx1-ubyte", np.arange(3))
-    assert first_image(tmp_path) is None
+    idx(raw / "train-images-idx3-ubyte", np.zeros((9, 28, 28)))
+    idx(raw / "train-labels-idx1-ubyte", np.arange(9))
+    found = find_dataset(tmp_path)
+    assert found.first_image("test") is None and "val and test taken from train" in str(found)
 
 
 def test_two_datasets_in_one_folder_are_told_apart(tmp_path):
@@ -249,5 +245,5 @@ def test_two_datasets_in_one_folder_are_told_apart(tmp_path):
         recognise(tmp_path)
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").touch()
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").touch()
-    assert recognise(tmp_path / "MNIST") == "mnist"
-    assert recognise(tmp_path / "cifar-10-batches-py") == "cifar10"
+    assert recognise(tmp_path / "MNIST") == (tmp_path / "MNIST", "mnist")
+    assert recognise(tmp_path / "cifar-10-batches-py") == (tmp_path, "cifar10")

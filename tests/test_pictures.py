@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from figures import fonts
 from figures.grids import labelled_grid, save_gif, save_grid, save_image
+from figures.plots import save_bars
 
 
 def squares(number: int) -> np.ndarray:
@@ -41,3 +46,58 @@ def test_files(tmp_path):
     assert np.array_equal(Image.open(save_image(images[2], tmp_path / "a" / "i.png")), images[2])
     assert Image.open(save_grid(tmp_path / "b" / "g.png", images, [""] * 4, 2)).width > 64
     assert Image.open(save_gif(tmp_path / "c" / "a.gif", images)).n_frames == 6
+
+
+DEJAVU = "DejaVuSans.ttf"
+SPELLED = {"고양이": "goyangi", "猫": "U+732B", "ねこ 0.5": "neko 0.5", "x\udce9": "xU+DCE9"}
+
+
+@pytest.fixture
+def no_system_fonts(monkeypatch):
+    monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", lambda: [])
+    fonts.legible.cache_clear()
+    yield monkeypatch
+    fonts.legible.cache_clear()
+
+
+def test_captions_are_never_boxes(no_system_fonts):
+    """European scripts are in matplotlib's font. What no font has is spelled, or numbered."""
+    assert fonts.legible("Smiling, not Male") == ("Smiling, not Male", None)
+    for text in ("собака", "Café", "Καλός", "عربي"):
+        shown, file = fonts.legible(text)
+        assert shown == text and file.endswith(DEJAVU)
+    for text, expected in SPELLED.items():
+        assert fonts.legible(text)[0] == expected
+    pages = [labelled_grid(squares(1), [text], 1, title=text) for text in ("собака", "кошкам")]
+    assert np.asarray(pages[0]).shape == np.asarray(pages[1]).shape
+    assert not np.array_equal(*map(np.asarray, pages)), "each letter has a shape of its own"
+
+
+def test_a_system_s_font_is_used_where_it_has_the_characters(no_system_fonts, tmp_path):
+    pen = TTGlyphPen(None)
+    for step in (pen.moveTo, pen.lineTo, pen.lineTo):
+        step((100 * len(pen.points), 700 if len(pen.points) == 1 else 0))
+    pen.closePath()
+    builder, glyphs = FontBuilder(1000), [".notdef", "han"]
+    builder.setupGlyphOrder(glyphs)
+    builder.setupCharacterMap({ord("한"): "han"})
+    builder.setupGlyf(dict.fromkeys(glyphs, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (500, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Han", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "han.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    files = [str(tmp_path / name) for name in ("broken.ttf", "han.ttf")]
+    no_system_fonts.setattr(matplotlib.font_manager, "findSystemFonts", lambda: files)
+    assert fonts.legible("한") == ("한", files[1])
+    assert fonts.legible("한 собака")[0] == "han собака", "one font for a text"
+    assert labelled_grid(squares(1), ["한"], 1).height > 128
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_plots_of_any_names(no_system_fonts, tmp_path):
+    names = ["собака", "고양이", "猫", "$1 to $2", "plain"]
+    path = save_bars(tmp_path / "bars.png", {"한": np.linspace(0, 1, 5)}, names, "доля", "제목")
+    assert path.is_file()

@@ -1,0 +1,102 @@
+"""Pictures inside Parquet files, as Hugging Face exports datasets, read through its library datasets."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from image_data.folders import Row, read_values, split_number
+from image_data.labelled import Labelled, split_named
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A picture inside a table, with the members of `image_data.files.Picture`.
+
+    name: its split and its number in the table; table: that of ``datasets``; column: with the pictures.
+    """
+
+    name: str
+    table: Any
+    column: str
+    row: int
+
+    @property
+    def path(self) -> str:
+        """Where the picture is. No file has this name."""
+        return f"{self.table.cache_files[0]['filename']}#{self.row}"
+
+    def stat(self) -> os.stat_result:
+        """The size and date of the table's file."""
+        return os.stat(self.table.cache_files[0]["filename"])
+
+    @contextmanager
+    def file(self) -> Iterator[str]:
+        """A context with the path of a file to decode. It is written for that, and removed."""
+        data = self.table[self.row][self.column]["bytes"]
+        if data is None:
+            raise ValueError(f"{self.name} holds the name of a picture, and not the picture: give files")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / self.name.replace("/", "_")
+            path.write_bytes(data)
+            yield str(path)
+
+
+def read_parquet(root: Path) -> Labelled:
+    """The pictures of a folder of Parquet files, with their labels.
+
+    A column of class labels names classes, columns of 1 and 0 are attributes, others are passed over.
+
+    Raises:
+        ValueError: one line, where the library is not installed, or cannot read the files.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"{root} holds Parquet files: pip install datasets, or export them as picture files and give "
+            "--dataset folder"
+        ) from None
+    skipped: Counter = Counter()
+    found: list[tuple[Embedded, Row]] = []
+    try:
+        tables = datasets.load_dataset(str(root))
+        for split, table in tables.items():
+            known = split_named(split) or ("" if len(tables) == 1 else None)
+            if known is None:
+                skipped[f"in {split}, which is no split"] += len(table)
+            else:
+                found += _rows(root, split, known, table)
+    except Exception as error:  # the library raises many types
+        reason = textwrap.shorten(str(error), 160) or type(error).__name__
+        raise ValueError(f"{root} holds no whole dataset in Parquet: {reason}") from None
+    pictures, rows = [picture for picture, _ in found], [row for _, row in found]
+    attributes, names = read_values(root, rows, lenient=True, skipped=skipped)
+    said = np.array([split_number(row) for row in rows])
+    return Labelled(root, "Parquet files", pictures, attributes, names, said, skipped)
+
+
+def _rows(root: Path, split: str, known: str, table: Any) -> Iterator[tuple[Embedded, Row]]:
+    """The pictures of a table and what it says of each; ``known`` is our name of its split."""
+    from datasets import ClassLabel, Image
+
+    kinds = table.features
+    column = next((name for name, kind in kinds.items() if isinstance(kind, Image)), None)
+    if column is None:
+        raise ValueError(f"it has no column of pictures, but {', '.join(kinds)}")
+    pictures = table.select_columns(column).cast_column(column, Image(decode=False))
+    for number, values in enumerate(table.remove_columns(column)):
+        for name, kind in kinds.items():
+            if isinstance(kind, ClassLabel) and values[name] is not None:
+                values[name] = kind.int2str(values[name])
+        name = f"{split}/{number}"
+        yield Embedded(name, pictures, column, number), Row(f"{root} {name}", name, known, values)
