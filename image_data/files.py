@@ -147,7 +147,7 @@ def no_picture(folder: Path, listing: Listing) -> FileNotFoundError:
 def told(reasons: Counter) -> str:
     """'12 .txt, 3 .heic (convert to JPEG)': what was passed over, the most frequent first."""
     parts = []
-    for reason, number in reasons.most_common(MOST_REASONS):
+    for reason, number in sorted(reasons.items(), key=lambda each: (-each[1], each[0]))[:MOST_REASONS]:
         way_out = f" ({WAYS_OUT[reason]})" if reason in WAYS_OUT else ""
         parts.append(f"{number:,} {reason}{way_out}")
     rest = len(reasons) - MOST_REASONS

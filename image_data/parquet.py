@@ -63,8 +63,8 @@ def read_parquet(root: Path) -> Labelled:
         import datasets
     except ImportError:
         raise ValueError(
-            f"{root} holds Parquet files: pip install datasets, or export them as picture files and give "
-            "--dataset folder"
+            f"{root} holds Parquet files: pip install datasets, or export them as picture files and "
+            "give --dataset folder"
         ) from None
     skipped: Counter = Counter()
     found: list[tuple[Embedded, Row]] = []

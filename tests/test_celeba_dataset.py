@@ -290,7 +290,8 @@ def test_unreadable_pictures(tmp_path, monkeypatch):
     refused(lambda: load_and_preprocess_image(tmp_path / "cut.jpg"), "cut.jpg", "truncated")
     refused(lambda: load_and_preprocess_image(tmp_path), "not a readable picture", error=ValueError)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    refused(lambda: load_and_preprocess_image(tmp_path / "whole.jpg"), "whole.jpg", "bomb")
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    refused(lambda: load_and_preprocess_image(tmp_path / "whole.png"), "whole.png", "bomb")
 
 
 def test_dataset_and_single_picture_agree(tmp_path):

@@ -177,7 +177,11 @@ WRONG = {
         "none.pth",
     ),
     "nowhere to draw": (manipulate, "--mode generate --output_dir {tmp}/text.jpg/out", "--output_dir"),
-    "nowhere to plot": (visualize, "unet --checkpoint {checkpoint} --output_dir /proc/a", "/proc/a"),
+    "nowhere to plot": (
+        visualize,
+        "architecture --checkpoint {checkpoint} --output_dir /proc/a",
+        "/proc/a",
+    ),
     "nowhere to measure": (evaluate, "--data_root {faces} --output_dir {tmp}/text.jpg", "--output_dir"),
     "nowhere to save": (train, "--data_root {faces} --save_dir {tmp}/text.jpg/a", "--save_dir"),
     "no CUDA": (train, "--data_root {faces} --device cuda", "--device cpu"),
