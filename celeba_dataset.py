@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from config import composed
 from image_data.cached import SPLITS, CachedDataset
-from image_data.files import Picture, csv_rows, list_pictures, no_picture, read_text
+from image_data.files import Picture, checked_root, csv_rows, list_pictures, no_picture, read_text
 from image_data.labelled import Labelled
 from image_data.picture import check_geometry, decode_image
 
@@ -250,9 +250,7 @@ def celeba_folder(root: str | os.PathLike) -> Path:
     Raises:
         FileNotFoundError: if root is no folder.
     """
-    root = Path(root).expanduser().resolve()
-    if not root.is_dir():
-        raise FileNotFoundError(f"data root {root} is not a folder; give the one that holds CelebA")
+    root = checked_root(root, "CelebA")
     while root.name == IMAGE_FOLDER and not any((root / name).exists() for name in ATTRIBUTE_FILES):
         root = root.parent
     inside = root / "celeba"

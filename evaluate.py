@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> None:
     found = find_dataset(config.data_root, config.dataset)
     say(str(found))
     if config.train_judge and not Path(config.checkpoint).is_file():
-        make_judge(config, ModelConfig(found.labelled.names), device)
+        make_judge(config, found, ModelConfig(found.labelled.names), device)
         print(f"written: {config.judge}; no checkpoint at {config.checkpoint} to measure")
         return
     model = load_model(config.checkpoint, device)
@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> None:
         model.check_guide(guide)
     settings = [] if config.edit else sampling_settings(config, model)
     if config.train_judge:
-        make_judge(config, model.config, device)
+        make_judge(config, found, model.config, device)
     judge, facts = load_judge(config.judge, model.config.attribute_names, model.config.crop, device)
     accuracy = f"balanced accuracy {facts['test_balanced_accuracy']:.4f} on the test split"
     say(f"judge {facts['hash']}: {accuracy}")
@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> None:
             "The first stage was trained to look right to this judge, so distances in its features are "
             "too small. Measure with another: --train_judge --seed 1"
         )
-    work = SampleEvaluation(config, model, guide, judge, facts)
+    work = SampleEvaluation(config, found, model, guide, judge, facts)
     if config.edit:
         say(EditEvaluation(work).run())
         say(f"written: {config.output_dir}/edits.json, edits.md and pictures")

@@ -61,11 +61,11 @@ def main() -> None:
     from checkpoint import load_model
     from evaluation.metrics import psnr
     from figures.plots import save_curves
-    from image_data.datasets import open_for
+    from image_data.datasets import find_dataset
 
     model, autocast = load_model(config.checkpoint), cli.autocast("auto", "cpu")
-    where = config.data_root, "test", config.cache_dir
-    faces = open_for(model.config, *where, kind=config.dataset)
+    found = find_dataset(config.data_root, config.dataset)
+    faces = found.open_for(model.config, "test", config.cache_dir)
     batch = faces.__getitems__(range(min(config.num_images, len(faces))))
     images, rows = batch["image"], batch["attributes"]
     latent = model.encode_latent(images)

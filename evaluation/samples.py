@@ -44,8 +44,7 @@ from evaluation.reading import Result, in_batches, read, say
 from evaluation.tables import plot_sweeps, samples_table
 from figures.grids import save_grid
 from guidance import Guide
-from image_data.cached import ImageDataset
-from image_data.datasets import open_for
+from image_data.datasets import Found
 from samplers import SAMPLERS, timestep_grid
 
 NAMED = 3  # attributes in a short request
@@ -84,15 +83,9 @@ def sampling_settings(config: EvaluateConfig, model: ConditionalDiffusion) -> li
     return settings
 
 
-def open_split(config: EvaluateConfig, model_config: ModelConfig, split: str) -> ImageDataset:
-    """A split of the data as a model of this configuration sees it."""
-    return open_for(model_config, config.data_root, split, config.cache_dir, config.dataset)
-
-
-def make_judge(config: EvaluateConfig, model_config: ModelConfig, device: str) -> None:
+def make_judge(config: EvaluateConfig, data: Found, model_config: ModelConfig, device: str) -> None:
     """Train the judge on the training split, test it, and write it with its accuracies to --judge."""
-    test = open_split(config, model_config, "test")
-    train = open_split(config, model_config, "train")
+    test, train = (data.open_for(model_config, split, config.cache_dir) for split in ("test", "train"))
     judge = train_judge(train, config.judge_epochs, config.seed, device)
     accuracy = balanced_accuracy(read(judge, test.images)[1], test.attributes)
     content = {
@@ -108,6 +101,7 @@ class SampleEvaluation:
     """A model, its judge, and the images it is measured against.
 
     Args:
+        data: what --data_root holds.
         guide: steers the samples.
         facts: what ``load_judge`` says of the judge.
 
@@ -118,6 +112,7 @@ class SampleEvaluation:
     def __init__(
         self,
         config: EvaluateConfig,
+        data: Found,
         model: ConditionalDiffusion,
         guide: Guide | None,
         judge: Judge,
@@ -130,7 +125,7 @@ class SampleEvaluation:
         self.names = model.config.attribute_names
         splits = (config.attribute_split, "train", config.reference_split)
         self.held_out, self.train, self.reference_set = (
-            open_split(config, model.config, split) for split in splits
+            data.open_for(model.config, split, config.cache_dir) for split in splits
         )
         found = len(self.held_out)
         if found < FEWEST_SAMPLES:

@@ -20,8 +20,8 @@ from PIL import Image
 
 from celeba_dataset import ATTRIBUTE_FILES, IMAGE_FOLDER, read_celeba
 from config import ModelConfig
-from image_data.cached import SPLITS, CachedDataset, ImageDataset, Source, check_split, chosen_rows
-from image_data.files import Picture, is_hidden
+from image_data.cached import SPLITS, CachedDataset, ImageDataset, Source, chosen_rows
+from image_data.files import Picture, checked_root, is_hidden
 from image_data.folders import (
     ANNOTATIONS,
     HQ_ANNOTATION,
@@ -130,9 +130,8 @@ DATASETS: dict[str, Kind] = {
     "mnist": Kind(("MNIST/raw", "raw/train-images-idx3-ubyte"), read_mnist, flips=False),
     "cifar10": Kind(("cifar-10-batches-py",), read_cifar10),
     "parquet": Kind(("*.parquet", "data/*.parquet", "*/train/*.parquet"), read_parquet),
-    "folder": Kind(
-        (*ANNOTATIONS, *METADATA), read_folder
-    ),  # and any folder of pictures: see `recognise`
+    # and any folder of pictures: see `recognise`
+    "folder": Kind((*ANNOTATIONS, *METADATA), read_folder),
 }
 
 
@@ -171,17 +170,6 @@ def candidates(root: Path) -> Iterator[Path]:
         yield inner[0]
 
 
-def checked_root(root: str | os.PathLike) -> Path:
-    """The folder as an absolute path. FileNotFoundError if it is not a folder."""
-    root = Path(root).expanduser().resolve()
-    if not root.is_dir():
-        unpack = "unpack it, and " if root.is_file() else ""
-        raise FileNotFoundError(
-            f"data root {root} is not a folder; {unpack}give the one that holds the pictures"
-        )
-    return root
-
-
 # -------------------------------------------------------------------- reading them
 
 
@@ -208,7 +196,6 @@ class Found:
         num_workers: int | None = None,
     ) -> ImageDataset:
         """One split. The arguments, and what is raised, are those of `CelebADataset`."""
-        check_geometry(image_size, crop)
         source = self.labelled.part(split)
         if isinstance(source.pictures, np.ndarray):
             return _in_memory(source, image_size, crop, data_fraction, self.kind.flips)
@@ -238,7 +225,7 @@ def find_dataset(root: str | os.PathLike, kind: str | None = None) -> Found:
     Raises:
         FileNotFoundError, ValueError: one line, for a folder that cannot be read.
     """
-    root = checked_root(root)
+    root = checked_root(root, "the pictures")
     if kind is None:
         root, kind = recognise(root)
     elif kind in DATASETS:
@@ -246,42 +233,6 @@ def find_dataset(root: str | os.PathLike, kind: str | None = None) -> Found:
     else:
         raise ValueError(f"dataset {kind!r} is not one of {', '.join(DATASETS)}")
     return Found(DATASETS[kind], DATASETS[kind].read(root))
-
-
-def open_dataset(
-    root: str | os.PathLike,
-    split: str = "train",
-    image_size: int = 64,
-    crop: int = 178,
-    data_fraction: float = 1.0,
-    cache_dir: str | os.PathLike = "data/cache",
-    kind: str | None = None,
-    num_workers: int | None = None,
-) -> ImageDataset:
-    """One split of a folder of labelled images.
-
-    Args:
-        kind: a name in DATASETS; None: what `recognise` says.
-        root, split, image_size, crop, data_fraction, cache_dir, num_workers: see `CelebADataset`.
-
-    Raises:
-        FileNotFoundError, ValueError: one line, for a folder that cannot be read or a wrong argument.
-    """
-    check_geometry(image_size, crop)
-    check_split(split)
-    found = find_dataset(root, kind)
-    return found.open(split, image_size, crop, data_fraction, cache_dir, num_workers)
-
-
-def open_for(
-    config: ModelConfig,
-    root: str | os.PathLike,
-    split: str,
-    cache_dir: str | os.PathLike,
-    kind: str | None = None,
-) -> ImageDataset:
-    """A split as a model of this configuration sees it: see `Found.open_for`."""
-    return find_dataset(root, kind).open_for(config, split, cache_dir)
 
 
 def check_names(found: Sequence[str], expected: Sequence[str], root: str | os.PathLike) -> None:
@@ -298,6 +249,7 @@ def _in_memory(
     source: Source, image_size: int, crop: int, data_fraction: float, flips: bool
 ) -> ImageDataset:
     """The pictures of a split, which are arrays, as a dataset in memory."""
+    check_geometry(image_size, crop)
     rows = chosen_rows(len(source.pictures), data_fraction)
     images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
     for image, row in zip(images, rows, strict=True):

@@ -19,18 +19,8 @@ from config import composed
 from image_data.picture import picture_formats
 
 # What systems leave in folders, besides names that start with a dot.
-SYSTEM_NAMES = {
-    *(
-        "__macosx",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-        "$recycle.bin",
-        "lost+found",
-        "__pycache__",
-    ),
-    *("@eadir", "#recycle", "system volume information", "icon\r"),
-}
+SYSTEM_NAMES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found"}
+SYSTEM_NAMES |= {"$recycle.bin", "#recycle", "@eadir", "system volume information", "__pycache__"}
 NOT_READ = {".pfm"}  # numbers without a fixed range, not levels
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 WAYS_OUT = {
@@ -52,6 +42,17 @@ def picture_suffixes() -> frozenset[str]:
     formats = picture_formats()
     found = {suffix for suffix, kind in Image.registered_extensions().items() if kind in formats}
     return frozenset(found - NOT_READ)
+
+
+def checked_root(root: str | os.PathLike, holds: str) -> Path:
+    """The folder that holds this, as an absolute path. FileNotFoundError if it is not a folder."""
+    root = Path(root).expanduser().resolve()
+    if not root.is_dir():
+        unpack = "unpack it, and " if root.is_file() else ""
+        raise FileNotFoundError(
+            f"data root {root} is not a folder; {unpack}give the one that holds {holds}"
+        )
+    return root
 
 
 # -------------------------------------------------------------------- pictures

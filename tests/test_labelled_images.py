@@ -13,7 +13,7 @@ from PIL import Image
 
 from celeba_dataset import CELEBA_ATTRIBUTES, deny_other_classes
 from config import ModelConfig
-from image_data.datasets import DATASETS, find_dataset, open_dataset, open_for, recognise
+from image_data.datasets import DATASETS, find_dataset, recognise
 from image_data.labelled import one_hot
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -35,7 +35,7 @@ def classes(tmp_path):
 
 
 def load(root: Path, split="train", size=8, **more):
-    return open_dataset(root, split, size, cache_dir=root.parent / "cache", num_workers=1, **more)
+    return find_dataset(root).open(split, size, cache_dir=root.parent / "cache", num_workers=1, **more)
 
 
 def test_class_folders_become_one_hot_rows_and_three_splits(classes):
@@ -177,7 +177,7 @@ def test_naming_a_class_denies_the_others():
 
 @pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="the real digits are not here")
 def test_real_digits_and_objects():
-    data = open_dataset(REAL / "MNIST", "test", 28)
+    data = find_dataset(REAL / "MNIST").open("test", 28)
     assert len(data) == 1000 and 100 < data.images[:, 8:20, 8:20].max() <= 255
     found = find_dataset(REAL / "cifar10")
     assert found.attribute_rows("test").shape == (1000, 10) and found.labelled.names[3] == "cat"
@@ -212,8 +212,8 @@ def test_a_named_kind_is_read_whatever_else_the_folder_holds(classes):
     config = ModelConfig(("cat", "dog", "owl"), image_size=8)
     cache = classes.parent / "cache"
     calls = {
-        "open_dataset": lambda kind: open_dataset(classes, "test", 8, cache_dir=cache, kind=kind),
-        "open_for": lambda kind: open_for(config, classes, "test", cache, kind),
+        "open": lambda kind: find_dataset(classes, kind).open("test", 8, cache_dir=cache),
+        "open_for": lambda kind: find_dataset(classes, kind).open_for(config, "test", cache),
         "first_image": lambda kind: find_dataset(classes, kind).first_image("test"),
     }
     for call in calls.values():
@@ -224,9 +224,9 @@ def test_a_named_kind_is_read_whatever_else_the_folder_holds(classes):
         with pytest.raises(ValueError, match=f"'nist' is not one of {', '.join(DATASETS)}"):
             call("nist")
         call("folder")
-    assert calls["open_dataset"]("folder").attribute_names == config.attribute_names
+    assert calls["open"]("folder").attribute_names == config.attribute_names
     assert calls["first_image"]("folder").suffix == ".png"
-    assert calls["open_dataset"]("cifar10").one_hot, "CIFAR-10 may lie in class folders"
+    assert calls["open"]("cifar10").one_hot, "CIFAR-10 may lie in class folders"
 
 
 def test_a_dataset_in_arrays_has_no_first_image(tmp_path):
