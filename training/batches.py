@@ -69,8 +69,8 @@ def to_device(
 def read_ahead(
     read: Callable[[list[int]], dict[str, Tensor]], order: Iterator[list[int]], threads: int
 ) -> Generator[Future, None, None]:
-    """``read`` of every item of an endless ``order``, in that order, as futures. Threads do the reading,
-    two items each ahead of what is asked for. No threads: an item is read when it is asked for.
+    """``read`` of every item of an endless ``order``, in that order, as futures. Each thread reads two
+    items ahead. Without threads, an item is read when it is asked for.
 
     Threads suffice, as a batch is copied outside the interpreter's lock. Processes would have to send it
     through shared memory, which is small in containers, and could be killed one by one.
@@ -80,6 +80,7 @@ def read_ahead(
             future: Future = Future()
             future.set_result(read(indices))
             yield future
+        return
     pool = ThreadPoolExecutor(threads, "reader")
     try:
         ahead = deque(pool.submit(read, indices) for indices in islice(order, 2 * threads))

@@ -236,9 +236,9 @@ class TrainingRun:
 
     @contextmanager
     def saved_if_cut_short(self, path: Path, say: Callable[[str], None]) -> Iterator[None]:
-        """Save the run where the loop within ends before the run does: by a stop, or by an error, which
-        is raised again. Nothing is saved if no step was made, if a step's update broke off, or after a
-        second Ctrl-C."""
+        """Save the run if the loop inside ends too early, by a stop or by an error. The error is raised
+        again. Nothing is saved if no step was made, if a step's update broke off, or after a second
+        Ctrl-C."""
         first = self.step
 
         def save() -> None:
