@@ -116,8 +116,8 @@ LOSS_WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "none": lambda snr, x0_error: torch.ones_like(snr),
     # min(snr, 5) on the error of x0 (Hang et al. 2023, arXiv:2303.09556)
     "min_snr": lambda snr, x0_error: snr.clamp(max=5) * x0_error,
-    # min(snr + 1, 5) on the error of x0: the loss of v, but no more than 5 where there is little noise
-    "clamped_v": lambda snr, x0_error: (snr + 1).clamp(max=5) * x0_error,
+    # min(snr + 1, 20) on the error of x0: the loss of v, but no more than 20 where there is little noise
+    "clamped_v": lambda snr, x0_error: (snr + 1).clamp(max=20) * x0_error,
 }
 
 
