@@ -64,7 +64,7 @@ def test_module_is_a_group_norm_with_film_and_silu():
     )
     expected = F.silu(plain(x) * (1 + scale[..., None, None]) + shift[..., None, None])
     torch.testing.assert_close(norm(x, scale, shift), expected)
-    torch.testing.assert_close(Norm(6, silu=False)(x), torch.nn.GroupNorm(2, 6)(x))
+    torch.testing.assert_close(Norm(6, activation=None)(x), torch.nn.GroupNorm(2, 6)(x))
 
 
 def test_second_derivatives_are_refused_not_wrong():
