@@ -208,6 +208,7 @@ def dry_run(run) -> None:
     parameters = sum(p.numel() for p in run.raw_model.parameters()) / 1e6
     rate = run.images_per_step / seconds
     precision = run.accelerator.mixed_precision
+    print(about(run))
     print(f"{parameters:.1f} M parameters on {run.accelerator.device}, precision {precision}")
     print(f"training loss {float(metrics['terms']['total']):.4f}, validation loss {losses['total']:.4f}")
     print(f"{rate:.1f} images/s, {len(run.train_set) / rate / 60:.1f} minutes an epoch")
