@@ -167,7 +167,7 @@ class Logger:
     def training_loss(self) -> float:
         """The mean loss of the steps since the last call, over all processes: of an epoch, or of its
         part since a resume. Steps whose loss was not finite do not count."""
-        totals = torch.stack(self.totals)
+        totals = torch.stack(self.totals).double()
         self.totals = []
         counted = totals[totals.isfinite()]
         sums = torch.stack([counted.sum(), torch.ones_like(counted).sum()])
