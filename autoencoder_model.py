@@ -67,14 +67,14 @@ class PixelFirstStage(nn.Module):
 class LatentFirstStage(nn.Module):
     """Stored images, or their moments, <-> x0 in the latent space of a frozen autoencoder.
 
-    ``x0 = (z - mean) / std`` with a mean and a std for each channel, measured on a training set. So x0
-    has the unit variance that noise schedules expect (Rombach et al. 2022, arXiv:2112.10752, appendix
-    G). Mean and std are buffers and travel with the weights.
+    ``x0 = (z - mean) / std`` with a mean and a std for each channel, measured on a training set or the
+    autoencoder's own. So x0 has the unit variance that noise schedules expect (Rombach et al. 2022,
+    arXiv:2112.10752, appendix G). Mean and std are buffers and travel with the weights.
 
     Args:
         autoencoder: its ``encode`` maps x (B, 3, H, W) in [-1, 1] to the mean and log-variance of the
-            latent, and its ``decode`` maps z back. It also has ``latent_channels``, ``factor`` and
-            ``latent_std``, the std that is used until one is measured.
+            latent, and its ``decode`` maps z back. It also has ``latent_channels``, ``factor``,
+            ``latent_mean`` and ``latent_std``, which are used until others are measured.
     """
 
     clip_x0 = False
@@ -83,7 +83,7 @@ class LatentFirstStage(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.channels, self.factor = autoencoder.latent_channels, autoencoder.factor
-        self.register_buffer("mean", torch.zeros(self.channels))
+        self.register_buffer("mean", torch.full((self.channels,), float(autoencoder.latent_mean)))
         self.register_buffer("std", torch.full((self.channels,), float(autoencoder.latent_std)))
         self.pixels = PixelFirstStage()
 
@@ -271,7 +271,7 @@ class SpatialVAE(nn.Module):
         num_attributes: A.
     """
 
-    latent_std = 1.0
+    latent_mean, latent_std = 0.0, 1.0
     HEAD_SIDE = 8  # the attribute head gets the latent averaged to this side
 
     def __init__(
@@ -337,6 +337,7 @@ class StableDiffusionVAE(nn.Module):
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         if not self.vae.config.scaling_factor > 0:
             raise ValueError(f"scaling_factor is {self.vae.config.scaling_factor}: it must be positive")
+        self.latent_mean = self.vae.config.get("shift_factor") or 0.0  # of Stable Diffusion 3 on
         self.latent_std = 1 / self.vae.config.scaling_factor
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,7 @@ from diffusion_model import ConditionalDiffusion
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
 MOST_BLOCKS = 32  # per level of a first stage
-# Settings that no weight's shape shows, and that change what weights mean.
-HOW = ("prediction", "schedule", "num_timesteps", "zero_terminal_snr", "num_heads", "first_stage")
+OF_DATA = ("attribute_names", "one_hot", "prior_rows", "guidable", "first_stage_judge")  # of a model
 
 
 class EMA:
@@ -228,8 +227,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
 
 def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
     """Copy another model's weights into ``model``, as far as they fit. Attributes go by their names: one
-    that the other model does not know starts afresh. What belongs to the data stays: the first stage,
-    and how frequent attributes are (the prior).
+    that the other model does not know starts afresh. The VAE's decoder is compared from its end, the
+    side of the image, so that what it has in common with a shorter or longer one is taken. What belongs
+    to the data stays: the first stage, and how frequent attributes are (the prior).
 
     Returns:
         what was taken and what was not, in words.
@@ -238,6 +238,7 @@ def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
         ValueError: if nothing fits.
     """
     own, theirs, axes = model.state_dict(), other.state_dict(), attribute_axes(model)
+    theirs = from_the_end(theirs, "autoencoder.decoder.", own)
     own = {n: w for n, w in own.items() if "prior" not in n and not n.startswith("first_stage.")}
     names, known = list(model.config.attribute_names), list(other.config.attribute_names)
     shared = [name for name in names if name in known]
@@ -245,8 +246,10 @@ def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
     taken, left = 0, []
     for name, weight in own.items():
         found, axis = theirs.get(name), axes.get(name)
-        if found is not None and axis is not None:
-            found = weight.clone().index_copy(axis, to, found.index_select(axis, of))
+        if found is not None and axis is not None and found.ndim == weight.ndim:
+            found = found.index_select(axis, of)
+            if found.shape == weight.index_select(axis, to).shape:
+                found = weight.clone().index_copy(axis, to, found)
         if found is None or found.shape != weight.shape:
             left.append(name)
         else:
@@ -257,13 +260,42 @@ def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
     total = sum(weight.numel() for weight in own.values())
     text = [f"{path}: {taken / 1e6:.2f} of {total / 1e6:.2f} M weights"]
     if left:
-        parts = [*dict.fromkeys(name.rpartition(".")[0] for name in left)]
-        text.append(f"new: {_some(parts)}")
+        text.append(f"new: {_some(whole_parts(left, own.keys() - {*left}))}")
     if len(shared) < len(names):
         text.append(f"new attributes: {_some([name for name in names if name not in shared])}")
     before, now = other.config.to_dict(), model.config.to_dict()
-    changed = [f"{k} {before[k]} there, {now[k]} here" for k in now if k in HOW and before[k] != now[k]]
-    return "; ".join([*text, *changed])
+    for name in now:
+        if name not in OF_DATA and before[name] != now[name]:
+            there, here = (reprlib.repr(each[name]).replace("'", "") for each in (before, now))
+            text.append(f"{name} {there} there, {here} here")
+    return "; ".join(text)
+
+
+def from_the_end(weights: dict[str, Tensor], prefix: str, own: Iterable[str]) -> dict[str, Tensor]:
+    """Weights whose numbered layers, below ``prefix``, are renumbered so that the last of them has the
+    number of the last one in ``own``."""
+
+    def number(name: str) -> int:
+        return int(name[len(prefix) :].partition(".")[0]) if name.startswith(prefix) else -1
+
+    shift = max(map(number, own), default=-1) - max(map(number, weights), default=-1)
+
+    def renamed(name: str) -> str:
+        layer = number(name)
+        return name.replace(f"{prefix}{layer}.", f"{prefix}{layer + shift}.") if layer >= 0 else name
+
+    return {renamed(name): weight for name, weight in weights.items()}
+
+
+def whole_parts(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The outermost modules that hold weights of these names, and none of the others."""
+    shared = {name[:end] for name in others for end, letter in enumerate(name) if letter == "."}
+    parts = []
+    for name in names:
+        steps = name.split(".")
+        paths = [".".join(steps[: end + 1]) for end in range(len(steps))]
+        parts.append(next(path for path in paths if path not in shared))
+    return [*dict.fromkeys(parts)]
 
 
 def _some(names: list[str], most: int = 8) -> str:

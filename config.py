@@ -41,6 +41,8 @@ EDIT_METHODS = registry("editing.py", "EDIT_METHODS")
 FIRST_STAGES = registry("autoencoder_model.py", "FIRST_STAGES")
 OPTIMIZERS = registry("training/optimizers.py", "OPTIMIZERS")
 STAGES = registry("training/stages.py", "STAGES")
+NORMS = registry("layers.py", "NORMS")
+ACTIVATIONS = registry("layers.py", "ACTIVATIONS")
 DATASETS = registry("image_data/datasets.py", "DATASETS")
 FIGURES = registry("figures/figures.py", "FIGURES")
 
@@ -246,6 +248,8 @@ class ModelConfig(Config):
     bottleneck_attention: bool = flag(True, "self- and cross-attention at the coarsest level")
     shared_film: bool = flag(False, "one time projection for all blocks of a width")
     dropout: float = share(0.0, "inside the residual blocks")
+    norm: str = flag("group", "normalisation in the residual blocks", choices=NORMS)
+    activation: str = flag("silu", "in the residual blocks", choices=ACTIVATIONS)
     latent_dim: int = count(512, "size of the semantic latent", high=65_536)
     schedule: str = flag("cosine", "noise schedule", choices=SCHEDULES)
     num_timesteps: int = count(1000, "length of the noise schedule", low=2, high=1_000_000)
@@ -274,6 +278,15 @@ class ModelConfig(Config):
         if self.prediction in ("eps", "v") and self.schedule == "flow":
             raise ValueError(
                 f"prediction {self.prediction} does not go with schedule flow: predict flow, or x0"
+            )
+
+    def check_norm(self, side: int) -> None:
+        """Raise ValueError where instance normalisation has only one position of x0, whose side is
+        given, at the coarsest level: it would leave nothing of it."""
+        if self.norm == "instance" and side == self.patch_size * 2 ** (len(self.channels) - 1):
+            raise ValueError(
+                f"norm instance needs more than one position, and the coarsest of {len(self.channels)} "
+                f"levels has one at image_size {self.image_size}: give fewer --channels, or --norm group"
             )
 
     def sampling_scale(self, asked: float | None, default: float) -> float:
@@ -313,7 +326,7 @@ class FirstStageConfig(Config):
     attribute_names: tuple[str, ...] = flag((), metavar=NAME)
     image_size: int = count(64, "side of the square images", high=4096)
     crop: int = flag(178, CROP_HELP, choices=CROPS)
-    judge: str = ""  # the network that judges likeness
+    judge: str = ""  # the network that judges likeness, if one does
     vae_channels: tuple[int, ...] = count((64, 128), "each level halves the side", high=8192)
     latent_channels: int = count(4, "channels of the latent", high=1024)
     vae_blocks: int = count(1, "residual blocks of each level", high=32)
@@ -332,7 +345,7 @@ class FirstStageConfig(Config):
 class FirstStageLossConfig(Config):
     """Weights of the first stage's loss, and when in a run its parts set in."""
 
-    perceptual_weight: float = weight(0.2, "weight of the perceptual distance")
+    perceptual_weight: float = weight(0.2, "weight of the perceptual distance; 0: needs no judge")
     latent_kl_weight: float = weight(1e-4, "weight of the KL divergence")
     kl_warmup: float = share(0.1, "share of the run in which that weight grows")
     latent_attr_weight: float = weight(0.01, "weight of the attribute loss")
@@ -668,6 +681,9 @@ class EncodeConfig(DeviceConfig):
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
     first_stage: str = flag(
         "./checkpoints/first_stage.pth", "of train.py --stage first_stage, or an AutoencoderKL"
+    )
+    own_scale: bool = flag(
+        False, "scale latents as the AutoencoderKL's configuration says, not as they are measured"
     )
     output_dir: str = flag("./latents", "folder to write, or to go on with")
     image_size: int = count(128, "side of the square images", high=4096)

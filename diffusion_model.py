@@ -75,6 +75,7 @@ class ConditionalDiffusion(nn.Module):
         num_attributes, channels = len(config.attribute_names), self.first_stage.channels
         self.attribute_prior = AttributePrior(num_attributes, config.prior_rows)
         side = config.image_size // self.first_stage.factor
+        config.check_norm(side)
         self.autoencoder = AttributeVAE(
             side, vae_levels(side), config.latent_dim, num_attributes, image_channels=channels
         )
@@ -92,6 +93,8 @@ class ConditionalDiffusion(nn.Module):
             bottleneck_attention=config.bottleneck_attention,
             shared_film=config.shared_film,
             dropout=config.dropout,
+            norm=config.norm,
+            activation=config.activation,
         )
 
     @property

@@ -1,8 +1,9 @@
 """Encode a dataset once, to train in latents without decoding an image again.
 
 Writes both moments of every image and of its mirror image in half precision, shard by shard. Then writes
-the first stage with the mean and standard deviation of its latents. If it is stopped, in any way, the
-same command goes on where it was. Train on the result with train.py --latents OUTPUT_DIR.
+the first stage with the mean and standard deviation of its latents, measured or its own. If it is
+stopped, in any way, the same command goes on where it was. Train on the result with train.py --latents
+OUTPUT_DIR.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def encode(config: EncodeConfig) -> None:
     if first and number > 1:
         print(f"{number} processes")
     kind, stage_config, weights, judge = load_first_stage(config.first_stage)
+    if config.own_scale and kind != "sd-vae":
+        raise ValueError(
+            f"--own_scale is for an AutoencoderKL, and {config.first_stage} is a first stage of "
+            "train.py, whose latents have no scale but the measured one: leave it out"
+        )
     stage = build_first_stage(kind, stage_config)
     load_weights(stage.autoencoder, weights, config.first_stage)
     stage.to(device)
@@ -80,7 +86,11 @@ def encode(config: EncodeConfig) -> None:
     if first:
         for split, data in sets.items():
             writer.write(f"{split}_attributes.npy", data.attributes.numpy().astype(np.int8))
-        stage.mean, stage.std = (value.to(device) for value in writer.statistics())
+        if config.own_scale:
+            scale, mean = 1 / stage.autoencoder.latent_std, stage.autoencoder.latent_mean
+            print(f"the VAE's own scale: x0 = {scale:g} (z - {mean:g})")
+        else:
+            stage.mean, stage.std = (value.to(device) for value in writer.statistics())
         writer.finish({"first_stage": stage.state_dict()})
         mib = sum(file.stat().st_size for file in writer.folder.iterdir()) / 2**20
         print(f"{total} images, {total - done} of them now, {mib:.0f} MiB in {config.output_dir}")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu}
+# channels -> ``groups`` of a ``Norm``. With a group for each channel it is instance normalisation
+# (Ulyanov et al. 2016, arXiv:1607.08022).
+NORMS: dict[str, Callable[[int], int]] = {
+    "group": lambda channels: 32,
+    "instance": lambda channels: channels,
+}
 
 
 def _total(x: Tensor) -> Tensor:
@@ -80,21 +89,25 @@ def _affine(x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
 
 class Norm(nn.GroupNorm):
     """Group normalisation, then FiLM if a scale and a shift (B, C) are given (Perez et al. 2018,
-    arXiv:1709.07871), then SiLU if ``silu``: (B, C, H, W) -> the same shape.
+    arXiv:1709.07871), then an activation: (B, C, H, W) -> the same shape.
 
-    Args: groups: the number of groups is the greatest common divisor of this and ``channels``.
+    Args:
+        activation: a name in ACTIVATIONS; None for none.
+        groups: the number of groups is the greatest common divisor of this and ``channels``.
     """
 
-    def __init__(self, channels: int, silu: bool = True, groups: int = 32):
+    def __init__(self, channels: int, activation: str | None = "silu", groups: int = 32):
         super().__init__(math.gcd(groups, channels), channels)
-        self.silu = silu
+        self.activation = activation
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         gain, offset = self.weight[None], self.bias[None]
         if scale is not None:
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
         norm = norm_written_out if x.is_cuda else NormFunction.apply
-        return norm(x, gain, offset, self.num_groups, self.eps, self.silu)
+        silu = self.activation == "silu"
+        z = norm(x, gain, offset, self.num_groups, self.eps, silu)
+        return z if silu or self.activation is None else ACTIVATIONS[self.activation](z)
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -123,9 +136,10 @@ class TimeEmbedding(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(FiLM(norm(conv(silu(norm(x))))))). The second convolution starts at zero. ``film``
-    is a projection of the embedding that several blocks share; by default the block has its own (FiLM:
-    Perez et al. 2018, arXiv:1709.07871)."""
+    """x + conv(activation(FiLM(norm(conv(activation(norm(x))))))). The second convolution starts at
+    zero. ``film`` is a projection of the embedding that several blocks share; by default the block has
+    its own (FiLM: Perez et al. 2018, arXiv:1709.07871). ``norm`` and ``activation`` are names in NORMS
+    and ACTIVATIONS."""
 
     def __init__(
         self,
@@ -134,12 +148,14 @@ class ResidualBlock(nn.Module):
         embedding_dim: int,
         dropout: float,
         film: nn.Linear | None = None,
+        norm: str = "group",
+        activation: str = "silu",
     ):
         super().__init__()
-        self.norm1 = Norm(in_channels)
+        self.norm1 = Norm(in_channels, activation, NORMS[norm](in_channels))
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.film = nn.Linear(embedding_dim, 2 * out_channels) if film is None else film
-        self.norm2 = Norm(out_channels)
+        self.norm2 = Norm(out_channels, activation, NORMS[norm](out_channels))
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels

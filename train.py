@@ -81,7 +81,7 @@ def fit(run, files) -> None:
             if run.step % run.steps_per_epoch == 0 or ended:
                 if ended:
                     logger.flush()
-                losses = validate(run)
+                trained, losses = logger.training_loss(), validate(run)
                 logger.scalars({f"validation/{name}": value for name, value in losses.items()})
                 if ended or run.epoch % config.sample_interval == 0:
                     logger.pictures()
@@ -89,6 +89,7 @@ def fit(run, files) -> None:
                     written = run.save_for_inference(losses, files.folder)
                     note = f", written: {written}" if written else ""
                     text = summary(run, losses, final=ended)
+                    text = f"training loss {trained:.4f}, {text}"
                     bar.write(f"epoch {run.epoch}, step {run.step}{note}: {text}")
                     if run.epoch % config.save_interval == 0:
                         files.keep_epoch(run, run.epoch)
@@ -207,8 +208,9 @@ def dry_run(run) -> None:
     parameters = sum(p.numel() for p in run.raw_model.parameters()) / 1e6
     rate = run.images_per_step / seconds
     precision = run.accelerator.mixed_precision
+    print(about(run))
     print(f"{parameters:.1f} M parameters on {run.accelerator.device}, precision {precision}")
-    print(f"loss {float(metrics['terms']['total']):.4f}, validation loss {losses['total']:.4f}")
+    print(f"training loss {float(metrics['terms']['total']):.4f}, validation loss {losses['total']:.4f}")
     print(f"{rate:.1f} images/s, {len(run.train_set) / rate / 60:.1f} minutes an epoch")
     if run.accelerator.device.type == "cuda":
         print(f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory at most")

@@ -107,7 +107,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
         super().__init__()
         self.num_heads = num_heads
-        self.norm = Norm(channels, silu=False)
+        self.norm = Norm(channels, activation=None)
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(context_dim or channels, 2 * channels)
         self.out = zero_init(nn.Linear(channels, channels))
@@ -154,7 +154,7 @@ def way_down(
     for level, c in enumerate(channels):
         if level:
             conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
-            halvings.append(nn.Sequential(Norm(width, silu=False), conv))
+            halvings.append(nn.Sequential(Norm(width, activation=None), conv))
         inputs = [width] + [c] * (blocks_per_level - 1)
         levels.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
         width = c
@@ -183,6 +183,7 @@ class ConditionalUNet(nn.Module):
             enter only through the embedding and the maps.
         shared_film: all blocks of the same width share one projection of the embedding.
         dropout: rate inside the residual blocks.
+        norm, activation: of the residual blocks, as of ``ResidualBlock``.
 
     Set ``gradient_checkpointing`` to store only the inputs of blocks and recompute the rest in the
     backward pass. This takes less memory and about a third more time, and gives the same gradients (Chen
@@ -209,6 +210,8 @@ class ConditionalUNet(nn.Module):
         bottleneck_attention: bool = True,
         shared_film: bool = False,
         dropout: float = 0.0,
+        norm: str = "group",
+        activation: str = "silu",
     ):
         super().__init__()
         levels = len(channels)
@@ -227,7 +230,8 @@ class ConditionalUNet(nn.Module):
         films = {c: nn.Linear(embedding_dim, 2 * c) for c in sorted({*channels})} if shared_film else {}
 
         def block(c_in: int, c_out: int, level: int, attend: bool = False) -> Block:
-            residual = ResidualBlock(c_in, c_out, embedding_dim, dropout, films.get(c_out))
+            film = films.get(c_out)
+            residual = ResidualBlock(c_in, c_out, embedding_dim, dropout, film, norm, activation)
             crosses = attend or level in cross_attention_levels
             attends = attend or level in self_attention_levels
             return Block(residual, num_heads, attends, context_dim if crosses else None)
@@ -245,8 +249,8 @@ class ConditionalUNet(nn.Module):
             self.up.append(nn.ModuleList(block(c_in, c, level) for c_in in inputs))
             width = c
             if level > 0:
-                norm, conv = Norm(c, silu=False), nn.Conv2d(c, c, 3, padding=1)
-                self.upsample.append(nn.Sequential(norm, nn.Upsample(scale_factor=2.0), conv))
+                between, conv = Norm(c, activation=None), nn.Conv2d(c, c, 3, padding=1)
+                self.upsample.append(nn.Sequential(between, nn.Upsample(scale_factor=2.0), conv))
         self.norm_out = Norm(width)
         self.conv_out = zero_init(nn.Conv2d(width, patch_channels, 3, padding=1))
 

@@ -19,8 +19,9 @@ def visualize(config: VisualizeConfig) -> None:
     """Draw the figure asked for, or all that the flags allow, and print its files.
 
     Raises:
-        ValueError: if a flag is missing that the figure needs.
+        ValueError: if a flag is missing that the figure needs, or the checkpoint has no such figure.
     """
+    from celeba_dataset import create_attribute_vector
     from figures.figures import FIGURES, Sources
 
     if config.what == "all":
@@ -34,10 +35,18 @@ def visualize(config: VisualizeConfig) -> None:
             raise ValueError(f"{config.what} needs {' and '.join(f'--{flag}' for flag in lacking)}")
     cli.check_writable(config.output_dir)
     sources = Sources(config)
-    if any("checkpoint" in FIGURES[name].needs for name in wanted):
+    suited = [name for name in wanted if FIGURES[name].suits(sources)]
+    if not suited:
+        alone = [name for name, figure in FIGURES.items() if figure.of_first_stage]
+        raise ValueError(
+            f"{config.checkpoint} is a first stage, not a model: with --data_root, it has the figures "
+            f"{' and '.join(alone)}"
+        )
+    if any("checkpoint" in FIGURES[name].needs for name in suited):
+        names = {name: i for i, name in enumerate(sources.opened.config.attribute_names)}
         for attribute in config.attributes:
-            sources.model.attribute_rows({attribute: 1})  # refuses unknown names now
-    for name in wanted:
+            create_attribute_vector(names, **{attribute: 1})  # refuses unknown names now
+    for name in suited:
         for path in FIGURES[name].draw(sources):
             print(f"{name}: {path}")
 

@@ -26,8 +26,8 @@ class AttributeClassifier(nn.Module):
     Args:
         side: of x_t, divisible by patch_size * 2 ** (levels - 1).
         image_channels: channels of x_t, 3 for pixels.
-        channels, blocks_per_level, num_heads, patch_size, dropout: as of ``ConditionalUNet``; the
-            coarsest level attends to itself.
+        channels, blocks_per_level, num_heads, patch_size, dropout, norm, activation: as of
+            ``ConditionalUNet``; the coarsest level attends to itself.
         num_attributes: A.
 
     Raises:
@@ -44,6 +44,8 @@ class AttributeClassifier(nn.Module):
         num_heads: int = 4,
         patch_size: int = 1,
         dropout: float = 0.0,
+        norm: str = "group",
+        activation: str = "silu",
     ):
         super().__init__()
         stride = patch_size * 2 ** (len(channels) - 1)
@@ -57,7 +59,7 @@ class AttributeClassifier(nn.Module):
         self.stem = nn.Conv2d(image_channels * patch_size**2, channels[0], 3, padding=1)
 
         def block(c_in: int, c_out: int, level: int) -> Block:
-            residual = ResidualBlock(c_in, c_out, embedding_dim, dropout)
+            residual = ResidualBlock(c_in, c_out, embedding_dim, dropout, None, norm, activation)
             coarsest = level == len(channels) - 1
             return Block(residual, num_heads, self_attention=coarsest, context_dim=None)
 
@@ -102,8 +104,10 @@ class GuidanceClassifier(nn.Module):
         self.config = config
         self.schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
         self.first_stage = build_first_stage(config.first_stage, config.first_stage_config)
+        side = config.image_size // self.first_stage.factor
+        config.check_norm(side)
         self.network = AttributeClassifier(
-            config.image_size // self.first_stage.factor,
+            side,
             self.first_stage.channels,
             config.channels,
             len(config.attribute_names),
@@ -111,6 +115,8 @@ class GuidanceClassifier(nn.Module):
             config.num_heads,
             config.patch_size,
             config.dropout,
+            config.norm,
+            config.activation,
         )
         self.register_buffer("prior", torch.zeros(len(config.attribute_names)))
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from checkpoint import find_weights
 from classifiers.judge import load_judge
 
 VGG_FILE = "vgg16-397923af.pth"  # as torchvision names it
@@ -55,6 +56,11 @@ def perceptual_stages(
         stages[0] = nn.Sequential(ImageNetScale(), stages[0])
         name = "VGG16"
     else:
+        if not find_weights(judge).is_file():
+            raise FileNotFoundError(
+                f"no judge at {judge} for the likeness of a first stage: make one with evaluate.py "
+                "--train_judge, or train without: --perceptual_weight 0"
+            )
         network, facts = load_judge(judge, attribute_names, crop)
         stages, name = network.stages(), f"judge {facts['hash']}"
     return nn.ModuleList(stages).eval().requires_grad_(False), name

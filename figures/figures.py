@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from torch import Tensor
+from torch import Tensor, nn
 
 import cli
-from checkpoint import file_hash, load_model
-from config import CFG_SCALE, SamplingConfig, VisualizeConfig
+from autoencoder_model import build_first_stage
+from checkpoint import build, file_hash, load_checkpoint, load_first_stage, load_weights, refusing
+from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw
 from evaluation.reading import in_batches
@@ -32,6 +33,19 @@ from samplers import sample_generators
 
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
 FRAMES = 10  # of a strip
+
+
+@dataclass(frozen=True)
+class FirstStageAlone:
+    """A first stage of train.py, where a model is expected. Its configuration is that of a model, as far
+    as a first stage knows it: the attributes, the image size and the crop."""
+
+    config: ModelConfig
+    first_stage: nn.Module
+
+    def encode_latent(self, images: Tensor) -> Tensor:
+        """The latents of images uint8 (B, S, S, 3), as rows (B, C h w)."""
+        return self.first_stage.encode(images.to(self.first_stage.mean.device)).flatten(1)
 
 
 class Sources:
@@ -50,8 +64,26 @@ class Sources:
         return cli.choose_device(self.config.device)
 
     @cached_property
+    def opened(self) -> ConditionalDiffusion | FirstStageAlone:
+        """What --checkpoint holds."""
+        path = str(self.config.checkpoint)
+        state = load_checkpoint(path)
+        if "autoencoder" in state:
+            kind, how, weights, _ = load_first_stage(path)
+            stage = build_first_stage(kind, how)
+            load_weights(stage.autoencoder, weights, path)
+            with refusing(path, "first stage"):
+                known = ("attribute_names", "image_size", "crop")
+                data = {name: state["trained_on"][name] for name in known}
+                return FirstStageAlone(ModelConfig(**data, first_stage=kind), stage.to(self.device))
+        model = build(ConditionalDiffusion, "model", state, path)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    @property
     def model(self) -> ConditionalDiffusion:
-        return load_model(str(self.config.checkpoint), self.device)
+        """The model, for figures that are of a model."""
+        assert isinstance(self.opened, ConditionalDiffusion)  # visualize.py asks for no others
+        return self.opened
 
     @cached_property
     def origin(self) -> str:
@@ -69,7 +101,7 @@ class Sources:
     @cached_property
     def held_out(self) -> ImageDataset:
         """The test split, as the model sees it."""
-        return self.data.open_for(self.model.config, "test", self.config.cache_dir)
+        return self.data.open_for(self.opened.config, "test", self.config.cache_dir)
 
     @cached_property
     def shown(self) -> list[str]:
@@ -77,9 +109,9 @@ class Sources:
         ones."""
         if self.config.attributes:
             return list(self.config.attributes)
-        names = self.model.config.attribute_names
+        names = self.opened.config.attribute_names
         known = [name for name in SHOWN if name in names]
-        return known or list(names[: 10 if self.model.config.one_hot else 6])
+        return known or list(names[: 10 if self.opened.config.one_hot else 6])
 
     @property
     def autocast(self) -> torch.autocast:
@@ -180,12 +212,15 @@ def samples(sources: Sources) -> list[Path]:
 
 
 def reconstructions(sources: Sources) -> list[Path]:
-    """Held-out images, what the first stage keeps of them, and what the semantic latent keeps."""
-    model, stage = sources.model, sources.model.first_stage
+    """Held-out images, what the first stage keeps of them, and what the semantic latent keeps. Of a
+    first stage alone there is no semantic latent."""
+    opened, stage = sources.opened, sources.opened.first_stage
     images = torch.from_numpy(sources.held_out.images[: sources.config.num_samples].copy())
+    parts = {"image": images}
     with sources.autocast, torch.no_grad():
-        parts = {"image": images, "semantic latent": model.reconstruct(images.to(sources.device))}
-        if model.config.first_stage != "pixels":
+        if isinstance(opened, ConditionalDiffusion):
+            parts["semantic latent"] = opened.reconstruct(images.to(sources.device))
+        if opened.config.first_stage != "pixels":
             parts["first stage"] = stage.decode(stage.encode(images.to(sources.device)))
     grid = torch.cat([part.cpu() for part in parts.values()]).numpy()
     labels = [label for label in parts for _ in images]
@@ -195,11 +230,14 @@ def reconstructions(sources: Sources) -> list[Path]:
 
 
 def latent_space(sources: Sources) -> list[Path]:
-    """PCA and t-SNE of the semantic latents of held-out images, coloured by each attribute."""
-    seed, names = sources.config.seed, sources.model.config.attribute_names
+    """PCA and t-SNE of the semantic latents of held-out images, coloured by each attribute. Of a first
+    stage alone it takes its whole latents."""
+    seed, names = sources.config.seed, sources.opened.config.attribute_names
+    semantic = isinstance(sources.opened, ConditionalDiffusion)
+    kind = "semantic latents" if semantic else "latents of the first stage"
     images = sources.held_out.images[: sources.config.num_points]
     with sources.autocast:
-        latents = torch.cat(in_batches(sources.model.encode_latent, images, 100, "latents"))
+        latents = torch.cat(in_batches(sources.opened.encode_latent, images, 100, "latents"))
     latents = latents.float().cpu()
     pca = PCA(2, random_state=seed)
     flat = pca.fit_transform(latents.numpy())
@@ -211,7 +249,7 @@ def latent_space(sources: Sources) -> list[Path]:
     files = []
     for name in sources.shown:
         has = sources.held_out.attributes[: len(images), names.index(name)].numpy() > 0
-        title = f"semantic latents of {len(images)} test images by {name}; {sources.origin}"
+        title = f"{kind} of {len(images)} test images by {name}; {sources.origin}"
         files.append(save_scatter(sources.out / f"latent_space_{name}.png", points, has, name, title))
     return files
 
@@ -302,17 +340,23 @@ class Figure:
 
     draw: Callable[[Sources], list[Path]]
     needs: tuple[str, ...]
+    of_first_stage: bool = False  # whether a first stage will do in the place of a model
 
     def lacks(self, config: VisualizeConfig) -> list[str]:
         """The needed flags that were not given."""
         return [flag for flag in self.needs if getattr(config, flag) is None]
 
+    def suits(self, sources: Sources) -> bool:
+        """Whether it can be drawn of what --checkpoint holds."""
+        any_will_do = self.of_first_stage or "checkpoint" not in self.needs
+        return any_will_do or isinstance(sources.opened, ConditionalDiffusion)
+
 
 FIGURES: dict[str, Figure] = {
     "attributes": Figure(attributes, ("data_root",)),
     "samples": Figure(samples, ("checkpoint", "data_root")),
-    "reconstructions": Figure(reconstructions, ("checkpoint", "data_root")),
-    "latent-space": Figure(latent_space, ("checkpoint", "data_root")),
+    "reconstructions": Figure(reconstructions, ("checkpoint", "data_root"), of_first_stage=True),
+    "latent-space": Figure(latent_space, ("checkpoint", "data_root"), of_first_stage=True),
     "denoising": Figure(denoising, ("checkpoint",)),
     "animation": Figure(animation, ("checkpoint",)),
     "interpolation": Figure(interpolation, ("checkpoint",)),

@@ -27,6 +27,24 @@ def test_model_returns_from_its_file_alone(make_model, tmp_path):
     assert load_checkpoint(path)["step"] == 7
 
 
+def test_norm_and_activation_travel_and_files_from_before_have_the_defaults(make_model, tmp_path):
+    model, plain = make_model(norm="instance", activation="relu"), make_model()
+    save_model(model, tmp_path / "new.pth")
+    config = plain.config.to_dict()
+    del config["norm"], config["activation"]
+    save_atomically({"config": config, "model": plain.state_dict()}, tmp_path / "old.pth")
+    assert load_model(tmp_path / "new.pth").config == model.config
+    assert load_model(tmp_path / "old.pth").config == plain.config
+    x, t, row = torch.randn(1, 3, 16, 16), torch.tensor([3]), torch.tensor([[1.0, 0.0, -1.0]])
+    assert plain.state_dict().keys() == model.state_dict().keys()
+    plain.load_state_dict(model.state_dict())
+    assert (plain.unet(x, t, row) - model.unet(x, t, row)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="norm instance needs more than one position"):
+        make_model(norm="instance", channels=(16, 16, 16, 16, 16))
+    with pytest.raises(ValueError, match="norm must be one of group, instance, got 'batch'"):
+        make_model(norm="batch")
+
+
 def test_interrupted_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.pth"
     save_atomically({"step": 1}, path)

@@ -17,6 +17,7 @@ import encode_latents
 import evaluate
 import manipulate
 import train
+import visualize
 from autoencoder_model import LatentFirstStage, SpatialVAE, build_first_stage
 from celeba_dataset import CelebADataset
 from checkpoint import EMA, load_checkpoint, load_first_stage, load_model, weights_hash
@@ -209,6 +210,38 @@ def test_a_first_stage_resumed_equals_an_uninterrupted_one(
             assert torch.equal(weight, parts[part][name]), f"{part} {name}"
 
 
+def test_without_perceptual_loss_no_judge_is_needed_and_the_figures_are_drawn(
+    flags, faces, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))  # no VGG16 either
+    where = ["--save_dir", str(tmp_path / "run"), "--log_dir", str(tmp_path / "logs")]
+    args = [*flags, *VAE_FLAGS, *where, "--judge", str(tmp_path / "none.pth"), "--max_steps", "1"]
+    with pytest.raises(FileNotFoundError, match=r"no judge at .*: --perceptual_weight 0"):
+        train.train(train.parse_args(args))
+    train.train(train.parse_args([*args, "--perceptual_weight", "0"]))
+    file, out = tmp_path / "run" / "first_stage.pth", tmp_path / "figures"
+    assert load_first_stage(file)[3] == ""
+
+    def draw(what: str, *more: str) -> set[str]:
+        args = [what, "--checkpoint", str(file), "--output_dir", str(out / what), "--device", "cpu"]
+        visualize.visualize(visualize.parse_args([*args, *more]))
+        return {path.name for path in (out / what).iterdir()}
+
+    data = ["--data_root", str(faces), "--cache_dir", str(tmp_path / "cache"), "--num_samples", "2"]
+    everything = draw("all", *data, "--attributes", "Smiling")
+    assert everything >= {"reconstructions.png", "latent_space_Smiling.png"}
+    assert not {"samples.png", "denoising.png"} & everything
+    for what, more in (("samples", data), ("architecture", []), ("all", [])):
+        with pytest.raises(ValueError, match="is a first stage, not a model: with --data_root"):
+            draw(what, *more)
+    with pytest.raises(ValueError, match="did you mean Smiling"):
+        draw("latent-space", *data, "--attributes", "Smilin")
+    with pytest.raises(ValueError, match="--own_scale is for an AutoencoderKL"):
+        args = ["--data_root", str(faces), "--first_stage", str(file), "--own_scale"]
+        encode_latents.encode(encode_latents.parse_args([*args, "--output_dir", str(tmp_path / "no")]))
+    assert not (tmp_path / "no").exists()
+
+
 def test_two_processes_write_the_same_folder(encoding, launch_two, tmp_path, monkeypatch):
     monkeypatch.setattr(encoded, "SHARD", 512)  # what the script's own processes use
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -371,5 +404,13 @@ def test_stable_diffusion_s_format_trains_draws_and_edits(faces, tmp_path):
     encode_latents.encode(encode_latents.parse_args(flags))
     checkpoint = train_in(out, tmp_path / "run")
     draw_and_edit(checkpoint, faces, tmp_path / "pictures")
+    # In the VAE's own scale: no image is encoded again.
+    shards = {file.name: file.stat().st_mtime_ns for file in out.glob("*_0*.npy")}
+    encode_latents.encode(encode_latents.parse_args([*flags, "--own_scale"]))
+    assert shards == {file.name: file.stat().st_mtime_ns for file in out.glob("*_0*.npy")}
+    own = LatentDataset(out, "train").first_stage_weights()
+    assert (own["mean"] == 0).all() and (own["std"] == 4).all()
+    shifted = build_first_stage(kind, config | {"shift_factor": 0.5})  # as Stable Diffusion 3's
+    assert (shifted.mean == 0.5).all() and (shifted.std == 4).all()
     with pytest.raises(FileNotFoundError, match=r"no AutoencoderKL at .*vae/ of Stable Diffusion"):
         load_first_stage(tmp_path / "nothing")

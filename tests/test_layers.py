@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers import Norm, NormFunction, norm_written_out
+from layers import ACTIVATIONS, NORMS, Norm, NormFunction, ResidualBlock, norm_written_out
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -64,7 +64,31 @@ def test_module_is_a_group_norm_with_film_and_silu():
     )
     expected = F.silu(plain(x) * (1 + scale[..., None, None]) + shift[..., None, None])
     torch.testing.assert_close(norm(x, scale, shift), expected)
-    torch.testing.assert_close(Norm(6, silu=False)(x), torch.nn.GroupNorm(2, 6)(x))
+    torch.testing.assert_close(Norm(6, activation=None)(x), torch.nn.GroupNorm(2, 6)(x))
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS])
+def test_instance_normalisation_is_torch_s(name):
+    norm = Norm(64, name, NORMS["instance"](64))
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (2 * normal(2, 64, 4, 4, seed=0) + 1).float()
+    expected = ACTIVATIONS[name](F.instance_norm(x, weight=norm.weight, bias=norm.bias))
+    torch.testing.assert_close(norm(x), expected)
+    assert (norm(x) - Norm(64, name, NORMS["group"](64))(x)).abs().max() > 0.1
+
+
+def test_a_residual_block_is_normalised_and_activated_as_asked():
+    x, embedding = normal(2, 64, 4, 4, seed=0).float(), normal(2, 8, seed=1).float()
+    torch.manual_seed(0)
+    block = ResidualBlock(64, 64, 8, 0.0, norm="instance", activation="relu")
+    torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    scale, shift = (each[..., None, None] for each in block.film(embedding).chunk(2, dim=1))
+    h = block.conv1(F.relu(F.instance_norm(x)))  # gains are 1 and offsets 0 at first
+    h = block.conv2(F.relu(F.instance_norm(h) * (1 + scale) + shift))
+    torch.testing.assert_close(block(x, embedding), x + h)
+    block(x, embedding).square().sum().backward()
+    assert all(p.grad is not None for p in block.parameters())
 
 
 def test_second_derivatives_are_refused_not_wrong():

@@ -303,6 +303,32 @@ def test_what_fits_of_other_weights_is_taken_and_what_does_not_is_named(make_mod
         take_over(new, other, "old.pth")
 
 
+def test_a_larger_image_takes_the_whole_unet_and_both_ends_of_the_vae(make_model):
+    how = {"channels": (16, 32, 32), "patch_size": 2, "self_attention_levels": (0, 2)}
+    how |= {"cross_attention_levels": (1,), "shared_film": True}
+    old, new = (make_model(image_size=size, **how) for size in (16, 64))
+    with torch.no_grad():
+        for parameter in old.parameters():  # or some would be drawn alike in both
+            parameter += 1
+    text = take_over(new, old, "old.pth")
+    before, after = old.state_dict(), new.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("unet."))
+    for end in (-2, -3):  # its last convolutions, at the image's side; -1 has no weights
+        ours, theirs = (model.autoencoder.decoder[end].state_dict() for model in (new, old))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    parts = "encoder.6 encoder.8 encoder.9 encoder.11 to_moments.weight from_latent decoder.1 decoder.3"
+    assert f"new: {', '.join(f'autoencoder.{part}' for part in parts.split())}; " in text
+    assert text.endswith("image_size 16 there, 64 here")
+    take_over(make_model(image_size=16, **how), new, "back.pth")  # and to a smaller one
+
+
+def test_of_another_width_little_fits_and_the_flags_are_named(make_model):
+    old, new = make_model(), make_model(channels=(32, 64), latent_dim=16, norm="instance")
+    text = take_over(new, old, "old.pth")
+    assert "channels [16, 32] there, [32, 64] here; norm group there, instance here" in text
+    assert "latent_dim 8 there, 16 here" in text and "unet.down" in text
+
+
 def test_new_classes_start_from_old_weights_and_a_resumed_run_needs_them_no_more(
     checkpoint, colours, flags, tmp_path, capsys, no_pictures
 ):

@@ -5,12 +5,15 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +25,7 @@ from checkpoint import load_checkpoint
 from config import LossConfig, TrainConfig
 from train import training_step
 from training.batches import BatchOrder, seed_everything
-from training.monitoring import validate
+from training.monitoring import Logger, validate
 from training.process import make_accelerator
 from training.run import MAX_SKIPPED, TrainingRun, learning_rate
 
@@ -198,7 +201,7 @@ def test_dry_run_writes_nothing(flags, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path):
+def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run_training(flags, tmp_path, "--max_steps", "20")
@@ -216,6 +219,24 @@ def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path):
     assert environment[0]["images_per_step"] == 4 and "git_revision" in environment[0]
     again = train.parse_args(["--config", str(folder / "config.yaml")])
     assert again.max_steps == 20 and again.model.channels == (16, 32)
+    said = capsys.readouterr().out
+    epochs = re.findall(r"epoch \d, step (\d+).*: training loss (\S+), validation loss \d", said)
+    steps = [int(step) for step, _ in epochs]
+    assert len(steps) == 3 and steps[-1] == 20
+    lengths = [step - before for before, step in pairwise([0, *steps])]
+    total = sum(length * float(loss) for length, (_, loss) in zip(lengths, epochs, strict=True))
+    (mean,) = [line["loss/total"] for line in lines if "loss/total" in line]
+    assert total / 20 == pytest.approx(mean, abs=1e-3)
+
+
+def test_a_skipped_step_does_not_spoil_an_epoch_s_training_loss():
+    single = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=False, num_processes=1))
+    logger = Logger(single, "")
+    for total in (1.0, float("nan"), 3.0):
+        logger.add({"terms": {"total": torch.tensor(total)}}, 0.1)
+    assert logger.training_loss() == 2
+    logger.add({"terms": {"total": torch.tensor(5.0)}}, 0.1)
+    assert logger.training_loss() == 5
 
 
 def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path):

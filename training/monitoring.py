@@ -150,6 +150,7 @@ class Logger:
                 self.writer = SummaryWriter(str(self.folder), purge_step=purge)
         self.steps: list[dict] = []
         self.seconds = 0.0
+        self.totals: list[torch.Tensor] = []  # the loss of each step of an epoch
 
     def close(self) -> None:
         """End TensorBoard's thread. All is written by then, or was refused by the disk."""
@@ -161,6 +162,18 @@ class Logger:
         """Take in one step's metrics, as tensors: reading them now would make a GPU wait."""
         self.steps.append(metrics)
         self.seconds += seconds
+        self.totals.append(metrics["terms"]["total"])
+
+    def training_loss(self) -> float:
+        """The mean loss of the steps since the last call, over all processes: of an epoch, or of its
+        part since a resume. Steps whose loss was not finite do not count."""
+        totals = torch.stack(self.totals).double()
+        self.totals = []
+        counted = totals[totals.isfinite()]
+        sums = torch.stack([counted.sum(), torch.ones_like(counted).sum()])
+        if self.run.accelerator.num_processes > 1:
+            sums = self.run.accelerator.reduce(sums)
+        return float(sums[0] / sums[1])
 
     def flush(self) -> dict[str, float]:
         """Write the averages since the last flush, and return them."""

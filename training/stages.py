@@ -226,7 +226,9 @@ class AutoencoderStage(Stage):
 
     def build(self, config: TrainConfig, train_set: Dataset) -> FirstStageTraining:
         names = tuple(train_set.attribute_names)
-        stages, judge = perceptual_stages(config.judge, names, config.first_stage.crop)
+        stages, judge = None, ""
+        if config.first_stage_loss.perceptual_weight:
+            stages, judge = perceptual_stages(config.judge, names, config.first_stage.crop)
         return FirstStageTraining(
             replace(config.first_stage, attribute_names=names, judge=judge), stages
         )
