@@ -35,8 +35,7 @@ def visualize(config: VisualizeConfig) -> None:
     cli.check_writable(config.output_dir)
     sources = Sources(config)
     if any("checkpoint" in FIGURES[name].needs for name in wanted):
-        for attribute in config.attributes:
-            sources.model.attribute_rows({attribute: 1})  # refuses unknown names now
+        sources.model.attribute_rows(sources.requests or None)  # refuses unknown names now
     for name in wanted:
         for path in FIGURES[name].draw(sources):
             print(f"{name}: {path}")
