@@ -561,7 +561,7 @@ class ManipulateConfig(DeviceConfig):
     open: bool = flag(False, "leave what is not named to the network: often shapeless")
     unconditional: bool = flag(False, "new faces without any request")
     num_samples: int | None = count(
-        None, "new faces of each request or class; none given: 8, or 1 of each built-in request"
+        None, "new faces of each request or class; none given: 8 of each class, else 8 in all"
     )
     guidance: str = flag(
         "free", "classifier-free, by --guide, or both; for none --unconditional", choices=GUIDANCE

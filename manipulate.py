@@ -89,9 +89,16 @@ class Work:
         """The model's attributes."""
         return self.model.config.attribute_names
 
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """The attributes that a request can ask for: the model's, or those of a guide that steers
+        alone."""
+        alone = self.guide if self.config.guidance == "guide" else None
+        return self.names if alone is None else alone.config.attribute_names
+
     def known(self, built_in: Sequence[Request]) -> list[Request]:
-        """The parts of built-in requests that the model has attributes for, each once."""
-        parts = [{name: v for name, v in request.items() if name in self.names} for request in built_in]
+        """The parts of built-in requests that are heard, each once."""
+        parts = [{name: v for name, v in request.items() if name in self.heard} for request in built_in]
         return [part for i, part in enumerate(parts) if part and part not in parts[:i]]
 
     def read(self, images: Tensor) -> Tensor:
@@ -179,11 +186,11 @@ def requests_to_generate(work: Work) -> tuple[list[Request], int]:
         return [work.attributes] * (number or 8), 8
     built_in = [] if how.one_hot or how.one_of_two else work.known(SHOWN_REQUESTS)
     if built_in:  # each has a column of its own
-        return built_in * (number or 1), len(built_in)
+        return built_in * (number or -(-8 // len(built_in))), len(built_in)
     if how.one_of_two:
         each: list[Request] = [{work.names[0]: value} for value in (0.0, 1.0)]
     else:
-        names = work.names if how.one_hot else work.names[: len(SHOWN_REQUESTS)]
+        names = work.heard if how.one_hot else work.heard[: len(SHOWN_REQUESTS)]
         each = [{name: 1.0} for name in names]
     number = number or 8  # in a row of its own
     return [request for request in each for _ in range(number)], number
@@ -195,7 +202,7 @@ def ends_to_interpolate(work: Work) -> tuple[Request, Request]:
         return work.start, work.end
     ends = work.known(SHOWN_INTERPOLATION)
     if not ends:
-        first, *others = work.names
+        first, *others = work.heard
         ends = [{first: 1.0}, {others[0]: 1.0}] if others else [{first: 0.0}, {first: 1.0}]
     return ends[0], ends[1]
 
@@ -210,7 +217,7 @@ def edits_to_make(work: Work, has: Tensor) -> list[Request]:
     if work.model.config.one_hot:
         others = [name for i, name in enumerate(work.names) if i != int(has.argmax())]
         return [{name: 1.0} for name in others[: len(SHOWN_REQUESTS)]]
-    shown = [name for name in SHOWN_EDITS if name in work.names] or list(work.names)[:6]
+    shown = [name for name in SHOWN_EDITS if name in work.heard] or list(work.heard)[:6]
     return [{name: float(has[work.names.index(name)] < 0)} for name in shown]
 
 
@@ -439,7 +446,8 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
         model.check_guide(guide)
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     if guide is not None and config.guidance == "guide":
-        check_is_read([name for request in requests for name in request], guide, config)
+        named = [name for request in requests for name in request]
+        check_is_read(named, guide, config)
     draws = config.makes("generate") or config.makes("interpolate")
     if draws and not (config.open or config.unconditional or model.config.prior_rows):
         print(f"{config.checkpoint} has no attribute rows: what is not named is left to the network")

@@ -114,6 +114,8 @@ def test_training_resumes_and_some_attributes_can_be_learned(flags, guide, check
     asked = ["--mode", "generate", "--guidance", "guide", "--guide", str(one)]
     with pytest.raises(ValueError, match="does not read Male"):  # so the picture would not show it
         run_manipulate(checkpoint, tmp_path / "out", *asked, "--attributes", "Male=1")
+    made = run_manipulate(checkpoint, tmp_path / "out", *asked, "--num_samples", "1")["generate"]
+    assert {name for request in made["attributes"] for name in request} == {"Eyeglasses", "Smiling"}
 
 
 def test_guidance_changes_faces_and_scale_0_does_not(checkpoint, guide, tmp_path):
