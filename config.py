@@ -291,7 +291,7 @@ class ModelConfig(Config):
         if self.guidable:
             return default if asked is None else asked
         if asked not in (None, 1):
-            what = f"cfg_scale {asked:g}" if asked else "--unconditional"
+            what = f"cfg_scale {asked:g}" if asked else "drawing without any request"
             raise ValueError(
                 f"{what} is for models trained without condition, too, and this one "
                 "was trained with --cfg_dropout 0: draw under requests, at cfg_scale 1"

@@ -292,7 +292,7 @@ def test_classes_through_every_script(class_checkpoint, colours, tmp_path, capsy
     for argv, message in (
         (["--cfg_scale", "3"], "cfg_scale 3 is for models trained without condition, too"),
         (["--guidance", "guide", "--guide", class_checkpoint], "use --guidance both"),
-        (["--unconditional"], "--unconditional is for models trained without condition, too"),
+        (["--unconditional"], "without any request is for models trained without condition, too"),
         (["--attributes", "red=1", "blue=1"], "classes that exclude each other"),
     ):
         with pytest.raises(SystemExit):
