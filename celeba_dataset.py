@@ -100,6 +100,13 @@ def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -
     return vector
 
 
+def columns_of(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """The columns of the wanted ones among attributes, rising. ValueError for an unknown name."""
+    columns = {name: column for column, name in enumerate(names)}
+    row = create_attribute_vector(columns, **dict.fromkeys(wanted, 1))
+    return row.nonzero()[:, 0].tolist()
+
+
 def _nearest(name: str, known) -> str:
     """The known names most like `name`, whatever their case, as "A, B"; empty if none is."""
     by_lower = {other.lower(): other for other in known}

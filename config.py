@@ -49,7 +49,7 @@ FIGURES = registry("figures/figures.py", "FIGURES")
 CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
 SPLITS = ("train", "val", "test")
 REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
-CFG_SCALE = 1.5  # of new faces, where nothing else is asked for
+CFG_SCALE, EDIT_CFG_SCALE = 1.5, 4.0  # of new faces, and of edits, where nothing else is asked for
 GUIDE_ON = ("x_t", "x0")  # what a guide reads: the noisy image, or the image as predicted
 DATASET_HELP = "what --data_root holds; none given: as its files say"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
@@ -289,6 +289,12 @@ class ModelConfig(Config):
                 f"levels has one at image_size {self.image_size}: give fewer --channels, or --norm group"
             )
 
+    @property
+    def one_of_two(self) -> bool:
+        """Whether the model has one attribute alone, which pictures have or lack: two classes. Pictures
+        without labels have an attribute, too, but none lacks it."""
+        return len(self.attribute_names) == 1 and self.prior_rows != 1
+
     def sampling_scale(self, asked: float | None, default: float) -> float:
         """The cfg_scale to draw with: what was asked for, or the default.
 
@@ -298,9 +304,10 @@ class ModelConfig(Config):
         if self.guidable:
             return default if asked is None else asked
         if asked not in (None, 1):
+            what = f"cfg_scale {asked:g}" if asked else "drawing without any request"
             raise ValueError(
-                f"cfg_scale {asked:g} is for models trained without condition, too, and this one "
-                "was trained with --cfg_dropout 0: draw at 1"
+                f"{what} is for models trained without condition, too, and this one "
+                "was trained with --cfg_dropout 0: draw under requests, at cfg_scale 1"
             )
         return 1.0
 
@@ -361,13 +368,15 @@ class SamplingConfig(Config):
     """How images are drawn. Fields without help have no flag: no trial was won with them."""
 
     sampler: str = flag("dpm_solver", "solver of the reverse chain", choices=SAMPLERS)
-    num_inference_steps: int = count(20, "network evaluations")
+    num_inference_steps: int | None = count(
+        None, "network evaluations; none given: 20, all T with ddpm; 25 for edits"
+    )
     spacing: str | None = flag(
         None, "of timesteps; none given: what suits the sampler", choices=SPACINGS
     )
     eta: float = share(0.0, "noise of each step: 0 deterministic, 1 as much as ddpm")
     cfg_scale: float | None = weight(
-        None, "classifier-free guidance, 1 is off; none given: 1.5 for new faces, 4 for edits"
+        None, f"classifier-free guidance of new faces, 1 is off; none given: {CFG_SCALE:g}"
     )  # 0 is unconditional; None is CFG_SCALE, or 1 for a model that was never without condition
     guide_scale: float = weight(0.0)  # of a guide's gradient
     guide_on: str = flag("x_t", choices=GUIDE_ON)
@@ -382,6 +391,25 @@ class SamplingConfig(Config):
             raise ValueError(f"guidance_interval must rise within 0 ... 1, got {low} and {high}")
 
 
+def refuse_ignored_requests(
+    sampling: SamplingConfig, unconditional: bool, asked: dict[str, Any]
+) -> None:
+    """Raise ValueError where pictures would not show what is asked for.
+
+    Args:
+        sampling: a cfg_scale of 0 draws as if nothing was asked for.
+        unconditional: whether --unconditional is given.
+        asked: flag -> what else asks for something.
+    """
+    if sampling.cfg_scale == 0:
+        raise ValueError("--cfg_scale 0 ignores every request: use --unconditional; no guidance is 1")
+    for name, given in asked.items():
+        if unconditional and given:
+            raise ValueError(f"--unconditional draws without any request: leave --{name} out")
+    if unconditional and sampling.cfg_scale is not None:
+        raise ValueError("--unconditional guides towards nothing: leave --cfg_scale out")
+
+
 @dataclass(frozen=True)
 class EditConfig(Config):
     """How photographs are edited."""
@@ -391,7 +419,9 @@ class EditConfig(Config):
     depth: float = flag(
         0.8, "share of the timesteps from which edits start: less keeps more", above=0, high=1
     )
-    cfg_scale: float = weight(4.0, "from the source's prediction towards the target's")
+    cfg_scale: float = weight(
+        EDIT_CFG_SCALE, "of edits: from the source's prediction to the target's", name="edit_cfg_scale"
+    )
     guide_scale: float = weight(0.0)
     guide_on: str = flag("x_t", choices=GUIDE_ON)
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
@@ -430,8 +460,8 @@ class TrainConfig(DeviceConfig):
     data_fraction: float = flag(1.0, "share of the training images to use", above=0, high=1, resume=FREE)
     flip: bool = flag(True, "mirror images at random")
     latents: str | None = flag(None, "folder of encode_latents.py: train in those latents", resume=FREE)
-    attribute: str | None = flag(
-        None, "the only one that a guide learns; none given: all", metavar=NAME, resume=FREE
+    attribute: tuple[str, ...] = flag(
+        (), "learn these alone, one or several; none given: all", metavar=NAME, resume=FREE
     )
     judge: str = flag(
         "./checkpoints/judge.pth", "judges a first stage's likeness without VGG16", resume=FREE
@@ -511,10 +541,6 @@ class TrainConfig(DeviceConfig):
                 self.gradient_checkpointing and self.stage != "diffusion",
                 f"--gradient_checkpointing is for the UNet: leave it out with --stage {self.stage}",
             ),
-            (
-                self.attribute and self.stage != "guide",
-                "--attribute is for --stage guide: the other stages learn all attributes",
-            ),
         ):
             if wrong:
                 raise ValueError(message)
@@ -547,8 +573,12 @@ class ManipulateConfig(DeviceConfig):
     end: tuple[str, ...] = flag((), "interpolation end", name="to", metavar=REQUEST)
     open: bool = flag(False, "leave what is not named to the network: often shapeless")
     unconditional: bool = flag(False, "new faces without any request")
-    num_samples: int = count(8, "new faces; of each class, where there are classes")
-    guidance: str = flag("free", "classifier-free, by --guide, or by both", choices=GUIDANCE)
+    num_samples: int | None = count(
+        None, "new faces of each request or class; none given: 8 of each class, else 8 in all"
+    )
+    guidance: str = flag(
+        "free", "classifier-free, by --guide, or both; for none --unconditional", choices=GUIDANCE
+    )
     guide: str | None = flag(None, "of train.py --stage guide: steers, and reads photographs")
     guide_scale: float = weight(3.0, "of the guide's gradient")
     manipulation_strength: float = share(0.8, "0 the source, 1 the full edit")
@@ -567,12 +597,20 @@ class ManipulateConfig(DeviceConfig):
             raise ValueError("--landmarks are those of --source_image: give it, too")
         if self.mode == "counterfactual" and not self.attributes:
             raise ValueError("--mode counterfactual needs --attributes: what is to flip: Smiling=0")
-        if 0 in (self.sampling.cfg_scale, self.editing.cfg_scale):
+        if self.editing.cfg_scale == 0:
+            raise ValueError("--edit_cfg_scale 0 ignores every request; no guidance is 1")
+        if self.sampling.cfg_scale is not None and self.mode in ("edit", "counterfactual"):
             raise ValueError(
-                "--cfg_scale 0 ignores every request: use --unconditional; no guidance is 1"
+                f"--cfg_scale is of new faces, and this is --mode {self.mode}: use --edit_cfg_scale"
             )
-        if self.unconditional:
-            self._refuse_requests()
+        if self.unconditional and self.mode not in ("generate", "all"):
+            raise ValueError(f"--unconditional draws new faces, and this is --mode {self.mode}")
+        if self.unconditional and self.guidance != "free":
+            raise ValueError("--unconditional guides towards nothing: leave --guidance out")
+        asked = {"attributes": self.attributes, "from": self.start, "open": self.open}
+        refuse_ignored_requests(self.sampling, self.unconditional, asked)
+        if self.guidance == "guide" and self.guide_scale == 0:
+            raise ValueError("--guidance guide --guide_scale 0 asks for nothing: use --unconditional")
 
     def makes(self, mode: str) -> bool:
         """Whether this mode is asked for. "all" leaves out counterfactuals, which must be told what to
@@ -590,18 +628,6 @@ class ManipulateConfig(DeviceConfig):
             return own
         needed = self.guidance != "free" or self.mode == "counterfactual"
         return self.guide or ("./checkpoints/guide_best.pth" if needed else None)
-
-    def _refuse_requests(self) -> None:
-        if self.mode not in ("generate", "all"):
-            raise ValueError(f"--unconditional draws new faces, and this is --mode {self.mode}")
-        asked = {"attributes": self.attributes, "from": self.start, "open": self.open}
-        for name, given in asked.items():
-            if given:
-                raise ValueError(f"--unconditional draws without any request: leave --{name} out")
-        if self.guidance != "free" or self.sampling.cfg_scale is not None:
-            raise ValueError(
-                "--unconditional guides towards nothing: leave --guidance and --cfg_scale out"
-            )
 
 
 @dataclass(frozen=True)
@@ -623,10 +649,12 @@ class EvaluateConfig(DeviceConfig):
     requests: tuple[str, ...] = flag(REQUESTS, "what is asked for", choices=REQUESTS)
     open: bool = flag(False, "leave what is not named to the network: often shapeless")
     cfg_scale: tuple[float, ...] | None = weight(
-        None, "none given: 1, 1.5, 2 and 3 as far as it was trained for; 4 for edits"
+        None, "of new faces; none given: 1, 1.5, 2 and 3 as far as it was trained for"
     )
     sampler: tuple[str, ...] = flag(("dpm_solver",), "solvers to compare", choices=SAMPLERS)
-    num_inference_steps: tuple[int, ...] | None = count(None, "none given: 20; 25 for edits")
+    num_inference_steps: tuple[int, ...] | None = count(
+        None, "none given: 20, all T with ddpm; 25 for edits"
+    )
     guide: str | None = flag(None, "of train.py --stage guide: steers, and reads sources of edits")
     guide_scale: tuple[float, ...] = weight((0.0,), "of the guide's gradient")
     attribute_split: str = flag("val", "whose attribute rows are asked for", choices=SPLITS)
@@ -637,6 +665,7 @@ class EvaluateConfig(DeviceConfig):
     seed: int = count(0, "another seed, other samples", low=0)
     edit: tuple[str, ...] = flag((), "judge these edits instead of new faces", choices=EDIT_METHODS)
     edit_attributes: tuple[str, ...] = flag((), "none given: all", metavar=NAME)
+    edit_cfg_scale: tuple[float, ...] = weight((EDIT_CFG_SCALE,), "of edits")
     edit_sources: int = count(32, "faces for each attribute and direction", low=2)
     strengths: tuple[float, ...] = share((0.5, 1.0), "of edits; the last is judged")
     sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))
@@ -646,6 +675,8 @@ class EvaluateConfig(DeviceConfig):
         super().__post_init__()
         if self.edit and len(self.num_inference_steps or ()) > 1:
             raise ValueError(f"--edit takes one number of steps, got {self.num_inference_steps}")
+        if self.edit and self.cfg_scale:
+            raise ValueError("--cfg_scale is of new faces: with --edit use --edit_cfg_scale")
         if any(self.guide_scale) and not self.guide:
             raise ValueError("--guide_scale needs --guide, the classifier that steers")
         if self.attribute_split == self.reference_split:
@@ -665,12 +696,21 @@ class VisualizeConfig(DeviceConfig):
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
     log_dir: str | None = flag(None, "of train.py: its last run, or the folder of one")
     output_dir: str = flag("./outputs/figures", "folder to write to")
-    attributes: tuple[str, ...] = flag((), "names that are varied or coloured by", metavar=NAME)
+    attributes: tuple[str, ...] = flag(
+        (), "what is varied, coloured by or asked for, each alone: NAME or NAME=VALUE", metavar=REQUEST
+    )
+    unconditional: bool = flag(False, "denoising and animation without any request")
     num_samples: int = count(8, "images in a row")
     num_points: int = count(1000, "of the latent space", low=50)
     cache_dir: str = flag("data/cache", CACHE_HELP)
     seed: int = count(0, "another seed, other samples", low=0)
     sampling: SamplingConfig = nested(SamplingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unconditional and self.what not in ("denoising", "animation"):
+            raise ValueError(f"--unconditional is for denoising and animation, and this is {self.what}")
+        refuse_ignored_requests(self.sampling, self.unconditional, {"attributes": self.attributes})
 
 
 @dataclass(frozen=True)

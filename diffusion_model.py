@@ -23,7 +23,7 @@ from guidance import (
     through_x0,
 )
 from noise_schedule import Denoiser, NoiseSchedule
-from samplers import SAMPLERS, Generator, Steps, last, rand, randn_like, timestep_grid
+from samplers import SAMPLERS, Generator, Steps, last, rand, randn_like, sampling_grid
 from unet_model import ConditionalUNet
 
 DEFAULT_SAMPLING = SamplingConfig()
@@ -282,9 +282,7 @@ class ConditionalDiffusion(nn.Module):
                     f"latents of first stage {self.config.first_stage} have no such bound, leave it out"
                 )
             denoise = dynamic_threshold(denoise, schedule, sampling.dynamic_threshold)
-        sampler = SAMPLERS[sampling.sampler]
-        spacing = sampling.spacing or sampler.spacing
-        grid = timestep_grid(schedule, sampling.num_inference_steps, spacing)
+        sampler, grid = SAMPLERS[sampling.sampler], sampling_grid(sampling, schedule)
         options = sampler.options(eta=sampling.eta)
         steps = sampler.steps(denoise, schedule, x_T, grid, clip, generator, **options)
         yield from with_bar(steps, "sampling", grid, progress)
@@ -395,8 +393,7 @@ class ConditionalDiffusion(nn.Module):
         **options: Any,
     ) -> Tensor:
         """``sample`` by ancestral (DDPM) sampling, by default through all T timesteps."""
-        num_steps = num_inference_steps or self.schedule.num_timesteps
-        sampling = SamplingConfig("ddpm", num_steps, "trailing", cfg_scale=cfg_scale)
+        sampling = SamplingConfig("ddpm", num_inference_steps, "trailing", cfg_scale=cfg_scale)
         return self.sample(batch_size, image_size, attributes, sampling, **options)
 
     def interpolate_between_attributes(

@@ -21,7 +21,7 @@ import cli  # first: it refuses an old Python in one line
 import numpy as np
 
 from config import CFG_SCALE, EditConfig, ManipulateConfig, ModelConfig, SamplingConfig
-from figures.grids import heat_map, save_gif, save_grid, save_image
+from figures.grids import caption, heat_map, save_gif, save_grid, save_image
 from image_data.photograph import Photograph
 
 if TYPE_CHECKING:
@@ -89,9 +89,17 @@ class Work:
         """The model's attributes."""
         return self.model.config.attribute_names
 
-    def known(self, request: Request) -> Request:
-        """The part of a built-in request that the model has attributes for."""
-        return {name: value for name, value in request.items() if name in self.names}
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """The attributes that a request can ask for: the model's, or those of a guide that steers
+        alone."""
+        alone = self.guide if self.config.guidance == "guide" else None
+        return self.names if alone is None else alone.config.attribute_names
+
+    def known(self, built_in: Sequence[Request]) -> list[Request]:
+        """The parts of built-in requests that are heard, each once."""
+        parts = [{name: v for name, v in request.items() if name in self.heard} for request in built_in]
+        return [part for i, part in enumerate(parts) if part and part not in parts[:i]]
 
     def read(self, images: Tensor) -> Tensor:
         """The attributes (B, A) that images uint8 (B, S, S, 3) show, as the guide or else the VAE sees
@@ -100,13 +108,6 @@ class Work:
 
 
 # -------------------------------------------------------------------- what is asked for
-
-
-def caption(request: Request) -> str:
-    """'Smiling, not Male, Young 0.5': a request, as written under a picture."""
-    words = {1.0: "{}", 0.0: "not {}"}
-    parts = [words.get(value, "{} {:g}").format(name, value) for name, value in request.items()]
-    return ", ".join(parts) or "anything"
 
 
 def guided_by(work: Work, how: SamplingConfig | EditConfig) -> str:
@@ -131,8 +132,7 @@ def settings(config: ManipulateConfig, model: ModelConfig) -> tuple[SamplingConf
     sampling, editing = config.sampling, config.editing
     if config.guidance == "guide" or config.unconditional:
         sampling, editing = replace(sampling, cfg_scale=0.0), replace(editing, cfg_scale=0.0)
-    draws = config.makes("generate") or config.makes("interpolate")
-    scale = model.sampling_scale(sampling.cfg_scale if draws else None, CFG_SCALE)
+    scale = model.sampling_scale(sampling.cfg_scale, CFG_SCALE)
     guide_scale = config.guide_scale if config.guidance in ("guide", "both") else 0.0
     return (
         replace(sampling, cfg_scale=scale, guide_scale=guide_scale),
@@ -181,24 +181,30 @@ def open_source(path: Path, *how: Any) -> Photograph:
 
 def requests_to_generate(work: Work) -> tuple[list[Request], int]:
     """A request for each new face, and how many faces stand in a row of the grid."""
-    number = work.config.num_samples
+    number, how = work.config.num_samples, work.model.config
     if work.attributes or work.config.unconditional:
-        return [work.attributes] * number, 8
-    if work.model.config.one_hot:  # each class has a row of its own
-        return [{name: 1.0} for name in work.names for _ in range(number)], number
-    shown = [*filter(None, map(work.known, SHOWN_REQUESTS))] or [{name: 1.0} for name in work.names]
-    return [shown[i % len(shown)] for i in range(number)], 8
+        return [work.attributes] * (number or 8), 8
+    built_in = [] if how.one_hot or how.one_of_two else work.known(SHOWN_REQUESTS)
+    if built_in:  # each has a column of its own
+        return built_in * (number or -(-8 // len(built_in))), len(built_in)
+    if how.one_of_two:
+        each: list[Request] = [{work.names[0]: value} for value in (0.0, 1.0)]
+    else:
+        names = work.heard if how.one_hot else work.heard[: len(SHOWN_REQUESTS)]
+        each = [{name: 1.0} for name in names]
+    number = number or 8  # in a row of its own
+    return [request for request in each for _ in range(number)], number
 
 
 def ends_to_interpolate(work: Work) -> tuple[Request, Request]:
     """The requests at both ends of an interpolation."""
     if work.start:
         return work.start, work.end
-    start, end = map(work.known, SHOWN_INTERPOLATION)
-    if start:
-        return start, end
-    first, *others = work.names
-    return {first: 1.0}, ({others[0]: 1.0} if others else {first: 0.0})
+    ends = work.known(SHOWN_INTERPOLATION)
+    if not ends:
+        first, *others = work.heard
+        ends = [{first: 1.0}, {others[0]: 1.0}] if others else [{first: 0.0}, {first: 1.0}]
+    return ends[0], ends[1]
 
 
 def edits_to_make(work: Work, has: Tensor) -> list[Request]:
@@ -211,8 +217,16 @@ def edits_to_make(work: Work, has: Tensor) -> list[Request]:
     if work.model.config.one_hot:
         others = [name for i, name in enumerate(work.names) if i != int(has.argmax())]
         return [{name: 1.0} for name in others[: len(SHOWN_REQUESTS)]]
-    shown = [name for name in SHOWN_EDITS if name in work.names] or list(work.names)[:6]
+    shown = [name for name in SHOWN_EDITS if name in work.heard] or list(work.heard)[:6]
     return [{name: float(has[work.names.index(name)] < 0)} for name in shown]
+
+
+def check_is_read(names: Sequence[str], guide: GuidanceClassifier, config: ManipulateConfig) -> None:
+    """Raise ValueError for the name of an attribute that the guide does not read."""
+    known = list(guide.config.attribute_names)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{config.guide_file} does not read {name}: name one of {known}")
 
 
 # -------------------------------------------------------------------- the modes
@@ -372,9 +386,8 @@ def counterfactual(
     config, request = work.config, work.attributes
     target = work.model.attribute_rows(request)
     names = list(guide.config.attribute_names)
+    check_is_read(list(request), guide, config)
     for name, value in request.items():
-        if name not in names:
-            raise ValueError(f"{config.guide_file} does not read {name}: name one of {names}")
         if value == 0.5:
             raise ValueError(f"a counterfactual of {name}=0.5 flips nothing: ask for 0 or 1")
     columns = [names.index(name) for name in request]
@@ -419,19 +432,22 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     from celeba_dataset import parse_request
     from checkpoint import load_model
     from classifiers.guide import load_guide
-    from samplers import SAMPLERS
+    from samplers import settled
 
     requests = [parse_request(items) for items in (config.attributes, config.start, config.end)]
     device = cli.choose_device(config.device)
     model = load_model(config.checkpoint, device)
     print(f"model: {config.checkpoint}")
     sampling, editing = settings(config, model.config)
-    sampling = replace(sampling, spacing=sampling.spacing or SAMPLERS[sampling.sampler].spacing)
+    sampling = settled(sampling, model.schedule)
     guide = None
     if config.guide_file and (config.guidance != "free" or reads_photographs):
         guide = load_guide(config.guide_file, device)
         model.check_guide(guide)
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
+    if guide is not None and config.guidance == "guide":
+        named = [name for request in requests for name in request]
+        check_is_read(named, guide, config)
     draws = config.makes("generate") or config.makes("interpolate")
     if draws and not (config.open or config.unconditional or model.config.prior_rows):
         print(f"{config.checkpoint} has no attribute rows: what is not named is left to the network")

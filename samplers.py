@@ -13,7 +13,7 @@ import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import SamplingConfig
 from noise_schedule import Denoiser, NoiseSchedule
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
@@ -261,10 +262,11 @@ def dpm_solver(
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler and the spacing of timesteps that suits it."""
+    """A sampler, and the timesteps that suit it: their spacing, and how many. None is all."""
 
     steps: Callable[..., Steps]
     spacing: str = "trailing"
+    num_steps: int | None = 20
 
     def options(self, **given: float) -> dict[str, float]:
         """The given options that this sampler takes.
@@ -280,10 +282,24 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(ddpm),
+    "ddpm": Sampler(ddpm, num_steps=None),
     "ddim": Sampler(ddim),
     "dpm_solver": Sampler(dpm_solver, "log_snr"),
 }
+
+
+def sampling_grid(sampling: SamplingConfig, schedule: NoiseSchedule) -> list[int]:
+    """``timestep_grid`` of these settings. What they leave open is what suits the sampler."""
+    sampler, T = SAMPLERS[sampling.sampler], schedule.num_timesteps
+    number = sampling.num_inference_steps or min(sampler.num_steps or T, T)
+    return timestep_grid(schedule, number, sampling.spacing or sampler.spacing)
+
+
+def settled(sampling: SamplingConfig, schedule: NoiseSchedule) -> SamplingConfig:
+    """The same settings with the spacing and the number of steps that ``sampling_grid`` takes."""
+    number = len(sampling_grid(sampling, schedule)) - 1
+    spacing = sampling.spacing or SAMPLERS[sampling.sampler].spacing
+    return replace(sampling, spacing=spacing, num_inference_steps=number)
 
 
 def last(steps: Steps) -> Tensor:

@@ -162,12 +162,13 @@ def load_datasets(config: TrainConfig, accelerator):
     from image_data.datasets import find_dataset
     from image_data.encoded import LatentDataset
     from synthetic_faces.dataset import write_dataset
-    from training.run import keep_attribute
 
     size, crop, root = config.model.image_size, config.model.crop, config.data_root
     datasets: list
     if config.latents:
         datasets = [LatentDataset(config.latents, split) for split in ("train", "val")]
+        for data in datasets if config.attribute else ():
+            data.keep(config.attribute)
         known = {"image_size": datasets[0].image_size, "crop": datasets[0].crop}
         config = replace(config, model=replace(config.model, **known))
     else:
@@ -180,14 +181,12 @@ def load_datasets(config: TrainConfig, accelerator):
                 write_dataset(root, num_images=6000, image_size=size, seed=0)
         kind = None if config.dataset == "synthetic" else config.dataset
         found = find_dataset(root, kind)
+        found = found.keeping(config.attribute) if config.attribute else found
         accelerator.print(found)
         datasets = [
             found.open(split, size, crop, fraction, config.cache_dir)
             for split, fraction in (("train", config.data_fraction), ("val", 1.0))
         ]
-    if config.attribute:
-        for data in datasets:
-            keep_attribute(data, config.attribute)
     return config, *datasets
 
 

@@ -44,8 +44,8 @@ def visualize(config: VisualizeConfig) -> None:
         )
     if any("checkpoint" in FIGURES[name].needs for name in suited):
         names = {name: i for i, name in enumerate(sources.opened.config.attribute_names)}
-        for attribute in config.attributes:
-            create_attribute_vector(names, **{attribute: 1})  # refuses unknown names now
+        for request in sources.requests:
+            create_attribute_vector(names, **request)  # refuses unknown names now
     for name in suited:
         for path in FIGURES[name].draw(sources):
             print(f"{name}: {path}")

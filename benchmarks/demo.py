@@ -94,7 +94,7 @@ def pretrained_celeba() -> Section:
     """Pictures by the pretrained model of CelebA's faces. It edits a face that it drew itself."""
     folder = OUT / "celeba64"
     made = [
-        command("manipulate.py", "--output_dir", folder, "--num_samples", 16),
+        command("manipulate.py", "--output_dir", folder, "--num_samples", 2),
         command(
             *("manipulate.py", "--mode", "edit", "--output_dir", folder),
             *("--source_image", folder / "samples" / "000.png"),

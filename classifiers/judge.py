@@ -138,7 +138,7 @@ def load_judge(
     path: str | Path, attribute_names: Sequence[str], crop: int, device: str = "cpu"
 ) -> tuple[Judge, dict]:
     """The judge in a file, and what reports say of it: its hash and its balanced accuracy on the test
-    split.
+    split. Of the attributes that it reads, it keeps these.
 
     Raises:
         FileNotFoundError, ValueError: where there is none, or one for other attributes.
@@ -149,9 +149,10 @@ def load_judge(
     if "judge" not in state:
         raise ValueError(f"{path} holds no judge: make one with evaluate.py --train_judge")
     with refusing(path, "judge"):
-        if state["attribute_names"] != list(attribute_names):
+        known = list(state["attribute_names"])
+        if [name for name in known if name in attribute_names] != list(attribute_names):
             raise ValueError(
-                f"{path} reads {len(state['attribute_names'])} attributes, the checkpoint has other "
+                f"{path} reads {len(known)} attributes, the checkpoint has other "
                 f"{len(attribute_names)}: train a judge on the checkpoint's data"
             )
         if state["crop"] != crop:
@@ -159,7 +160,9 @@ def load_judge(
                 f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
                 f"cropped to {crop}: train a judge on the checkpoint's data"
             )
-        model = Judge(len(attribute_names)).to(device, memory_format=torch.channels_last)
+        model = Judge(len(known)).to(device, memory_format=torch.channels_last)
         load_weights(model, state["judge"], path)
-        accuracy = torch.tensor(state["balanced_accuracy"]).nanmean()
+        rows = [known.index(name) for name in attribute_names]
+        model.head.weight.data, model.head.bias.data = model.head.weight[rows], model.head.bias[rows]
+        accuracy = torch.tensor(state["balanced_accuracy"])[rows].nanmean()
     return model.eval(), {"hash": file_hash(path), "test_balanced_accuracy": float(accuracy)}

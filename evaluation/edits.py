@@ -20,7 +20,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from celeba_dataset import deny_other_classes
+from celeba_dataset import attr_dict, deny_other_classes
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig
@@ -128,9 +128,8 @@ class EditEvaluation:
         wanted = self.config.edit_attributes or names
         ways = (1,) if self.model.config.one_hot else (1, -1)  # one of the classes is always there
         self.tasks = [Task(name, names.index(name), way) for name in wanted for way in ways]
-        editing = self.config.editing
-        self.scales = self.config.cfg_scale or (editing.cfg_scale,)
-        (self.num_steps,) = self.config.num_inference_steps or (editing.num_inference_steps,)
+        steps = self.config.editing.num_inference_steps
+        (self.num_steps,) = self.config.num_inference_steps or (steps,)
 
     @cached_property
     def judge(self) -> EditJudge:
@@ -139,7 +138,7 @@ class EditEvaluation:
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
-        ways = product(self.config.edit, self.scales, self.config.guide_scale)
+        ways = product(self.config.edit, self.config.edit_cfg_scale, self.config.guide_scale)
         for method, cfg_scale, guide_scale in ways:
             name = f"{method}, cfg {cfg_scale:g}"
             name += f", guide {guide_scale:g}" if guide_scale else ""
@@ -168,7 +167,8 @@ class EditEvaluation:
         rows = (self.held_out.attributes[:, task.column] == -task.direction).nonzero()[:, 0].tolist()
         truths = None
         if self.truth:
-            pairs = ((row, self.truth(self.held_out.filenames[row], task.column)) for row in rows)
+            column = attr_dict[task.name]  # the model may have some of the attributes only
+            pairs = ((row, self.truth(self.held_out.filenames[row], column)) for row in rows)
             pairs = list(islice((p for p in pairs if p[1] is not None), self.config.edit_sources))
             rows, truths = [row for row, _ in pairs], [truth for _, truth in pairs]
             truths = torch.from_numpy(np.stack(truths)) if truths else None

@@ -45,7 +45,7 @@ from evaluation.tables import plot_sweeps, samples_table
 from figures.grids import save_grid
 from guidance import Guide
 from image_data.datasets import Found
-from samplers import SAMPLERS, timestep_grid
+from samplers import SAMPLERS, settled
 
 NAMED = 3  # attributes in a short request
 DEFAULT_SAMPLES = 1000
@@ -64,22 +64,19 @@ def sampling_settings(config: EvaluateConfig, model: ConditionalDiffusion) -> li
     """
     asked = config.cfg_scale or (DEFAULT_SCALES if model.config.guidable else (1.0,))
     scales = [model.config.sampling_scale(scale, 1.0) for scale in asked]
-    numbers = config.num_inference_steps or (config.sampling.num_inference_steps,)
+    numbers = config.num_inference_steps or (None,)
     settings = []
     for combination in product(config.sampler, numbers, scales, config.guide_scale):
         name, number, cfg_scale, guide_scale = combination
-        spacing = config.sampling.spacing or SAMPLERS[name].spacing
         SAMPLERS[name].options(eta=config.sampling.eta)
-        timestep_grid(model.schedule, number, spacing)
         setting = replace(
             config.sampling,
             sampler=name,
             num_inference_steps=number,
-            spacing=spacing,
             cfg_scale=cfg_scale,
             guide_scale=guide_scale,
         )
-        settings.append(setting)
+        settings.append(settled(setting, model.schedule))
     return settings
 
 
@@ -344,7 +341,8 @@ class SampleEvaluation:
             return
         name = f"{request}_{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
         name += f"_guide{sampling.guide_scale:g}" if sampling.guide_scale else ""
-        title = f"requests: {name.replace('_', ' ')}"
+        heard = sampling.cfg_scale or sampling.guide_scale  # else the network sees no request
+        title = f"{'requests' if heard else 'unconditional; requests'}: {name.replace('_', ' ')}"
         path = self.output_dir / f"samples_{name}.png"
         save_grid(path, images.numpy(), [""] * len(images), 16, title=title)
         pairs = torch.cat([*again, torch.tensor(self.train.images[which[suspects].numpy()])])

@@ -19,20 +19,22 @@ from torch import Tensor, nn
 
 import cli
 from autoencoder_model import build_first_stage
+from celeba_dataset import parse_request
 from checkpoint import build, file_hash, load_checkpoint, load_first_stage, load_weights, refusing
 from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw
 from evaluation.reading import in_batches
-from figures.grids import save_gif, save_grid
+from figures.grids import caption, labelled_grid, save_gif, save_grid
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
 from figures.unet_drawing import save_unet_drawing
 from image_data.cached import SPLITS, ImageDataset
 from image_data.datasets import Found, find_dataset
-from samplers import sample_generators
+from samplers import sample_generators, settled
 
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
 FRAMES = 10  # of a strip
+MOST_STEPS = 100  # of a reverse chain that are kept
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,17 @@ class Sources:
         return self.data.open_for(self.opened.config, "test", self.config.cache_dir)
 
     @cached_property
+    def requests(self) -> list[dict[str, float]]:
+        """What --attributes asks for, each alone: NAME stands for NAME=1."""
+        given = self.config.attributes
+        return [parse_request([item if "=" in item else f"{item}=1"]) for item in given]
+
+    @cached_property
     def shown(self) -> list[str]:
-        """The attributes to vary: --attributes, else those of SHOWN that the model has, else its first
-        ones."""
-        if self.config.attributes:
-            return list(self.config.attributes)
+        """The attributes to vary: those of --attributes, else those of SHOWN that the model has, else
+        its first ones."""
+        if self.requests:
+            return list(dict.fromkeys(name for request in self.requests for name in request))
         names = self.opened.config.attribute_names
         known = [name for name in SHOWN if name in names]
         return known or list(names[: 10 if self.opened.config.one_hot else 6])
@@ -120,9 +128,9 @@ class Sources:
     @cached_property
     def sampling(self) -> SamplingConfig:
         """How faces are drawn: by the flags, as far as the model allows."""
-        sampling = self.config.sampling
-        scale = self.model.config.sampling_scale(sampling.cfg_scale, CFG_SCALE)
-        return replace(sampling, cfg_scale=scale)
+        sampling = settled(self.config.sampling, self.model.schedule)
+        asked = 0.0 if self.config.unconditional else sampling.cfg_scale
+        return replace(sampling, cfg_scale=self.model.config.sampling_scale(asked, CFG_SCALE))
 
     def generators(self, number: int) -> list[torch.Generator]:
         """A generator for each of so many images."""
@@ -139,23 +147,41 @@ class Sources:
         named = self.model.attribute_rows({name: 1}, number)
         return start, torch.where(named == 0, start, named)
 
+    @property
+    def asked(self) -> list[dict[str, float]]:
+        """The requests of the reverse chain: those of --attributes, else one for each attribute shown.
+        Of an only attribute both: without it and with it. If unconditional, one that is empty."""
+        if self.config.unconditional:
+            return [{}]
+        if not self.requests and self.model.config.one_of_two:
+            return [{self.shown[0]: value} for value in (0.0, 1.0)]
+        return self.requests or [{name: 1.0} for name in self.shown]
+
+    @property
+    def captions(self) -> list[str]:
+        """What stands under each picture of the reverse chain."""
+        return ["unconditional"] if self.config.unconditional else [*map(caption, self.asked)]
+
     @cached_property
     def chain(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """The reverse chain, under a request for each attribute shown.
+        """The reverse chain under ``asked``, or MOST_STEPS of it, spread evenly.
 
         Returns:
             x_t and x0_hat as pictures, uint8 (steps, requests, H, W, 3), and the timesteps. The x0_hat
             of a step is the prediction that leads away from its x_t.
         """
-        model = self.model
-        rows = model.attribute_rows([{name: 1} for name in self.shown])
+        model, number = self.model, self.sampling.num_inference_steps or 1
+        kept = {*np.linspace(0, number - 1, min(number, MOST_STEPS)).round().astype(int).tolist()}
+        rows, complete = model.attribute_rows(self.asked), not self.config.unconditional
         generators = self.generators(len(rows))
         x_T = model.initial_noise(len(rows), generator=generators)
         decode = model.first_stage.decode
         noisy, clean, times = [decode(x_T)], [], [model.schedule.num_timesteps - 1]
         with self.autocast:
-            steps = model.sample_steps(x_T, rows, self.sampling, generators, progress=True)
-            for _, t, x_t, x0_hat in steps:
+            how = {"progress": True, "complete": complete}
+            for step, t, x_t, x0_hat in model.sample_steps(x_T, rows, self.sampling, generators, **how):
+                if step not in kept:
+                    continue
                 noisy.append(decode(x_t))
                 clean.append(decode(x0_hat))
                 times.append(t)
@@ -199,11 +225,13 @@ def samples(sources: Sources) -> list[Path]:
     labels = [", ".join(n for n, v in zip(names, row, strict=True) if v > 0) for row in rows]
     real = save_grid(sources.out / "real.png", images, labels, 8, title="test images, labels present")
     drawn, titles = [], []
+    only = len(names) == 1 and not model.config.one_of_two  # no picture lacks it
+    lacks = not model.config.one_hot and not only  # each class has a row of its own
     for name in sources.shown:
         without, having = sources.without_and_with(name, number)
         for asked, label in ((having, name), (without, f"not {name}")):
-            if asked is without and model.config.one_hot:
-                continue  # each class has a row of its own
+            if asked is without and not lacks:
+                continue
             drawn.append(draw(model, asked, sources.sampling, sources.autocast, sources.config.seed))
             titles += [label] * number
     title = f"each from the same noise; {sources.origin}"
@@ -259,7 +287,7 @@ def denoising(sources: Sources) -> list[Path]:
     noisy, clean, times = sources.chain
     shown = np.linspace(0, len(times) - 1, min(FRAMES, len(times))).round().astype(int)
     images, labels = [], []
-    for i, name in enumerate(sources.shown):
+    for i, name in enumerate(sources.captions):
         for row, what in ((noisy, "x_t"), (clean, "x0_hat")):
             images += [row[step, i] for step in shown]
             labels += [f"{what}, t = {times[step]}" if step else f"{what}, {name}" for step in shown]
@@ -269,14 +297,14 @@ def denoising(sources: Sources) -> list[Path]:
 
 
 def animation(sources: Sources) -> list[Path]:
-    """The reverse chain as a film: x_t above, x0_hat below, a column for each request."""
+    """The reverse chain as a film: x_t above, x0_hat below, a captioned column for each request."""
     noisy, clean, _ = sources.chain
+    labels = [*[""] * noisy.shape[1], *sources.captions]
     frames = [
-        np.concatenate([np.concatenate([*upper], axis=1), np.concatenate([*lower], axis=1)])
-        for upper, lower in zip(noisy, clean, strict=True)
+        np.asarray(labelled_grid(np.concatenate(rows), labels, noisy.shape[1]))
+        for rows in zip(noisy, clean, strict=True)
     ]
-    scale = max(1, round(128 / noisy.shape[2]))
-    return [save_gif(sources.out / "animation.gif", np.stack(frames), scale=scale, back=False)]
+    return [save_gif(sources.out / "animation.gif", np.stack(frames), scale=1, back=False)]
 
 
 def interpolation(sources: Sources) -> list[Path]:

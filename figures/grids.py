@@ -5,7 +5,7 @@ Images are numpy arrays, uint8 (N, H, W, 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,13 @@ def _wrapped(text: str, size: int, width: int) -> tuple[list[str], ImageFont.Fre
         else:
             lines[-1] = longer
     return lines, font
+
+
+def caption(request: Mapping[str, float]) -> str:
+    """'Smiling, not Male, Young 0.5': a request, as written under a picture."""
+    words = {1.0: "{}", 0.0: "not {}"}
+    parts = [words.get(value, "{} {:g}").format(name, value) for name, value in request.items()]
+    return ", ".join(parts) or "anything"
 
 
 def labelled_grid(

@@ -12,13 +12,13 @@ import itertools
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from celeba_dataset import ATTRIBUTE_FILES, IMAGE_FOLDER, read_celeba
+from celeba_dataset import ATTRIBUTE_FILES, IMAGE_FOLDER, columns_of, read_celeba
 from config import ModelConfig
 from image_data.cached import SPLITS, CachedDataset, ImageDataset, Source, chosen_rows
 from image_data.files import Picture, checked_root, is_hidden
@@ -186,6 +186,17 @@ class Found:
     def __str__(self) -> str:
         return str(self.labelled)
 
+    def keeping(self, names: Sequence[str]) -> Found:
+        """The same pictures with these of their attributes alone, in the folder's order.
+
+        Raises:
+            ValueError: for an attribute that they do not have.
+        """
+        columns = columns_of(self.labelled.names, names)
+        kept = tuple(self.labelled.names[column] for column in columns)
+        attributes = self.labelled.attributes[:, columns]
+        return replace(self, labelled=replace(self.labelled, attributes=attributes, names=kept))
+
     def open(
         self,
         split: str = "train",
@@ -202,9 +213,14 @@ class Found:
         return CachedDataset(source, image_size, crop, data_fraction, cache_dir, num_workers)
 
     def open_for(self, config: ModelConfig, split: str, cache_dir: str | os.PathLike) -> ImageDataset:
-        """A split at the size and crop of a model. ValueError where the model has other attributes."""
-        check_names(self.labelled.names, config.attribute_names, self.labelled.root)
-        return self.open(split, config.image_size, config.crop, cache_dir=cache_dir)
+        """A split at the size and crop of a model, with those attributes that the model has. ValueError
+        where it has others, or lacks some of the classes."""
+        names = self.labelled.names
+        if not config.one_hot:
+            names = tuple(name for name in names if name in config.attribute_names)
+        check_names(names or self.labelled.names, config.attribute_names, self.labelled.root)
+        kept = self.keeping(names)
+        return kept.open(split, config.image_size, config.crop, cache_dir=cache_dir)
 
     def attribute_rows(self, split: str) -> np.ndarray:
         """The attribute rows of a split, float32 (N, A). No picture is decoded."""

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from celeba_dataset import columns_of
 from checkpoint import load_checkpoint, refusing, replace_file, save_atomically
 
 FORMAT = "encoded-images/2"
@@ -177,6 +178,13 @@ class LatentDataset:
     def _open(self) -> None:
         self._shards = [np.load(file, mmap_mode="r") for file in self._files]
         self._ends = list(accumulate(map(len, self._shards)))
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Leave these attributes alone, in their order. ValueError for one that is not there."""
+        columns = columns_of(self.attribute_names, names)
+        self.one_hot = self.one_hot and len(columns) == len(self.attribute_names)
+        self.attributes = self.attributes[:, columns]
+        self.attribute_names = [self.attribute_names[column] for column in columns]
 
     def first_stage_weights(self) -> dict[str, Tensor]:
         """The weights of the first stage, with the mean and deviation of its latents."""

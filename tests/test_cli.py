@@ -41,13 +41,22 @@ def test_without_flags_a_script_has_its_configuration_s_defaults(kind):
 
 
 def test_a_flag_fills_every_field_of_its_name():
-    """Sampling and editing each have a guidance scale with a default of its own, and one flag."""
-    assert parsed(ManipulateConfig).sampling.num_inference_steps == 20
+    """Sampling and editing each have a number of steps with a default of its own, and one flag."""
+    assert parsed(ManipulateConfig).sampling.num_inference_steps is None
     assert parsed(ManipulateConfig).editing.num_inference_steps == 25
-    given = parsed(ManipulateConfig, "--cfg_scale", "3", "--depth", "0.5")
-    assert given.sampling.cfg_scale == given.editing.cfg_scale == 3 and given.editing.depth == 0.5
+    given = parsed(ManipulateConfig, "--num_inference_steps", "3", "--depth", "0.5")
+    assert given.sampling.num_inference_steps == given.editing.num_inference_steps == 3
+    assert given.editing.depth == 0.5
     both = parsed(TrainConfig, "--image_size", "32")
     assert both.model.image_size == both.first_stage.image_size == 32
+
+
+def test_new_faces_and_edits_have_a_guidance_scale_each():
+    given = parsed(ManipulateConfig, "--cfg_scale", "2")
+    assert (given.sampling.cfg_scale, given.editing.cfg_scale) == (2, 4)
+    given = parsed(ManipulateConfig, "--edit_cfg_scale", "2")
+    assert (given.sampling.cfg_scale, given.editing.cfg_scale) == (None, 2)
+    assert parsed(EvaluateConfig).edit_cfg_scale == (4,)
 
 
 def test_only_the_named_flags_of_a_nested_configuration_are_the_script_s():
@@ -95,6 +104,7 @@ def test_what_flags_of_writes_gives_the_same_configuration(kind, tmp_path):
         argv += ["--lr", "1e-05", "--image_size", "32"]
     if kind is ManipulateConfig:
         argv += ["--attributes", "Smiling=1", "--from", "Male=1", "--to", "Male=0", "--cfg_scale", "3"]
+        argv += ["--edit_cfg_scale", "2"]
     before = parsed(kind, *argv)
     written = {k: v for k, v in cli.flags_of(before).items() if k != "what"}
     (tmp_path / "flags.yaml").write_text(yaml.safe_dump(written))

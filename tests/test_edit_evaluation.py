@@ -115,7 +115,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
     flags += ["--cache_dir", tmp_path / "cache", "--output_dir", out, "--device", "cpu"]
     flags += ["--attribute_split", "train", "--reference_split", "val", "--num_samples", 32]
     flags += ["--edit", "ddim", "ddpm", "--edit_attributes", "Smiling", "--edit_sources", 3]
-    flags += ["--num_inference_steps", 2, "--cfg_scale", 1, 4]
+    flags += ["--num_inference_steps", 2, "--edit_cfg_scale", 1, 4]
 
     def run(*more):
         argv = [str(part) for part in (*flags, *more)]

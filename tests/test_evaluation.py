@@ -17,6 +17,8 @@ from torchmetrics.image.kid import poly_mmd
 import cli
 import evaluate
 from celeba_dataset import CelebADataset
+from checkpoint import save_atomically
+from classifiers.judge import Judge, load_judge
 from config import SamplingConfig
 from evaluation import metrics
 from evaluation.drawing import draw
@@ -158,6 +160,17 @@ def test_image_i_does_not_depend_on_the_batch(make_model):
 
 def run_evaluate(*argv) -> None:
     cli.run(lambda: evaluate.evaluate(evaluate.parse_args([str(part) for part in argv])))
+
+
+def test_the_judge_of_all_attributes_serves_a_model_of_some(tmp_path):
+    judge, images = Judge(3), torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    state = {"judge": judge.state_dict(), "attribute_names": ["a", "b", "c"], "crop": 178}
+    save_atomically(state | {"balanced_accuracy": [0.5, 0.6, 0.8]}, tmp_path / "judge.pth")
+    some, facts = load_judge(tmp_path / "judge.pth", ("b", "c"), 178)
+    torch.testing.assert_close(some(images), judge.eval()(images)[:, 1:])
+    assert facts["test_balanced_accuracy"] == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="has other 2"):
+        load_judge(tmp_path / "judge.pth", ("c", "d"), 178)
 
 
 def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_path, capsys, monkeypatch):

@@ -350,4 +350,4 @@ def test_one_name_in_two_forms_is_one_name(tmp_path):
     for known, asked in ((DECOMPOSED, COMPOSED), (COMPOSED, DECOMPOSED)):
         assert create_attribute_vector({known: 0}, **{asked: 1}).tolist() == [1]
     flags = ["--stage", "guide", "--attribute", DECOMPOSED, "--data_root", "x"]
-    assert train.parse_args(flags).attribute == COMPOSED
+    assert train.parse_args(flags).attribute == (COMPOSED,)

@@ -101,21 +101,28 @@ def run_manipulate(checkpoint, out, *more: str) -> dict:
     return json.loads((out / "manifest.json").read_text())["made"]
 
 
-def test_training_resumes_and_one_attribute_can_be_learned(flags, guide, tmp_path):
+def test_training_resumes_and_some_attributes_can_be_learned(flags, guide, checkpoint, tmp_path):
     folder = guide.parent
     where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
     stage = ["--stage", "guide"]
     train.train(train.parse_args([*flags, *where, *stage, "--max_steps", "4", "--resume"]))
-    where = ["--save_dir", str(tmp_path), "--log_dir", str(tmp_path / "logs"), "--attribute", "Smiling"]
+    where = ["--save_dir", str(tmp_path), "--log_dir", str(tmp_path / "logs")]
+    where += ["--attribute", "Smiling", "Eyeglasses"]
     train.train(train.parse_args([*flags, *where, *stage, "--max_steps", "2"]))
-    assert load_guide(tmp_path / "guide_best.pth").config.attribute_names == ("Smiling",)
+    one = tmp_path / "guide_best.pth"
+    assert load_guide(one).config.attribute_names == ("Eyeglasses", "Smiling")
+    asked = ["--mode", "generate", "--guidance", "guide", "--guide", str(one)]
+    with pytest.raises(ValueError, match="does not read Male"):  # so the picture would not show it
+        run_manipulate(checkpoint, tmp_path / "out", *asked, "--attributes", "Male=1")
+    made = run_manipulate(checkpoint, tmp_path / "out", *asked, "--num_samples", "1")["generate"]
+    assert {name for request in made["attributes"] for name in request} == {"Eyeglasses", "Smiling"}
 
 
 def test_guidance_changes_faces_and_scale_0_does_not(checkpoint, guide, tmp_path):
     asked = ["--mode", "generate", "--attributes", "Smiling=1"]
-    with_guide = [*asked, "--guide", str(guide), "--guidance", "guide"]
+    with_guide = [*asked, "--guide", str(guide), "--guidance", "both"]
     run_manipulate(checkpoint, tmp_path / "zero", *with_guide, "--guide_scale", "0")
-    run_manipulate(checkpoint, tmp_path / "plain", "--unconditional")
+    run_manipulate(checkpoint, tmp_path / "plain", *asked)
     run_manipulate(checkpoint, tmp_path / "much", *with_guide, "--guide_scale", "300")
     zero, plain, much = (
         (tmp_path / name / "samples" / "000.png").read_bytes() for name in ("zero", "plain", "much")

@@ -258,6 +258,11 @@ def test_two_processes_write_the_same_folder(encoding, launch_two, tmp_path, mon
 
 def test_encoded_images_are_those_of_the_first_stage(latents, faces, first_stage, tmp_path):
     data = LatentDataset(latents, "train")
+    some = LatentDataset(latents, "train")
+    some.keep(["Smiling", "Male"])
+    assert some.attribute_names == ["Male", "Smiling"]
+    columns = [data.attribute_names.index(name) for name in some.attribute_names]
+    assert torch.equal(some.attributes, data.attributes[:, columns])
     images = CelebADataset(faces, "train", 32, cache_dir=tmp_path)
     assert len(data) == len(images) > 16  # three shards
     assert torch.equal(data.attributes, images.attributes)
@@ -346,7 +351,7 @@ def train_in(latents: Path, folder: Path, *more: str) -> Path:
 def draw_and_edit(checkpoint: Path, faces: Path, out: Path) -> None:
     """Everything manipulate.py does, with no flag about latents."""
     flags = ["--checkpoint", str(checkpoint), "--data_root", str(faces), "--output_dir", str(out)]
-    flags += ["--num_inference_steps", "3", "--num_samples", "2", "--interpolation_steps", "2"]
+    flags += ["--num_inference_steps", "3", "--num_samples", "1", "--interpolation_steps", "2"]
     manipulate.manipulate(manipulate.parse_args([*flags, "--device", "cpu"]))
     assert set(json.loads((out / "manifest.json").read_text())["made"]) == {
         "generate",

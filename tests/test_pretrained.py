@@ -37,7 +37,8 @@ def test_they_draw_pictures_and_fit_their_guides(name):
 
 
 def test_manipulate_draws_with_one_where_no_checkpoint_is_given(tmp_path, capsys):
-    flags = ["--mode", "generate", "--num_samples", "1", "--num_inference_steps", "2"]
+    flags = ["--mode", "generate", "--attributes", "Smiling=1", "--num_samples", "1"]
+    flags += ["--num_inference_steps", "2"]
     flags += ["--output_dir", str(tmp_path), "--device", "cpu"]
     manipulate.manipulate(manipulate.parse_args(flags))
     assert json.loads((tmp_path / "manifest.json").read_text())["arguments"]["checkpoint"] == "celeba64"

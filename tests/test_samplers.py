@@ -13,8 +13,19 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DPMSol
 from test_noise_schedule import VARIANTS
 from torch import Tensor
 
+from config import SamplingConfig
 from noise_schedule import NoiseSchedule
-from samplers import SAMPLERS, SPACINGS, ddim, ddpm, dpm_solver, last, sample_generators, timestep_grid
+from samplers import (
+    SAMPLERS,
+    SPACINGS,
+    ddim,
+    ddpm,
+    dpm_solver,
+    last,
+    sample_generators,
+    settled,
+    timestep_grid,
+)
 
 T = 1000
 KINDS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -229,6 +240,16 @@ def test_samplers_take_the_same_arguments(name):
     assert parameters[:6] == list(inspect.signature(ddim).parameters.values())[:6]
     assert all(own.default is not own.empty for own in parameters[6:])
     assert inspect.isgeneratorfunction(SAMPLERS[name].steps) and SAMPLERS[name].spacing in SPACINGS
+
+
+def test_ddpm_takes_all_timesteps_and_the_others_20_unless_told():
+    long, short = NoiseSchedule("cosine", 50), NoiseSchedule("cosine", 8)
+    taken = {name: settled(SamplingConfig(name), long).num_inference_steps for name in SAMPLERS}
+    assert taken == {"ddpm": 50, "ddim": 20, "dpm_solver": 20}
+    assert settled(SamplingConfig("ddpm", 7), long).num_inference_steps == 7
+    assert settled(SamplingConfig("dpm_solver"), short).num_inference_steps == 8
+    with pytest.raises(ValueError, match="got 9"):
+        settled(SamplingConfig("ddim", 9), short)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 20])

@@ -46,11 +46,11 @@ def photograph(tmp_path):
 def test_all_modes_write_what_they_promise(checkpoint, photograph, tmp_path):
     out = tmp_path / "out"
     common = ["--checkpoint", checkpoint, "--output_dir", out, "--num_inference_steps", "2"]
-    run_script(manipulate, *common, "--source_image", photograph, "--num_samples", "9")
+    run_script(manipulate, *common, "--source_image", photograph, "--num_samples", "2")
     names = {str(path.relative_to(out)) for path in out.rglob("*.*")}
     fixed = {"samples.png", "interpolation.png", "interpolation.gif", "edit.png", "manifest.json"}
     assert fixed <= names
-    assert {f"samples/{i:03d}.png" for i in range(9)} <= names
+    assert {f"samples/{i:03d}.png" for i in range(16)} <= names, "two of each built-in request"
     assert "edits/006.png" in names
     assert Image.open(out / "samples" / "000.png").size == (32, 32)
     # Ten frames there and eight back at 120 ms each; Pillow merges equal frames and adds their times.
@@ -58,7 +58,8 @@ def test_all_modes_write_what_they_promise(checkpoint, photograph, tmp_path):
     assert sum(frame.info["duration"] for frame in frames) == 18 * 120
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["arguments"]["seed"] == 0
-    assert manifest["made"]["generate"]["attributes"][0]["Smiling"] == 1
+    asked = manifest["made"]["generate"]["attributes"]
+    assert asked[0]["Smiling"] == 1 and asked == asked[:8] * 2
     assert len(manifest["model"]["attribute_names"]) == 40
 
 
@@ -142,6 +143,35 @@ WRONG = {
     "attribute out of range": (manipulate, "--attributes Male=3", "3"),
     "attribute twice": (manipulate, "--attributes Male=1 Male=0", "Male"),
     "scale that ignores the request": (manipulate, "--cfg_scale 0", "--unconditional"),
+    "scale that ignores the edit": (manipulate, "--edit_cfg_scale 0", "--edit_cfg_scale 0"),
+    "scale of new faces for an edit": (manipulate, "--mode edit --cfg_scale 2", "--edit_cfg_scale"),
+    "scale of new faces for edits": (
+        evaluate,
+        "--data_root {faces} --edit ddim --cfg_scale 2",
+        "--edit_cfg_scale",
+    ),
+    "figure that ignores the request": (visualize, "denoising --cfg_scale 0", "--unconditional"),
+    "guide that is not heard": (
+        manipulate,
+        "--guidance guide --guide_scale 0 --mode generate",
+        "--unconditional",
+    ),
+    "figure of requests without any": (visualize, "samples --unconditional", "for denoising"),
+    "film with and without requests": (
+        visualize,
+        "animation --unconditional --attributes Male=1",
+        "leave --attributes out",
+    ),
+    "figure of a value out of range": (
+        visualize,
+        "denoising --attributes Smiling=3 --checkpoint {checkpoint} --output_dir {tmp}",
+        "Smiling is 3.0",
+    ),
+    "attribute to learn that is not there": (
+        train,
+        "--data_root {faces} --attribute Male Smilling",
+        "did you mean Smiling",
+    ),
     "request without condition": (manipulate, "--unconditional --attributes Male=1", "--attributes"),
     "edit without condition": (manipulate, "--unconditional --mode edit", "--mode edit"),
     "one end only": (manipulate, "--from Male=1", "--to"),
@@ -262,6 +292,7 @@ def test_classes_through_every_script(class_checkpoint, colours, tmp_path, capsy
     for argv, message in (
         (["--cfg_scale", "3"], "cfg_scale 3 is for models trained without condition, too"),
         (["--guidance", "guide", "--guide", class_checkpoint], "use --guidance both"),
+        (["--unconditional"], "without any request is for models trained without condition, too"),
         (["--attributes", "red=1", "blue=1"], "classes that exclude each other"),
     ):
         with pytest.raises(SystemExit):

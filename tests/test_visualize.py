@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from PIL import Image
 
+import manipulate
+import train
 import visualize
+from checkpoint import load_model
+from figures.figures import Sources
+from image_data.datasets import find_dataset
 
 WANTED = {
     "attribute_balance.png",
@@ -44,3 +52,45 @@ def test_several_classes_are_drawn(class_checkpoint, tmp_path):
     flags += ["--attributes", "red", "green", "--num_inference_steps", "2", "--device", "cpu"]
     visualize.visualize(visualize.parse_args(flags))
     assert (tmp_path / "denoising.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def smiling(flags, tmp_path_factory):
+    """best_model.pth of a model of one attribute alone."""
+    folder = tmp_path_factory.mktemp("smiling")
+    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--attribute", "Smiling"]
+    train.train(train.parse_args([*flags, *where, "--max_steps", "2"]))
+    return folder / "best_model.pth"
+
+
+def test_a_model_of_one_attribute_draws_both_its_classes(smiling, faces, tmp_path):
+    common = ["--checkpoint", str(smiling), "--output_dir", str(tmp_path), "--device", "cpu"]
+    common += ["--num_inference_steps", "2"]
+    manipulate.manipulate(manipulate.parse_args([*common, "--num_samples", "2"]))
+    made = json.loads((tmp_path / "manifest.json").read_text())["made"]
+    assert made["generate"]["attributes"] == [{"Smiling": value} for value in (0, 0, 1, 1)]
+    assert (made["interpolate"]["from"], made["interpolate"]["to"]) == ({"Smiling": 0}, {"Smiling": 1})
+    visualize.visualize(visualize.parse_args(["animation", *common]))
+    with Image.open(tmp_path / "animation.gif") as film:
+        assert film.width > 2 * 128 and film.height > 2 * 128 + 15, "two columns, captions below"
+    captions = Sources(visualize.parse_args(["denoising", *common])).captions
+    assert captions == ["not Smiling", "Smiling"]
+    held_out = find_dataset(faces).open_for(load_model(smiling).config, "test", tmp_path)
+    assert held_out.attributes.shape == (len(held_out), 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "captions"),
+    [
+        (["--attributes", "Smiling=0", "Smiling=1"], ["not Smiling", "Smiling"]),
+        (["--attributes", "Male", "Young=0.5"], ["Male", "Young 0.5"]),
+        (["--unconditional"], ["unconditional"]),
+    ],
+)
+def test_a_chain_is_captioned_with_what_it_saw(checkpoint, tmp_path, asked, captions):
+    common = ["--checkpoint", str(checkpoint), "--output_dir", str(tmp_path), "--device", "cpu"]
+    config = visualize.parse_args(["denoising", *common, *asked, "--num_inference_steps", "2"])
+    assert Sources(config).captions == captions
+    visualize.visualize(config)
+    with Image.open(tmp_path / "denoising.png") as strip:
+        assert strip.height > 2 * 128 * len(captions)

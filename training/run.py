@@ -19,7 +19,6 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 import cli
-from celeba_dataset import create_attribute_vector
 from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
 from config import ADJUSTABLE, FREE, Flag, TrainConfig
 from image_data.encoded import LatentDataset
@@ -39,18 +38,6 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     """Linear warm-up, then cosine annealing to zero over ``progress`` in [0, 1]."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def keep_attribute(data: Dataset, name: str) -> None:
-    """Remove all attributes but one from a dataset.
-
-    Raises:
-        ValueError: if it has no attribute of that name.
-    """
-    names = {each: i for i, each in enumerate(data.attribute_names)}
-    column = create_attribute_vector(names, **{name: 1}).argmax()  # refuses unknown names
-    data.attributes, data.attribute_names = data.attributes[:, [int(column)]], [name]
-    data.one_hot = False
 
 
 class CheckpointFiles:

@@ -159,15 +159,24 @@ class DiffusionStage(NoisyStage):
         return chain.from_iterable(part.modules() for part in parts)
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
-        """EMA samples from fixed noise under the images' attributes, and the VAE's reconstructions below
-        their originals."""
+        """EMA samples from fixed noise under the images' attributes, or with and without the only
+        attribute; and the VAE's reconstructions below their originals."""
         model: Any = run.ema.model
-        generator = torch.Generator().manual_seed(0)
-        samples = model.ddim_sample(len(images), None, attributes, CFG_SCALE, 25, generator=generator)
+
+        def draw(rows: Tensor) -> Tensor:
+            generator = torch.Generator().manual_seed(0)
+            return model.ddim_sample(len(images), None, rows, CFG_SCALE, 25, generator=generator)
+
+        if model.config.one_of_two:
+            (name,) = model.config.attribute_names
+            ones = torch.ones_like(attributes)
+            samples = {f"samples/not_{name}": draw(-ones), f"samples/{name}": draw(ones)}
+        else:
+            samples = {"samples": draw(attributes)}
         reconstructions = model.reconstruct(images)
         if images.is_floating_point():  # moments
             images = model.first_stage.decode(model.first_stage.encode(images))
-        return {"samples": samples, "reconstructions": torch.cat([images, reconstructions])}
+        return {**samples, "reconstructions": torch.cat([images, reconstructions])}
 
 
 class GuideStage(NoisyStage):
