@@ -22,6 +22,18 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q
 
+# The suite's fast part in the oldest versions that requirements.txt allows.
+OLDEST := .venv/oldest
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -q -m "not slow"
+
+$(OLDEST)/installed: requirements.txt requirements-dev.txt
+	python3.10 -m venv $(OLDEST)
+	sed -n 's/>=/==/p' requirements.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements-dev.txt -c $(OLDEST)/constraints.txt
+	touch $@
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -36,6 +36,7 @@ from image_data.datasets import find_dataset
 from image_data.folders import ANNOTATIONS, METADATA
 from image_data.picture import decode_image
 
+pytestmark = pytest.mark.slow
 REFUSALS = (ValueError, OSError)
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))  # so many times the inputs
 
