@@ -338,9 +338,10 @@ def odd_folder(root: Path, pick: random.Random, forms: list[bytes]) -> None:
     folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
     for _ in range(pick.choice([0, 0, 1, 4, 8])):
         folder = pick.choice(folders) / pick.choice(NAMES)
-        if not folder.exists():
-            folder.mkdir()
-        folders += [folder] if folder.is_dir() else []
+        if folder.is_file():
+            continue
+        folder.mkdir(exist_ok=True)
+        folders.append(folder)
         for i in range(pick.choice([0, 1, 3, 6])):
             path = folder / f"{pick.choice(NAMES)}{i}{pick.choice(SUFFIXES)}"
             path.write_bytes(pick.choice([pick.choice(forms), b"", forms[0][:20]]))
