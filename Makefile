@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test test-oldest lint bench latent guided
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.txt
@@ -22,6 +22,18 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q
 
+# The suite's fast part in the oldest versions that requirements.txt allows.
+OLDEST := .venv/oldest
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -q -m "not slow"
+
+$(OLDEST)/installed: requirements.txt requirements-dev.txt
+	python3.10 -m venv $(OLDEST)
+	sed -n 's/>=/==/p' requirements.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements-dev.txt -c $(OLDEST)/constraints.txt
+	touch $@
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,3 +49,33 @@ bench: .venv/installed-dev
 		--judge_epochs 1 --output_dir outputs/quick_time_to_quality
 	$(BIN)/python benchmarks/latent_training.py --batch_size 2 --rounds 2
 	$(BIN)/python benchmarks/synthetic_probe.py
+
+# Whole workflows: `make latent DATA=/path/to/celeba`. The same command goes on where it was stopped. RUN is
+# the folder of all that it writes; FLAGS go to each training. Each file in configs/ says what it needs.
+RUN ?= outputs/$@
+SIZE ?= 128
+CONFIG ?= configs/small.yaml
+WORKFLOW := $(filter latent guided,$(MAKECMDGOALS))
+$(if $(WORKFLOW),$(if $(DATA),,$(error no DATA: make $(WORKFLOW) DATA=/path/to/celeba)))
+
+# A training: its folder in RUN, and its flags.
+train = $(BIN)/python train.py $(2) --save_dir "$(RUN)/$(1)" --log_dir "$(RUN)/$(1)/logs" \
+	$(if $(wildcard $(RUN)/$(1)/*last.pth),--resume) $(FLAGS)
+
+# Faces at 128 pixels in the latents of a first stage of our own: judge, first stage, encoding, diffusion.
+latent: .venv/installed
+	test -f "$(RUN)/judge.pth" || $(BIN)/python evaluate.py --train_judge --checkpoint none \
+		--judge "$(RUN)/judge.pth" --data_root "$(DATA)"
+	$(call train,vae,--config configs/celeba128-vae.yaml --image_size $(SIZE) --data_root "$(DATA)" \
+		--judge "$(RUN)/judge.pth")
+	$(BIN)/python encode_latents.py --data_root "$(DATA)" --image_size $(SIZE) \
+		--first_stage "$(RUN)/vae/first_stage.pth" --output_dir "$(RUN)/latents"
+	$(call train,diffusion,--config configs/celeba128-latent.yaml --latents "$(RUN)/latents")
+
+# Faces steered by a guide: diffusion, guide, pictures.
+guided: .venv/installed
+	$(call train,diffusion,--config $(CONFIG) --data_root "$(DATA)")
+	$(call train,guide,--stage guide --config $(CONFIG) --data_root "$(DATA)" --max_minutes 10)
+	$(BIN)/python manipulate.py --mode generate --checkpoint "$(RUN)/diffusion/best_model.pth" \
+		--guidance both --guide "$(RUN)/guide/guide_best.pth" --guide_scale 3 --num_samples 16 \
+		--output_dir "$(RUN)/pictures"

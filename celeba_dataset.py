@@ -251,15 +251,12 @@ def load_and_preprocess_image(path: str | os.PathLike, image_size: int = 64, cro
 
 
 def celeba_folder(root: str | os.PathLike) -> Path:
-    """The folder that holds CelebA's files: root, or root/celeba, as torchvision leaves it, or the one
-    above, if root is that of the pictures.
+    """The folder that holds CelebA's files: root, or root/celeba, as torchvision leaves it.
 
     Raises:
         FileNotFoundError: if root is no folder.
     """
     root = checked_root(root, "CelebA")
-    while root.name == IMAGE_FOLDER and not any((root / name).exists() for name in ATTRIBUTE_FILES):
-        root = root.parent
     inside = root / "celeba"
     return inside if (inside / IMAGE_FOLDER).is_dir() and not (root / IMAGE_FOLDER).is_dir() else root
 

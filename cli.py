@@ -293,7 +293,8 @@ def choose_precision(name: str, device: str) -> str:
     if name != "auto":
         return name
     if device == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+        has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in 2.4
+        return "bf16" if has_bf16() else "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 

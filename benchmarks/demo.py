@@ -53,15 +53,16 @@ def command(*arguments: object) -> str:
     return " ".join(["python", *argv])
 
 
-def show(name: str, text: str, folder: Path, commands: list[str]) -> Section:
-    """A section of the page for a folder that manipulate.py wrote to."""
-    pictures = [
-        (folder / "samples.png", "New faces. What was asked for stands under each."),
-        (folder / "interpolation.gif", "From one request to another, as a film."),
-        (folder / "interpolation.png", "The same, frame by frame: one noise, attributes in between."),
-        (folder / "edit.png", "A face, each attribute changed alone, and all together."),
-        (folder / "edit_strength.png", "The same edits over their strength."),
-    ]
+def show(name: str, text: str, commands: list[str], *folders: Path) -> Section:
+    """A section of the page for the folders that manipulate.py wrote to."""
+    captions = {
+        "samples.png": "New faces. What was asked for stands under each.",
+        "interpolation.gif": "From one request to another, as a film.",
+        "interpolation.png": "The same, frame by frame: one noise, attributes in between.",
+        "edit.png": "A face, each attribute changed alone, and all together.",
+        "edit_strength.png": "The same edits over their strength.",
+    }
+    pictures = [(folder / file, caption) for folder in folders for file, caption in captions.items()]
     return Section(name, text, commands, pictures)
 
 
@@ -87,22 +88,23 @@ def pretrained_drawn() -> Section:
     folder = OUT / "drawn64"
     made = manipulate_drawn("drawn64", folder)
     text = "Each was asked for by three attributes. The edits start from a face that a program drew."
-    return show("Drawn faces, by the pretrained model", text, folder, [made])
+    return show("Drawn faces, by the pretrained model", text, [made], folder)
 
 
 def pretrained_celeba() -> Section:
-    """Pictures by the pretrained model of CelebA's faces. It edits a face that it drew itself."""
-    folder = OUT / "celeba64"
+    """Pictures by the pretrained model of CelebA's faces. It edits a face that it drew itself. Each
+    command has a folder of its own, with the manifest that makes its pictures again."""
+    folder, edits = OUT / "celeba64", OUT / "celeba64_edits"
     made = [
         command("manipulate.py", "--output_dir", folder, "--num_samples", 2),
         command(
-            *("manipulate.py", "--mode", "edit", "--output_dir", folder),
+            *("manipulate.py", "--mode", "edit", "--output_dir", edits),
             *("--source_image", folder / "samples" / "000.png"),
             *("--attributes", "Smiling=0", "Eyeglasses=1", "Black_Hair=1"),
         ),
     ]
     text = "Nobody in these pictures exists: the model edits a face that it drew itself."
-    return show("CelebA's faces, by the pretrained model", text, folder, made)
+    return show("CelebA's faces, by the pretrained model", text, made, folder, edits)
 
 
 def trained_here(faces: str, minutes: float | None) -> tuple[Section, float]:
@@ -119,7 +121,7 @@ def trained_here(faces: str, minutes: float | None) -> tuple[Section, float]:
     draw = manipulate_drawn(CHECKPOINT, folder)
     curves = command("visualize.py", "curves", "--log_dir", OUT / "logs", "--output_dir", folder)
     text = f"After {took:.1f} minutes of training on this machine, from nothing."
-    section = show("Drawn faces, by the model trained here", text, folder, [faces, train, draw, curves])
+    section = show("Drawn faces, by the model trained here", text, [faces, train, draw, curves], folder)
     plots = [(path, "The losses of the training.") for path in sorted(folder.glob("curves*.png"))]
     return Section(section.title, text, section.commands, [*section.pictures, *plots]), took
 

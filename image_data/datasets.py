@@ -52,8 +52,9 @@ class Kind:
     flips: bool = True
 
     def shows(self, root: Path) -> bool:
-        """Whether a folder has one of the signs."""
-        return any(next(root.glob(sign), None) for sign in self.signs)
+        """Whether a folder has one of the signs. One inside a folder of the same name, as Kaggle packs
+        img_align_celeba/, is none."""
+        return any(next(root.glob(sign), None) for sign in self.signs if sign != root.name)
 
 
 # -------------------------------------------------------------------- arrays that torchvision reads

@@ -16,6 +16,7 @@ import torch
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers on every machine
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it does
 
+SLOW_FIXTURES = {"trained", "launch_two"}  # a model that has learnt; two processes
 MOST_GIB = 4.0  # of memory for the whole suite: a laptop has 16, and is never left alone
 
 
@@ -48,6 +49,12 @@ def pytest_sessionfinish(session, exitstatus):
     session.config.peak_memory.stop.set()
     if session.config.peak_memory.gib > MOST_GIB and exitstatus == 0:
         session.exitstatus = 1
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW_FIXTURES & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,14 @@ def refused(call, *words: str, error=(ValueError, FileNotFoundError)) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == [], message
+
+
+def test_the_readme_has_all_names_in_their_groups():
+    _, _, after = (
+        (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("CelebA's forty names")
+    )
+    table = after.partition("##")[0]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(CELEBA_ATTRIBUTES)
 
 
 def test_attribute_vector():

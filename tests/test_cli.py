@@ -133,6 +133,17 @@ def test_an_old_python_is_one_line(monkeypatch, capsys):
     assert stopped.value.code == 2 and line.startswith("Python 3.10 or newer is needed, and ")
 
 
+def test_the_oldest_python_is_the_same_everywhere():
+    root, (major, minor) = Path(cli.__file__).parent, cli.OLDEST_PYTHON
+    for file, said in (
+        ("README.md", f"Python {major}.{minor} or newer"),
+        ("Makefile", f"python{major}.{minor} -m venv"),
+        ("requirements.txt", f"Python {major}.{minor}."),
+        ("pyproject.toml", f'target-version = "py{major}{minor}"'),
+    ):
+        assert said in " ".join((root / file).read_text(encoding="utf-8").split()), file
+
+
 def test_a_missing_package_is_one_line_and_a_bug_is_none(capsys):
     error = ModuleNotFoundError("No module named 'torch'")
     assert "No module named 'torch', for " in cli.in_one_line(error, "train.py")

@@ -62,3 +62,9 @@ def test_scripts_never_import_scripts_and_the_core_no_folder():
         if "." not in name and name not in scripts():
             folders = {other for other in names if "." in other} - OF_IMAGE_DATA
             assert not folders, f"{name} is core, and imports {folders}"
+
+
+def test_nothing_is_imported_that_windows_lacks():
+    lacking = re.compile(r"^\s*(?:import|from) (fcntl|resource|pwd|grp|termios)\b", re.MULTILINE)
+    found = {name for name, path in modules().items() if lacking.search(path.read_text())}
+    assert not found, found

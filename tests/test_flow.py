@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -51,7 +52,7 @@ def test_ddim_on_a_flow_is_diffusers_euler_step(schedule, steps):
 
     ours = last(ddim(denoise, schedule, noise(2), grid))
     theirs = FlowMatchEulerDiscreteScheduler(T)
-    theirs.set_timesteps(sigmas=sigmas[:-1])
+    theirs.set_timesteps(sigmas=np.array(sigmas[:-1]))
     x_t = noise(2)
     for timestep in theirs.timesteps:
         output = network(x_t, float(timestep) / T)

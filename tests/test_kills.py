@@ -18,6 +18,7 @@ KILLS, ROUNDS = 20, 200
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.slow
 def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(
     flags, tmp_path, monkeypatch, capfd
 ):

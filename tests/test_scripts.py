@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,30 @@ def photograph(tmp_path):
     path.parent.mkdir()
     Image.fromarray(pixels).save(path)
     return path
+
+
+def made(*words: str) -> subprocess.CompletedProcess:
+    """What make would do, with the environment that is there."""
+    command = ["make", "--dry-run", "--old-file", ".venv/installed", *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("workflow", ["latent", "guided"])
+def test_workflows_of_the_makefile_are_commands_that_go_on(workflow, tmp_path):
+    scripts = {f"{script.__name__}.py": script for script in MAIN}
+    (tmp_path / "diffusion").mkdir()
+    for stopped in (False, True):
+        done = made(workflow, "DATA=/my faces", f"RUN={tmp_path}", "FLAGS=--max_steps 2")
+        commands = re.findall(r"python (\S+\.py.*)", done.stdout.replace("\\\n", " "))
+        flags = {line: scripts[line.split()[0]].parse_args(shlex.split(line)[1:]) for line in commands}
+        assert {config.data_root for line, config in flags.items() if "--data_root" in line} == {
+            "/my faces"
+        }
+        (diffusion,) = (config for line, config in flags.items() if f"{tmp_path}/diffusion/logs" in line)
+        assert diffusion.max_steps == 2 and (diffusion.resume == "") == stopped
+        (tmp_path / "diffusion" / "last.pth").touch()
+    (line,) = (line for line in made(workflow).stderr.splitlines() if "***" in line)
+    assert f"no DATA: make {workflow} DATA=/path/to/celeba" in line
 
 
 def test_all_modes_write_what_they_promise(checkpoint, photograph, tmp_path):
