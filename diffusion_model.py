@@ -45,11 +45,12 @@ def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float)
 
 
 def vae_levels(side: int) -> tuple[int, ...]:
-    """Widths of the VAE's levels, finest first: at most four, and each halves x0's side, down to 4."""
+    """Widths of the VAE's levels, finest first: one to four. Each halves x0's side, the others than the
+    first down to 4 at least."""
     levels = 0
     while levels < 4 and side % 2 ** (levels + 1) == 0 and side >> (levels + 1) >= 4:
         levels += 1
-    return (32, 64, 128, 256)[:levels]
+    return (32, 64, 128, 256)[: max(levels, 1)]
 
 
 class ConditionalDiffusion(nn.Module):

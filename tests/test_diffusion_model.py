@@ -177,6 +177,15 @@ def test_configuration_is_checked():
         LossConfig(cfg_dropout=1.5)
 
 
+def test_the_smallest_sides_work_or_are_refused(make_model):
+    for side in (4, 6):
+        model = make_model(image_size=side)
+        assert model.reconstruct(images(2, side)).shape == (2, side, side, 3)
+        assert model.ddim_sample(1, num_inference_steps=2).shape == (1, side, side, 3)
+    with pytest.raises(ValueError, match="image size 5 is not divisible by 2"):
+        make_model(image_size=5, channels=(16,))
+
+
 # ------------------------------------------------------------------ a model that has learnt something
 
 
