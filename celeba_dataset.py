@@ -8,7 +8,7 @@ import os
 import textwrap
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +100,16 @@ def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -
     return vector
 
 
-def columns_of(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """The columns of the wanted ones among attributes, rising. ValueError for an unknown name."""
+def request_rows(names: Sequence[str], requests: Sequence[Mapping[str, float]]) -> Tensor:
+    """Attribute rows (B, A) of one request or more, where the attributes have these names. Raises as
+    ``create_attribute_vector``."""
     columns = {name: column for column, name in enumerate(names)}
-    row = create_attribute_vector(columns, **dict.fromkeys(wanted, 1))
+    return torch.stack([create_attribute_vector(columns, **request) for request in requests])
+
+
+def columns_of(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Where the wanted names stand among ``names``, in rising order. ValueError for an unknown name."""
+    (row,) = request_rows(names, [dict.fromkeys(wanted, 1)])
     return row.nonzero()[:, 0].tolist()
 
 

@@ -281,8 +281,12 @@ class ModelConfig(Config):
             )
 
     def check_norm(self, side: int) -> None:
-        """Raise ValueError where instance normalisation has only one position of x0, whose side is
-        given, at the coarsest level: it would leave nothing of it."""
+        """Raise ValueError for instance normalisation if the coarsest level of the UNet has only one
+        position: its normalised value would always be 0.
+
+        Args:
+            side: of x0.
+        """
         if self.norm == "instance" and side == self.patch_size * 2 ** (len(self.channels) - 1):
             raise ValueError(
                 f"norm instance needs more than one position, and the coarsest of {len(self.channels)} "
@@ -291,8 +295,8 @@ class ModelConfig(Config):
 
     @property
     def one_of_two(self) -> bool:
-        """Whether the model has one attribute alone, which pictures have or lack: two classes. Pictures
-        without labels have an attribute, too, but none lacks it."""
+        """Whether the model has one attribute alone, and some pictures of its training set lack it.
+        Then there are two classes. A model of unlabelled pictures has one attribute that none lacks."""
         return len(self.attribute_names) == 1 and self.prior_rows != 1
 
     def sampling_scale(self, asked: float | None, default: float) -> float:

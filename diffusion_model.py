@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder_model import AttributeVAE, build_first_stage
-from celeba_dataset import AttributePrior, create_attribute_vector, deny_other_classes
+from celeba_dataset import AttributePrior, deny_other_classes, request_rows
 from config import CFG_SCALE, LossConfig, ModelConfig, SamplingConfig
 from editing import EditAt, Editor, with_bar
 from guidance import (
@@ -189,12 +189,12 @@ class ConditionalDiffusion(nn.Module):
         Raises:
             ValueError: for unknown names, or another number of rows or attributes.
         """
-        names = {name: i for i, name in enumerate(self.config.attribute_names)}
+        names = self.config.attribute_names
         if attributes is None:
             attributes = {}
         if not isinstance(attributes, Tensor):
             requests = [attributes] if isinstance(attributes, Mapping) else attributes
-            attributes = torch.stack([create_attribute_vector(names, **each) for each in requests])
+            attributes = request_rows(names, requests)
             attributes = deny_other_classes(attributes) if self.config.one_hot else attributes
         batch_size = len(attributes) if batch_size is None else batch_size
         if attributes.shape not in ((1, len(names)), (batch_size, len(names))):

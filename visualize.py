@@ -21,7 +21,7 @@ def visualize(config: VisualizeConfig) -> None:
     Raises:
         ValueError: if a flag is missing that the figure needs, or the checkpoint has no such figure.
     """
-    from celeba_dataset import create_attribute_vector
+    from celeba_dataset import request_rows
     from figures.figures import FIGURES, Sources
 
     if config.what == "all":
@@ -42,10 +42,8 @@ def visualize(config: VisualizeConfig) -> None:
             f"{config.checkpoint} is a first stage, not a model: with --data_root, it has the figures "
             f"{' and '.join(alone)}"
         )
-    if any("checkpoint" in FIGURES[name].needs for name in suited):
-        names = {name: i for i, name in enumerate(sources.opened.config.attribute_names)}
-        for request in sources.requests:
-            create_attribute_vector(names, **request)  # refuses unknown names now
+    if sources.requests and any("checkpoint" in FIGURES[name].needs for name in suited):
+        request_rows(sources.opened.config.attribute_names, sources.requests)  # refuses unknown names
     for name in suited:
         for path in FIGURES[name].draw(sources):
             print(f"{name}: {path}")
