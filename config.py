@@ -325,6 +325,9 @@ class LossConfig(Config):
     attr_weight: float = weight(0.1, "weight of the attribute loss within them")
     free_bits: float = weight(0.02, "nats that each latent dimension may keep at no cost")
     loss_weighting: str = flag("clamped_v", "weight of each timestep", choices=LOSS_WEIGHTINGS)
+    snr_gamma: float = flag(
+        20.0, "most weight of an error of x0: more for longer runs and finer texture", above=0
+    )
     cfg_dropout: float = share(0.1, "share of rows trained without any attribute")
     attr_dropout: float = share(0.3, "share of rows trained with some of their attributes only")
     latent_dropout: float = share(0.5, "share trained without the latent")

@@ -136,7 +136,8 @@ class ConditionalDiffusion(nn.Module):
         )
         target = self.schedule.target(self.config.prediction, x0, eps, t)
         error = (output.float() - target).pow(2).mean((1, 2, 3))  # (B,)
-        per_sample = error * self.schedule.loss_weight(loss.loss_weighting, self.config.prediction, t)
+        weight = (loss.loss_weighting, self.config.prediction, t, loss.snr_gamma)
+        per_sample = error * self.schedule.loss_weight(*weight)
         terms["diffusion"] = per_sample.mean()
         terms["total"] = terms["diffusion"] + loss.ae_weight * (
             terms["reconstruction"]

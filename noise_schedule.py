@@ -111,13 +111,15 @@ PREDICTIONS: dict[str, Prediction] = {
 
 # -------------------------------------------------------------------- loss weightings
 
-# (snr, Prediction.x0_error), each float64 (B,) -> weight of each sample's mean squared error
-LOSS_WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "none": lambda snr, x0_error: torch.ones_like(snr),
-    # min(snr, 5) on the error of x0 (Hang et al. 2023, arXiv:2303.09556)
-    "min_snr": lambda snr, x0_error: snr.clamp(max=5) * x0_error,
-    # min(snr + 1, 20) on the error of x0: the loss of v, but no more than 20 where there is little noise
-    "clamped_v": lambda snr, x0_error: (snr + 1).clamp(max=20) * x0_error,
+# (snr, Prediction.x0_error, gamma) -> weight of each sample's mean squared error. All but gamma are float64
+# (B,)
+LOSS_WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "none": lambda snr, x0_error, gamma: torch.ones_like(snr),
+    # min(snr, gamma) on the error of x0 (Hang et al. 2023, arXiv:2303.09556)
+    "min_snr": lambda snr, x0_error, gamma: snr.clamp(max=gamma) * x0_error,
+    # min(snr + 1, gamma) on the error of x0: the loss of v, but no more than gamma where there is little
+    # noise
+    "clamped_v": lambda snr, x0_error, gamma: (snr + 1).clamp(max=gamma) * x0_error,
 }
 
 
@@ -245,7 +247,7 @@ class NoiseSchedule:
         signal2, noise2 = self._tables["cpu"][:, t + 1]
         return 0.5 * (signal2.clamp(min=1e-20).log() - noise2.log())
 
-    def loss_weight(self, weighting: str, prediction: str, t: Tensor) -> Tensor:
-        """Weight of each sample's mean squared error, float32 (B,)."""
+    def loss_weight(self, weighting: str, prediction: str, t: Tensor, gamma: float) -> Tensor:
+        """Weight of each sample's mean squared error, float32 (B,), by one of ``LOSS_WEIGHTINGS``."""
         x0_error = PREDICTIONS[prediction].x0_error(*self.squares_at(t, t))
-        return LOSS_WEIGHTINGS[weighting](self.snr(t), x0_error).float()
+        return LOSS_WEIGHTINGS[weighting](self.snr(t), x0_error, gamma).float()

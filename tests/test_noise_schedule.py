@@ -176,7 +176,7 @@ def test_conversion_inverts_target(pair):
 @pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)
 def test_every_loss_weight_is_finite_and_not_negative(pair, weighting):
     schedule, prediction = pair
-    weight = schedule.loss_weight(weighting, prediction, torch.arange(T))
+    weight = schedule.loss_weight(weighting, prediction, torch.arange(T), gamma=20)
     assert weight.shape == (T,) and weight.dtype == torch.float32
     assert weight.isfinite().all() and (weight >= 0).all() and weight.any()
 
@@ -191,10 +191,20 @@ def test_min_snr_weights_match_the_paper(schedule, gamma=5.0):
         "flow": np.minimum(snr, gamma) / (np.sqrt(snr) + 1) ** 2,
     }
     for prediction, weight in expected.items():
-        ours = schedule.loss_weight("min_snr", prediction, STEPS)
+        ours = schedule.loss_weight("min_snr", prediction, STEPS, gamma)
         # float32 on their side: 1 - alpha_bar at t = 0 is 1e-4 or less, so 6e-8 of it is up to 2e-3.
         np.testing.assert_allclose(ours, weight, rtol=2e-3, atol=1e-8)
-        assert schedule.loss_weight("none", prediction, STEPS).tolist() == [1.0] * len(STEPS)
+        assert schedule.loss_weight("none", prediction, STEPS, gamma).tolist() == [1.0] * len(STEPS)
+
+
+def test_without_its_cap_a_clamped_loss_is_that_of_v(schedule):
+    """Weights snr + 1 on the error of x0 give the error of v. The cap acts where they are more."""
+    snr = schedule.snr(STEPS)
+    for gamma in (5.0, 100.0):
+        ours = schedule.loss_weight("clamped_v", "x0", STEPS, gamma)
+        torch.testing.assert_close(ours, (snr + 1).clamp(max=gamma).float())
+        of_v = schedule.loss_weight("clamped_v", "v", STEPS, gamma)
+        torch.testing.assert_close(of_v, (gamma / (snr + 1)).clamp(max=1).float())
 
 
 # ---------------------------------------------------------------- posterior
