@@ -111,8 +111,8 @@ PREDICTIONS: dict[str, Prediction] = {
 
 # -------------------------------------------------------------------- loss weightings
 
-# (snr, Prediction.x0_error, gamma) -> weight of each sample's mean squared error. All but gamma are float64
-# (B,)
+# (snr, Prediction.x0_error, gamma) -> weight of each sample's mean squared error. All but gamma are
+# float64 (B,).
 LOSS_WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "none": lambda snr, x0_error, gamma: torch.ones_like(snr),
     # min(snr, gamma) on the error of x0 (Hang et al. 2023, arXiv:2303.09556)
