@@ -163,8 +163,11 @@ def align_to_face(
         )
     if not faces:
         return "no face found, cropped at the centre; --landmarks would align it"
-    moved = photograph.align(faces[number - 1].points, NEAR)
+    points = faces[number - 1].points
+    lies_there = photograph.off_by(points) <= NEAR
+    if not lies_there:
+        photograph.align(points)
     if len(faces) > 1:
         which = "the largest" if number == 1 else f"face {number}"
         counted += f", {which} is used (--face 1 to {len(faces)}, by size)"
-    return counted if moved else f"{counted}; it lies as CelebA's do, and is cropped at the centre"
+    return counted + "; it lies as CelebA's do, so the centre is cropped" * lies_there

@@ -117,27 +117,27 @@ class Photograph:
         else:
             self.align(self._checked(landmarks))
 
-    def align(self, points: np.ndarray, tolerance: float = -1) -> bool:
+    def align(self, points: np.ndarray) -> None:
         """Turn and scale the picture so that a face lies where CelebA's faces lie.
 
         Args:
             points: (5, 2), in pixels from the picture's corner: left eye, right eye, nose, left and
                 right mouth corner, left and right as seen when the face is upright.
-            tolerance: where no corner of the square would move by more than this share of its side, the
-                square stays as it is, and is not resampled.
-
-        Returns:
-            Whether the square moved.
         """
-        matrix = inverse(similarity(points, self._in_square()))
-        corners = corners_of((self.image_size, self.image_size))
-        moved = np.linalg.norm(corners @ (matrix - self.matrix).T, axis=1).max()
-        if moved <= tolerance * self.image_size * np.linalg.norm(self.matrix[:, 0]):
-            return False
-        self.matrix = matrix
+        self.matrix = self._aligning(points)
         self.landmarks = ((points - 0.5) * self.file.reduced).ravel().tolist()
-        self.square = warped(np.asarray(self.picture), matrix, (self.image_size, self.image_size))
-        return True
+        size = self.image_size, self.image_size
+        self.square = warped(np.asarray(self.picture), self.matrix, size)
+
+    def off_by(self, points: np.ndarray) -> float:
+        """The furthest that ``align`` would move a corner of the square, as a share of its side."""
+        corners = corners_of((self.image_size, self.image_size))
+        moved = np.linalg.norm(corners @ (self._aligning(points) - self.matrix).T, axis=1).max()
+        return float(moved / (self.image_size * np.linalg.norm(self.matrix[:, 0])))
+
+    def _aligning(self, points: np.ndarray) -> np.ndarray:
+        """The matrix (2, 3) from a square, in which the points lie as CelebA's do, to the picture."""
+        return inverse(similarity(points, self._in_square()))
 
     def _in_square(self) -> np.ndarray:
         """Where CelebA's landmarks lie in the square: (5, 2)."""
