@@ -28,8 +28,8 @@ FRAME = (256, 288)
 IN_FRAME = CELEBA_LANDMARKS + np.array((39, 35))
 ROUNDS = 3
 # A face lies where CelebA's lie, and stays there, if aligning it would move no corner of the square by
-# more than this share of its side.
-NEAR = 0.15
+# more than this share of its side. Some 99 % of CelebA's aligned pictures are that near.
+NEAR = 0.16
 
 
 @dataclass(frozen=True)
