@@ -574,6 +574,9 @@ class ManipulateConfig(DeviceConfig):
         "aligns it as CelebA's are",
         metavar="XY",
     )
+    face: int = count(
+        1, "which face of --source_image, 1 the largest; 0: no search, cropped at the centre", low=0
+    )
     paste_back: bool = flag(False, "also write edits in the whole --source_image")
     attributes: tuple[str, ...] = flag((), "1 there, 0 not, 0.5 open", metavar=REQUEST)
     start: tuple[str, ...] = flag((), "interpolation start", name="from", metavar=REQUEST)
@@ -602,6 +605,10 @@ class ManipulateConfig(DeviceConfig):
             raise ValueError(f"--target_image is for --mode interpolate, and this is {self.mode}")
         if self.landmarks and not self.source_image:
             raise ValueError("--landmarks are those of --source_image: give it, too")
+        if self.face > 1 and (self.landmarks or not self.source_image):
+            raise ValueError(
+                f"--face {self.face} is searched for in --source_image: give it, and no --landmarks"
+            )
         if self.mode == "counterfactual" and not self.attributes:
             raise ValueError("--mode counterfactual needs --attributes: what is to flip: Smiling=0")
         if self.editing.cfg_scale == 0:

@@ -22,6 +22,7 @@ import numpy as np
 
 from config import CFG_SCALE, EditConfig, ManipulateConfig, ModelConfig, SamplingConfig
 from figures.grids import caption, heat_map, save_gif, save_grid, save_image
+from image_data.face_finder import align_to_face
 from image_data.photograph import Photograph
 
 if TYPE_CHECKING:
@@ -169,14 +170,39 @@ def find_source(config: ManipulateConfig) -> Path | None:
     return source
 
 
-def open_source(path: Path, *how: Any) -> Photograph:
-    """The photograph to edit. Says what was done to it beyond what was asked for."""
-    source = Photograph(path, *how)
-    if source.file.reduced > 1:
-        print(f"{path} is large: it is read at 1/{source.file.reduced} of its width and height")
-    if source.swapped:
+def open_photograph(
+    path: str | Path, model: ModelConfig, face: int, landmarks: Sequence[float] | None = None
+) -> Photograph:
+    """A photograph as the model sees it: by its landmarks, or at a face that is searched for, or, for
+    face 0, cropped at the centre. Says what was done to it beyond what was asked for."""
+    photograph = Photograph(path, model.image_size, model.crop, landmarks)
+    if photograph.file.reduced > 1:
+        print(f"{path} is large: it is read at 1/{photograph.file.reduced} of its width and height")
+    if photograph.swapped:
         print("left and right of --landmarks are the person's own: they are swapped")
-    return source
+    if face and landmarks is None:
+        print(f"{path}: {align_to_face(photograph, face)}")
+    return photograph
+
+
+def open_photographs(work: Work, source_file: Path) -> tuple[Photograph, Photograph | None]:
+    """The photograph to edit, and the one to interpolate to. Faces are searched for in files that are
+    named, not in a dataset's, and for models of faces: those that know attributes of CelebA.
+
+    Raises:
+        ValueError: for photographs that cannot be read, and faces that are not there.
+    """
+    from celeba_dataset import CELEBA_ATTRIBUTES
+
+    config, model = work.config, work.model.config
+    of_faces = not set(CELEBA_ATTRIBUTES).isdisjoint(work.names)
+    if config.face > 1 and not of_faces:
+        raise ValueError(f"--face {config.face}: {config.checkpoint} is no model of faces, leave it out")
+    searched = of_faces and config.source_image is not None
+    source = open_photograph(source_file, model, config.face if searched else 0, config.landmarks)
+    if not config.target_image:
+        return source, None
+    return source, open_photograph(config.target_image, model, 1 if of_faces and config.face else 0)
 
 
 def requests_to_generate(work: Work) -> tuple[list[Request], int]:
@@ -465,9 +491,7 @@ def manipulate(config: ManipulateConfig) -> None:
     source_file = find_source(config)
     autocast = cli.autocast(config.mixed_precision, cli.choose_device(config.device))
     work = load(config, source_file is not None)
-    size = work.model.config.image_size, work.model.config.crop
-    source = open_source(source_file, *size, config.landmarks) if source_file else None
-    target = Photograph(config.target_image, *size) if source and config.target_image else None
+    source, target = open_photographs(work, source_file) if source_file else (None, None)
     made: dict[str, dict[str, Any]] = {}
     with autocast:
         if config.makes("generate"):
@@ -475,6 +499,7 @@ def manipulate(config: ManipulateConfig) -> None:
         if config.makes("interpolate"):
             made["interpolate"] = interpolate(work)
         if source:
+            of = {"source": source_file, "landmarks": source.landmarks}
             image = torch.from_numpy(source.square)[None]  # (1, S, S, 3)
             if target:
                 both = torch.cat([image, torch.from_numpy(target.square)[None]])
@@ -482,9 +507,9 @@ def manipulate(config: ManipulateConfig) -> None:
                 made["interpolate photographs"] = interpolate_photographs(work, both) | ends
             if config.makes("counterfactual") and work.guide:
                 found = counterfactual(work, source, image, work.guide)
-                made["counterfactual"] = found | {"source": source_file}
+                made["counterfactual"] = found | of
             if config.makes("edit"):
-                made["edit"] = edit(work, source, image) | {"source": source_file}
+                made["edit"] = edit(work, source, image) | of
     manifest = {
         "arguments": asdict(config),
         "checkpoint": file_hash(config.checkpoint),

@@ -16,9 +16,9 @@ CELEBA_SIZE = (178, 218)
 # of CelebA's landmark file, rounded to pixels.
 CELEBA_LANDMARKS = np.array([(69, 111), (108, 111), (88, 136), (72, 152), (105, 152)]) + 0.5
 SWAPPED = [1, 0, 2, 4, 3]  # the order of landmarks that are left and right as the person sees them
-# Most that a landmark may miss its place by, as a share of the eyes' distance. A face that is turned
+# Most that a landmark may miss its place by there: 0.55 of the eyes' distance. A face that is turned
 # away by 60 degrees misses by up to 0.53, and one with swapped eyes or mouth corners by more than 0.64.
-FURTHEST = 0.55
+MOST_MISS = 0.55 * (CELEBA_LANDMARKS[1, 0] - CELEBA_LANDMARKS[0, 0])
 TILT = 60  # degrees by which a face with swapped landmarks may lean; x and y swapped would be 90
 SOFT_EDGE = 0.1  # width of the border in which a pasted edit fades in, as a share of the square's side
 
@@ -40,6 +40,38 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.column_stack([linear, target.mean(0) - linear @ source.mean(0)])
 
 
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """The inverse (2, 3) of an affine matrix [A | t]."""
+    back = np.linalg.inv(matrix[:, :2])
+    return np.column_stack([back, -back @ matrix[:, 2]])
+
+
+def warped(pixels: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture uint8 (H, W, 3) as another one of (width, height) pixels, read through a matrix (2, 3)
+    from the other's coordinates to its own. It is sampled as finely as it is, then averaged. Outside the
+    picture its edge pixels are repeated."""
+    corners = corners_of(size) @ matrix.T
+    left, top = np.floor(corners.min(0)).astype(int) - 1
+    right, bottom = np.ceil(corners.max(0)).astype(int) + 1
+    rows = np.arange(top, bottom).clip(0, pixels.shape[0] - 1)
+    columns = np.arange(left, right).clip(0, pixels.shape[1] - 1)
+    times = max(1, math.ceil(np.linalg.norm(matrix[:, 0])))
+    matrix = np.column_stack([matrix[:, :2] / times, matrix[:, 2] - (left, top)])
+    fine = Image.fromarray(pixels[np.ix_(rows, columns)]).transform(
+        (size[0] * times, size[1] * times),
+        Image.Transform.AFFINE,
+        matrix.ravel(),
+        Image.Resampling.BILINEAR,
+    )
+    return np.array(fine.resize(size, Image.Resampling.BILINEAR))
+
+
+def corners_of(size: tuple[int, int]) -> np.ndarray:
+    """(x, y, 1) of the corners of a picture of (width, height) pixels: (4, 3)."""
+    width, height = size
+    return np.array([(0, 0, 1), (width, 0, 1), (0, height, 1), (width, height, 1)])
+
+
 class Photograph:
     """A picture file and the square of it that a model sees.
 
@@ -52,11 +84,13 @@ class Photograph:
             a dataset makes.
 
     Attributes:
+        path: the picture's file.
         file: the file's pixels in their own colours, and how many times smaller a large JPEG was read.
         picture: the whole picture in sRGB, a PIL Image.
         swapped: whether left and right of the landmarks were the person's own.
         square: uint8 (image_size, image_size, 3).
         matrix: (2, 3), from the square's coordinates to the picture's.
+        landmarks: those that the face is aligned by, as the argument; None where it is not.
 
     Raises:
         FileNotFoundError, ValueError: for a file that is no whole picture, or landmarks that do not fit.
@@ -70,15 +104,48 @@ class Photograph:
         landmarks: Sequence[float] | None = None,
     ):
         check_geometry(image_size, crop)
-        self.file, self.image_size, self.swapped = read_picture(path), image_size, False
+        self.path, self.file, self.swapped = path, read_picture(path), False
         self.picture = self.file.in_srgb()
+        self.image_size, self.crop = image_size, crop
+        self.landmarks: list[float] | None = None
+        width, height = self.picture.size
+        left, top, right, _ = crop_box(width, height, crop)
+        self.matrix = np.array([[1, 0, left], [0, 1, top]], float)
+        self.matrix[:, :2] *= (right - left) / image_size
         if landmarks is None:
-            width, height = self.picture.size
-            left, top, right, _ = crop_box(width, height, crop)
-            self.matrix = np.array([[1, 0, left], [0, 1, top]], float)
-            self.matrix[:, :2] *= (right - left) / image_size
             self.square = to_square(self.picture, image_size, crop)
-            return
+        else:
+            self.align(self._checked(landmarks))
+
+    def align(self, points: np.ndarray) -> None:
+        """Turn and scale the picture so that a face lies where CelebA's faces lie.
+
+        Args:
+            points: (5, 2), in pixels from the picture's corner: left eye, right eye, nose, left and
+                right mouth corner, left and right as seen when the face is upright.
+        """
+        self.matrix = self._aligning(points)
+        self.landmarks = ((points - 0.5) * self.file.reduced).ravel().tolist()
+        size = self.image_size, self.image_size
+        self.square = warped(np.asarray(self.picture), self.matrix, size)
+
+    def off_by(self, points: np.ndarray) -> float:
+        """The furthest that ``align`` would move a corner of the square, as a share of its side."""
+        corners = corners_of((self.image_size, self.image_size))
+        moved = np.linalg.norm(corners @ (self._aligning(points) - self.matrix).T, axis=1).max()
+        return float(moved / (self.image_size * np.linalg.norm(self.matrix[:, 0])))
+
+    def _aligning(self, points: np.ndarray) -> np.ndarray:
+        """The matrix (2, 3) from a square, in which the points lie as CelebA's do, to the picture."""
+        return inverse(similarity(points, self._in_square()))
+
+    def _in_square(self) -> np.ndarray:
+        """Where CelebA's landmarks lie in the square: (5, 2)."""
+        left, top, right, _ = crop_box(*CELEBA_SIZE, self.crop)
+        return (CELEBA_LANDMARKS - (left, top)) * self.image_size / (right - left)
+
+    def _checked(self, landmarks: Sequence[float]) -> np.ndarray:
+        """Landmarks from the outside as points from the picture's corner, left and right as seen."""
         given = np.array(landmarks, float).reshape(-1, 2)
         points, given = given / self.file.reduced, given.round(1).tolist()
         if len(points) != len(CELEBA_LANDMARKS):
@@ -87,49 +154,24 @@ class Photograph:
         if not ((points >= 0) & (points <= (width, height))).all():
             width, height = width * self.file.reduced, height * self.file.reduced
             raise ValueError(f"landmarks {given} do not lie in the {width}x{height} picture")
-        left, top, right, _ = crop_box(*CELEBA_SIZE, crop)
-        in_square = (CELEBA_LANDMARKS - (left, top)) * image_size / (right - left)
         if np.ptp(points, 0).max() < 1:
             raise ValueError(f"landmarks must be different points, got {given}")
-        there, miss = place(points + 0.5, in_square)
-        other, other_miss = place(points[SWAPPED] + 0.5, in_square)
+        points = points + 0.5  # from the centre of a pixel to the picture's corner
+        _, miss = place(points, CELEBA_LANDMARKS)
+        other, other_miss = place(points[SWAPPED], CELEBA_LANDMARKS)
         upright = abs(math.degrees(math.atan2(other[1, 0], other[0, 0]))) <= TILT
         if other_miss < miss and upright:
-            there, miss, self.swapped = other, other_miss, True
-        if miss > FURTHEST * np.linalg.norm(in_square[1] - in_square[0]):
+            points, miss, self.swapped = points[SWAPPED], other_miss, True
+        if miss > MOST_MISS:
             raise ValueError(
                 f"landmarks {given} do not form a face: give x and y of left eye, right eye, "
                 "nose, left and right mouth corner, left and right as seen in the picture"
             )
-        back = np.linalg.inv(there[:, :2])
-        self.matrix = np.column_stack([back, -back @ there[:, 2]])
-        self.square = self._warped()
-
-    def _warped(self) -> np.ndarray:
-        """The square, read from the picture through the matrix. It is sampled as finely as the picture,
-        then averaged. Outside the picture its edge pixels are repeated."""
-        size = self.image_size
-        times = max(1, math.ceil(np.linalg.norm(self.matrix[:, 0])))
-        corners = self._corners()
-        beyond = np.ceil(np.maximum(-corners.min(0), corners.max(0) - self.picture.size)).max()
-        beyond = int(max(0, beyond)) + 1
-        pixels = np.pad(np.asarray(self.picture), ((beyond, beyond), (beyond, beyond), (0, 0)), "edge")
-        matrix = self.matrix.copy()
-        matrix[:, :2] /= times
-        matrix[:, 2] += beyond
-        fine = Image.fromarray(pixels).transform(
-            (size * times, size * times),
-            Image.Transform.AFFINE,
-            matrix.ravel(),
-            Image.Resampling.BILINEAR,
-        )
-        return np.array(fine.resize((size, size), Image.Resampling.BILINEAR))
+        return points
 
     def _corners(self) -> np.ndarray:
         """The square's corners in the picture's coordinates: (4, 2)."""
-        size = self.image_size
-        corners = np.array([(0, 0, 1), (size, 0, 1), (0, size, 1), (size, size, 1)])
-        return corners @ self.matrix.T
+        return corners_of((self.image_size, self.image_size)) @ self.matrix.T
 
     def paste(self, edited: np.ndarray) -> Image.Image:
         """The whole picture with the edit in it, in the file's own colours and with its profile.
@@ -156,13 +198,12 @@ class Photograph:
         corners = self._corners()
         left, top = np.maximum(np.floor(corners.min(0)), 0).astype(int)
         right, bottom = np.minimum(np.ceil(corners.max(0)), self.picture.size).astype(int)
-        linear = np.linalg.inv(self.matrix[:, :2])  # from the picture's coordinates to the square's
-        shift = linear @ (np.array([left, top]) - self.matrix[:, 2])
-        inverse = np.column_stack([linear, shift]).ravel()
+        there = inverse(self.matrix)  # from the picture's coordinates to the square's
+        there[:, 2] += there[:, :2] @ (left, top)  # from those of the part in the box
         box = (int(right - left), int(bottom - top))
         spread = [
             Image.fromarray(np.ascontiguousarray(change[..., channel], dtype=np.float32)).transform(
-                box, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+                box, Image.Transform.AFFINE, there.ravel(), Image.Resampling.BICUBIC
             )
             for channel in range(3)
         ]

