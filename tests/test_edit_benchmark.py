@@ -194,18 +194,18 @@ def test_baselines_write_edits_and_are_scored(made, make_model, tmp_path, capsys
     model = tmp_path / "model.pth"
     save_model(make_model(CELEBA_ATTRIBUTES, image_size=64, patch_size=8), model)
     flags = ["--benchmark", made, "--output_dir", tmp_path, "--checkpoint", model, "--device", "cpu"]
-    flags += ["--num_faces", 100, "--num_inference_steps", 2, "--mixed_precision", "no"]
-    methods = ("no_edit", "mean_difference", "sdedit")
+    flags += ["--num_faces", 50, "--num_inference_steps", 2, "--mixed_precision", "no"]
+    methods = ("no_edit", "mean_difference")
     monkeypatch.setattr(sys, "argv", ["edit_baselines.py", *map(str, flags), "--methods", *methods])
     edit_baselines.main()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["edits"]
     assert [*rows] == [*methods]
     assert rows["no_edit"]["gain"] == 0 and rows["mean_difference"]["change inside"] > 0.2
-    assert len({*map(str, rows.values())}) == 3
     config = cli.parse(edit_baselines.EditBaselinesConfig, "", [*map(str, flags)])
     sources = torch.from_numpy(read_benchmark(made).sources[:2])
-    edited = edit_baselines.METHODS["ours"](config)(sources, "Smiling", 1)
-    assert edited.shape == sources.shape and not torch.equal(edited, sources)
+    for method in ("sdedit", "ours"):
+        edited = edit_baselines.METHODS[method](config)(sources, "Smiling", 1)
+        assert edited.shape == sources.shape and not torch.equal(edited, sources), method
     small = ["--checkpoint", "drawn64", "--benchmark", tmp_path / "small"]
     run("make", "--out", tmp_path / "small", "--sources", 1, "--image_size", 32)
     with pytest.raises(ValueError, match="64 pixels and knows 40 of 40"):
