@@ -766,3 +766,25 @@ class SyntheticFacesConfig(Config):
     balanced: bool = flag(False, "every attribute about half the time, not as in CelebA")
     floor: float = flag(0.0, "raise the frequency of rare attributes to about this", low=0, high=0.5)
     num_workers: int | None = count(None, "processes; none given: one for each processor")
+
+
+EDIT_BENCHMARK = "data/edit_benchmark"  # where it is made and looked for
+
+
+@dataclass(frozen=True)
+class MakeBenchmarkConfig(Config):
+    """Flags of ``python -m synthetic_faces.benchmark make``."""
+
+    out: str = flag(EDIT_BENCHMARK, "folder to create")
+    sources: int = count(5, "faces for each attribute and direction")
+    image_size: int = count(64, "side of the square images", low=32, high=4096)
+    seed: int = count(0, "another seed, other faces", low=0)
+
+
+@dataclass(frozen=True)
+class ScoreEditsConfig(Config):
+    """Flags of ``python -m synthetic_faces.benchmark score``."""
+
+    edits: str = flag("", "folder of edited pictures, 000.png, 001.png, ...", required=True)
+    benchmark: str = flag(EDIT_BENCHMARK, "folder of the benchmark")
+    judge: str | None = flag(None, "of evaluate.py --train_judge; none given: the probe in pretrained/")

@@ -3,7 +3,8 @@
     python benchmarks/synthetic_probe.py
 
 Prints the balanced accuracy of each attribute on identities that the probe never saw. The last line is
-one JSON object. `train_probe` also gives a judge for generated pictures.
+one JSON object. `train_probe` also gives a judge for generated pictures. --out writes the probe:
+pretrained/ has one, which reads the edits of `python -m synthetic_faces.benchmark`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
 from celeba_dataset import CELEBA_ATTRIBUTES
 from classifiers.judge import fit_classifier
-from config import Config, count
+from classifiers.probe import Probe, save_probe
+from config import Config, count, flag
 from evaluation.metrics import balanced_accuracy
 from synthetic_faces.dataset import draw_parameters, parallel_draw, render
 
@@ -39,6 +41,7 @@ class ProbeConfig(Config):
     image_size: int = count(64, "side of the square images", low=16)
     epochs: int = count(4, "passes over the faces")
     seed: int = count(0, "of faces and weights", low=0)
+    out: str | None = flag(None, "file to write the probe to, in half precision; none given: none")
 
 
 def _draw(image_size: int, seed: int, balanced: bool, index: int):
@@ -57,29 +60,6 @@ def draw_labelled(
     for index, (picture, row) in enumerate(drawn):
         pictures[index], attributes[index] = picture, row
     return torch.from_numpy(pictures), torch.from_numpy(attributes)
-
-
-def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-class Probe(nn.Module):
-    """uint8 (B, H, W, 3) -> logits (B, 40), positive for present."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.PixelUnshuffle(2), _block(12, 80, 2),  # (B, 80, H/4, W/4)
-            _block(80, 96, 1), _block(96, 96, 1),
-            _block(96, 160, 2),  # (B, 160, H/8, W/8)
-            nn.AdaptiveAvgPool2d(8), _block(160, 48, 1, 1),  # no pooling: it matters where a thing is
-        )  # fmt: skip
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(48 * 64, 40))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        x = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return self.head(self.features(x.contiguous(memory_format=torch.channels_last)))
 
 
 def _augment(pictures, generator):
@@ -102,7 +82,7 @@ def train_probe(
     epochs: int = 4,
     batch_size: int = 64,
     num_workers: int | None = None,
-) -> nn.Module:
+) -> Probe:
     """A trained `Probe`, in evaluation mode.
 
     Draws ``num_images`` faces with balanced attributes and trains on the CPU in bfloat16.
@@ -133,6 +113,8 @@ def predict(probe, pictures, batch_size: int = 256):
 
 def main() -> None:
     config = cli.parse(ProbeConfig, __doc__)
+    if config.out:
+        cli.check_writable(Path(config.out).parent, "--out")
     start = time.perf_counter()
     probe = train_probe(config.num_images, config.image_size, config.seed, config.epochs)
     seconds = time.perf_counter() - start
@@ -142,6 +124,8 @@ def main() -> None:
         faces, attributes = draw_labelled(config.num_test, config.image_size, seed, balanced)
         columns.append(balanced_accuracy(predict(probe, faces), attributes))
     even, natural = columns
+    if config.out:
+        save_probe(probe, config.out, even.tolist())
     print(f"{'attribute':<22}{'balanced draw':>14}{'CelebA draw':>14}")
     for column, name in enumerate(CELEBA_ATTRIBUTES):
         print(f"{name:<22}{even[column]:>14.3f}{natural[column]:>14.3f}")

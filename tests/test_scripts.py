@@ -279,7 +279,8 @@ def test_another_architecture_is_refused_on_resume(flags, checkpoint, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-SCRIPTS = ["train", "manipulate", "evaluate", "synthetic_faces", "encode_latents", "visualize", "export"]
+SCRIPTS = ["train", "manipulate", "evaluate", "synthetic_faces", "synthetic_faces.benchmark"]
+SCRIPTS += ["encode_latents", "visualize", "export"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

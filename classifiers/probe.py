@@ -1,0 +1,71 @@
+"""The probe: a small judge of drawn faces. Its network and its file in pretrained/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from checkpoint import load_checkpoint, load_weights, save_atomically
+from synthetic_faces.attributes import NAMES
+
+PROBE = "drawn64_probe"  # its file in pretrained/
+PROBE_SIDE = 64  # pixels per side at which it sees faces
+
+
+def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class Probe(nn.Module):
+    """Reads CelebA's 40 attributes from drawn faces, 0.4 M weights. Like the judge, it measures and
+    never steers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.PixelUnshuffle(2), _block(12, 80, 2),  # (B, 80, H/4, W/4)
+            _block(80, 96, 1), _block(96, 96, 1),
+            _block(96, 160, 2),  # (B, 160, H/8, W/8)
+            nn.AdaptiveAvgPool2d(8), _block(160, 48, 1, 1),  # no pooling: it matters where a thing is
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(48 * 64, len(NAMES)))
+
+    def input(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> what the network takes: float (B, 3, 64, 64) in [-1, 1]."""
+        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if x.shape[2:] != (PROBE_SIDE, PROBE_SIDE):
+            x = F.interpolate(x, (PROBE_SIDE, PROBE_SIDE), mode="bilinear", antialias=True)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def stages(self) -> list[nn.Module]:
+        """The network as four stages in a row, for ``perceptual_distance``."""
+        layers = self.features
+        return [layers[:2], layers[2:4], layers[4:5], layers[5:]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> logits (B, 40), positive where the attribute is seen."""
+        return self.head(self.features(self.input(images)))
+
+
+def save_probe(probe: Probe, path: str | Path, balanced_accuracy: list[float]) -> None:
+    """Write a probe in half precision, with its balanced accuracy for each attribute."""
+    weights = {name: w.half() if w.is_floating_point() else w for name, w in probe.state_dict().items()}
+    save_atomically({"judge": weights, "balanced_accuracy": balanced_accuracy}, path)
+
+
+def load_probe(path: str | Path = PROBE) -> Probe:
+    """The probe in a file, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: where there is none.
+    """
+    state = load_checkpoint(path)
+    if "judge" not in state:
+        raise ValueError(f"{path} holds no probe: make one with benchmarks/synthetic_probe.py --out")
+    probe = Probe()
+    load_weights(probe, state["judge"], path)
+    return probe.eval()

@@ -1,0 +1,267 @@
+"""A benchmark of edits with a truth: drawn faces, what to change in each, and how it should look then.
+
+    python -m synthetic_faces.benchmark make --out data/edit_benchmark
+    python -m synthetic_faces.benchmark score --edits my_edits
+
+docs/benchmark.md says what is in the folder, what the figures mean, and how to enter a method.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import cli
+from config import Config, MakeBenchmarkConfig, ScoreEditsConfig
+from image_data.picture import open_picture
+from synthetic_faces.attributes import (
+    COLUMNS,
+    attributes_are_possible,
+    present,
+    sample_attributes,
+    sample_identity,
+)
+from synthetic_faces.dataset import VERSION as DRAWING
+from synthetic_faces.renderer import render
+
+VERSION = 1  # of the sources, the requests and the figures: scores of two versions do not compare
+FLOOR = 0.1  # rare attributes are about this frequent, as in the training set of drawn64
+STREAMS = 2, 3  # of random numbers. Training sets draw from 0 and 1, so no seed of theirs gives a source
+LEAST_CHANGE = 2.0  # mean squared error of source and truth, 45 dB: with less there is nothing to see
+SEEN_AT = 64  # pixels per side at which that is measured
+WHOLE = 178  # crop of a judge that saw drawn faces as they are
+FACTS, REQUESTS = "benchmark.json", "requests.jsonl"
+NAMES_OF_FACTS = ("version", "drawing", "seed", "sources", "image_size", "requests", "hash")
+
+
+@dataclass(frozen=True)
+class EditBenchmark:
+    """facts: version, seed, hash, ...; requests: dictionaries with id, source, attribute, value and
+    attributes; sources and truths: uint8 (N, S, S, 3)."""
+
+    facts: dict[str, Any]
+    requests: list[dict[str, Any]]
+    sources: np.ndarray
+    truths: np.ndarray
+
+    @property
+    def ids(self) -> list[str]:
+        return [request["id"] for request in self.requests]
+
+
+def draw_pair(
+    index: int, column: int, value: int, config: MakeBenchmarkConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Attributes (40,), source and truth uint8 (S, S, 3) of face ``index``. The truth has ``value`` for
+    the attribute of this column. None where that is no change, impossible, or hardly to be seen."""
+    who, what = (np.random.default_rng((config.seed, stream, index)) for stream in STREAMS)
+    identity, attributes = sample_identity(who), sample_attributes(what, floor=FLOOR)
+    turned = attributes.copy()
+    turned[column] = 1 if value else -1
+    if turned[column] == attributes[column] or not attributes_are_possible(turned):
+        return None
+    # At one size, so that sets of every size have the same faces.
+    a, b = (render(identity, each, SEEN_AT).astype(float) for each in (attributes, turned))
+    if np.square(a - b).mean() < LEAST_CHANGE:
+        return None
+    source, truth = (render(identity, each, config.image_size) for each in (attributes, turned))
+    return attributes, source, truth
+
+
+def draw_requests(
+    config: MakeBenchmarkConfig,
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    """Requests, each with its source and its truth uint8 (S, S, 3). Every source is another face. For
+    each attribute and direction, faces are drawn until there are enough."""
+    draws, numbers = count(), count()
+    for (name, column), value in product(COLUMNS.items(), (1, 0)):
+        pairs = filter(None, (draw_pair(index, column, value, config) for index in draws))
+        for attributes, source, truth in islice(pairs, config.sources):
+            number = f"{next(numbers):03d}"
+            request = {
+                "id": number,
+                "source": f"sources/{number}.png",
+                "attribute": name,
+                "value": value,
+                "attributes": {each: int(on) for each, on in present(attributes).items()},
+            }
+            yield request, source, truth
+
+
+def content_hash(lines: Sequence[str], sources: np.ndarray, truths: np.ndarray) -> str:
+    """The first 12 hexadecimal digits of a SHA-256 over the lines of requests and all pixels."""
+    digest = hashlib.sha256("\n".join(lines).encode())
+    for pictures in (sources, truths):
+        digest.update(pictures.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def make(config: MakeBenchmarkConfig) -> None:
+    """Write the benchmark into a folder that appears when it is complete. One that already holds this
+    very benchmark is left alone.
+
+    Raises:
+        ValueError: for a folder that holds something else.
+    """
+    out = Path(config.out)
+    asked = {"version": VERSION, "drawing": DRAWING, "seed": config.seed}
+    asked |= {"sources": config.sources, "image_size": config.image_size}
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        facts = read_benchmark(out).facts if (out / FACTS).is_file() else {}
+        if not asked.items() <= facts.items():
+            raise ValueError(f"{out} holds something else: give another --out, or remove it first")
+        print(f"{out} is already there: {in_words(facts)}")
+        return
+    cli.check_writable(out, "--out")
+    total = 2 * len(COLUMNS) * config.sources
+    drawn = [*tqdm(draw_requests(config), "drawing", total, unit="request", leave=False)]
+    requests = [request for request, *_ in drawn]
+    sources, truths = (np.stack([each[part] for each in drawn]) for part in (1, 2))
+    lines = [json.dumps(request) for request in requests]
+    facts = {**asked, "requests": total, "hash": content_hash(lines, sources, truths)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        folder = Path(temporary) / "benchmark"
+        for part, pictures in (("sources", sources), ("truths", truths)):
+            (folder / part).mkdir(parents=True)
+            for request, pixels in zip(requests, pictures, strict=True):
+                Image.fromarray(pixels).save(folder / part / f"{request['id']}.png")
+        (folder / REQUESTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / FACTS).write_text(json.dumps(facts) + "\n")
+        os.replace(folder, out)
+    print(f"{out}: {in_words(facts)}")
+
+
+def read_benchmark(folder: str | Path) -> EditBenchmark:
+    """The benchmark in a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: where there is none, or one of another version, or one that has
+            been changed.
+    """
+    folder = Path(folder)
+    if not (folder / FACTS).is_file():
+        how = f"python -m synthetic_faces.benchmark make --out {folder}"
+        raise FileNotFoundError(f"no benchmark at {folder}: make one with {how}")
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = {name: facts[name] for name in NAMES_OF_FACTS}
+        lines = (folder / REQUESTS).read_text(encoding="utf-8").splitlines()
+        requests = [json.loads(line) for line in lines]
+        ids, size = [str(request["id"]) for request in requests], int(facts["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} holds no benchmark that can be read ({error!r}): make it") from None
+    if facts["version"] != VERSION:
+        raise ValueError(
+            f"{folder} is of version {facts['version']}, and this is {VERSION}: make another"
+        )
+    sources, truths = (read_pictures(folder / part, ids, size) for part in ("sources", "truths"))
+    found = content_hash(lines, sources, truths)
+    if found != facts["hash"]:
+        raise ValueError(f"{folder} was changed: its hash is {found}, not {facts['hash']}: make another")
+    return EditBenchmark(facts, requests, sources, truths)
+
+
+def read_pictures(folder: Path, ids: Sequence[str], image_size: int) -> np.ndarray:
+    """The pictures of these ids, uint8 (N, S, S, 3).
+
+    Raises:
+        FileNotFoundError, ValueError: where one is missing, is no picture, or has another size.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of pictures at {folder}: check the path")
+    missing = [each for each in ids if not (folder / f"{each}.png").is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} of {len(ids)} pictures, first {missing[0]}.png: "
+            "there must be one for each request"
+        )
+    pictures = np.empty((len(ids), image_size, image_size, 3), np.uint8)
+    for row, each in enumerate(ids):
+        path = folder / f"{each}.png"
+        picture = open_picture(path)
+        if picture.size != (image_size, image_size):
+            raise ValueError(
+                f"{path} has {picture.width} x {picture.height} pixels, the benchmark {image_size} x "
+                f"{image_size}: give edits in the size of the sources"
+            )
+        pictures[row] = picture
+    return pictures
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """One line on a benchmark."""
+    text = f"edit benchmark version {facts['version']}, seed {facts['seed']}, hash {facts['hash']}"
+    return f"{text}: {facts['requests']} requests at {facts['image_size']} pixels"
+
+
+def score_folder(
+    folder: str | Path, benchmark: EditBenchmark, judge: str | None = None
+) -> dict[str, Any]:
+    """Score the edits in a folder, and write the report into it as score.json.
+
+    Args:
+        judge: file of a judge; None: the probe in pretrained/.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_pictures`` and ``load_judge``.
+    """
+    from checkpoint import file_hash, replace_file
+    from classifiers.judge import load_judge
+    from classifiers.probe import PROBE, load_probe
+    from evaluation.truth import score_edits
+
+    folder = Path(folder)
+    edits = read_pictures(folder, benchmark.ids, benchmark.facts["image_size"])
+    reader = load_judge(judge, tuple(COLUMNS), WHOLE)[0] if judge else load_probe()
+    found = score_edits(benchmark.requests, benchmark.sources, benchmark.truths, edits, reader)
+    by = f"{judge or PROBE}, hash {file_hash(judge or PROBE)}"
+    report = {"benchmark": benchmark.facts, "judge": by, **found}
+    text = json.dumps(report, indent=1) + "\n"
+    replace_file(folder / "score.json", lambda file: file.write(text.encode()))
+    return report
+
+
+def score(config: ScoreEditsConfig) -> None:
+    """Print the table of a folder of edits, and write score.json. Raises as ``read_benchmark`` and
+    ``score_folder``."""
+    cli.check_writable(config.edits, "--edits")
+    benchmark = read_benchmark(config.benchmark)
+    report = score_folder(config.edits, benchmark, config.judge)
+
+    from evaluation.truth import truth_table
+
+    print(f"{in_words(benchmark.facts)}; read by {report['judge']}\n")
+    print(f"{truth_table(report['table'])}\n\nwritten: {config.edits}/score.json")
+
+
+COMMANDS: dict[str, tuple[type[Config], Callable[[Any], None]]] = {
+    "make": (MakeBenchmarkConfig, make),
+    "score": (ScoreEditsConfig, score),
+}
+
+
+def main() -> None:
+    parser = cli.Parser(description="A benchmark of edits with a truth.", allow_abbrev=False)
+    parser.add_argument("command", choices=COMMANDS, help="draw the benchmark, or score edits")
+    command = parser.parse_args(sys.argv[1:2]).command
+    sys.argv[0] += f" {command}"
+    kind, run = COMMANDS[command]
+    run(cli.parse(kind, __doc__, sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "synthetic_faces.benchmark"  # the name in messages, otherwise benchmark.py
+    cli.run(main)
