@@ -55,9 +55,8 @@ def cout(
         log_odds: of what is asked for, in images like the source: (N,).
     """
     change = (edited.float() - source.float()).abs().sum(3).flatten(1)  # (N, H W)
-    place = change.argsort(1, descending=True, stable=True).argsort(
-        1
-    )  # 0 for the pixel that differs most
+    order = change.argsort(dim=1, descending=True, stable=True)
+    place = order.argsort(dim=1)  # 0 for the pixel that differs most
     advantage = []
     for step in range(steps + 1):
         copied = place < round(step / steps * place.shape[1])

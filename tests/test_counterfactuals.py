@@ -18,6 +18,7 @@ from checkpoint import load_model, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
 from config import EvaluateConfig
+from evaluation import counterfactuals
 from evaluation.counterfactuals import (
     CounterfactualEvaluation,
     correlation_difference,
@@ -239,7 +240,7 @@ def given(checkpoint, tmp_path_factory):
     torch.jit.save(torch.jit.trace(FaceNetwork(), torch.zeros(2, 3, 32, 32)), root / "face.pt")
     flags = ["--checkpoint", checkpoint, "--data_root", root / "faces", "--judge", root / "judge.pth"]
     flags += ["--cache_dir", root / "cache", "--device", "cpu", "--attribute_split", "train"]
-    flags += ["--num_samples", 32, "--num_inference_steps", 2]
+    flags += ["--num_samples", 32, "--num_inference_steps", 1]
     return root, flags
 
 
@@ -249,10 +250,11 @@ def run(*flags):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_command_writes_a_table_and_pictures(given, tmp_path, capsys):
+def test_the_command_writes_a_table_and_pictures(given, tmp_path, capsys, monkeypatch):
     root, flags = given
+    monkeypatch.setattr(counterfactuals, "COUT_STEPS", 2)
     flags = [*flags, "--guide", root / "guide.pth", "--face_network", root / "face.pt"]
-    run(*flags, "--counterfactual", "Smiling", "--output_dir", tmp_path, "--edit_cfg_scale", 1, 4)
+    run(*flags, "--counterfactual", "Smiling", "--output_dir", tmp_path, "--edit", "ddim", "ddpm")
     report = json.loads((tmp_path / "counterfactuals.json").read_text())
     text = (tmp_path / "counterfactuals.md").read_text()
     assert text in capsys.readouterr().out
@@ -262,7 +264,7 @@ def test_the_command_writes_a_table_and_pictures(given, tmp_path, capsys):
     assert first["edit"] == "no edit" and first["by"] == "guide" and first["flip_rate"] == 0
     assert first["photographs"] == 32 and first["fs"] == pytest.approx(1)
     assert report["protocol"]["photographs"].startswith("the first 32 of")
-    assert [*report["protocol"]["edits"]] == ["ddim, cfg 1", "ddim, cfg 4"]
+    assert [*report["protocol"]["edits"]] == ["ddim, cfg 4", "ddpm, cfg 4"]
     heads = ("flip rate", "Frechet, judge", "FVA", "FS", "MNAC", "CD", "COUT")
     assert all(f"| {head} |" in text for head in heads) and "| no edit | judge |" in text
     assert len([*(tmp_path / "counterfactuals").glob("Smiling_*.png")]) == 2
