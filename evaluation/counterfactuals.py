@@ -223,7 +223,8 @@ class CounterfactualEvaluation:
         for space, features in edited.features.items():
             originals = self.features[space]
             if kept.sum() >= FEWEST_IN_A_SET:
-                found[f"frechet_{space}"] = frechet_distance(originals[asked], features[kept])
+                distance = frechet_distance(originals[asked], features[kept])
+                found[f"frechet_{space}"] = max(0.0, distance)  # of no edit it is 0 up to rounding
             halves = split_frechet(originals[asked], features[asked], kept[asked])
             if halves is not None:
                 found[f"split_frechet_{space}"] = halves
