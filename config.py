@@ -669,9 +669,13 @@ class EvaluateConfig(DeviceConfig):
     num_inference_steps: tuple[int, ...] | None = count(
         None, "none given: 20, all T with ddpm; 25 for edits"
     )
-    guide: str | None = flag(None, "of train.py --stage guide: steers, and reads sources of edits")
+    guide: str | None = flag(
+        None, "of train.py --stage guide: steers, reads sources of edits, is explained"
+    )
     guide_scale: tuple[float, ...] = weight((0.0,), "of the guide's gradient")
-    attribute_split: str = flag("val", "whose attribute rows are asked for", choices=SPLITS)
+    attribute_split: str = flag(
+        "val", "whose attribute rows are asked for; whose photographs are explained", choices=SPLITS
+    )
     reference_split: str = flag("test", "whose images are compared with", choices=SPLITS)
     batch_size: int = count(50, "images drawn at once")
     output_dir: str = flag("./outputs/evaluation", "folder to write to")
@@ -682,15 +686,28 @@ class EvaluateConfig(DeviceConfig):
     edit_cfg_scale: tuple[float, ...] = weight((EDIT_CFG_SCALE,), "of edits")
     edit_sources: int = count(32, "faces for each attribute and direction", low=2)
     strengths: tuple[float, ...] = share((0.5, 1.0), "of edits; the last is judged")
+    counterfactual: tuple[str, ...] = flag(
+        (), "edit each photograph against what --guide reads, as papers on explanations do", metavar=NAME
+    )
+    face_network: str | None = flag(
+        None,
+        "TorchScript file, RGB (B, 3, S, S) in [-1, 1] -> embeddings (B, D): its features, and FVA, FS",
+    )
     sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))
     editing: EditConfig = nested(EditConfig, only=("depth", "localise"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.edit and len(self.num_inference_steps or ()) > 1:
-            raise ValueError(f"--edit takes one number of steps, got {self.num_inference_steps}")
-        if self.edit and self.cfg_scale:
-            raise ValueError("--cfg_scale is of new faces: with --edit use --edit_cfg_scale")
+        edits = "--counterfactual" if self.counterfactual else "--edit" if self.edit else None
+        if edits and len(self.num_inference_steps or ()) > 1:
+            raise ValueError(f"{edits} takes one number of steps, got {self.num_inference_steps}")
+        if edits and self.cfg_scale:
+            raise ValueError(f"--cfg_scale is of new faces: with {edits} use --edit_cfg_scale")
+        if self.counterfactual and not self.guide:
+            raise ValueError(
+                "--counterfactual needs --guide, the classifier that is explained, such as "
+                f"{DEFAULT_MODEL}_guide"
+            )
         if any(self.guide_scale) and not self.guide:
             raise ValueError("--guide_scale needs --guide, the classifier that steers")
         if self.attribute_split == self.reference_split:

@@ -9,6 +9,7 @@ without any request. They are compared with a reference split. The report has
 - diversity, the nearest training image of each sample, and how well the autoencoders keep an image.
 
 The judge is a classifier that --train_judge makes. With --edit it judges edits of held-out faces.
+With --counterfactual edits explain the guide, measured as in the papers on explanations.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ def parse_args(argv: list[str] | None = None) -> EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Measure every setting, or every way of editing, and write the report."""
+    """Measure every setting, every way of editing, or the counterfactuals; write the report."""
     from accelerate import PartialState
 
     from checkpoint import load_model
     from classifiers.guide import load_guide
     from classifiers.judge import load_judge
+    from evaluation.counterfactuals import CounterfactualEvaluation, check_explained
     from evaluation.edits import EditEvaluation
     from evaluation.reading import say
     from evaluation.samples import SampleEvaluation, make_judge, sampling_settings
@@ -54,7 +56,9 @@ def evaluate(config: EvaluateConfig) -> None:
     guide = load_guide(config.guide, device) if config.guide else None
     if guide is not None:
         model.check_guide(guide)
-    settings = [] if config.edit else sampling_settings(config, model)
+        check_explained(config, guide)
+    edits = config.edit or config.counterfactual
+    settings = [] if edits else sampling_settings(config, model)
     if config.train_judge:
         make_judge(config, found, model.config, device)
     judge, facts = load_judge(config.judge, model.config.attribute_names, model.config.crop, device)
@@ -66,7 +70,10 @@ def evaluate(config: EvaluateConfig) -> None:
             "too small. Measure with another: --train_judge --seed 1"
         )
     work = SampleEvaluation(config, found, model, guide, judge, facts)
-    if config.edit:
+    if config.counterfactual and guide is not None:
+        say(CounterfactualEvaluation(work, guide).run())
+        say(f"written: {config.output_dir}/counterfactuals.json, counterfactuals.md and pictures")
+    elif config.edit:
         say(EditEvaluation(work).run())
         say(f"written: {config.output_dir}/edits.json, edits.md and pictures")
     else:

@@ -155,11 +155,15 @@ class GuidanceClassifier(nn.Module):
         return (attributes.abs() * F.logsigmoid(attributes.sign() * logits)).sum(1)
 
     @torch.no_grad()
+    def read_logits(self, images: Tensor) -> Tensor:
+        """Logits (B, A) of each attribute's presence in clean images uint8 (B, S, S, 3)."""
+        x0 = self.first_stage.encode(images.to(self.prior.device))
+        return self.network(x0, torch.zeros(len(x0), device=x0.device))
+
     def predict_attributes(self, images: Tensor) -> Tensor:
         """What is seen in clean images uint8 (B, S, S, 3): (B, A) in [-1, 1], the expectation 2 p - 1 of
         an attribute present with probability p."""
-        x0 = self.first_stage.encode(images.to(self.prior.device))
-        return torch.tanh(self.network(x0, torch.zeros(len(x0), device=x0.device)) / 2)
+        return torch.tanh(self.read_logits(images) / 2)
 
 
 def load_guide(path: str | Path, device: str | torch.device = "cpu") -> GuidanceClassifier:

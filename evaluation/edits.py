@@ -7,7 +7,7 @@ identity, drawn with the attribute turned around.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import islice, product
@@ -46,6 +46,12 @@ class Task:
 
     def __str__(self) -> str:
         return f"{'add' if self.direction > 0 else 'remove'} {self.name}"
+
+
+def best_median_worst(score: Tensor) -> dict[str, int]:
+    """The images, by their place in a score (N,), that a picture shows of many."""
+    order = score.argsort(descending=True).tolist()
+    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
 
 
 class EditJudge:
@@ -138,7 +144,8 @@ class EditEvaluation:
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
-        ways = product(self.config.edit, self.config.edit_cfg_scale, self.config.guide_scale)
+        methods = self.config.edit or (self.config.editing.method,)
+        ways = product(methods, self.config.edit_cfg_scale, self.config.guide_scale)
         for method, cfg_scale, guide_scale in ways:
             name = f"{method}, cfg {cfg_scale:g}"
             name += f", guide {guide_scale:g}" if guide_scale else ""
@@ -175,8 +182,10 @@ class EditEvaluation:
         rows = np.array(rows[: self.config.edit_sources], dtype=int)
         return torch.from_numpy(self.held_out.images[rows]), truths
 
-    def edit(self, images: Tensor, task: Task, editing: EditConfig) -> list[Tensor]:
-        """The images after the edit, at each of the strengths."""
+    def edit(
+        self, images: Tensor, task: Task, editing: EditConfig, strengths: Sequence[float]
+    ) -> list[Tensor]:
+        """The images after the edit, at each of the strengths. Every process gets all."""
         target = torch.zeros(1, len(self.held_out.attribute_names))
         target[0, task.column] = task.direction
         if self.model.config.one_hot:
@@ -190,9 +199,13 @@ class EditEvaluation:
             how = {"guide": self.guide, "generator": generators}
             with self.work.autocast:
                 edit_at = self.model.prepare_edit(batch, target, editing, **how)
-                return [edit_at(strength).cpu() for strength in self.config.strengths]
+                done = [edit_at(strength).cpu() for strength in strengths]
+            bar.update(len(batch) * PartialState().num_processes)
+            return done
 
-        parts = in_parallel(strip, range(0, len(images), size))
+        hidden = not self.work.writes
+        with tqdm(total=len(images), desc=str(task), leave=False, unit="image", disable=hidden) as bar:
+            parts = in_parallel(strip, range(0, len(images), size))
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     # ---------------------------------------------------------------- figures
@@ -236,7 +249,7 @@ class EditEvaluation:
         source, truth = self.sources(task)
         if not len(source):
             return None
-        strip = self.edit(source, task, editing)
+        strip = self.edit(source, task, editing, self.config.strengths)
         edited = strip[-1]
         found = self.judge.measure(source, edited, task, self.mask(task))
         if truth is not None:
@@ -284,9 +297,8 @@ class EditEvaluation:
         found: dict[str, Tensor],
     ) -> None:
         """Write the best, the median and the worst edit: source, edit, where they differ, the truth."""
-        order = (found["flip_rate"] + found["cosine"]).argsort(descending=True).tolist()
-        chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
         images, labels = [], []
+        chosen = best_median_worst(found["flip_rate"] + found["cosine"])
         for rank, i in chosen.items():
             a, b = source[i].numpy(), edited[i].numpy()
             images += [a, b, heat_map(a, b)] + ([] if truth is None else [truth[i].numpy()])

@@ -23,6 +23,14 @@ EDIT_COLUMNS = {  # a figure of a task -> its heading and format
     "attributes_exact": ("attributes exact", "{:.3f}"),
 }
 
+COUNTERFACTUAL_COLUMNS = {  # after the distances; a figure -> its heading and format
+    "fva": ("FVA", "{:.3f}"),
+    "fs": ("FS", "{:.3f}"),
+    "mnac": ("MNAC", "{:.2f}"),
+    "cd": ("CD", "{:.2f}"),
+    "cout": ("COUT", "{:.3f}"),
+}
+
 
 def samples_table(report: dict) -> str:
     """The report of ``SampleEvaluation`` as Markdown."""
@@ -127,6 +135,34 @@ def edits_table(report: dict) -> str:
     for entry in entries[1:]:
         lines += ["", *start(entry["name"], "task")]
         lines += [line(f"{task['task']} ({task['faces']})", [task]) for task in entry["tasks"]]
+    return "\n".join(lines) + "\n"
+
+
+def counterfactuals_table(report: dict) -> str:
+    """The report of ``CounterfactualEvaluation`` as Markdown: a table for each attribute."""
+    rows = [row for entry in report["counterfactuals"] for row in entry["rows"]]
+    spaces = [space for space in FEATURE_SPACES if any(f"frechet_{space}" in row for row in rows)]
+    columns = {"photographs": ("photographs", "{}"), "flip_rate": ("flip rate", "{:.3f}")}
+    for space in spaces:
+        name = "FID" if space == "inception" else f"Frechet, {space}"
+        columns[f"frechet_{space}"] = name, "{:.2f}"
+        columns[f"split_frechet_{space}"] = f"s{name}" if name == "FID" else "of halves", "{:.2f}"
+    columns |= COUNTERFACTUAL_COLUMNS
+    shown = {key: column for key, column in columns.items() if any(key in row for row in rows)}
+
+    def cell(row: dict, key: str) -> str:
+        text = shown[key][1].format(row[key]) if key in row else ""
+        error = row.get(f"{key}_error")
+        return text if error is None else f"{text} ± {shown[key][1].format(error)}"
+
+    lines = ["# Counterfactuals", "", *(f"- {k}: {v}" for k, v in report["protocol"].items())]
+    for entry in report["counterfactuals"]:
+        lines += ["", f"## {entry['attribute']}", "", "| edit | read by | "]
+        lines[-1] += " | ".join(heading for heading, _ in shown.values()) + " |"
+        lines += ["|---" * (len(shown) + 2) + "|"]
+        for row in entry["rows"]:
+            cells = [row["edit"], row["by"], *(cell(row, key) for key in shown)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
