@@ -32,6 +32,8 @@ CELEBA_ATTRIBUTES: tuple[str, ...] = (
     "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings",
     "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
+# A person has one of them; requests for edits respect that (``settle_hair``).
+HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
 attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_ATTRIBUTES)}
 
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -118,6 +120,29 @@ def _nearest(name: str, known) -> str:
     by_lower = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     return ", ".join(by_lower[lower] for lower in close)
+
+
+def settle_hair(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
+    """Requests for edits (N, A) with what a hair colour implies. Hair that becomes blond is no longer
+    black. Hair that stops being blond gets the next colour that is read.
+
+    Args:
+        named: +1, -1 and 0 for what is not named.
+        read: (N, A), what the photographs show.
+        names: of the attributes. Without hair colours nothing is done.
+    """
+    columns = [names.index(colour) for colour in HAIR_COLOURS if colour in names]
+    if len(columns) < 2:
+        return named
+    settled, colours = named.clone(), named[:, columns]
+    gets = (colours > 0).any(1, keepdim=True)
+    loses = ~gets & (colours < 0).any(1, keepdim=True)
+    open_ = colours == 0
+    following = read[:, columns].masked_fill(~open_, -torch.inf).argmax(1, keepdim=True)
+    is_next = torch.arange(len(columns), device=named.device) == following
+    colours = torch.where(gets & open_, -1.0, colours)
+    settled[:, columns] = torch.where(loses & open_ & is_next, 1.0, colours)
+    return settled
 
 
 def deny_other_classes(rows: Tensor) -> Tensor:

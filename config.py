@@ -37,7 +37,6 @@ PREDICTIONS = registry("noise_schedule.py", "PREDICTIONS")
 LOSS_WEIGHTINGS = registry("noise_schedule.py", "LOSS_WEIGHTINGS")
 SAMPLERS = registry("samplers.py", "SAMPLERS")
 SPACINGS = registry("samplers.py", "SPACINGS")
-EDIT_METHODS = registry("editing.py", "EDIT_METHODS")
 FIRST_STAGES = registry("autoencoder_model.py", "FIRST_STAGES")
 OPTIMIZERS = registry("training/optimizers.py", "OPTIMIZERS")
 STAGES = registry("training/stages.py", "STAGES")
@@ -421,19 +420,22 @@ def refuse_ignored_requests(
 class EditConfig(Config):
     """How photographs are edited."""
 
-    method: str = flag("ddim", "how the source is inverted", name="edit_method", choices=EDIT_METHODS)
-    num_inference_steps: int = count(25, "network evaluations")
+    num_inference_steps: int = count(25, "steps")
     depth: float = flag(
-        0.8, "share of the timesteps from which edits start: less keeps more", above=0, high=1
+        0.85, "share of the timesteps from which edits start: less keeps more", above=0, high=1
     )
     cfg_scale: float = weight(
         EDIT_CFG_SCALE, "of edits: from the source's prediction to the target's", name="edit_cfg_scale"
     )
-    guide_scale: float = weight(0.0)
-    guide_on: str = flag("x_t", choices=GUIDE_ON)
+    guide_scale: float = weight(
+        5.0,
+        "of edits, where there is a guide: its gradient; 0: it does not steer",
+        name="edit_guide_scale",
+    )
+    hold: float = weight(10.0, "of edits: how firmly the guide holds what was not named")
+    margin: float = weight(4.0, "of edits: log odds at which the guide is content", name="edit_margin")
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
     localise: float = share(0.2, "share of the largest change below which the source stays; 0: off")
-    keep_detail: bool = True  # give back what the reconstruction lost
 
 
 # -------------------------------------------------------------------- scripts
@@ -591,7 +593,7 @@ class ManipulateConfig(DeviceConfig):
     )
     guide: str | None = flag(None, "of train.py --stage guide: steers, and reads photographs")
     guide_scale: float = weight(3.0, "of the guide's gradient")
-    manipulation_strength: float = share(0.8, "0 the source, 1 the full edit")
+    manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
     interpolation_steps: int = count(10, "frames of a strip", low=2)
     seed: int = count(0, "another seed, other faces", low=0)
     sampling: SamplingConfig = nested(SamplingConfig)
@@ -681,9 +683,9 @@ class EvaluateConfig(DeviceConfig):
     output_dir: str = flag("./outputs/evaluation", "folder to write to")
     cache_dir: str = flag("data/cache", CACHE_HELP)
     seed: int = count(0, "another seed, other samples", low=0)
-    edit: tuple[str, ...] = flag((), "judge these edits instead of new faces", choices=EDIT_METHODS)
+    edit: bool = flag(False, "judge edits instead of new faces")
     edit_attributes: tuple[str, ...] = flag((), "none given: all", metavar=NAME)
-    edit_cfg_scale: tuple[float, ...] = weight((EDIT_CFG_SCALE,), "of edits")
+    edit_cfg_scale: tuple[float, ...] = weight((EDIT_CFG_SCALE,), "of edits; several are compared")
     edit_sources: int = count(32, "faces for each attribute and direction", low=2)
     strengths: tuple[float, ...] = share((0.5, 1.0), "of edits; the last is judged")
     counterfactual: tuple[str, ...] = flag(
@@ -694,7 +696,7 @@ class EvaluateConfig(DeviceConfig):
         "TorchScript file, RGB (B, 3, S, S) in [-1, 1] -> embeddings (B, D): its features, and FVA, FS",
     )
     sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))
-    editing: EditConfig = nested(EditConfig, only=("depth", "localise"))
+    editing: EditConfig = nested(EditConfig, only=("depth", "guide_scale", "hold", "margin", "localise"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -710,6 +712,8 @@ class EvaluateConfig(DeviceConfig):
             )
         if any(self.guide_scale) and not self.guide:
             raise ValueError("--guide_scale needs --guide, the classifier that steers")
+        if edits and any(self.guide_scale):
+            raise ValueError(f"--guide_scale is of new faces: with {edits} use --edit_guide_scale")
         if self.attribute_split == self.reference_split:
             split = self.reference_split
             raise ValueError(f"--attribute_split and --reference_split are both {split}: they differ")

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,16 +18,16 @@ from scipy.optimize import brentq
 from torch import Tensor
 from tqdm import tqdm
 
+from celeba_dataset import settle_hair
 from config import EditConfig
-from guidance import Guide, weighed_with_input
+from guidance import Guide, classifier_free, towards, weighed_with_input
 from noise_schedule import Denoiser, NoiseSchedule
-from samplers import Generator, Steps, ddim, ddpm, ddpm_inversion, last, timestep_grid
+from samplers import Generator, Steps, ddim, last, randn_like, timestep_grid
 
 if TYPE_CHECKING:
     from diffusion_model import Attributes, ConditionalDiffusion
 
 DEFAULT_EDITING = EditConfig()
-WayBack = Callable[[Denoiser, Tensor], Steps]  # (another denoiser, the noise) -> a sampler's steps
 EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
 
 STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``
@@ -79,52 +81,47 @@ def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[f
     return strength, tried[strength][1]
 
 
-# -------------------------------------------------------------------- ways of inverting
+# -------------------------------------------------------------------- with inversion, and without
 
 
 def invert_ddim(
-    denoise: Denoiser,
+    denoise: Denoiser, schedule: NoiseSchedule, x0: Tensor, grid: list[int], progress: bool = False
+) -> Tensor:
+    """The noise x_T (B, C, h, w) that leads to x0: DDIM on the reversed grid. It is deterministic."""
+    return last(with_bar(ddim(denoise, schedule, x0, grid[::-1]), "inverting", grid, progress))
+
+
+def flow_edit(
+    target: Denoiser,
     schedule: NoiseSchedule,
     x0: Tensor,
+    seen: Sequence[Tensor],
+    noise: Sequence[Tensor],
     grid: list[int],
-    generator: Generator = None,
-    progress: bool = False,
-) -> tuple[Tensor, WayBack]:
-    """DDIM on the reversed grid. It is deterministic."""
-    start = last(with_bar(ddim(denoise, schedule, x0, grid[::-1]), "inverting", grid, progress))
-    return start, lambda denoise, x_t: ddim(denoise, schedule, x_t, grid)
+) -> Steps:
+    """From a picture x0 (B, C, h, w) to its edit, without inversion (FlowEdit, Kulikov et al. 2024,
+    arXiv:2412.08629, algorithm 1).
 
+    The edit is x0 + change. The picture and its edit get the same noise, fresh at every step. The change
+    follows the difference between what is predicted of the two. With sigma = noise_t / signal_t and
+    r = sigma_s / sigma_t:
 
-def invert_ddpm(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    grid: list[int],
-    generator: Generator = None,
-    progress: bool = False,
-) -> tuple[Tensor, WayBack]:
-    """``ddpm_inversion``, which keeps the residual of every step. Its edits change more."""
-    start, residuals = ddpm_inversion(denoise, schedule, x0, grid, generator)
-    return start, lambda denoise, x_t: ddpm(denoise, schedule, x_t, grid, residuals=residuals)
+        change_s = r change_t + (1 - r) (x0_hat of the edit - x0_hat of the picture)
 
+    Detail that the network cannot draw is not lost, because only the difference counts.
 
-@dataclass(frozen=True)
-class EditMethod:
-    """A way of inverting.
-
-    invert: (denoiser under the source's attributes, schedule, x0, falling grid, generator) -> the
-        noise, and the way back from it under another denoiser.
-    exact: whether the way back under the same denoiser gives x0 exactly.
+    Args:
+        target: the denoiser under what is asked for.
+        seen: for each step x0_hat of the picture, by the denoiser under what it shows.
+        noise: for each step the noise eps, in the shape of x0.
+        grid: falling timesteps, -1 last.
     """
-
-    invert: Callable[..., tuple[Tensor, WayBack]]
-    exact: bool
-
-
-EDIT_METHODS: dict[str, EditMethod] = {
-    "ddim": EditMethod(invert_ddim, exact=False),
-    "ddpm": EditMethod(invert_ddpm, exact=True),
-}
+    change = torch.zeros_like(x0)
+    for step, (t, s) in enumerate(pairwise(grid)):
+        x0_hat, _ = target(schedule.q_sample(x0 + change, t, noise[step]), t)
+        ratio = math.exp(float(schedule.half_log_snr(t) - schedule.half_log_snr(s)))
+        change = ratio * change + (1 - ratio) * (x0_hat - seen[step])
+        yield step, s, x0 + change, x0_hat
 
 
 class Editor:
@@ -155,7 +152,7 @@ class Editor:
         x0 = self.model.encode_images(images)
         grid = timestep_grid(self.schedule, num_inference_steps)
         denoise = self.own(self.model.attribute_rows(attributes, len(x0)), latent)
-        return invert_ddim(denoise, self.schedule, x0, grid, None, progress)[0]
+        return invert_ddim(denoise, self.schedule, x0, grid, progress)
 
     @torch.no_grad()
     def prepare_edit(
@@ -168,47 +165,53 @@ class Editor:
         generator: Generator = None,
         progress: bool = False,
     ) -> EditAt:
-        """Invert the photographs once. Return ``edit`` as a function of the strength alone. A single
-        source may have many targets.
+        """Compute once what edits of these photographs share. Return ``edit`` as a function of the
+        strength alone. A single source may have many targets.
 
-        Inversion goes up to a share ``depth`` of the timesteps. The composition stays, because only more
+        Edits start at a share ``depth`` of the timesteps. The composition stays, because only more
         noise would hide it.
         """
-        model = self.model
+        model, schedule = self.model, self.schedule
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
         x0 = model.encode_images(source_image)
-        source = model.attribute_rows(source_attributes, len(x0))
-        steps = round(editing.num_inference_steps / editing.depth)
-        grid = timestep_grid(self.schedule, min(steps, self.schedule.num_timesteps))
-        grid = grid[-1 - editing.num_inference_steps :]  # those up to the depth
-        method, own = EDIT_METHODS[editing.method], self.own(source, None)
-        start, way_back = method.invert(own, self.schedule, x0, grid, generator, progress)
-
-        def back(denoise: Denoiser, batch_size: int) -> Tensor:
-            steps = way_back(denoise, start.expand(batch_size, -1, -1, -1))
-            return last(with_bar(steps, "editing", grid, progress))
-
-        lossy = editing.keep_detail and not method.exact
-        lost = x0 - back(own, len(x0)) if lossy else 0.0
+        read = model.attribute_rows(source_attributes, len(x0))
         named = model.attribute_rows(target_attributes, len(x0) if len(x0) > 1 else None)
-        batch_size = len(named)
-        source = source.expand(batch_size, -1)
-        target = torch.where(named == 0, source, named)
+        number = len(named)
+
+        steps = round(editing.num_inference_steps / editing.depth)
+        grid = timestep_grid(schedule, min(steps, schedule.num_timesteps))
+        grid = grid[-1 - editing.num_inference_steps :]  # those up to the depth
+        noise = [randn_like(x0, generator).expand(number, -1, -1, -1) for _ in grid[:-1]]
+        x0, read = x0.expand(number, -1, -1, -1), read.expand(number, -1)
+
         oppose = editing.oppose and not model.config.one_hot  # a class has no opposite
-        opposite = torch.where(named == 0, source, -named.sign()) if oppose else source
+        base = torch.where(named == 0, read, -named.sign()) if oppose else read
+        asked = settle_hair(named, read, model.config.attribute_names)
+        target = torch.where(asked == 0, read, asked)
+        own = model.denoiser(base, None)
+        noisy = [schedule.q_sample(x0, t, eps) for t, eps in zip(grid, noise, strict=False)]
+        seen = [own(x_t, t)[0] for t, x_t in zip(grid, noisy, strict=False)]
+        both = model.denoiser(torch.cat([base, target]), None)
+        steered = guide if guide is not None and editing.guide_scale else None
+        if steered is not None:
+            columns = model.check_guide(steered)
+            wanted = named.sign()[:, columns]
+            held = (base.sign() == target.sign())[:, columns]
+            odds = {t: steered.log_odds(x_t, t) for t, x_t in zip(grid, noisy, strict=False)}
 
         @torch.no_grad()
         def edit_at(strength: float) -> Tensor:
             if not 0 <= strength <= 1:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
-            if strength == 0 and editing.keep_detail:  # no edit: the photograph itself
-                return self.first_stage.decode(x0).expand(batch_size, -1, -1, -1)
-            base = torch.lerp(source, opposite, strength)
-            denoise = model.guided_denoiser(target, None, strength * editing.cfg_scale, base=base)
-            by = strength * editing.guide_scale
-            denoise = model.steered(denoise, target, guide, by, editing.guide_on)
-            edited = back(self.near_clean(denoise), batch_size) + lost
+            if strength == 0:  # no edit: the photograph itself
+                return self.first_stage.decode(x0)
+            if steered is None:
+                denoise = classifier_free(both, schedule, strength * editing.cfg_scale)
+            else:
+                denoise = towards(both, schedule, steered, wanted, held, odds, editing, strength)
+            steps = flow_edit(denoise, schedule, x0, seen, noise, grid)
+            edited = last(with_bar(steps, "editing", grid, progress))
             return self.first_stage.decode(localised(x0, edited, editing.localise))
 
         return edit_at
@@ -225,20 +228,20 @@ class Editor:
         progress: bool = False,
         **options,
     ) -> Tensor:
-        """Edit photographs by named attributes. The source is inverted under its own attributes. Then it
-        is denoised with guidance from the source's prediction towards the target's, with scale
-        strength * cfg_scale. So the edit is continuous in strength, from the source at 0 to the full
-        edit at 1.
+        """Edit photographs by named attributes: ``flow_edit`` from the source's prediction towards the
+        target's, with guidance of scale strength * cfg_scale. So the edit is continuous in strength,
+        from the source at 0 to the full edit at 1. With a guide, strength says how far the edit goes in
+        the guide's log odds, and guidance ends there (``guidance.towards``).
 
         Args:
             source_image: uint8 (B, S, S, 3).
             target_attributes: what to change, as rows or requests (see ``attribute_rows``). Attributes
                 that are 0 or not named stay as in the source.
             strength: in [0, 1].
-            editing: method, steps and guidance. ``options`` replace single fields of it.
+            editing: steps and guidance. ``options`` replace single fields of it.
             source_attributes: of the source; from ``predict_attributes`` if not given.
-            guide: predicts them, too, and steers with editing.guide_scale.
-            generator: for the noise of method ddpm.
+            guide: predicts them, too, and steers.
+            generator: of the noise.
 
         Returns:
             uint8 (B, S, S, 3).
@@ -278,7 +281,7 @@ class Editor:
         rows = model.attribute_rows(seen, 2)
         grid = timestep_grid(self.schedule, num_inference_steps)
         own = self.own(rows, latent)
-        x_T, _ = invert_ddim(own, self.schedule, x0, grid, None, progress)
+        x_T = invert_ddim(own, self.schedule, x0, grid, progress)
 
         def back(denoise: Denoiser, start: Tensor) -> Tensor:
             return last(with_bar(ddim(denoise, self.schedule, start, grid), "mixing", grid, progress))

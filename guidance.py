@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import ModelConfig
+from config import EditConfig, ModelConfig
 from noise_schedule import Denoiser, NoiseSchedule
 
 LEAST_SIGNAL = 0.01  # a guide steers only if signal_t is at least this
+FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade
 LogProb = Callable[[Tensor, int], Tensor]  # x_t (B, C, H, W), t -> (B,)
 
 
@@ -23,6 +25,10 @@ class Guide(Protocol):
 
     def log_prob(self, x_t: Tensor, t: int, attributes: Tensor) -> Tensor:
         """log p(attributes | x_t) of each sample (B,)."""
+        ...
+
+    def log_odds(self, x_t: Tensor, t: int) -> Tensor:
+        """How far each attribute (B, A) is above the threshold from which it counts as there."""
         ...
 
     def predict_attributes(self, images: Tensor) -> Tensor:
@@ -90,6 +96,60 @@ def classifier_guided(
             (gradient,) = torch.autograd.grad(log_prob(x, t).sum(), x)
         shift = noise * guide_scale * gradient
         return x0_hat + noise / signal * shift, eps_hat - shift
+
+    return guided
+
+
+def towards(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    guide: Guide,
+    wanted: Tensor,
+    held: Tensor,
+    source_odds: Mapping[int, Tensor],
+    editing: EditConfig,
+    strength: float,
+) -> Denoiser:
+    """Guidance of an edit that ends where the guide sees what is asked for, and holds the rest.
+
+    x0_hat = x0_base + m cfg_scale (x0_target - x0_base) + noise_t^2 / signal_t grad(m guide_scale
+    log p(wanted | x_t) - hold sum over held of (p(x_t) - p(source x_t))^2), where p is the guide's
+    probability of an attribute. m in [0, 1] says what is missing: 1 until the least certain of the
+    wanted attributes is within FADE of its aim, 0 beyond. At strength 1 the aim is editing.margin, at 0
+    what the source has. The gradients are those of Dhariwal & Nichol 2021, arXiv:2105.05233.
+
+    Args:
+        denoiser: of twice the batch: first the base rows, then the target rows.
+        wanted: (B, A) of +1, -1, and 0 for the others.
+        held: bool (B, A): what is to stay as it is in the source.
+        source_odds: ``guide.log_odds`` (B, A) of the source with the same noise, for each timestep.
+    """
+
+    def margin(odds: Tensor) -> Tensor:
+        """The log odds (B,) of the least certain of the wanted attributes."""
+        return torch.where(wanted == 0, torch.inf, odds * wanted).amin(1)
+
+    read = (wanted != 0).any(1)  # by the guide
+
+    def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        x0_base, x0_target = denoiser(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_(True)
+            odds = guide.log_odds(x, t)
+            start = margin(source_odds[t])
+            aim = torch.lerp(start, torch.full_like(start, editing.margin), strength)
+            missing = ((aim - margin(odds.detach())) / FADE).clamp(0, 1)
+            missing = torch.where(read, missing, 1.0)
+            asked = (wanted.abs() * F.logsigmoid(wanted * odds)).sum(1)
+            moved = (held * (odds.sigmoid() - source_odds[t].sigmoid()).square()).sum(1)
+            wish = editing.guide_scale * missing * asked - editing.hold * moved
+            (gradient,) = torch.autograd.grad(wish.sum(), x)
+        missing = missing.view(-1, 1, 1, 1)
+        signal, noise = schedule.signal_and_noise(t, x_t)
+        x0_hat = x0_base + missing * editing.cfg_scale * (x0_target - x0_base)
+        if float(signal) >= LEAST_SIGNAL:
+            x0_hat = x0_hat + noise * noise / signal * gradient
+        return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
 
     return guided
 

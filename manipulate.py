@@ -115,7 +115,7 @@ def guided_by(work: Work, how: SamplingConfig | EditConfig) -> str:
     """What guides the faces, for a title."""
     if work.config.unconditional:
         return "unconditional"
-    by_guide = f", guide {how.guide_scale:g}" if how.guide_scale else ""
+    by_guide = f", guide {how.guide_scale:g}" if how.guide_scale and work.guide else ""
     return f"cfg_scale {how.cfg_scale:g}{by_guide}"
 
 
@@ -132,13 +132,12 @@ def settings(config: ManipulateConfig, model: ModelConfig) -> tuple[SamplingConf
         )
     sampling, editing = config.sampling, config.editing
     if config.guidance == "guide" or config.unconditional:
-        sampling, editing = replace(sampling, cfg_scale=0.0), replace(editing, cfg_scale=0.0)
+        sampling = replace(sampling, cfg_scale=0.0)
+    if config.guidance == "guide":
+        editing = replace(editing, cfg_scale=0.0)
     scale = model.sampling_scale(sampling.cfg_scale, CFG_SCALE)
     guide_scale = config.guide_scale if config.guidance in ("guide", "both") else 0.0
-    return (
-        replace(sampling, cfg_scale=scale, guide_scale=guide_scale),
-        replace(editing, guide_scale=guide_scale),
-    )
+    return replace(sampling, cfg_scale=scale, guide_scale=guide_scale), editing
 
 
 def find_source(config: ManipulateConfig) -> Path | None:
@@ -351,7 +350,7 @@ def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
     over_strength = [edit_at(strength).cpu().numpy() for strength in strengths]
     edited = over_strength[strengths.index(full)]
 
-    how = f"{work.editing.method}, {guided_by(work, work.editing)}"
+    how = guided_by(work, work.editing)
     shown = np.concatenate([image.numpy(), edited])
     labels, title = ["source", *map(caption, edits)], f"edited, strength {full:g}, {how}"
     row = save_grid(work.out / "edit.png", shown, labels, len(shown), title=title)

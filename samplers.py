@@ -169,37 +169,15 @@ def ddpm(
     grid: list[int],
     clip_x0: bool = False,
     generator: Generator = None,
-    residuals: Sequence[Tensor] | None = None,
 ) -> Steps:
     """Ancestral sampling: x_s ~ q(x_s | x_t, x0_hat), with the posterior's full variance for the
-    step from t to s (Ho et al. 2020, algorithm 2). ``residuals`` from ``ddpm_inversion`` replace the
-    fresh noise."""
+    step from t to s (Ho et al. 2020, algorithm 2)."""
     for step, (t, s) in enumerate(pairwise(grid)):
         x0_hat, _ = _predictions(denoiser, schedule, x_t, t, clip_x0)
         x_t, variance = schedule.q_posterior(x0_hat, x_t, t, s)
-        if residuals is not None:
-            x_t = x_t + residuals[step]
-        elif s >= 0:
+        if s >= 0:
             x_t = x_t + variance.sqrt() * randn_like(x_t, generator)
         yield step, s, x_t, x0_hat
-
-
-def ddpm_inversion(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    grid: list[int],
-    generator: Generator = None,
-) -> tuple[Tensor, list[Tensor]]:
-    """x_T, and the residual that each step of ``ddpm`` must add to its mean to return to x0 exactly.
-    Each x_t is drawn independently from q(x_t | x0). So the residuals hold the picture, and it stays
-    when the denoiser gets another condition (Huberman-Spiegelglas et al. 2023, arXiv:2304.06140)."""
-    path = [schedule.q_sample(x0, t, randn_like(x0, generator)) for t in grid[:-1]] + [x0]
-    residuals = []
-    for (t, s), (x_t, x_s) in zip(pairwise(grid), pairwise(path), strict=True):
-        x0_hat, _ = denoiser(x_t, t)
-        residuals.append(x_s - schedule.q_posterior(x0_hat, x_t, t, s)[0])
-    return path[0], residuals
 
 
 def ddim(

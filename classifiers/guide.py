@@ -154,6 +154,11 @@ class GuidanceClassifier(nn.Module):
         logits = self.network(x_t, torch.full((len(x_t),), t, device=x_t.device))
         return (attributes.abs() * F.logsigmoid(attributes.sign() * logits)).sum(1)
 
+    def log_odds(self, x_t: Tensor, t: int) -> Tensor:
+        """How far each attribute (B, A) is above its threshold of balanced accuracy in x_t: logits less
+        the prior."""
+        return self.network(x_t, torch.full((len(x_t),), t, device=x_t.device)) - self.prior
+
     @torch.no_grad()
     def read_logits(self, images: Tensor) -> Tensor:
         """Logits (B, A) of each attribute's presence in clean images uint8 (B, S, S, 3)."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
-from itertools import islice, product
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig
 from evaluation.metrics import frechet_distance, psnr
-from evaluation.reading import in_batches, in_parallel, read
+from evaluation.reading import in_parallel, read
 from evaluation.samples import SampleEvaluation
 from evaluation.tables import edits_table, plot_strengths
 from figures.grids import heat_map, save_grid
@@ -99,7 +99,7 @@ class EditJudge:
         }
 
     def against_truth(
-        self, source: Tensor, edited: Tensor, truth: Tensor, rebuilt: Tensor, task: Task
+        self, source: Tensor, edited: Tensor, truth: Tensor, task: Task
     ) -> dict[str, Tensor]:
         """For each image (N,): how near the true counterfactual come the edit, no edit at all, and the
         model's reconstruction of that counterfactual."""
@@ -108,7 +108,6 @@ class EditJudge:
             "flip_rate_truth": self.flips(wanted, task),
             "psnr_truth": psnr(edited, truth),
             "psnr_no_edit": psnr(source, truth),
-            "psnr_rebuilt": psnr(rebuilt, truth),
             "perceptual_truth": self.perceptual(edited, truth),
             "perceptual_no_edit": self.perceptual(source, truth),
             "attributes_exact": ((now > 0) == (wanted > 0)).float().mean(1),
@@ -144,18 +143,13 @@ class EditEvaluation:
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
-        methods = self.config.edit or (self.config.editing.method,)
-        ways = product(methods, self.config.edit_cfg_scale, self.config.guide_scale)
-        for method, cfg_scale, guide_scale in ways:
-            name = f"{method}, cfg {cfg_scale:g}"
-            name += f", guide {guide_scale:g}" if guide_scale else ""
+        for cfg_scale in self.config.edit_cfg_scale:
             editing = replace(
-                self.config.editing,
-                method=method,
-                num_inference_steps=self.num_steps,
-                cfg_scale=cfg_scale,
-                guide_scale=guide_scale,
+                self.config.editing, num_inference_steps=self.num_steps, cfg_scale=cfg_scale
             )
+            name = f"cfg {cfg_scale:g}"
+            if self.guide and editing.guide_scale:
+                name += f", guide {editing.guide_scale:g}"
             yield name, editing
 
     # ---------------------------------------------------------------- faces
@@ -253,7 +247,7 @@ class EditEvaluation:
         edited = strip[-1]
         found = self.judge.measure(source, edited, task, self.mask(task))
         if truth is not None:
-            found |= self.judge.against_truth(source, edited, truth, self.rebuilt(task), task)
+            found |= self.judge.against_truth(source, edited, truth, task)
         if self.work.writes:
             self.picture(name, task, source, edited, truth, found)
         before = [self.judge.flips(read(self.work.judge, part)[1], task) for part in strip[:-1]]
@@ -265,18 +259,6 @@ class EditEvaluation:
         means |= self.frechet(edited, task)
         curve = dict(zip(map(str, self.config.strengths), flips, strict=True))
         return {"task": str(task), "faces": len(source), **means, "flip_rate_over_strength": curve}
-
-    @cache  # noqa: B019
-    def rebuilt(self, task: Task) -> Tensor:
-        """The model's reconstruction of true counterfactuals, from their own noise and latent."""
-        plain = EditConfig("ddim", self.num_steps, localise=0, keep_detail=False)
-        nothing = torch.zeros(1, len(self.held_out.attribute_names))
-
-        def back(batch: Tensor) -> Tensor:
-            with self.work.autocast:
-                return self.model.prepare_edit(batch, nothing, plain, guide=self.guide)(0.0).cpu()
-
-        return torch.cat(in_batches(back, self.sources(task)[1], self.config.batch_size))
 
     def bounds(self, task: Task) -> dict | None:
         """The figures of no edit at all."""
@@ -331,8 +313,7 @@ class EditEvaluation:
             "sources": self.work.protocol["reference"],
             "edit_sources": self.config.edit_sources,
             "strengths": list(self.config.strengths),
-            "depth": self.config.editing.depth,
-            "localise": self.config.editing.localise,
+            "editing": asdict(self.config.editing),
             "num_inference_steps": self.num_steps,
             "sources_read_by": "the guide" if self.guide else "the VAE",
             "true_counterfactuals": self.truth is not None,

@@ -18,7 +18,6 @@ EDIT_COLUMNS = {  # a figure of a task -> its heading and format
     "frechet_real": ("of real", "{:.1f}"),
     "psnr_truth": ("PSNR to truth", "{:.1f}"),
     "psnr_no_edit": ("of no edit", "{:.1f}"),
-    "psnr_rebuilt": ("of the truth rebuilt", "{:.1f}"),
     "median_gain": ("median gain", "{:+.1f}"),
     "attributes_exact": ("attributes exact", "{:.3f}"),
 }

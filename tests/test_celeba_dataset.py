@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from celeba_dataset import (
     CELEBA_ATTRIBUTES,
+    HAIR_COLOURS,
     OTHER_FILES,
     CelebADataset,
     attr_dict,
@@ -27,6 +28,7 @@ from celeba_dataset import (
     download_celeba,
     load_and_preprocess_image,
     parse_request,
+    settle_hair,
 )
 from config import CROPS
 from image_data import cached
@@ -517,3 +519,22 @@ def test_real_celeba(tmp_path):
     lines = {line.split()[0]: line.split()[1:] for line in (REAL / ATTR).open() if ".jpg" in line}
     for name, row in zip(data.filenames, data.attributes, strict=True):
         assert row.tolist() == [float(value) for value in lines[name]]
+
+
+def test_an_edit_of_hair_takes_the_other_colours_away_or_the_next_one():
+    names = ("Smiling", *HAIR_COLOURS)  # black, blond, brown, gray
+    read = torch.tensor([[0.9, 0.8, -0.9, -0.2, -1.0]]).expand(4, -1)
+    named = torch.zeros(4, 5)
+    named[0, 2] = 1  # blond
+    named[1, 1] = -1  # not black any more
+    named[2, 0] = -1  # no smile: nothing to do with hair
+    named[3, 1:] = torch.tensor([-1.0, 1.0, 0.0, 0.0])
+    settled = settle_hair(named, read, names)
+    assert settled.tolist() == [
+        [0, -1, 1, -1, -1],
+        [0, -1, 0, 1, 0],
+        [-1, 0, 0, 0, 0],
+        [0, -1, 1, -1, -1],
+    ]
+    others = named[:, :2]  # black hair alone excludes nothing
+    assert torch.equal(settle_hair(others, read[:, :2], names[:2]), others)

@@ -77,10 +77,9 @@ def test_the_target_is_not_counted_among_the_others(judge, pictures):
 
 def test_an_edit_that_is_the_truth_is_exact(judge, pictures):
     source, truth = pictures[:3], pictures[3:]
-    found = judge.against_truth(source, truth, truth, source, SMILE)
+    found = judge.against_truth(source, truth, truth, SMILE)
     assert (found["psnr_truth"] == 100).all() and (found["attributes_exact"] == 1).all()
     torch.testing.assert_close(found["psnr_no_edit"], psnr(source, truth))
-    torch.testing.assert_close(found["psnr_rebuilt"], psnr(source, truth))
 
 
 def test_true_counterfactuals_are_the_same_face_with_one_change(faces, tmp_path):
@@ -114,7 +113,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
     flags = ["--checkpoint", checkpoint, "--data_root", faces, "--judge", judge]
     flags += ["--cache_dir", tmp_path / "cache", "--output_dir", out, "--device", "cpu"]
     flags += ["--attribute_split", "train", "--reference_split", "val", "--num_samples", 32]
-    flags += ["--edit", "ddim", "ddpm", "--edit_attributes", "Smiling", "--edit_sources", 3]
+    flags += ["--edit", "--edit_attributes", "Smiling", "--edit_sources", 3]
     flags += ["--num_inference_steps", 2, "--edit_cfg_scale", 1, 4]
 
     def run(*more):
@@ -127,8 +126,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
     assert report["interpolation"]["worst_end_psnr"] == 100
     assert report["interpolation"]["largest_step_over_mean"] >= 1
     names = [entry["name"] for entry in report["edits"]]
-    assert names[0] == "no edit" and len(names) == 5
-    assert "ddpm, cfg 4" in names
+    assert names == ["no edit", "cfg 1", "cfg 4"]
     how = ["--batch_size", 2, "--mixed_precision", "no", "--output_dir", tmp_path / "two"]
     assert "2 processes" in launch_two("evaluate.py", *flags, *how)
     together = json.loads((tmp_path / "two" / "edits.json").read_text())
@@ -140,12 +138,12 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
         assert [task["task"] for task in entry["tasks"]] == ["add Smiling", "remove Smiling"]
         for task in entry["tasks"]:
             assert 0 <= task["flip_rate"] <= 1 and task["faces"] == 3
-            assert task["psnr_no_edit"] > 5 and task["psnr_rebuilt"] > 5
+            assert task["psnr_no_edit"] > 5
             assert set(task["flip_rate_over_strength"]) == {"0.5", "1.0"}
     text = (out / "edits.md").read_text()
-    assert "| no edit |" in text and "of the truth rebuilt" in text and "median gain" in text
+    assert "| no edit |" in text and "median gain" in text
     assert (out / "flip_rate_over_strength.png").is_file()
-    assert len(list((out / "edits").glob("*.png"))) == 8
+    assert len(list((out / "edits").glob("*.png"))) == 4
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run("--edit_attributes", "Smilling")

@@ -379,7 +379,7 @@ def test_odd_folders(tmp_path):
 WORDS = [
     *("--lr", "--config", "--data_root", "--mode", "edit", "--attributes", "Smiling=1", "Male=", "="),
     *("--", "--channels", "0", "-1", "1e999", "nan", "64", "--image_size", "--sampler", "ddim", "all"),
-    *("--resume", "--landmarks", "--stage", "guide", "--dataset", "mnist", "--edit", "--seed"),
+    *("--resume", "--landmarks", "--stage", "guide", "--dataset", "mnist", "--edit_sources", "--seed"),
     *("--strengths", "2", "--cfg_scale", "--edit_cfg_scale", "--from", "--to", "\x00", "ü"),
     *("--save_dir", "9" * 20, "--unconditional", "denoising", "--attribute"),
 ]

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from config import EditConfig
 from guidance import (
     classifier_free,
     classifier_guided,
     dynamic_threshold,
     guidance_interval,
     through_x0,
+    towards,
     weighed_with_input,
 )
 from noise_schedule import NoiseSchedule
@@ -289,3 +291,57 @@ def test_guidance_through_x0_takes_the_gradient_through_the_denoiser(schedule):
     _, noise_std = schedule.signal_and_noise(300, x_t)
     expected = x_t - noise_std * 1.5 * (0.3 * 2)
     torch.testing.assert_close(guided(x_t, 300)[1], expected)
+
+
+class MeanGuide:
+    """A guide of two attributes: the first is there where the mean of x_t is above 0, the second never."""
+
+    def log_odds(self, x_t: Tensor, t: int) -> Tensor:
+        mean = x_t.mean((1, 2, 3))
+        return torch.stack([5 * mean, mean - 3], dim=1)
+
+
+def edit_guidance(schedule, t, x_t, source, strength=1.0, **options):
+    """x0_hat of an edit that wants the first attribute and holds the second."""
+    guide, editing = MeanGuide(), EditConfig(cfg_scale=3.0, **options)
+    wanted, held = torch.tensor([[1.0, 0.0]]), torch.tensor([[False, True]])
+    odds = {t: guide.log_odds(source, t)}
+    denoise = towards(PairDenoiser(schedule), schedule, guide, wanted, held, odds, editing, strength)
+    return denoise(x_t, t)[0]
+
+
+def test_the_guidance_of_an_edit_is_classifier_free_until_the_guide_is_content(schedule, t=400):
+    """At the aim it ends; between, it fades."""
+    branch, alone = PairDenoiser(schedule).branch, {"guide_scale": 0.0, "hold": 0.0, "margin": 4.0}
+    for odds, left in ((-2.0, 1.0), (3.0, 0.5), (4.5, 0.0)):
+        x_t = noise(1, 3, 8, 8)
+        x_t += odds / 5 - x_t.mean()
+        base, asked = branch(x_t, t, False)[0], branch(x_t, t, True)[0]
+        found = edit_guidance(schedule, t, x_t, x_t - 1, **alone)
+        torch.testing.assert_close(found, base + left * 3 * (asked - base))
+
+
+def test_the_aim_of_an_edit_grows_with_its_strength(schedule, t=400):
+    """At strength 0 it is what the source has, so nothing is left to do."""
+    x_t, alone = noise(1, 3, 8, 8) - 1, {"guide_scale": 0.0, "hold": 0.0, "margin": 4.0}
+    base = PairDenoiser(schedule).branch(x_t, t, False)[0]
+    moved = [
+        float((edit_guidance(schedule, t, x_t, x_t, strength, **alone) - base).abs().max())
+        for strength in (0.0, 0.1, 0.2, 0.3, 1.0)
+    ]
+    assert moved[0] < 1e-12 and moved[1] > 0 and moved == sorted(moved)
+
+
+def test_a_guide_pushes_to_what_is_wanted_and_holds_the_rest(schedule, t=400):
+    """Against the gradients by hand: of log sigmoid(5 m), and of -(sigmoid(m - 3) - its source)^2."""
+    x_t = noise(1, 3, 8, 8)
+    mean, size = x_t.mean(), x_t[0].numel()
+    signal, spread = schedule.signal_and_noise(t, x_t)
+    plain = edit_guidance(schedule, t, x_t, x_t - 1, guide_scale=0.0, hold=0.0)
+    pushed = edit_guidance(schedule, t, x_t, x_t - 1, guide_scale=2.0, hold=0.0)
+    push = spread**2 / signal * 2 * torch.sigmoid(-5 * mean) * 5 / size
+    torch.testing.assert_close(pushed - plain, push.expand_as(x_t))
+    held = edit_guidance(schedule, t, x_t, x_t - 1, guide_scale=0.0, hold=7.0)
+    now, was = torch.sigmoid(mean - 3), torch.sigmoid(mean - 4)
+    pull = -(spread**2) / signal * 7 * 2 * (now - was) * now * (1 - now) / size
+    torch.testing.assert_close(held - plain, pull.expand_as(x_t))

@@ -350,6 +350,6 @@ def test_the_class_asked_for_is_judged(class_checkpoint, colours, tmp_path, caps
     assert nothing["request"] == "none" and "unasked" in nothing["attributes"]
     assert 0 <= setting["attributes"]["class_accuracy"] <= 1 and setting["sampling"]["cfg_scale"] == 1
     assert "request met" in capsys.readouterr().out
-    run_script(evaluate, *common, *out, "--edit", "ddim", "--edit_sources", "2", "--strengths", "1")
+    run_script(evaluate, *common, *out, "--edit", "--edit_sources", "2", "--strengths", "1")
     edits = json.loads((tmp_path / "out" / "edits.json").read_text())["edits"]
     assert [task["task"] for task in edits[1]["tasks"]] == ["add blue", "add green", "add red"]
