@@ -57,8 +57,8 @@ def test_a_faint_edit_is_the_photograph(trained, faces_and_rows):
 
 
 def test_flow_edit_follows_its_equation_on_gaussian_data():
-    """For pictures from N(mu, tau^2) the best denoiser is known. The flow from N(0, tau^2) to N(mu, tau^2)
-    moves every picture by mu."""
+    """For pictures from N(mu, tau^2) the best denoiser is known. The flow from N(0, tau^2) to it moves
+    every picture by mu."""
     schedule, tau, mu = NoiseSchedule("cosine", 1000), 0.5, 0.3
 
     def denoiser(mean):
