@@ -432,7 +432,9 @@ class EditConfig(Config):
         "of edits, where there is a guide: its gradient; 0: it does not steer",
         name="edit_guide_scale",
     )
-    hold: float = weight(10.0, "of edits: how firmly the guide holds what was not named")
+    hold: float = weight(
+        10.0, "of edits: how firmly the guide holds what was not named", name="edit_hold"
+    )
     margin: float = weight(4.0, "of edits: log odds at which the guide is content", name="edit_margin")
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
     localise: float = share(0.2, "share of the largest change below which the source stays; 0: off")

@@ -85,9 +85,16 @@ def sdedit(config: EditBaselinesConfig) -> Edit:
 
 
 def ours(config: EditBaselinesConfig) -> Edit:
-    """What manipulate.py does by default."""
-    model, strength = load(config), ManipulateConfig().manipulation_strength
-    return lambda images, name, value: model.manipulate_attributes(images, {name: value}, strength)
+    """What manipulate.py does by default: with the guide of a pretrained model, where it has one."""
+    import torch
+
+    from classifiers.guide import load_guide
+
+    default = ManipulateConfig(checkpoint=config.checkpoint)
+    model, guide = load(config), default.guide_file and load_guide(default.guide_file)
+    generator = torch.Generator().manual_seed(config.seed)
+    how = {"guide": guide, "generator": generator, "strength": default.manipulation_strength}
+    return lambda images, name, value: model.manipulate_attributes(images, {name: value}, **how)
 
 
 METHODS: dict[str, Callable[[EditBaselinesConfig], Edit]] = {

@@ -294,7 +294,7 @@ def test_guidance_through_x0_takes_the_gradient_through_the_denoiser(schedule):
 
 
 class MeanGuide:
-    """A guide of two attributes: one is there where the mean of x_t is above 0, the other hardly ever."""
+    """A guide of two attributes: one is there where the mean of x_t is above 0, the other above 3."""
 
     def log_odds(self, x_t: Tensor, t: int) -> Tensor:
         mean = x_t.mean((1, 2, 3))

@@ -173,7 +173,7 @@ WRONG = {
     "scale of new faces for an edit": (manipulate, "--mode edit --cfg_scale 2", "--edit_cfg_scale"),
     "scale of new faces for edits": (
         evaluate,
-        "--data_root {faces} --edit ddim --cfg_scale 2",
+        "--data_root {faces} --edit --cfg_scale 2",
         "--edit_cfg_scale",
     ),
     "figure that ignores the request": (visualize, "denoising --cfg_scale 0", "--unconditional"),
