@@ -198,7 +198,8 @@ class Editor:
             columns = model.check_guide(steered)
             wanted = named.sign()[:, columns]
             held = (base.sign() == target.sign())[:, columns]
-            odds = {t: steered.log_odds(x_t, t) for t, x_t in zip(grid, noisy, strict=False)}
+            once = len(source_image)  # a single photograph is read once for all its targets
+            odds = {t: steered.log_odds(x_t[:once], t) for t, x_t in zip(grid, noisy, strict=False)}
 
         @torch.no_grad()
         def edit_at(strength: float) -> Tensor:

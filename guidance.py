@@ -114,15 +114,17 @@ def towards(
 
     x0_hat = x0_base + m cfg_scale (x0_target - x0_base) + noise_t^2 / signal_t grad(m guide_scale
     log p(wanted | x_t) - hold sum over held of (p(x_t) - p(source x_t))^2), where p is the guide's
-    probability of an attribute. m in [0, 1] says what is missing: 1 until the least certain of the
-    wanted attributes is within FADE of its aim, 0 beyond. At strength 1 the aim is editing.margin, at 0
-    what the source has. The gradients are those of Dhariwal & Nichol 2021, arXiv:2105.05233.
+    probability of an attribute. m in [0, 1] says what is missing. It is 1 where the least certain of the
+    wanted attributes is FADE or more below its aim, and falls to 0 at the aim. At strength 1 the aim is
+    editing.margin, at 0 what the source has. The gradients are those of Dhariwal & Nichol 2021,
+    arXiv:2105.05233.
 
     Args:
         denoiser: of twice the batch: first the base rows, then the target rows.
         wanted: (B, A) of +1, -1, and 0 for the others.
         held: bool (B, A): what is to stay as it is in the source.
-        source_odds: ``guide.log_odds`` (B, A) of the source with the same noise, for each timestep.
+        source_odds: ``guide.log_odds`` (B, A), or (1, A) of a single source, with the same noise, for
+            each timestep.
     """
 
     def margin(odds: Tensor) -> Tensor:

@@ -17,6 +17,14 @@ from image_data.cached import random_flip
 FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
 
 
+def network_input(images: Tensor) -> Tensor:
+    """What judges take of images uint8 (B, H, W, 3): float (B, 3, 64, 64) in [-1, 1]."""
+    x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    if x.shape[2:] != (FEATURE_SIDE, FEATURE_SIDE):
+        x = F.interpolate(x, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class Judge(nn.Module):
     """A ResNet-18 (He et al. 2015, arXiv:1512.03385) that reads attributes from clean images, through
     128 features on the way. It judges and never guides: it shares no weights with the models it judges.
@@ -31,11 +39,8 @@ class Judge(nn.Module):
         self.head = nn.Linear(num_features, num_attributes)
 
     def input(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> what the network takes: float (B, 3, 64, 64) in [-1, 1]."""
-        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        if x.shape[2:] != (FEATURE_SIDE, FEATURE_SIDE):
-            x = F.interpolate(x, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
-        return x.contiguous(memory_format=torch.channels_last)
+        """``network_input``."""
+        return network_input(images)
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, D)."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from checkpoint import load_checkpoint, load_weights, save_atomically
+from classifiers.judge import network_input
 from synthetic_faces.attributes import NAMES
 
 PROBE = "drawn64_probe"  # its file in pretrained/
-PROBE_SIDE = 64  # pixels per side at which it sees faces
 
 
 def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
@@ -35,11 +33,8 @@ class Probe(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(48 * 64, len(NAMES)))
 
     def input(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> what the network takes: float (B, 3, 64, 64) in [-1, 1]."""
-        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        if x.shape[2:] != (PROBE_SIDE, PROBE_SIDE):
-            x = F.interpolate(x, (PROBE_SIDE, PROBE_SIDE), mode="bilinear", antialias=True)
-        return x.contiguous(memory_format=torch.channels_last)
+        """``network_input``, as of the judge."""
+        return network_input(images)
 
     def stages(self) -> list[nn.Module]:
         """The network as four stages in a row, for ``perceptual_distance``."""
