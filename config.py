@@ -48,7 +48,7 @@ FIGURES = registry("figures/figures.py", "FIGURES")
 CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
 SPLITS = ("train", "val", "test")
 REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
-CFG_SCALE, EDIT_CFG_SCALE = 1.5, 4.0  # of new faces, and of edits, where nothing else is asked for
+CFG_SCALE = 1.5  # of new faces, where nothing else is asked for
 GUIDE_ON = ("x_t", "x0")  # what a guide reads: the noisy image, or the image as predicted
 DATASET_HELP = "what --data_root holds; none given: as its files say"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
@@ -421,11 +421,18 @@ class EditConfig(Config):
     """How photographs are edited."""
 
     num_inference_steps: int = count(25, "steps")
-    depth: float = flag(
-        0.85, "share of the timesteps from which edits start: less keeps more", above=0, high=1
+    depth: float | None = flag(
+        None,
+        "share of the timesteps from which edits start: less keeps more; none given: what suits the "
+        "attributes named",
+        above=0,
+        high=1,
     )
-    cfg_scale: float = weight(
-        EDIT_CFG_SCALE, "of edits: from the source's prediction to the target's", name="edit_cfg_scale"
+    cfg_scale: float | None = weight(
+        None,
+        "of edits: from the source's prediction to the target's; none given: 6 where a guide steers, "
+        "otherwise 2",
+        name="edit_cfg_scale",
     )
     guide_scale: float = weight(
         5.0,
@@ -433,7 +440,7 @@ class EditConfig(Config):
         name="edit_guide_scale",
     )
     hold: float = weight(
-        10.0, "of edits: how firmly the guide holds what was not named", name="edit_hold"
+        5.0, "of edits: how firmly the guide holds what was not named", name="edit_hold"
     )
     margin: float = weight(4.0, "of edits: log odds at which the guide is content", name="edit_margin")
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
@@ -687,7 +694,7 @@ class EvaluateConfig(DeviceConfig):
     seed: int = count(0, "another seed, other samples", low=0)
     edit: bool = flag(False, "judge edits instead of new faces")
     edit_attributes: tuple[str, ...] = flag((), "none given: all", metavar=NAME)
-    edit_cfg_scale: tuple[float, ...] = weight((EDIT_CFG_SCALE,), "of edits; several are compared")
+    edit_cfg_scale: tuple[float, ...] = weight((), "of edits; several are compared")
     edit_sources: int = count(32, "faces for each attribute and direction", low=2)
     strengths: tuple[float, ...] = share((0.5, 1.0), "of edits; the last is judged")
     counterfactual: tuple[str, ...] = flag(

@@ -328,9 +328,21 @@ def prepare_edit(
     work: Work, image: Tensor, targets: Tensor, has: Tensor, editing: EditConfig
 ) -> Callable[[float], Tensor]:
     """One image uint8 (1, S, S, 3) with attributes ``has`` (1, A), edited towards every row of targets
-    (N, A): strength -> uint8 (N, S, S, 3)."""
-    generator = work.generator.clone_state()
-    return work.model.prepare_edit(image, targets, editing, has, work.guide, generator, progress=True)
+    (N, A): strength -> uint8 (N, S, S, 3). Rows of one depth are edited together, so that an edit does
+    not depend on what else is asked for."""
+    import torch
+
+    from editing import with_depth
+
+    named = [[name for name, value in zip(work.names, row, strict=True) if value] for row in targets]
+    depths = torch.tensor([with_depth(editing, names).depth for names in named])
+    rows = [(depths == depth).nonzero()[:, 0] for depth in depths.unique()]
+    edits = []
+    for some in rows:
+        generator, part = work.generator.clone_state(), targets[some.to(targets.device)]
+        edits.append(work.model.prepare_edit(image, part, editing, has, work.guide, generator, True))
+    order = torch.cat(rows).argsort()
+    return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])[order]
 
 
 def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
@@ -420,8 +432,8 @@ def counterfactual(
 
     def margin(picture: Tensor) -> float:
         """The log odds by which the least certain of the attributes passes its threshold."""
-        seen = 2 * guide.predict_attributes(picture).clamp(-0.9999, 0.9999).atanh()
-        return float(((seen - guide.prior)[0, columns].cpu() * wanted).min())
+        odds = (guide.read_logits(picture) - guide.prior)[0, columns].cpu()
+        return float((odds * wanted).min())
 
     edit_at = prepare_edit(work, image, target, work.read(image), work.editing)
     strength, pictures = smallest_edit(edit_at, lambda edited: margin(edited) - MARGIN)
@@ -457,6 +469,7 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     from celeba_dataset import parse_request
     from checkpoint import load_model
     from classifiers.guide import load_guide
+    from editing import with_scale
     from samplers import settled
 
     requests = [parse_request(items) for items in (config.attributes, config.start, config.end)]
@@ -476,6 +489,7 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     draws = config.makes("generate") or config.makes("interpolate")
     if draws and not (config.open or config.unconditional or model.config.prior_rows):
         print(f"{config.checkpoint} has no attribute rows: what is not named is left to the network")
+    editing = with_scale(editing, guide is not None)
     generator = torch.Generator().manual_seed(config.seed)
     return Work(config, model, guide, sampling, editing, generator, *requests)
 

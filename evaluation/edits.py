@@ -24,6 +24,7 @@ from celeba_dataset import attr_dict, deny_other_classes
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig
+from editing import with_depth, with_scale
 from evaluation.metrics import frechet_distance, psnr
 from evaluation.reading import in_parallel, read
 from evaluation.samples import SampleEvaluation
@@ -143,11 +144,10 @@ class EditEvaluation:
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
-        for cfg_scale in self.config.edit_cfg_scale:
-            editing = replace(
-                self.config.editing, num_inference_steps=self.num_steps, cfg_scale=cfg_scale
-            )
-            name = f"cfg {cfg_scale:g}"
+        for asked in self.config.edit_cfg_scale or (None,):
+            editing = replace(self.config.editing, num_inference_steps=self.num_steps, cfg_scale=asked)
+            editing = with_scale(editing, self.guide is not None)
+            name = f"cfg {editing.cfg_scale:g}"
             if self.guide and editing.guide_scale:
                 name += f", guide {editing.guide_scale:g}"
             yield name, editing
@@ -258,7 +258,9 @@ class EditEvaluation:
             means["median_gain"] = float(gain.median())
         means |= self.frechet(edited, task)
         curve = dict(zip(map(str, self.config.strengths), flips, strict=True))
-        return {"task": str(task), "faces": len(source), **means, "flip_rate_over_strength": curve}
+        depth = with_depth(editing, [task.name]).depth
+        facts = {"task": str(task), "faces": len(source), "depth": depth}
+        return {**facts, **means, "flip_rate_over_strength": curve}
 
     def bounds(self, task: Task) -> dict | None:
         """The figures of no edit at all."""

@@ -53,16 +53,15 @@ def test_a_flag_fills_every_field_of_its_name():
 
 def test_new_faces_and_edits_have_a_guidance_scale_each():
     given = parsed(ManipulateConfig, "--cfg_scale", "2")
-    assert (given.sampling.cfg_scale, given.editing.cfg_scale) == (2, 4)
+    assert (given.sampling.cfg_scale, given.editing.cfg_scale) == (2, None)
     given = parsed(ManipulateConfig, "--edit_cfg_scale", "2")
     assert (given.sampling.cfg_scale, given.editing.cfg_scale) == (None, 2)
-    assert parsed(EvaluateConfig).edit_cfg_scale == (4,)
 
 
 def test_only_the_named_flags_of_a_nested_configuration_are_the_script_s():
     given = parsed(EvaluateConfig, "--cfg_scale", "1", "2", "--depth", "1", "--eta", "0.5")
     assert given.cfg_scale == (1, 2) and given.editing.depth == 1 and given.sampling.eta == 0.5
-    assert given.editing.cfg_scale == 4 and given.sampling.cfg_scale is None
+    assert given.editing.cfg_scale is None and given.sampling.cfg_scale is None
     with pytest.raises(SystemExit):
         parsed(EvaluateConfig, "--rescale", "0.5")
 

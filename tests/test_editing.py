@@ -7,7 +7,7 @@ import torch
 from toys import measured, toy_batch
 
 from config import EditConfig
-from editing import Editor, flow_edit, localised, slerp
+from editing import Editor, flow_edit, localised, slerp, with_depth, with_scale
 from noise_schedule import NoiseSchedule
 from samplers import ddim, last, timestep_grid
 
@@ -120,6 +120,19 @@ def test_edits_take_as_many_steps_as_asked_up_to_their_depth(trained, faces_and_
         edited(trained, sources, rows, [1.0], rows, depth=depth)
         share = max(visited) / trained.schedule.num_timesteps
         assert depth - 0.1 < share <= depth and len({*visited}) == 30
+
+
+def test_what_is_named_and_a_guide_decide_what_is_not_asked_for():
+    """The deepest of the attributes named counts; what is asked for always does."""
+    plain = EditConfig()
+    assert with_depth(plain, ["Smiling"]).depth < with_depth(plain, ["Pointy_Nose"]).depth
+    both = with_depth(plain, ["Smiling", "Blond_Hair"]).depth
+    assert both == with_depth(plain, ["Blond_Hair"]).depth > with_depth(plain, []).depth
+    assert with_depth(EditConfig(depth=0.3), ["Blond_Hair"]).depth == 0.3
+    assert with_scale(plain, True).cfg_scale > with_scale(plain, False).cfg_scale
+    only_reads = EditConfig(guide_scale=0)
+    assert with_scale(only_reads, True).cfg_scale == with_scale(plain, False).cfg_scale
+    assert with_scale(EditConfig(cfg_scale=1), True).cfg_scale == 1
 
 
 def test_a_configuration_that_cannot_be_is_refused():

@@ -139,14 +139,14 @@ def test_counterfactual_finds_the_least_strength_that_flips(
 ):
     """With a guide whose log odds pass MARGIN at the threshold."""
 
-    def predict_attributes(self, images):  # whose brightness says the strength
+    def read_logits(self, images):  # whose brightness says the strength
         log_odds = 5 * (images.float().mean() / 250 - threshold) + manipulate.MARGIN
-        return torch.tanh(torch.full((len(images), 40), -float(log_odds)) / 2)
+        return torch.full((len(images), 40), -float(log_odds))
 
     def prepare_edit(self, image, *args, **options):
         return lambda strength: torch.full_like(image, round(250 * strength))
 
-    monkeypatch.setattr(GuidanceClassifier, "predict_attributes", predict_attributes)
+    monkeypatch.setattr(GuidanceClassifier, "read_logits", read_logits)
     monkeypatch.setattr(ConditionalDiffusion, "prepare_edit", prepare_edit)
     monkeypatch.setattr(ConditionalDiffusion, "predict_attributes", lambda self, images, guide: None)
     without_prior = load_guide(guide)

@@ -146,6 +146,19 @@ def test_edit_takes_a_test_image_of_the_data_root(checkpoint, faces, tmp_path):
     assert "img_align_celeba" in made["source"]
 
 
+def test_an_edit_does_not_depend_on_what_else_is_asked_for(checkpoint, faces, tmp_path):
+    """Edits of another depth are made in a batch of their own."""
+    edits = []
+    for more in ([], ["Blond_Hair=1"]):
+        out = tmp_path / f"with{len(more)}"
+        run_script(
+            manipulate, "--checkpoint", checkpoint, "--output_dir", out, "--mode", "edit", "--data_root",
+            faces, "--attributes", *more, "Smiling=1", "--num_inference_steps", "2",
+        )  # fmt: skip
+        edits.append((out / "edits" / f"{len(more):03d}.png").read_bytes())
+    assert edits[0] == edits[1]
+
+
 @pytest.fixture
 def broken(tmp_path, faces):
     """Inputs that are wrong: a text file named .jpg, and a folder whose rows do not match its images."""
