@@ -442,7 +442,11 @@ class EditConfig(Config):
     hold: float = weight(
         5.0, "of edits: how firmly the guide holds what was not named", name="edit_hold"
     )
-    margin: float = weight(4.0, "of edits: log odds at which the guide is content", name="edit_margin")
+    margin: float | None = weight(
+        None,
+        "of edits: log odds at which the guide is content; none given: what suits the attributes named",
+        name="edit_margin",
+    )
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
     localise: float = share(0.2, "share of the largest change below which the source stays; 0: off")
 

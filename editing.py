@@ -30,13 +30,18 @@ if TYPE_CHECKING:
 DEFAULT_EDITING = EditConfig()
 EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
 
-# The share of the timesteps from which an edit starts, where nothing else is asked for. Only much noise
-# hides hair and hats. An expression needs little, and then more of the photograph stays. Measured on
-# validation photographs at 0.65, 0.85 and 0.95: docs/results.md, "Edits of photographs".
-DEPTH = 0.85
-LOCAL = ("Smiling", "Mouth_Slightly_Open", "Eyeglasses", "Narrow_Eyes", "Pale_Skin")
-HAIR = ("Blond_Hair", "Black_Hair", "Brown_Hair", "Gray_Hair", "Bald", "Bangs", "Wearing_Hat")
-DEPTHS = dict.fromkeys(LOCAL, 0.65) | dict.fromkeys(HAIR, 0.9)
+# What an edit of an attribute needs, where nothing else is asked for: the share of the timesteps from
+# which it starts, and the log odds at which the guide is content. Only much noise hides hair and hats.
+# An expression needs little, and then more of the photograph stays. Measured: docs/results.md, "Edits
+# of photographs".
+DEPTH, MARGIN = 0.85, 6.0
+LOCAL, HAIR = (0.65, 5.0), (0.9, 6.0)
+NEEDS = {
+    **dict.fromkeys(("Smiling", "Mouth_Slightly_Open", "Eyeglasses", "Narrow_Eyes", "Pale_Skin"), LOCAL),
+    **dict.fromkeys(("Blond_Hair", "Black_Hair", "Brown_Hair", "Gray_Hair", "Bald"), HAIR),
+    **dict.fromkeys(("Bangs", "Wearing_Hat"), HAIR),
+    "Young": (0.95, 8.0),
+}
 SCALE_WITH_GUIDE, SCALE_WITHOUT = 6.0, 2.0  # a guide ends an edit; without one, 6 would burn it
 STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half or twice this value gives similar edits
@@ -47,12 +52,16 @@ def with_bar(steps: Steps, label: str, grid: list[int], progress: bool) -> Steps
     return tqdm(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
 
 
-def with_depth(editing: EditConfig, named: Iterable[str]) -> EditConfig:
-    """``editing`` with a depth. Where none is asked for, it is the largest that one of the ``named``
-    attributes needs."""
-    if editing.depth is not None:
-        return editing
-    return replace(editing, depth=max((DEPTHS.get(name, DEPTH) for name in named), default=DEPTH))
+def suited(editing: EditConfig, named: Iterable[str]) -> EditConfig:
+    """``editing`` with a depth and a margin. Where none is asked for, it is the largest that one of the
+    ``named`` attributes needs."""
+    needs = [NEEDS.get(name, (DEPTH, MARGIN)) for name in named] or [(DEPTH, MARGIN)]
+    depth, margin = map(max, zip(*needs, strict=True))
+    return replace(
+        editing,
+        depth=depth if editing.depth is None else editing.depth,
+        margin=margin if editing.margin is None else editing.margin,
+    )
 
 
 def with_scale(editing: EditConfig, has_guide: bool) -> EditConfig:
@@ -204,7 +213,7 @@ class Editor:
         number = len(named)
         names = model.config.attribute_names
         asked_for = [name for name, any_row in zip(names, (named != 0).any(0), strict=True) if any_row]
-        editing = with_depth(with_scale(editing, guide is not None), asked_for)
+        editing = suited(with_scale(editing, guide is not None), asked_for)
         depth, cfg_scale = editing.depth, editing.cfg_scale
         assert depth is not None and cfg_scale is not None
 

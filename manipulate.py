@@ -328,15 +328,17 @@ def prepare_edit(
     work: Work, image: Tensor, targets: Tensor, has: Tensor, editing: EditConfig
 ) -> Callable[[float], Tensor]:
     """One image uint8 (1, S, S, 3) with attributes ``has`` (1, A), edited towards every row of targets
-    (N, A): strength -> uint8 (N, S, S, 3). Rows of one depth are edited together, so that an edit does
-    not depend on what else is asked for."""
+    (N, A): strength -> uint8 (N, S, S, 3). Rows with the same needs are edited together, so that
+    an edit does not depend on what else is asked for."""
     import torch
 
-    from editing import with_depth
+    from editing import suited
 
     named = [[name for name, value in zip(work.names, row, strict=True) if value] for row in targets]
-    depths = torch.tensor([with_depth(editing, names).depth for names in named])
-    rows = [(depths == depth).nonzero()[:, 0] for depth in depths.unique()]
+    needs = [suited(editing, names) for names in named]
+    rows = [
+        torch.tensor([i for i, need in enumerate(needs) if need == one]) for one in dict.fromkeys(needs)
+    ]
     edits = []
     for some in rows:
         generator, part = work.generator.clone_state(), targets[some.to(targets.device)]

@@ -23,7 +23,7 @@ from checkpoint import file_hash
 from classifiers.guide import GuidanceClassifier
 from config import EditConfig, EvaluateConfig
 from evaluation.edits import FEWEST_IN_A_SET, EditEvaluation, Task, best_median_worst
-from evaluation.metrics import frechet_distance, mean_error
+from evaluation.metrics import frechet_distance, mean_of
 from evaluation.reading import in_batches, in_parallel
 from evaluation.samples import SampleEvaluation
 from evaluation.tables import counterfactuals_table
@@ -101,14 +101,6 @@ def split_frechet(originals: Tensor, edited: Tensor, kept: Tensor) -> float | No
         return None
     ways = (halves, halves[::-1])
     return sum(frechet_distance(originals[a], edited[b][kept[b]]) for a, b in ways) / 2
-
-
-def mean_of(name: str, values: Tensor) -> dict[str, float]:
-    """The mean of values (N,) and its error (95 %), under these names; nothing of no values."""
-    if not len(values):
-        return {}
-    found = {name: float(values.float().mean())}
-    return found | ({f"{name}_error": mean_error(values.float())} if len(values) > 1 else {})
 
 
 # -------------------------------------------------------------------- the protocol

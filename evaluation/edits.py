@@ -24,8 +24,8 @@ from celeba_dataset import attr_dict, deny_other_classes
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig
-from editing import with_depth, with_scale
-from evaluation.metrics import frechet_distance, psnr
+from editing import suited, with_scale
+from evaluation.metrics import frechet_distance, mean_of, psnr
 from evaluation.reading import in_parallel, read
 from evaluation.samples import SampleEvaluation
 from evaluation.tables import edits_table, plot_strengths
@@ -252,14 +252,16 @@ class EditEvaluation:
             self.picture(name, task, source, edited, truth, found)
         before = [self.judge.flips(read(self.work.judge, part)[1], task) for part in strip[:-1]]
         flips = [float(each.mean()) for each in (*before, found["flip_rate"])]
-        means = {key: float(values.mean()) for key, values in found.items()}
+        means = {}
+        for key, values in found.items():
+            means |= mean_of(key, values)
         if truth is not None:
             gain = found["psnr_truth"] - found["psnr_no_edit"]
             means["median_gain"] = float(gain.median())
         means |= self.frechet(edited, task)
         curve = dict(zip(map(str, self.config.strengths), flips, strict=True))
-        depth = with_depth(editing, [task.name]).depth
-        facts = {"task": str(task), "faces": len(source), "depth": depth}
+        how = suited(editing, [task.name])
+        facts = {"task": str(task), "faces": len(source), "depth": how.depth, "margin": how.margin}
         return {**facts, **means, "flip_rate_over_strength": curve}
 
     def bounds(self, task: Task) -> dict | None:

@@ -150,6 +150,14 @@ def mean_error(values: Tensor) -> float:
     return 1.96 * float(values.std()) / len(values) ** 0.5
 
 
+def mean_of(name: str, values: Tensor) -> dict[str, float]:
+    """The mean of values (N,) and its error (95 %), under these names; nothing of no values."""
+    if not len(values):
+        return {}
+    found = {name: float(values.float().mean())}
+    return found | ({f"{name}_error": mean_error(values.float())} if len(values) > 1 else {})
+
+
 def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
     """Every distance between two feature sets, each with its error (95 %).
 
@@ -170,7 +178,7 @@ def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
     figures = {"frechet": frechet, "frechet_error": frechet_error}
     figures |= {"kernel": kernel, "kernel_error": kernel_error}
     for name, values in neighbourhoods(some, fake).items():
-        figures |= {name: float(values.mean()), f"{name}_error": mean_error(values)}
+        figures |= mean_of(name, values)
     return figures
 
 

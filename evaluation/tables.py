@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from evaluation.features import FEATURE_SPACES
@@ -117,12 +118,17 @@ def edits_table(report: dict) -> str:
     shown = [key for key in EDIT_COLUMNS if any(key in task for e in entries for task in e["tasks"])]
     head = [EDIT_COLUMNS[key][0] for key in shown]
 
+    def cell(key: str, tasks: list[dict]) -> str:
+        values = [task[key] for task in tasks if key in task]
+        errors = [task[f"{key}_error"] for task in tasks if f"{key}_error" in task]
+        form = EDIT_COLUMNS[key][1].format
+        text = form(sum(values) / len(values)) if values else ""
+        if not errors or len(errors) < len(values):
+            return text
+        return f"{text} ± {form(math.hypot(*errors) / len(errors))}"
+
     def line(first: str, tasks: list[dict]) -> str:
-        cells = []
-        for key in shown:
-            values = [task[key] for task in tasks if key in task]
-            cells.append(EDIT_COLUMNS[key][1].format(sum(values) / len(values)) if values else "")
-        return f"| {first} | {' | '.join(cells)} |"
+        return f"| {first} | {' | '.join(cell(key, tasks) for key in shown)} |"
 
     def start(title: str, first: str) -> list[str]:
         return [f"## {title}", "", f"| {first} | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]

@@ -7,7 +7,7 @@ import torch
 from toys import measured, toy_batch
 
 from config import EditConfig
-from editing import Editor, flow_edit, localised, slerp, with_depth, with_scale
+from editing import Editor, flow_edit, localised, slerp, suited, with_scale
 from noise_schedule import NoiseSchedule
 from samplers import ddim, last, timestep_grid
 
@@ -125,10 +125,11 @@ def test_edits_take_as_many_steps_as_asked_up_to_their_depth(trained, faces_and_
 def test_what_is_named_and_a_guide_decide_what_is_not_asked_for():
     """The deepest of the attributes named counts; what is asked for always does."""
     plain = EditConfig()
-    assert with_depth(plain, ["Smiling"]).depth < with_depth(plain, ["Pointy_Nose"]).depth
-    both = with_depth(plain, ["Smiling", "Blond_Hair"]).depth
-    assert both == with_depth(plain, ["Blond_Hair"]).depth > with_depth(plain, []).depth
-    assert with_depth(EditConfig(depth=0.3), ["Blond_Hair"]).depth == 0.3
+    assert suited(plain, ["Smiling"]).depth < suited(plain, ["Pointy_Nose"]).depth
+    both = suited(plain, ["Smiling", "Blond_Hair"]).depth
+    assert both == suited(plain, ["Blond_Hair"]).depth > suited(plain, []).depth
+    asked = suited(EditConfig(depth=0.3, margin=1.0), ["Blond_Hair"])
+    assert (asked.depth, asked.margin) == (0.3, 1.0)
     assert with_scale(plain, True).cfg_scale > with_scale(plain, False).cfg_scale
     only_reads = EditConfig(guide_scale=0)
     assert with_scale(only_reads, True).cfg_scale == with_scale(plain, False).cfg_scale

@@ -303,7 +303,7 @@ class MeanGuide:
 
 def edit_guidance(schedule, t, x_t, source, strength=1.0, **options):
     """x0_hat of an edit that wants the first attribute and holds the second."""
-    guide, editing = MeanGuide(), EditConfig(cfg_scale=3.0, **options)
+    guide, editing = MeanGuide(), EditConfig(cfg_scale=3.0, margin=4.0, **options)
     wanted, held = torch.tensor([[1.0, 0.0]]), torch.tensor([[False, True]])
     odds = {t: guide.log_odds(source, t)}
     denoise = towards(PairDenoiser(schedule), schedule, guide, wanted, held, odds, editing, strength)
@@ -312,7 +312,7 @@ def edit_guidance(schedule, t, x_t, source, strength=1.0, **options):
 
 def test_the_guidance_of_an_edit_is_classifier_free_until_the_guide_is_content(schedule, t=400):
     """At the aim it ends; between, it fades."""
-    branch, alone = PairDenoiser(schedule).branch, {"guide_scale": 0.0, "hold": 0.0, "margin": 4.0}
+    branch, alone = PairDenoiser(schedule).branch, {"guide_scale": 0.0, "hold": 0.0}
     for odds, left in ((-2.0, 1.0), (3.0, 0.5), (4.5, 0.0)):
         x_t = noise(1, 3, 8, 8)
         x_t += odds / 5 - x_t.mean()
@@ -323,7 +323,7 @@ def test_the_guidance_of_an_edit_is_classifier_free_until_the_guide_is_content(s
 
 def test_the_aim_of_an_edit_grows_with_its_strength(schedule, t=400):
     """At strength 0 it is what the source has, so nothing is left to do."""
-    x_t, alone = noise(1, 3, 8, 8) - 1, {"guide_scale": 0.0, "hold": 0.0, "margin": 4.0}
+    x_t, alone = noise(1, 3, 8, 8) - 1, {"guide_scale": 0.0, "hold": 0.0}
     base = PairDenoiser(schedule).branch(x_t, t, False)[0]
     moved = [
         float((edit_guidance(schedule, t, x_t, x_t, strength, **alone) - base).abs().max())
