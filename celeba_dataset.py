@@ -32,8 +32,15 @@ CELEBA_ATTRIBUTES: tuple[str, ...] = (
     "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings",
     "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
-# A person has one of them; requests for edits respect that (``settle_hair``).
+# A person has one of them; requests for edits respect that (``settle``).
 HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
+# One of each pair denies the other: together they are on less than 5 % of the pictures that have one.
+EXCLUSIVE = (
+    *(("No_Beard", beard) for beard in ("Goatee", "Mustache", "Sideburns")),
+    *(("Bald", hair) for hair in ("Bangs", "Straight_Hair", "Wavy_Hair", *HAIR_COLOURS)),
+    ("Bangs", "Receding_Hairline"),
+    ("Straight_Hair", "Wavy_Hair"),
+)
 attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_ATTRIBUTES)}
 
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -122,19 +129,33 @@ def _nearest(name: str, known) -> str:
     return ", ".join(by_lower[lower] for lower in close)
 
 
-def settle_hair(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
-    """Requests for edits (N, A) with what a hair colour implies. Hair that becomes blond is no longer
-    black. Hair that stops being blond gets the next colour that is read.
+def settle(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
+    """Requests for edits (N, A) with what they imply. Hair that becomes blond is no longer black. Hair
+    that stops being blond gets the next colour that is read. A goatee ends *No_Beard*, and the like
+    (EXCLUSIVE).
 
     Args:
         named: +1, -1 and 0 for what is not named.
         read: (N, A), what the photographs show.
-        names: of the attributes. Without hair colours nothing is done.
+        names: of the attributes.
     """
+    settled = _settle_hair(named, read, names)
+    for pair in EXCLUSIVE:
+        if not {*pair} <= {*names}:
+            continue
+        columns = [names.index(name) for name in pair]
+        for there, denied in (columns, columns[::-1]):
+            implied = (named[:, there] > 0) & (settled[:, denied] == 0)
+            settled[implied, denied] = -1
+    return settled
+
+
+def _settle_hair(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
+    """The part of ``settle`` that is about the colour of hair."""
     columns = [names.index(colour) for colour in HAIR_COLOURS if colour in names]
-    if len(columns) < 2:
-        return named
     settled, colours = named.clone(), named[:, columns]
+    if len(columns) < 2:
+        return settled
     gets = (colours > 0).any(1, keepdim=True)
     loses = ~gets & (colours < 0).any(1, keepdim=True)
     open_ = colours == 0

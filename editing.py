@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 from tqdm import tqdm
 
-from celeba_dataset import settle_hair
+from celeba_dataset import settle
 from config import EditConfig
 from guidance import Guide, classifier_free, towards, weighed_with_input
 from noise_schedule import Denoiser, NoiseSchedule
@@ -225,7 +225,7 @@ class Editor:
 
         oppose = editing.oppose and not model.config.one_hot  # a class has no opposite
         base = torch.where(named == 0, read, -named.sign()) if oppose else read
-        asked = settle_hair(named, read, names)
+        asked = settle(named, read, names)
         target = torch.where(asked == 0, read, asked)
         own = model.denoiser(base, None)
         noisy = [schedule.q_sample(x0, t, eps) for t, eps in zip(grid, noise, strict=False)]

@@ -28,7 +28,7 @@ from celeba_dataset import (
     download_celeba,
     load_and_preprocess_image,
     parse_request,
-    settle_hair,
+    settle,
 )
 from config import CROPS
 from image_data import cached
@@ -529,12 +529,37 @@ def test_an_edit_of_hair_takes_the_other_colours_away_or_the_next_one():
     named[1, 1] = -1  # not black any more
     named[2, 0] = -1  # no smile: nothing to do with hair
     named[3, 1:] = torch.tensor([-1.0, 1.0, 0.0, 0.0])
-    settled = settle_hair(named, read, names)
+    settled = settle(named, read, names)
     assert settled.tolist() == [
         [0, -1, 1, -1, -1],
         [0, -1, 0, 1, 0],
         [-1, 0, 0, 0, 0],
         [0, -1, 1, -1, -1],
     ]
-    others = named[:, :2]  # black hair alone excludes nothing
-    assert torch.equal(settle_hair(others, read[:, :2], names[:2]), others)
+    others = named[:, :2]  # black hair alone excludes no colour
+    assert torch.equal(settle(others, read[:, :2], names[:2]), others)
+
+
+def test_what_is_asked_for_denies_what_never_goes_with_it():
+    """And what is named stays as it is named, though both cannot be."""
+    names = ("Goatee", "No_Beard", "Bald", "Bangs", "Blond_Hair")
+    named = torch.tensor(
+        [
+            [1, 0, 0, 0, 0],
+            [0, 1, 0, 0, 0],
+            [0, 0, 1, 0, 0],
+            [0, 0, 0, 1, 0],
+            [1, 1, 0, 0, 0.0],
+            [-1, 0, 0, 0, 0],
+        ]
+    )
+    settled = settle(named, torch.zeros(6, 5), names)
+    assert settled.tolist() == [
+        [1, -1, 0, 0, 0],
+        [-1, 1, 0, 0, 0],
+        [0, 0, 1, -1, -1],
+        [0, 0, -1, 1, 0],
+        [1, 1, 0, 0, 0],
+        [-1, 0, 0, 0, 0],
+    ]
+    assert not named[0, 1]  # a request is not written to
