@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from image_data.picture import check_geometry, crop_box, read_picture, to_square
 
@@ -20,6 +21,7 @@ SWAPPED = [1, 0, 2, 4, 3]  # the order of landmarks that are left and right as t
 # away by 60 degrees misses by up to 0.53, and one with swapped eyes or mouth corners by more than 0.64.
 MOST_MISS = 0.55 * (CELEBA_LANDMARKS[1, 0] - CELEBA_LANDMARKS[0, 0])
 TILT = 60  # degrees by which a face with swapped landmarks may lean; x and y swapped would be 90
+DETAIL_FLOOR = 4.0  # levels^2: a neighbourhood of less variance is flat
 SOFT_EDGE = 0.1  # width of the border in which a pasted edit fades in, as a share of the square's side
 
 
@@ -70,6 +72,19 @@ def corners_of(size: tuple[int, int]) -> np.ndarray:
     """(x, y, 1) of the corners of a picture of (width, height) pixels: (4, 3)."""
     width, height = size
     return np.array([(0, 0, 1), (width, 0, 1), (0, height, 1), (width, height, 1)])
+
+
+def surviving_detail(square: np.ndarray, edited: np.ndarray) -> np.ndarray:
+    """How much of the detail finer than a square uint8 (S, S, 3) an edit of it leaves: (S, S) in [0, 1].
+
+    It is read from the finest structures that the square still shows: 2 k - 1, cut to [0, 1], where k is
+    the regression of the edit's on the square's around each pixel. Hair that turns blond keeps its
+    strands, and the frame goes with the glasses.
+    """
+    was, now = (picture.astype(np.float32).mean(2) for picture in (square, edited))
+    was, now = (plane - gaussian_filter(plane, 2) for plane in (was, now))
+    common, variance = gaussian_filter(was * now, 1.5), gaussian_filter(was * was, 1.5)
+    return (2 * (common + DETAIL_FLOOR) / (variance + DETAIL_FLOOR) - 1).clip(0, 1)
 
 
 class Photograph:
@@ -176,8 +191,8 @@ class Photograph:
     def paste(self, edited: np.ndarray) -> Image.Image:
         """The whole picture with the edit in it, in the file's own colours and with its profile.
 
-        Only the change is added, edit minus square, so detail finer than the model's stays. The change
-        fades out towards the square's border.
+        The change is added, edit minus square, so detail finer than the model's stays, as far as what it
+        belongs to stays (``surviving_detail``). The change fades out towards the square's border.
 
         Args:
             edited: uint8 (image_size, image_size, 3).
@@ -193,7 +208,9 @@ class Photograph:
         position = (np.arange(size) + 0.5) / size
         ramp = np.minimum(np.minimum(position, 1 - position) / SOFT_EDGE, 1)
         ramp = 0.5 - 0.5 * np.cos(np.pi * ramp)
-        change = (edited.astype(np.float32) - self.square) * (ramp[:, None] * ramp)[..., None]
+        ramp = (ramp[:, None] * ramp)[..., None]
+        change = (edited.astype(np.float32) - self.square) * ramp
+        lost = (1 - surviving_detail(self.square, edited))[..., None] * ramp
 
         corners = self._corners()
         left, top = np.maximum(np.floor(corners.min(0)), 0).astype(int)
@@ -201,14 +218,17 @@ class Photograph:
         there = inverse(self.matrix)  # from the picture's coordinates to the square's
         there[:, 2] += there[:, :2] @ (left, top)  # from those of the part in the box
         box = (int(right - left), int(bottom - top))
+        planes = np.concatenate([change, lost, self.square], 2, dtype=np.float32)
         spread = [
-            Image.fromarray(np.ascontiguousarray(change[..., channel], dtype=np.float32)).transform(
+            Image.fromarray(np.ascontiguousarray(plane)).transform(
                 box, Image.Transform.AFFINE, there.ravel(), Image.Resampling.BICUBIC
             )
-            for channel in range(3)
+            for plane in planes.transpose(2, 0, 1)
         ]
+        change, lost, coarse = np.split(np.stack(spread, 2), [3, 4], 2)
         before = np.asarray(self.picture)[top:bottom, left:right]
-        after = (np.stack(spread, 2) + before).round().clip(0, 255).astype(np.uint8)
+        after = before + change - lost * (before - coarse)
+        after = after.round().clip(0, 255).astype(np.uint8)
         pixels = np.array(self.file.pixels)
         part = pixels[top:bottom, left:right].astype(int)
         part += self.file.from_srgb(after).astype(int) - self.file.from_srgb(before)

@@ -143,6 +143,22 @@ def test_pasting_changes_what_the_edit_changed(tmp_path, aligned):
     assert np.abs(all_white[border] - original[border]).max() < 25, "it fades in, without a seam"
 
 
+def test_fine_detail_goes_with_what_it_belongs_to(tmp_path):
+    """A line too thin for the square to show as it is. Brighter, it stays; edited away, it goes."""
+    pixels = np.full((512, 512, 3), 120, np.uint8)
+    pixels[254:257] = 20
+    seen = Photograph(save(Image.fromarray(pixels), tmp_path / "a.png"), 64, 178)
+
+    def contrast(edit) -> float:
+        pasted = np.asarray(seen.paste(edit.clip(0, 255).astype(np.uint8)))[240:272, 256, 0].astype(int)
+        return float(np.ptp(pasted))
+
+    square = seen.square.astype(int)
+    assert contrast(square) == 100
+    assert contrast(square + 50) > 95
+    assert contrast(np.full_like(square, 120)) < 10
+
+
 def test_any_file_is_edited_or_refused_in_one_line(tmp_path, monkeypatch):
     large = scene(400, 300)
     exif = Image.Exif()
