@@ -212,7 +212,8 @@ class Editor:
         named = model.attribute_rows(target_attributes, len(x0) if len(x0) > 1 else None)
         number = len(named)
         names = model.config.attribute_names
-        asked_for = [name for name, any_row in zip(names, (named != 0).any(0), strict=True) if any_row]
+        in_any_row = (named != 0).any(0).tolist()
+        asked_for = [name for name, asked in zip(names, in_any_row, strict=True) if asked]
         editing = suited(with_scale(editing, guide is not None), asked_for)
         depth, cfg_scale = editing.depth, editing.cfg_scale
         assert depth is not None and cfg_scale is not None
