@@ -9,6 +9,7 @@ import textwrap
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,13 @@ CELEBA_ATTRIBUTES: tuple[str, ...] = (
     "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings",
     "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
-# A person has one of them; requests for edits respect that (``settle``).
 HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
-# One of each pair denies the other: together they are on less than 5 % of the pictures that have one.
+# One of each pair denies the other in edits (``settle``): together they are on less than 5 % of CelebA's
+# pictures that have one of them. Bald heads with gray hair are not so rare.
 EXCLUSIVE = (
+    *combinations(HAIR_COLOURS, 2),
     *(("No_Beard", beard) for beard in ("Goatee", "Mustache", "Sideburns")),
-    *(("Bald", hair) for hair in ("Bangs", "Straight_Hair", "Wavy_Hair", *HAIR_COLOURS)),
+    *(("Bald", hair) for hair in ("Bangs", "Straight_Hair", "Wavy_Hair", *HAIR_COLOURS[:3])),
     ("Bangs", "Receding_Hairline"),
     ("Straight_Hair", "Wavy_Hair"),
 )
@@ -130,39 +132,29 @@ def _nearest(name: str, known) -> str:
 
 
 def settle(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
-    """Requests for edits (N, A) with what they imply. Hair that becomes blond is no longer black. Hair
-    that stops being blond gets the next colour that is read. A goatee ends *No_Beard*, and the like
-    (EXCLUSIVE).
+    """Requests for edits (N, A) with what they imply. What is asked for denies what it excludes
+    (EXCLUSIVE): hair that becomes blond is no longer black, and a goatee ends *No_Beard*. Hair that
+    stops being blond gets the next colour that is read.
 
     Args:
         named: +1, -1 and 0 for what is not named.
         read: (N, A), what the photographs show.
         names: of the attributes.
     """
-    settled = _settle_hair(named, read, names)
+    settled = named.clone()
     for pair in EXCLUSIVE:
-        if not {*pair} <= {*names}:
-            continue
-        columns = [names.index(name) for name in pair]
-        for there, denied in (columns, columns[::-1]):
-            implied = (named[:, there] > 0) & (settled[:, denied] == 0)
-            settled[implied, denied] = -1
-    return settled
-
-
-def _settle_hair(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
-    """The part of ``settle`` that is about the colour of hair."""
+        if {*pair} <= {*names}:
+            columns = [names.index(name) for name in pair]
+            for there, denied in (columns, columns[::-1]):
+                settled[(named[:, there] > 0) & (named[:, denied] == 0), denied] = -1
     columns = [names.index(colour) for colour in HAIR_COLOURS if colour in names]
-    settled, colours = named.clone(), named[:, columns]
     if len(columns) < 2:
         return settled
-    gets = (colours > 0).any(1, keepdim=True)
-    loses = ~gets & (colours < 0).any(1, keepdim=True)
-    open_ = colours == 0
-    following = read[:, columns].masked_fill(~open_, -torch.inf).argmax(1, keepdim=True)
+    asked, colours = named[:, columns], settled[:, columns]
+    loses = (asked < 0).any(1, keepdim=True) & (asked == colours).all(1, keepdim=True)  # not bald
+    following = read[:, columns].masked_fill(colours != 0, -torch.inf).argmax(1, keepdim=True)
     is_next = torch.arange(len(columns), device=named.device) == following
-    colours = torch.where(gets & open_, -1.0, colours)
-    settled[:, columns] = torch.where(loses & open_ & is_next, 1.0, colours)
+    settled[:, columns] = torch.where(loses & is_next & (colours == 0), 1.0, colours)
     return settled
 
 

@@ -563,3 +563,8 @@ def test_what_is_asked_for_denies_what_never_goes_with_it():
         [-1, 0, 0, 0, 0],
     ]
     assert not named[0, 1]  # a request is not written to
+    bald = torch.tensor([[1.0, 0.0]])  # which does not say that what is left is not gray
+    assert torch.equal(settle(bald, torch.zeros(1, 2), ("Bald", "Gray_Hair")), bald)
+    names = ("Bald", *HAIR_COLOURS)
+    named = torch.tensor([[1.0, 0, -1, 0, 0]])  # bald and not blond: no other colour comes
+    assert settle(named, torch.zeros(1, 5), names).tolist() == [[1, -1, -1, -1, 0]]
