@@ -49,6 +49,7 @@ CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
 SPLITS = ("train", "val", "test")
 REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
 CFG_SCALE = 1.5  # of new faces, where nothing else is asked for
+STEERED_SCALE, EDIT_CFG_SCALE = 6.0, 2.0  # of edits: a guide ends them, and without one 6 burns them
 GUIDE_ON = ("x_t", "x0")  # what a guide reads: the noisy image, or the image as predicted
 DATASET_HELP = "what --data_root holds; none given: as its files say"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
@@ -430,8 +431,8 @@ class EditConfig(Config):
     )
     cfg_scale: float | None = weight(
         None,
-        "of edits: from the source's prediction to the target's; none given: 6 where a guide steers, "
-        "otherwise 2",
+        "of edits: from the source's prediction to the target's; none given: "
+        f"{STEERED_SCALE:g} where a guide steers, otherwise {EDIT_CFG_SCALE:g}",
         name="edit_cfg_scale",
     )
     guide_scale: float = weight(

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from celeba_dataset import settle
-from config import EditConfig
+from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
 from guidance import Guide, classifier_free, towards, weighed_with_input
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Steps, ddim, last, randn_like, timestep_grid
@@ -42,7 +42,6 @@ NEEDS = {
     **dict.fromkeys(("Bangs", "Wearing_Hat"), HAIR),
     "Young": (0.95, 8.0),
 }
-SCALE_WITH_GUIDE, SCALE_WITHOUT = 6.0, 2.0  # a guide ends an edit; without one, 6 would burn it
 STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half or twice this value gives similar edits
 
@@ -69,7 +68,7 @@ def with_scale(editing: EditConfig, has_guide: bool) -> EditConfig:
     if editing.cfg_scale is not None:
         return editing
     steered = has_guide and editing.guide_scale > 0
-    return replace(editing, cfg_scale=SCALE_WITH_GUIDE if steered else SCALE_WITHOUT)
+    return replace(editing, cfg_scale=STEERED_SCALE if steered else EDIT_CFG_SCALE)
 
 
 def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -229,8 +228,8 @@ class Editor:
         asked = settle(named, read, names)
         target = torch.where(asked == 0, read, asked)
         own = model.denoiser(base, None)
-        noisy = [schedule.q_sample(x0, t, eps) for t, eps in zip(grid, noise, strict=False)]
-        seen = [own(x_t, t)[0] for t, x_t in zip(grid, noisy, strict=False)]
+        noisy = {t: schedule.q_sample(x0, t, eps) for t, eps in zip(grid[:-1], noise, strict=True)}
+        seen = [own(x_t, t)[0] for t, x_t in noisy.items()]
         both = model.denoiser(torch.cat([base, target]), None)
         steered = guide if editing.guide_scale else None
         if steered is not None:
@@ -238,7 +237,7 @@ class Editor:
             wanted = named.sign()[:, columns]
             held = (base.sign() == target.sign())[:, columns]
             once = len(source_image)  # a single photograph is read once for all its targets
-            odds = {t: steered.log_odds(x_t[:once], t) for t, x_t in zip(grid, noisy, strict=False)}
+            odds = {t: steered.log_odds(x_t[:once], t) for t, x_t in noisy.items()}
 
         @torch.no_grad()
         def edit_at(strength: float) -> Tensor:

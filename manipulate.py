@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -334,16 +334,18 @@ def prepare_edit(
 
     from editing import suited
 
-    named = [[name for name, value in zip(work.names, row, strict=True) if value] for row in targets]
-    needs = [suited(editing, names) for names in named]
-    rows = [
-        torch.tensor([i for i, need in enumerate(needs) if need == one]) for one in dict.fromkeys(needs)
+    rows_of: dict[EditConfig, list[int]] = {}
+    for i, row in enumerate(targets.tolist()):
+        named = [name for name, value in zip(work.names, row, strict=True) if value]
+        rows_of.setdefault(suited(editing, named), []).append(i)
+    how = {"source_attributes": has, "guide": work.guide, "progress": True}
+    edits = [
+        work.model.prepare_edit(
+            image, targets[rows], needs, generator=work.generator.clone_state(), **how
+        )
+        for needs, rows in rows_of.items()
     ]
-    edits = []
-    for some in rows:
-        generator, part = work.generator.clone_state(), targets[some.to(targets.device)]
-        edits.append(work.model.prepare_edit(image, part, editing, has, work.guide, generator, True))
-    order = torch.cat(rows).argsort()
+    order = torch.tensor([*chain(*rows_of.values())]).argsort()
     return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])[order]
 
 

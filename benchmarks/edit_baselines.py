@@ -20,16 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
-from config import (
-    CFG_SCALE,
-    EDIT_BENCHMARK,
-    DeviceConfig,
-    EditConfig,
-    ManipulateConfig,
-    count,
-    flag,
-    weight,
-)
+from config import CFG_SCALE, EDIT_BENCHMARK, DeviceConfig, ManipulateConfig, count, flag, weight
 
 # images uint8 (B, S, S, 3), the attribute, and whether it is to be there -> edits in the same form
 Edit = Callable
@@ -93,8 +84,9 @@ def sdedit(config: EditBaselinesConfig) -> Edit:
     return edit
 
 
-def ours(config: EditBaselinesConfig, editing: EditConfig = EditConfig()) -> Edit:  # noqa: B008, frozen
-    """What manipulate.py does by default: with the guide of a pretrained model, where it has one."""
+def ours(config: EditBaselinesConfig, **editing: float) -> Edit:
+    """What manipulate.py does by default: with the guide of a pretrained model, where it has one.
+    ``editing`` replaces fields of its EditConfig."""
     import torch
 
     from classifiers.guide import load_guide
@@ -103,14 +95,14 @@ def ours(config: EditBaselinesConfig, editing: EditConfig = EditConfig()) -> Edi
     model, guide = load(config), default.guide_file and load_guide(default.guide_file)
     generator = torch.Generator().manual_seed(config.seed)
     how = {"guide": guide, "generator": generator, "strength": default.manipulation_strength}
-    how["editing"] = editing
+    how |= editing
     return lambda images, name, value: model.manipulate_attributes(images, {name: value}, **how)
 
 
 def ours_mild(config: EditBaselinesConfig) -> Edit:
     """The same, but the guide only reads, and the scale is small: drawn64 does what each name says, and
     nothing must push it."""
-    return ours(config, EditConfig(cfg_scale=1.3, guide_scale=0))
+    return ours(config, cfg_scale=1.3, guide_scale=0)
 
 
 METHODS: dict[str, Callable[[EditBaselinesConfig], Edit]] = {

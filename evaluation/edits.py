@@ -102,8 +102,7 @@ class EditJudge:
     def against_truth(
         self, source: Tensor, edited: Tensor, truth: Tensor, task: Task
     ) -> dict[str, Tensor]:
-        """For each image (N,): how near the true counterfactual come the edit, no edit at all, and the
-        model's reconstruction of that counterfactual."""
+        """For each image (N,): how near the true counterfactual come the edit and no edit at all."""
         (_, wanted), (_, now) = (read(self.judge, x) for x in (truth, edited))
         return {
             "flip_rate_truth": self.flips(wanted, task),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from image_data.picture import check_geometry, crop_box, read_picture, to_square
 
@@ -81,6 +80,8 @@ def surviving_detail(square: np.ndarray, edited: np.ndarray) -> np.ndarray:
     the regression of the edit's on the square's around each pixel. Hair that turns blond keeps its
     strands, and the frame goes with the glasses.
     """
+    from scipy.ndimage import gaussian_filter  # here, so that --help stays instant
+
     was, now = (picture.astype(np.float32).mean(2) for picture in (square, edited))
     was, now = (plane - gaussian_filter(plane, 2) for plane in (was, now))
     common, variance = gaussian_filter(was * now, 1.5), gaussian_filter(was * was, 1.5)
