@@ -148,7 +148,7 @@ class ConditionalDiffusion(nn.Module):
 
     # ---------------------------------------------------------------- conditions and denoisers
 
-    def denoiser(self, attributes: Tensor, latent: Tensor | None) -> Denoiser:
+    def denoiser(self, attributes: Tensor, latent: Tensor | None = None) -> Denoiser:
         """The network under fixed conditions, as a denoiser for samplers."""
 
         def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:

@@ -227,17 +227,16 @@ class Editor:
         base = torch.where(named == 0, read, -named.sign()) if oppose else read
         asked = settle(named, read, names)
         target = torch.where(asked == 0, read, asked)
-        own = model.denoiser(base, None)
+        own = model.denoiser(base)
         noisy = {t: schedule.q_sample(x0, t, eps) for t, eps in zip(grid[:-1], noise, strict=True)}
         seen = [own(x_t, t)[0] for t, x_t in noisy.items()]
-        both = model.denoiser(torch.cat([base, target]), None)
         steered = guide if editing.guide_scale else None
         if steered is not None:
             columns = model.check_guide(steered)
             wanted = named.sign()[:, columns]
-            held = (base.sign() == target.sign())[:, columns]
             once = len(source_image)  # a single photograph is read once for all its targets
             odds = {t: steered.log_odds(x_t[:once], t) for t, x_t in noisy.items()}
+            steering = schedule, steered, columns, wanted, odds, editing
 
         @torch.no_grad()
         def edit_at(strength: float) -> Tensor:
@@ -246,9 +245,10 @@ class Editor:
             if strength == 0:  # no edit: the photograph itself
                 return self.first_stage.decode(x0)
             if steered is None:
+                both = model.denoiser(torch.cat([base, target]))
                 denoise = classifier_free(both, schedule, strength * cfg_scale)
             else:
-                denoise = towards(both, schedule, steered, wanted, held, odds, editing, strength)
+                denoise = towards(model.denoiser, base, target, *steering, strength)
             steps = flow_edit(denoise, schedule, x0, seen, noise, grid)
             edited = last(with_bar(steps, "editing", grid, progress))
             return self.first_stage.decode(localised(x0, edited, editing.localise))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -101,54 +101,63 @@ def classifier_guided(
 
 
 def towards(
-    denoiser: Denoiser,
+    denoiser: Callable[[Tensor], Denoiser],
+    base: Tensor,
+    target: Tensor,
     schedule: NoiseSchedule,
     guide: Guide,
+    columns: Sequence[int],
     wanted: Tensor,
-    held: Tensor,
     source_odds: Mapping[int, Tensor],
     editing: EditConfig,
     strength: float,
 ) -> Denoiser:
     """Guidance of an edit that ends where the guide sees what is asked for, and holds the rest.
 
-    x0_hat = x0_base + m cfg_scale (x0_target - x0_base) + noise_t^2 / signal_t grad(m guide_scale
-    log p(wanted | x_t) - hold sum over held of (p(x_t) - p(source x_t))^2), where p is the guide's
-    probability of an attribute. m in [0, 1] says what is missing. It is 1 where the least certain of the
-    wanted attributes is FADE or more below its aim, and falls to 0 at the aim. At strength 1 the aim is
-    editing.margin, at 0 what the source has. The gradients are those of Dhariwal & Nichol 2021,
-    arXiv:2105.05233.
+    x0_hat = x0_base + m cfg_scale (x0_target - x0_base) + noise_t^2 / signal_t grad(guide_scale sum over
+    wanted of m_i log p_i(x_t) - hold sum over held of (p(x_t) - p(source x_t))^2), where p is the
+    guide's probability of an attribute. m_i in [0, 1] says how much of a wanted attribute is missing. It
+    is 1 where its log odds are FADE or more below their aim, and falls to 0 at the aim. At strength 1
+    the aim is editing.margin, at 0 what the source has. The gradients are those of Dhariwal & Nichol
+    2021, arXiv:2105.05233.
+
+    m is the largest m_i. Of several wanted attributes, each moves in the target row by its m_i / m, so
+    what is there already is not overdone. cfg_scale is divided by the norm of the m_i / m, so that the
+    step is as long as for one attribute.
 
     Args:
-        denoiser: of twice the batch: first the base rows, then the target rows.
-        wanted: (B, A) of +1, -1, and 0 for the others.
-        held: bool (B, A): what is to stay as it is in the source.
-        source_odds: ``guide.log_odds`` (B, A), or (1, A) of a single source, with the same noise, for
-            each timestep.
+        denoiser: attribute rows (2B, A) -> the denoiser under them.
+        base, target: rows (B, A): what the picture shows, and what is asked for. What is equal in sign
+            in both is held.
+        columns: of the attributes that the guide reads.
+        wanted: (B, len(columns)) of +1, -1, and 0 for the others.
+        source_odds: ``guide.log_odds`` (B, len(columns)), or those of a single source, with the same
+            noise, for each timestep.
     """
-
-    def margin(odds: Tensor) -> Tensor:
-        """The log odds (B,) of the least certain of the wanted attributes."""
-        return torch.where(wanted == 0, torch.inf, odds * wanted).amin(1)
-
-    read = (wanted != 0).any(1)  # by the guide
+    named = wanted != 0
+    read = named.any(1, keepdim=True)  # by the guide
+    held = (base.sign() == target.sign())[:, columns]
 
     def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        x0_base, x0_target = denoiser(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_(True)
             odds = guide.log_odds(x, t)
-            start = margin(source_odds[t])
+            start = source_odds[t] * wanted
             aim = torch.lerp(start, torch.full_like(start, editing.margin), strength)
-            missing = ((aim - margin(odds.detach())) / FADE).clamp(0, 1)
-            missing = torch.where(read, missing, 1.0)
-            asked = (wanted.abs() * F.logsigmoid(wanted * odds)).sum(1)
+            missing = named * ((aim - odds.detach() * wanted) / FADE).clamp(0, 1)  # (B, len(columns))
+            asked = (missing * F.logsigmoid(wanted * odds)).sum(1)
             moved = (held * (odds.sigmoid() - source_odds[t].sigmoid()).square()).sum(1)
-            wish = editing.guide_scale * missing * asked - editing.hold * moved
+            wish = editing.guide_scale * asked - editing.hold * moved
             (gradient,) = torch.autograd.grad(wish.sum(), x)
-        missing = missing.view(-1, 1, 1, 1)
+        most = torch.where(read, missing.amax(1, keepdim=True), 1.0)
+        left = missing / most.clamp(min=1e-6)
+        share = torch.ones_like(target)
+        share[:, columns] = torch.where(named, left, 1.0).to(share.dtype)
+        rows = torch.cat([base, torch.lerp(base, target, share)])
+        x0_base, x0_target = denoiser(rows)(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
         signal, noise = schedule.signal_and_noise(t, x_t)
-        x0_hat = x0_base + missing * editing.cfg_scale * (x0_target - x0_base)
+        scale = editing.cfg_scale * most / left.norm(dim=1, keepdim=True).clamp(min=1)
+        x0_hat = x0_base + scale.view(-1, 1, 1, 1) * (x0_target - x0_base)
         if float(signal) >= LEAST_SIGNAL:
             x0_hat = x0_hat + noise * noise / signal * gradient
         return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -304,10 +306,10 @@ class MeanGuide:
 def edit_guidance(schedule, t, x_t, source, strength=1.0, **options):
     """x0_hat of an edit that wants the first attribute and holds the second."""
     guide, editing = MeanGuide(), EditConfig(cfg_scale=3.0, margin=4.0, **options)
-    wanted, held = torch.tensor([[1.0, 0.0]]), torch.tensor([[False, True]])
-    odds = {t: guide.log_odds(source, t)}
-    denoise = towards(PairDenoiser(schedule), schedule, guide, wanted, held, odds, editing, strength)
-    return denoise(x_t, t)[0]
+    base, target, wanted = torch.tensor([[[-1.0, 1.0]], [[1.0, 1.0]], [[1.0, 0.0]]])
+    odds, pair = {t: guide.log_odds(source, t)}, PairDenoiser(schedule)
+    of = (guide, [0, 1], wanted, odds, editing, strength)
+    return towards(lambda rows: pair, base, target, schedule, *of)(x_t, t)[0]
 
 
 def test_the_guidance_of_an_edit_is_classifier_free_until_the_guide_is_content(schedule, t=400):
@@ -330,6 +332,26 @@ def test_the_aim_of_an_edit_grows_with_its_strength(schedule, t=400):
         for strength in (0.0, 0.1, 0.2, 0.3, 1.0)
     ]
     assert moved[0] < 1e-12 and moved[1] > 0 and moved == sorted(moved)
+
+
+def test_each_of_several_wanted_attributes_fades_when_it_is_there(schedule, t=400):
+    """The target row loses the one that is there. Two that are missing share the length of one step."""
+    base, wanted = torch.tensor([[-1.0, -1.0]]), torch.ones(1, 2)
+    editing = EditConfig(cfg_scale=3.0, margin=4.0, guide_scale=0.0, hold=0.0)
+    guide, pair, rows = MeanGuide(), PairDenoiser(schedule), []
+
+    def under(asked: Tensor):
+        rows.append(asked)
+        return pair
+
+    for mean, share, scale in ((2.0, 0.0, 3.0), (-2.0, 1.0, 3 / math.sqrt(2))):
+        x_t = noise(1, 3, 8, 8)
+        x_t += mean - x_t.mean()
+        of = (guide, [0, 1], wanted, {t: guide.log_odds(x_t, t)}, editing, 1.0)
+        found, _ = towards(under, base, -base, schedule, *of)(x_t, t)
+        torch.testing.assert_close(rows[-1], torch.tensor([[-1.0, -1.0], [2 * share - 1, 1.0]]))
+        from_base, from_target = (pair.branch(x_t, t, which)[0] for which in (False, True))
+        torch.testing.assert_close(found, from_base + scale * (from_target - from_base))
 
 
 def test_a_guide_pushes_to_what_is_wanted_and_holds_the_rest(schedule, t=400):
