@@ -48,7 +48,7 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/time_to_quality.py --minutes 0.5 --num_samples 64 --num_inference_steps 10 \
 		--judge_epochs 1 --output_dir outputs/quick_time_to_quality
 	$(BIN)/python benchmarks/latent_training.py --batch_size 2 --rounds 2
-	$(BIN)/python benchmarks/synthetic_probe.py
+	$(BIN)/python benchmarks/probe.py
 
 # Whole workflows: `make latent DATA=/path/to/celeba`. The same command goes on where it was stopped. RUN is
 # the folder of all that it writes; FLAGS go to each training. Each file in configs/ says what it needs.

@@ -4,7 +4,7 @@ pictures -> how well they follow their attributes.
     make demo
 
 Runs the project's own commands and prints each before it starts. The recipe of the model that is trained
-here is configs/demo.yaml. The probe of synthetic_probe.py, which never saw a generated picture, judges
+here is configs/demo.yaml. The probe of probe.py, which never saw a generated picture, judges
 fresh samples. All is shown on outputs/demo/index.html. The last line is one JSON object.
 """
 
@@ -131,7 +131,7 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     """How well the probe sees attributes in samples of several models, drawn under held-out attribute
     rows, and in the held-out faces themselves: balanced accuracies."""
     import torch
-    from synthetic_probe import predict, train_probe
+    from probe import draw_labelled, predict, train_probe
     from tqdm import tqdm
 
     from celeba_dataset import CelebADataset
@@ -140,7 +140,7 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     from evaluation.drawing import draw
     from evaluation.metrics import balanced_accuracy
 
-    probe = train_probe(num_images=config.num_probe_images)
+    probe = train_probe(*draw_labelled(config.num_probe_images, 64, seed=0))
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")
     attributes = held_out.attributes[: config.num_samples]
     sampling = SamplingConfig(num_inference_steps=10)

@@ -1,4 +1,4 @@
-"""The probe: a small judge of drawn faces. Its network and its file in pretrained/."""
+"""The probe: a small judge of faces. Its network and its files in pretrained/."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from celeba_dataset import CELEBA_ATTRIBUTES
 from checkpoint import load_checkpoint, load_weights, save_atomically
 from classifiers.judge import network_input
-from synthetic_faces.attributes import NAMES
 
-PROBE = "drawn64_probe"  # its file in pretrained/
+PROBE = "drawn64_probe"  # of drawn faces, in pretrained/
 
 
 def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
@@ -19,10 +19,10 @@ def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequen
 
 
 class Probe(nn.Module):
-    """Reads CelebA's 40 attributes from drawn faces, 0.4 M weights. Like the judge, it measures and
-    never steers."""
+    """Reads CelebA's 40 attributes from faces, 0.4 M weights. Like the judge, it measures and never
+    steers."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.1) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.PixelUnshuffle(2), _block(12, 80, 2),  # (B, 80, H/4, W/4)
@@ -30,7 +30,9 @@ class Probe(nn.Module):
             _block(96, 160, 2),  # (B, 160, H/8, W/8)
             nn.AdaptiveAvgPool2d(8), _block(160, 48, 1, 1),  # no pooling: it matters where a thing is
         )  # fmt: skip
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(48 * 64, len(NAMES)))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Dropout(dropout), nn.Linear(48 * 64, len(CELEBA_ATTRIBUTES))
+        )
 
     def input(self, images: Tensor) -> Tensor:
         """``network_input``, as of the judge."""
@@ -60,7 +62,7 @@ def load_probe(path: str | Path = PROBE) -> Probe:
     """
     state = load_checkpoint(path)
     if "judge" not in state:
-        raise ValueError(f"{path} holds no probe: make one with benchmarks/synthetic_probe.py --out")
+        raise ValueError(f"{path} holds no probe: make one with benchmarks/probe.py --out")
     probe = Probe()
     load_weights(probe, state["judge"], path)
     return probe.eval()

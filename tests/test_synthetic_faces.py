@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.synthetic_probe import draw_labelled, train_probe
+from benchmarks.probe import draw_labelled, train_probe
 from celeba_dataset import CELEBA_ATTRIBUTES, attr_dict
 from evaluation.metrics import balanced_accuracy
 from synthetic_faces import dataset as synthetic_dataset
@@ -209,7 +209,8 @@ def test_balanced_accuracy_by_hand():
 def test_a_small_probe_learns():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small batches: threads would wait for each other
-    probe = train_probe(480, image_size=32, epochs=4, batch_size=16, num_workers=1)
+    faces = draw_labelled(480, 32, seed=0, num_workers=1)
+    probe = train_probe(*faces, epochs=4, batch_size=16)
     torch.set_num_threads(threads)
     faces, attributes = draw_labelled(200, 32, seed=9, num_workers=1)
     accuracy = balanced_accuracy(probe(faces), attributes)
