@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoencoder_model import AttributeVAE, build_first_stage
 from celeba_dataset import AttributePrior, deny_other_classes, request_rows
 from config import CFG_SCALE, LossConfig, ModelConfig, SamplingConfig
-from editing import EditAt, Editor, with_bar
+from editing import EditAt, Editor, Progress, with_bar
 from guidance import (
     Guide,
     classifier_free,
@@ -58,7 +58,7 @@ class ConditionalDiffusion(nn.Module):
 
     Sampling methods take ``generator`` (a torch.Generator, on any device) for repeatable noise,
     ``latent`` (B, latent_dim) or None for no semantic latent, ``complete`` (see ``complete_rows``) and
-    ``progress`` for a progress bar.
+    ``progress`` for a progress bar (see ``editing.Progress``).
     """
 
     def __init__(self, config: ModelConfig):
@@ -257,7 +257,7 @@ class ConditionalDiffusion(nn.Module):
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         generator: Generator = None,
         latent: Tensor | None = None,
-        progress: bool = False,
+        progress: Progress = False,
         guide: Guide | None = None,
         complete: bool = True,
     ) -> Steps:
@@ -344,7 +344,7 @@ class ConditionalDiffusion(nn.Module):
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         generator: Generator = None,
         latent: Tensor | None = None,
-        progress: bool = False,
+        progress: Progress = False,
         guide: Guide | None = None,
         complete: bool = True,
     ) -> Tensor:
@@ -406,7 +406,7 @@ class ConditionalDiffusion(nn.Module):
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         generator: torch.Generator | None = None,
         latent: Tensor | None = None,
-        progress: bool = False,
+        progress: Progress = False,
         guide: Guide | None = None,
         complete: bool = True,
     ) -> Tensor:

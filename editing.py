@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULT_EDITING = EditConfig()
 EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
+# Whether to show a progress bar, or what shows one: (steps, label, their number) -> the same steps.
+Progress = bool | Callable[[Steps, str, int], Steps]
 
 # What an edit of an attribute needs, where nothing else is asked for: the share of the timesteps from
 # which it starts, and the log odds at which the guide is content. Only much noise hides hair and hats.
@@ -46,8 +48,10 @@ STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half or twice this value gives similar edits
 
 
-def with_bar(steps: Steps, label: str, grid: list[int], progress: bool) -> Steps:
-    """The same steps behind a progress bar."""
+def with_bar(steps: Steps, label: str, grid: list[int], progress: Progress) -> Steps:
+    """The same steps behind a progress bar, in the terminal or of the caller's own."""
+    if not isinstance(progress, bool):
+        return progress(steps, label, len(grid) - 1)
     return tqdm(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
 
 
@@ -117,7 +121,7 @@ def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[f
 
 
 def invert_ddim(
-    denoise: Denoiser, schedule: NoiseSchedule, x0: Tensor, grid: list[int], progress: bool = False
+    denoise: Denoiser, schedule: NoiseSchedule, x0: Tensor, grid: list[int], progress: Progress = False
 ) -> Tensor:
     """The noise x_T (B, C, h, w) that leads to x0: DDIM on the reversed grid. It is deterministic."""
     return last(with_bar(ddim(denoise, schedule, x0, grid[::-1]), "inverting", grid, progress))
@@ -177,7 +181,7 @@ class Editor:
         attributes: Tensor,
         latent: Tensor | None = None,
         num_inference_steps: int = 50,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> Tensor:
         """The noise x_T (B, C, h, w) that leads to these images, by unguided DDIM inversion of a
         denoiser ``weighed_with_input``."""
@@ -195,7 +199,7 @@ class Editor:
         source_attributes: Attributes = None,
         guide: Guide | None = None,
         generator: Generator = None,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> EditAt:
         """Compute once what edits of these photographs share. Return ``edit`` as a function of the
         strength alone. A single source may have many targets.
@@ -264,7 +268,7 @@ class Editor:
         source_attributes: Attributes = None,
         guide: Guide | None = None,
         generator: Generator = None,
-        progress: bool = False,
+        progress: Progress = False,
         **options,
     ) -> Tensor:
         """Edit photographs by named attributes: ``flow_edit`` from the source's prediction towards the
@@ -301,7 +305,7 @@ class Editor:
         num_steps: int = 10,
         num_inference_steps: int = 50,
         attributes: Tensor | None = None,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> Tensor:
         """From one photograph to another: images uint8 (2, S, S, 3) -> uint8 (num_steps, S, S, 3). It is
         spherical in x_T (DDIM inversion). It is linear in the semantic latent, in the attributes

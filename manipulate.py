@@ -328,22 +328,22 @@ def prepare_edit(
     work: Work, image: Tensor, targets: Tensor, has: Tensor, editing: EditConfig
 ) -> Callable[[float], Tensor]:
     """One image uint8 (1, S, S, 3) with attributes ``has`` (1, A), edited towards every row of targets
-    (N, A): strength -> uint8 (N, S, S, 3). Rows with the same needs are edited together, so that
-    an edit does not depend on what else is asked for."""
+    (N, A): strength -> uint8 (N, S, S, 3). Rows with the same needs and as many names are edited
+    together, so that an edit does not depend on what else is asked for."""
     import torch
 
     from editing import suited
 
-    rows_of: dict[EditConfig, list[int]] = {}
+    rows_of: dict[tuple[EditConfig, int], list[int]] = {}
     for i, row in enumerate(targets.tolist()):
         named = [name for name, value in zip(work.names, row, strict=True) if value]
-        rows_of.setdefault(suited(editing, named), []).append(i)
+        rows_of.setdefault((suited(editing, named), len(named)), []).append(i)
     how = {"source_attributes": has, "guide": work.guide, "progress": True}
     edits = [
         work.model.prepare_edit(
             image, targets[rows], needs, generator=work.generator.clone_state(), **how
         )
-        for needs, rows in rows_of.items()
+        for (needs, _), rows in rows_of.items()
     ]
     order = torch.tensor([*chain(*rows_of.values())]).argsort()
     return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])[order]

@@ -185,7 +185,22 @@ class Photograph:
             )
         return points
 
-    def _corners(self) -> np.ndarray:
+    def landmarks_moved(self, right: float, down: float, scale: float, turn: float) -> list[float]:
+        """The landmarks of a square moved by hand, as the argument of that name.
+
+        Args:
+            right, down: in sides of the square, along its own edges.
+            scale: of its side.
+            turn: clockwise, in degrees.
+        """
+        half, angle = self.image_size / 2, math.radians(turn)
+        turned = scale * np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
+        centre = half + self.image_size * np.array([right, down])
+        moved = (self._in_square() - half) @ turned.T + centre
+        points = moved @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return ((points - 0.5) * self.file.reduced).round(2).ravel().tolist()
+
+    def corners(self) -> np.ndarray:
         """The square's corners in the picture's coordinates: (4, 2)."""
         return corners_of((self.image_size, self.image_size)) @ self.matrix.T
 
@@ -213,7 +228,7 @@ class Photograph:
         change = (edited.astype(np.float32) - self.square) * ramp
         lost = (1 - surviving_detail(self.square, edited))[..., None] * ramp
 
-        corners = self._corners()
+        corners = self.corners()
         left, top = np.maximum(np.floor(corners.min(0)), 0).astype(int)
         right, bottom = np.minimum(np.ceil(corners.max(0)), self.picture.size).astype(int)
         there = inverse(self.matrix)  # from the picture's coordinates to the square's

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"^\| `([\w/]+)\.py` \|", re.MULTILINE)
-FOLDERS = ("image_data", "synthetic_faces", "classifiers", "training", "evaluation", "figures")
+FOLDERS = ("image_data", "synthetic_faces", "classifiers", "training", "evaluation", "figures", "page")
 # Of the folders, the core may import these: pictures, files, and the cache behind CelebADataset.
 OF_IMAGE_DATA = {f"image_data.{name}" for name in ("picture", "files", "cached", "labelled")}
 

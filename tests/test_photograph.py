@@ -74,7 +74,7 @@ def test_without_landmarks_it_is_the_dataset_s_square(tmp_path, size):
         seen = Photograph(path, 64, crop)
         np.testing.assert_array_equal(seen.square, decode_image(path, 64, crop))
         left, top, right, bottom = crop_box(*size, crop)
-        np.testing.assert_allclose(seen._corners()[[0, 3]], [(left, top), (right, bottom)])
+        np.testing.assert_allclose(seen.corners()[[0, 3]], [(left, top), (right, bottom)])
 
 
 def test_similarity_recovers_a_rotation_scale_and_shift():
@@ -134,7 +134,7 @@ def test_pasting_changes_what_the_edit_changed(tmp_path, aligned):
     change = np.abs(pasted - original).max(2)
     at = (seen.matrix @ [32, 32, 1]).astype(int)
     assert change[at[1], at[0]] >= 30
-    corners = seen._corners()
+    corners = seen.corners()
     inside = np.zeros(change.shape, bool)
     inside[int(corners[0, 1]) : int(corners[3, 1]), int(corners[0, 0]) : int(corners[3, 0])] = True
     assert not change[~inside].any()

@@ -1,0 +1,74 @@
+"""A page on which people generate, interpolate and edit faces by named attributes.
+
+Opens on this machine alone. It shows what manipulate.py makes, and says the command that makes it again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import cli  # first: it refuses an old Python in one line
+
+# isort: split
+from config import AppConfig
+
+SWEEP_SECONDS = 30.0
+
+
+def parse_args(argv: Sequence[str] | None = None) -> AppConfig:
+    return cli.parse(AppConfig, __doc__, argv)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise OSError unless a page can be opened there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(
+                f"cannot listen at {host}:{port} ({error.strerror}): choose another --port"
+            ) from None
+
+
+def serve(config: AppConfig) -> None:
+    """Open the page, until Ctrl-C."""
+    check_free(config.host, config.port)
+    with tempfile.TemporaryDirectory(prefix="faces_page_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        import gradio as gr
+
+        from page.layout import CSS, Page
+        from page.studio import Studio
+        from page.visitors import Visitors
+
+        studio = Studio(config)
+        visitors = Visitors(Path(folder))
+        page = Page(studio, visitors, Path(folder))
+        page.blocks.queue(max_size=64)
+        fonts = ("system-ui", "sans-serif")  # none is fetched
+        with visitors.sweeping(SWEEP_SECONDS):
+            page.blocks.launch(
+                server_name=config.host,
+                server_port=config.port or None,
+                max_file_size=round(config.max_upload * 1e6),
+                theme=gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace")),
+                css=CSS,
+                footer_links=[],
+                ssr_mode=False,
+                share=False,
+                enable_monitoring=False,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+            print(f"the page: {page.blocks.local_url} (Ctrl-C ends it)", flush=True)
+            page.blocks.block_thread()
+
+
+if __name__ == "__main__":
+    cli.run(lambda: serve(parse_args()))

@@ -1,0 +1,73 @@
+"""The leak meter: what an independent reader sees move in an edit, as a table with bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+SEEN = 0.15  # a change of this much is shown
+MOST_LEAKS = 8  # rows of what nobody asked for
+
+STYLE = """
+table.leaks {width: 100%; border-collapse: collapse; margin: 0; border: none}
+table.leaks caption {text-align: left; padding: 0.2rem 0 0.4rem; font-weight: 600}
+table.leaks :is(tr, th, td) {border: none; background: none}
+table.leaks th {text-align: left; font-weight: 500; padding: 0.25rem 0.6rem 0.25rem 0; width: 32%}
+table.leaks td {padding: 0.25rem 0.5rem 0.25rem 0; white-space: nowrap}
+table.leaks td.bar {width: 42%}
+.leaks .track {position: relative; height: 1.1rem; border-radius: 3px;
+  background: var(--border-color-primary)}
+.leaks .track i {position: absolute; top: 0; bottom: 0; border-radius: 3px}
+.leaks .track b {position: absolute; top: -2px; bottom: -2px; width: 3px;
+  background: var(--body-text-color)}
+.leaks .asked i {background: #0072b2}
+.leaks .leak i {background: repeating-linear-gradient(45deg, #d55e00 0 6px, #e88a3c 6px 9px)}
+"""
+
+
+def leak_meter(
+    names: Sequence[str], before: np.ndarray, after: np.ndarray, asked: Mapping[str, float]
+) -> str:
+    """HTML of what moved: first what was asked for, then leaks, the largest first.
+
+    Args:
+        names: of the attributes (A,).
+        before, after: how sure the reader is of each, 0 ... 1 (A,).
+        asked: name -> what was asked for, above 0.5 there, below not.
+    """
+    change = after - before
+    wanted = [i for i, name in enumerate(names) if name in asked]
+    others = [int(i) for i in np.argsort(-np.abs(change)) if names[i] not in asked]
+    leaks = [i for i in others if abs(change[i]) >= SEEN]
+    crossed = sum((before[i] > 0.5) != (after[i] > 0.5) for i in others)
+    was, now = before.tolist(), after.tolist()
+    rows = [_row(names[i], was[i], now[i], "asked", _verdict(now[i], asked[names[i]])) for i in wanted]
+    rows += [_row(names[i], was[i], now[i], "leak", "leak") for i in leaks[:MOST_LEAKS]]
+    if not wanted:
+        first = "The reader does not know what was asked for."
+    else:
+        believed = sum((after[i] > 0.5) == (asked[names[i]] > 0.5) for i in wanted)
+        first = f"An independent reader believes {believed} of {len(wanted)} asked for."
+    rest = f"{crossed} of {len(others)} others changed sides."
+    more = len(leaks) - MOST_LEAKS
+    more_line = f"<p>{more} more moved by {SEEN:.0%} or more.</p>" if more > 0 else ""
+    table = f'<table class="leaks"><caption>{first} {rest}</caption>{"".join(rows)}</table>'
+    return table + more_line
+
+
+def _verdict(after: float, wanted: float) -> str:
+    return "believed" if (after > 0.5) == (wanted > 0.5) else "not believed"
+
+
+def _row(name: str, before: float, after: float, kind: str, word: str) -> str:
+    """A row: the name, a bar from before to after with a mark at after, and the same in words."""
+    low, high = sorted((before, after))
+    bar = f'<i style="left:{low:.1%};width:{high - low:.1%}"></i>'
+    bar += f'<b style="left:calc({after:.1%} - 1px)"></b>'
+    return (
+        f'<tr class="{kind}"><th scope="row">{escape(name.replace("_", " "))}</th>'
+        f'<td class="bar"><div class="track" aria-hidden="true">{bar}</div></td>'
+        f"<td>{before:.0%} → {after:.0%}</td><td>{word}</td></tr>"
+    )

@@ -1,0 +1,431 @@
+"""The page: it makes what manipulate.py makes, keeps visitors apart, and works in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+import manipulate
+from celeba_dataset import CELEBA_ATTRIBUTES
+from config import AppConfig, ManipulateConfig
+from figures.grids import save_gif
+from page.leaks import leak_meter
+from page.studio import Studio, command
+from page.visitors import MOST_RESULTS, Result, Visitors
+from synthetic_faces.dataset import draw_parameters, render
+
+ROOT = Path(__file__).resolve().parents[1]
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECONDS = 120 * 1000  # to wait for a picture, in milliseconds: slow machines are no failure
+
+
+def drawn_face(path: Path, index: int = 3, size: int = 256) -> Path:
+    """A drawn face without glasses, as a picture file."""
+    for number in range(index, index + 100):
+        identity, attributes = draw_parameters(number, 5, True)
+        on = {name for name, value in zip(CELEBA_ATTRIBUTES, attributes, strict=True) if value > 0}
+        if not on & {"Eyeglasses", "Blurry", "Wearing_Hat"}:
+            Image.fromarray(render(identity, attributes, size)).save(path)
+            return path
+    raise AssertionError("no such face")
+
+
+# -------------------------------------------------------------------- the studio
+
+
+@pytest.fixture(scope="module")
+def studio():
+    return Studio(AppConfig(checkpoint="drawn64"))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    return drawn_face(tmp_path_factory.mktemp("photo") / "my face.png")
+
+
+def script(studio, **asked) -> ManipulateConfig:
+    """A configuration, with few steps."""
+    few = {
+        name: replace(getattr(studio.script, name), num_inference_steps=3)
+        for name in ("sampling", "editing")
+    }
+    return replace(studio.script, **few, **asked)
+
+
+def written_by(config: ManipulateConfig, folder: Path, monkeypatch, photo: Path) -> Path:
+    """The folder of what the command of a configuration writes, where the photograph lies."""
+    words = shlex.split(command(config))
+    assert words[:2] == ["python", "manipulate.py"]
+    monkeypatch.chdir(photo.parent)
+    manipulate.manipulate(manipulate.parse_args([*words[2:], "--output_dir", str(folder)]))
+    return folder
+
+
+def picture(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize("asked", [("Smiling=1",), ("Smiling=1", "Male=0", "Young=0.25")])
+def test_an_edit_is_that_of_its_command(studio, photo, tmp_path, monkeypatch, asked):
+    """One attribute, and several at once, where the script makes each alone, too."""
+    config = script(studio, mode="edit", source_image=str(photo), attributes=asked, seed=3, face=0)
+    photograph, _ = studio.open(config)
+    edited = studio.edit(config, photograph.square)
+    last = sorted((written_by(config, tmp_path, monkeypatch, photo) / "edits").glob("*.png"))[-1]
+    np.testing.assert_array_equal(edited, picture(last))
+    assert (edited != photograph.square).any()
+
+
+def test_a_frame_moved_by_hand_travels_in_the_command(studio, photo, tmp_path, monkeypatch):
+    plain = script(studio, mode="edit", source_image=str(photo), attributes=("Smiling=1",))
+    photograph, _ = studio.open(replace(plain, face=0))
+    marks = tuple(photograph.landmarks_moved(0.1, -0.05, 0.8, 20))
+    moved, _ = studio.open(replace(plain, landmarks=marks))
+    centre = lambda each: each.corners().mean(0)  # noqa: E731
+    side = np.linalg.norm(photograph.corners()[1] - photograph.corners()[0])
+    np.testing.assert_allclose(centre(moved) - centre(photograph), [0.1 * side, -0.05 * side], atol=0.05)
+    x, y = moved.corners()[1] - moved.corners()[0]
+    assert np.hypot(x, y) == pytest.approx(0.8 * side, abs=0.1)
+    assert np.degrees(np.arctan2(y, x)) == pytest.approx(20, abs=0.1)
+    config = replace(plain, landmarks=marks)
+    edited = studio.edit(config, moved.square)
+    out = written_by(config, tmp_path, monkeypatch, photo)
+    np.testing.assert_array_equal(edited, picture(out / "edits" / "000.png"))
+
+
+def test_new_faces_and_films_are_those_of_their_commands(studio, photo, tmp_path, monkeypatch):
+    drawn = script(studio, mode="generate", attributes=("Smiling=1",), num_samples=3, seed=4)
+    out = written_by(drawn, tmp_path / "a", monkeypatch, photo) / "samples"
+    faces = studio.generate(drawn)
+    np.testing.assert_array_equal(faces, [picture(out / f"{i:03d}.png") for i in range(3)])
+    asked = {"start": ("Male=1",), "end": ("Male=0", "Smiling=1")}
+    films = {"interpolation": script(studio, mode="interpolate", interpolation_steps=3, seed=2, **asked)}
+    other = drawn_face(photo.parent / "other.png", 60)
+    ends = {"source_image": str(photo), "target_image": str(other)}
+    films["photographs"] = script(studio, mode="interpolate", interpolation_steps=3, **ends)
+    for name, config in films.items():
+        out = written_by(config, tmp_path / name, monkeypatch, photo)
+        made = save_gif(tmp_path / f"{name}.gif", studio.interpolate(config))
+        assert made.read_bytes() == (out / f"{name}.gif").read_bytes()
+
+
+def test_a_command_says_what_differs_and_is_read_back(studio):
+    config = script(studio, mode="edit", source_image="/secret/it's me.jpg", attributes=("Male=0",))
+    said = command(config)
+    assert "secret" not in said and "--seed" not in said
+    again = cli.parse(ManipulateConfig, None, shlex.split(said)[2:])
+    assert again == replace(config, source_image="it's me.jpg")
+
+
+def test_classes_are_asked_for_by_name(class_checkpoint):
+    """A model of other things than faces has no reader, and its page can be built."""
+    from page.layout import Page
+
+    studio = Studio(AppConfig(checkpoint=str(class_checkpoint)))
+    assert not studio.of_faces and not studio.read_by
+    page = Page(studio, Visitors(Path("nowhere")), Path("nowhere"))
+    assert page.request_of(("red",)) == ("red=1",)
+    square = studio.generate(script(studio, mode="generate", attributes=("red=1",), num_samples=1))[0]
+    edited = studio.edit(script(studio, mode="edit", attributes=("blue=1",)), square)
+    assert edited.shape == square.shape
+
+
+def test_files_that_do_not_fit_are_refused():
+    with pytest.raises(FileNotFoundError, match="no judge"):
+        Studio(AppConfig(checkpoint="drawn64", judge="nowhere.pth"))
+
+
+# -------------------------------------------------------------------- the leak meter
+
+
+def test_the_meter_says_what_was_asked_for_and_what_leaked():
+    names = ("Smiling", "Male", "Young", "<b>")
+    before, after = np.array([0.1, 0.2, 0.6, 0.5]), np.array([0.9, 0.9, 0.65, 0.1])
+    html = leak_meter(names, before, after, {"Smiling": 1.0})
+    assert "believes 1 of 1" in html and "1 of 3 others changed sides" in html
+    rows = re.findall(r'<tr class="(\w+)"><th scope="row">(.*?)</th>.*?<td>(.*?)</td>', html)
+    assert rows == [
+        ("asked", "Smiling", "10% → 90%"),
+        ("leak", "Male", "20% → 90%"),
+        ("leak", "&lt;b&gt;", "50% → 10%"),
+    ]
+    assert "not believed" in leak_meter(names, before, after, {"Smiling": 0.0})
+
+
+def test_an_edit_that_is_drawn_is_believed(studio):
+    """The reader is the pretrained probe: it sees glasses come in the renderer's own counterfactual."""
+    for number in range(100):
+        identity, row = draw_parameters(number, 5, True)
+        column = studio.read_by.index("Eyeglasses")
+        if row[column] < 0 and row[studio.read_by.index("Blurry")] < 0:
+            break
+    other = row.copy()
+    other[column] = 1
+    pair = np.stack([render(identity, each, 64) for each in (row, other)])
+    seen = studio.judge(pair)[:, column]
+    assert seen[0] < 0.2 and seen[1] > 0.8
+
+
+# -------------------------------------------------------------------- visitors
+
+
+def test_what_a_visitor_left_goes_with_them(tmp_path, monkeypatch):
+    import page.visitors
+
+    visitors = Visitors(tmp_path)
+    anna, ben = visitors.arrive("anna", "a"), visitors.arrive("ben", "b")
+    for visitor in (anna, ben):
+        visitor.new_file("photo.jpg").write_text("me")
+    visitors.leave("anna")
+    assert visitors.arrive("anna again", "a") is anna, "who comes back finds everything"
+    monkeypatch.setattr(page.visitors, "RETURN_SECONDS", 0.01)
+    visitors.leave("anna again")
+    for _ in range(200):
+        if not anna.folder.exists():
+            break
+        time.sleep(0.02)
+    assert not anna.folder.exists() and list(ben.folder.rglob("photo.jpg"))
+
+
+def test_uploads_that_nobody_took_are_swept_up(tmp_path):
+    visitors = Visitors(tmp_path)
+    visitor = visitors.of("anna")
+    kept = visitor.new_file("photo.jpg")
+    kept.write_text("me")
+    (tmp_path / "hash").mkdir()
+    (tmp_path / "hash" / "junk.bin").write_text("junk")
+    visitors.sweep(60)
+    assert (tmp_path / "hash").exists()
+    visitors.sweep(-1)
+    assert not (tmp_path / "hash").exists() and kept.exists()
+
+
+def test_the_history_is_bounded(tmp_path):
+    visitor = Visitors(tmp_path).of("anna")
+    for _ in range(MOST_RESULTS + 2):
+        file = visitor.new_file("edit.png")
+        file.write_text("x")
+        result = Result(None, None, None, "", 0.0, {}, "", {"edit.png": file})  # type: ignore
+        visitor.keep(result)
+    assert len(visitor.results) == len(list(visitor.folder.rglob("edit.png"))) == MOST_RESULTS
+
+
+# -------------------------------------------------------------------- the page in a browser
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where a page of the pretrained model of drawn faces is open."""
+    flags = ["--checkpoint", "drawn64", "--port", "0", "--max_upload", "0.5"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "app.py", *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = []
+    for line in server.stdout:
+        said.append(line)
+        if found := re.search(r"http://[\d.:]+", line):
+            break
+    else:
+        raise AssertionError("".join(said))
+    yield found[0]
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not BROWSER:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open the page as a new visitor; its picture, once chosen, is ``photo``."""
+    contexts = []
+
+    def open_page(**how):
+        contexts.append(browser.new_context(**({"viewport": {"width": 1400, "height": 1000}} | how)))
+        opened = contexts[-1].new_page()
+        opened.set_default_timeout(SECONDS)
+        opened.goto(address)
+        opened.wait_for_selector("#upload input[type=file]", state="attached")
+        return opened
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def says(opened, where: str, text: str) -> str:
+    """Wait until a part of the page says something, and return all that it says."""
+    holds = "([where, text]) => document.querySelector(where)?.innerText.includes(text)"
+    opened.wait_for_function(holds, arg=[where, text], timeout=SECONDS)
+    return opened.inner_text(where)
+
+
+def send(opened, photo: Path) -> None:
+    opened.set_input_files("#upload input[type=file]", photo)
+    opened.wait_for_selector("#frame img")
+
+
+def drag(opened, name: str, to: float) -> None:
+    """Drag the slider of an attribute to a value."""
+    slider = opened.locator(f"#attribute-{name} input[type=range]")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    there, middle = float(slider.input_value()), box["y"] + box["height"] / 2
+    opened.mouse.move(box["x"] + 6 + there * (box["width"] - 12), middle)
+    opened.mouse.down()
+    opened.mouse.move(box["x"] + to * box["width"], middle, steps=4)
+    opened.mouse.up()
+
+
+def test_a_visit(visit, photo, tmp_path):
+    """Upload, move a slider, see picture and meter change, bring back, take away and make it again."""
+    opened = visit()
+    send(opened, photo)
+    opened.get_by_role("button", name="Accessories").click()
+    drag(opened, "Eyeglasses", 1)
+    assert "Eyeglasses 1" in says(opened, "#status", "seconds.")
+    assert re.search(r"Eyeglasses\s+\d+% → \d+%\s+(not )?believed", opened.inner_text("#meter"))
+    first = opened.locator("#compared img").last.get_attribute("src")
+
+    opened.get_by_role("button", name="Smile", exact=True).click()
+    says(opened, "#status", "Smiling 1:")
+    assert opened.locator("#compared img").last.get_attribute("src") != first
+    opened.locator("#past button").first.click()
+    says(opened, "#status", "Eyeglasses 1:")
+    assert opened.locator("#attribute-Eyeglasses input[type=range]").input_value() == "1"
+    opened.get_by_label("compare it with what is shown").check()
+    opened.locator("#past button").last.click()
+    says(opened, "#status", "Right: Eyeglasses")
+
+    opened.get_by_role("button", name="Take it away").click()
+    line = opened.locator("#take textarea").input_value()
+    with opened.expect_download() as download:
+        opened.get_by_role("button", name="Picture", exact=True).click()
+    saved = tmp_path / "saved.png"
+    download.value.save_as(saved)
+    script = [sys.executable, ROOT / "manipulate.py", *shlex.split(line)[2:]]
+    subprocess.run([*script, "--output_dir", tmp_path], cwd=photo.parent, check=True)
+    assert saved.read_bytes() == (tmp_path / "edits" / "000.png").read_bytes()
+
+
+def test_a_new_face_is_edited_and_becomes_an_end(visit):
+    opened = visit()
+    opened.get_by_role("tab", name="Generate").click()
+    opened.locator("#draw").click()
+    says(opened, "#generate_status", "8 in")
+    opened.locator("#faces button").nth(1).click()
+    says(opened, "#generate_status", "2 is chosen")
+    opened.get_by_role("button", name="Interpolate from it").click()
+    opened.wait_for_selector("#mix", state="visible")
+    opened.locator("#mix").click()
+    says(opened, "body", "two pictures are needed")
+    opened.get_by_label("requests").check()
+    opened.locator("#mix").click()
+    says(opened, "#between_status", "10 frames")
+    opened.get_by_role("tab", name="Generate").click()
+    opened.get_by_role("button", name="Edit it").click()
+    opened.wait_for_selector("#frame img", state="visible")
+
+
+def test_junk_is_refused_in_one_line_and_nothing_is_lost(visit, photo, tmp_path):
+    opened = visit()
+    send(opened, photo)
+    opened.get_by_role("button", name="Glasses", exact=True).click()
+    says(opened, "#status", "Eyeglasses 1:")
+    junk = tmp_path / "junk.png"
+    junk.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    opened.set_input_files("#upload input[type=file]", junk)
+    assert "Traceback" not in says(opened, "body", "is not a readable picture")
+    large = tmp_path / "large.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)).save(large)
+    opened.reload()
+    opened.wait_for_selector("#upload input[type=file]", state="attached")
+    opened.set_input_files("#upload input[type=file]", large)
+    says(opened, "body", "maximum allowed size")
+
+
+def test_three_visitors_at_once_see_their_own(visit, photo):
+    pages = [visit() for _ in range(3)]
+    for opened in pages:
+        send(opened, photo)
+    for opened, button in zip(pages, ("Glasses", "Smile", "Older"), strict=True):
+        opened.get_by_role("button", name=button, exact=True).click()
+    for opened, title in zip(pages, ("Eyeglasses 1", "Smiling 1", "Young 0"), strict=True):
+        assert title in says(opened, "#status", "seconds.")
+        assert opened.locator("#past button").count() == 1
+
+
+def test_a_lost_connection_loses_nothing(visit, photo):
+    opened = visit()
+    send(opened, photo)
+    opened.get_by_role("button", name="Glasses", exact=True).click()
+    says(opened, "#status", "Eyeglasses 1:")
+    opened.context.set_offline(True)
+    opened.get_by_role("button", name="Smile", exact=True).click()
+    with opened.expect_navigation():  # gradio loads the page anew
+        opened.context.set_offline(False)
+    says(opened, "#status", "Eyeglasses 1:")
+    opened.get_by_role("button", name="Smile", exact=True).click()
+    says(opened, "#status", "Smiling 1:")
+    assert opened.locator("#past button").count() == 2
+
+
+def test_it_fits_a_telephone(visit):
+    opened = visit(viewport={"width": 390, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    unlabelled = """() => [...document.querySelectorAll('input:not([type=file]), textarea, button')]
+        .filter(each => each.offsetParent && !each.labels?.length && !each.ariaLabel && !each.title
+                && !each.getAttribute('aria-labelledby') && !each.innerText.trim() && !each.placeholder)
+        .map(each => each.outerHTML.slice(0, 200))"""
+    assert opened.evaluate(unlabelled) == []
+
+
+def test_a_page_that_cannot_open_says_so():
+    """A port that is taken, and one that nobody may listen at: one line each."""
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        run = subprocess.run(
+            [sys.executable, "app.py", "--port", port], cwd=ROOT, capture_output=True, text=True
+        )
+    assert run.returncode == 2 and "choose another --port" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_nobody_reads_files_of_this_machine(address):
+    """The route of files gives what the page made alone."""
+    for path in ("/etc/passwd", str(ROOT / "config.py"), str(ROOT / "pretrained")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{address}/gradio_api/file={path}")
+        assert refused.value.code in (403, 404)
