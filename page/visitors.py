@@ -18,7 +18,8 @@ from editing import Progress
 from samplers import Steps
 
 MOST_RESULTS = 24  # results kept for a visitor
-MOST_VISITORS = 200  # at once
+MOST_VISITORS = 200  # at once. The next one takes the place of the one who did nothing for longest
+IDLE_SECONDS = 6 * 3600.0  # after which an open page is forgotten
 RETURN_SECONDS = 60.0  # a visitor whose connection broke has this long to come back
 
 
@@ -67,6 +68,7 @@ class Visitor:
 
     folder: Path
     sessions: set[str] = field(default_factory=set)
+    seen: float = 0.0  # when they last did something, by time.monotonic
     source: Source | None = None
     results: list[Result] = field(default_factory=list)
     shown: Result | None = None
@@ -120,19 +122,16 @@ class Visitors:
         self.known: dict[str, Visitor] = {}  # by the secret of their page
 
     def arrive(self, session: str | None, secret: str) -> Visitor:
-        """The visitor whose page has this secret, new or back again, in a new session.
-
-        Raises:
-            ValueError: where there are too many.
-        """
+        """The visitor whose page has this secret, new or back again, in a new session."""
         with self.lock:
             visitor = self.known.get(secret)
             if visitor is None:
                 if len(self.known) >= MOST_VISITORS:
-                    raise ValueError(f"{MOST_VISITORS} visitors are here: try again in a minute")
+                    self._remove(min(self.known.values(), key=lambda each: each.seen))
                 visitor = self.known[secret] = Visitor(self.folder / uuid.uuid4().hex)
                 visitor.folder.mkdir(parents=True)
             visitor.sessions.add(str(session))
+            visitor.seen = time.monotonic()
             self.present[str(session)] = visitor
             if visitor.leaving:
                 visitor.leaving.cancel()
@@ -141,8 +140,9 @@ class Visitors:
 
     def of(self, session: str | None) -> Visitor:
         """The visitor of a session."""
-        visitor = self.present.get(str(session))
-        return visitor or self.arrive(session, str(session))
+        visitor = self.present.get(str(session)) or self.arrive(session, str(session))
+        visitor.seen = time.monotonic()
+        return visitor
 
     def leave(self, session: str | None) -> None:
         """A session has ended. The visitor's files go, unless they come back soon."""
@@ -157,7 +157,11 @@ class Visitors:
                 visitor.leaving.start()
 
     def sweep(self, seconds: float) -> None:
-        """Delete uploads that nobody took over for so long."""
+        """Delete uploads that nobody took over for so long, and visitors who went without a word."""
+        with self.lock:
+            idle = [v for v in self.known.values() if time.monotonic() - v.seen > IDLE_SECONDS]
+            for visitor in idle:
+                self._remove(visitor)
         for folder in self.uploads.iterdir():
             with suppress(OSError):  # another thread may have moved it
                 if folder != self.folder and time.time() - folder.stat().st_mtime > seconds:
@@ -181,8 +185,11 @@ class Visitors:
     def forget(self, visitor: Visitor) -> None:
         """Delete what a visitor has left, unless they are back."""
         with self.lock:
-            if visitor.sessions:
-                return
-            self.known = {key: each for key, each in self.known.items() if each is not visitor}
+            if not visitor.sessions:
+                self._remove(visitor)
+
+    def _remove(self, visitor: Visitor) -> None:
+        self.known = {key: each for key, each in self.known.items() if each is not visitor}
+        self.present = {key: each for key, each in self.present.items() if each is not visitor}
         visitor.stop.set()
         shutil.rmtree(visitor.folder, ignore_errors=True)

@@ -214,6 +214,23 @@ def test_uploads_that_nobody_took_are_swept_up(tmp_path):
     assert not (tmp_path / "hash").exists() and kept.exists()
 
 
+def test_there_are_never_too_many_visitors(tmp_path, monkeypatch):
+    """The one who did nothing for longest makes room; who went without a word is forgotten in time."""
+    import page.visitors
+
+    monkeypatch.setattr(page.visitors, "MOST_VISITORS", 3)
+    visitors = Visitors(tmp_path)
+    for name in "abc":
+        visitors.arrive(name, name)
+    visitors.of("a")
+    visitors.arrive("d", "d")
+    assert sorted(visitors.known) == ["a", "c", "d"]
+    assert len(list(visitors.folder.iterdir())) == 3
+    monkeypatch.setattr(page.visitors, "IDLE_SECONDS", -1.0)
+    visitors.sweep(60)
+    assert not visitors.known and not list(visitors.folder.iterdir())
+
+
 def test_the_history_is_bounded(tmp_path):
     visitor = Visitors(tmp_path).of("anna")
     for _ in range(MOST_RESULTS + 2):
