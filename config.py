@@ -786,7 +786,8 @@ class ExportConfig(Config):
     """Flags of export.py."""
 
     checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
-    out: str = flag("", "a .safetensors or .pth file, or a folder for diffusers", required=True)
+    out: str = flag("", "a .safetensors or .pth file, or a folder", required=True)
+    hub: bool = flag(False, "the folder is for the Hugging Face hub, not for diffusers")
     half: bool = flag(False, "write the weights in half precision")
 
 
