@@ -1,4 +1,4 @@
-"""Checkpoints: EMA weights, atomic saving, loading with weights_only=True, and a model from its file.
+"""Checkpoints: EMA weights, atomic saving, loading with weights_only=True, and a module from its file.
 
 Files from strangers enter here. What they ask for is checked here, before memory is allocated for it. So
 the model code needs no such checks.
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from autoencoder_model import build_first_stage, pretrained_vae
 from config import PRETRAINED, ModelConfig
-from diffusion_model import ConditionalDiffusion
 
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
 MOST_BLOCKS = 32  # per level of a first stage
+IN_FOLDER = "model.safetensors"  # the weights in a folder of ``ConditionalDiffusion.save_pretrained``
+FACTS = ("step", "validation_loss")  # about a model's training, in files for inference
 OF_DATA = ("attribute_names", "one_hot", "prior_rows", "guidable", "first_stage_judge")  # of a model
 
 
@@ -93,9 +94,12 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The file that a name stands for: a path, or the name of a model in pretrained/."""
+    """The file that a name stands for: a path, the name of a model in pretrained/, or a folder of
+    ``ConditionalDiffusion.save_pretrained``."""
     named = PRETRAINED / f"{path}.safetensors"
-    return named if named.is_file() and not Path(path).exists() else Path(path)
+    if named.is_file() and not Path(path).exists():
+        return named
+    return Path(path) / IN_FOLDER if Path(path).is_dir() else Path(path)
 
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:
@@ -132,7 +136,9 @@ def _from_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
+        if "facts" not in metadata:
+            raise ValueError("safetensors of another program")
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
     for name, first in json.loads(metadata.get("shared", "{}")).items():
         weights[name] = weights[first]
@@ -330,7 +336,8 @@ def build(
     kind: Callable[[ModelConfig], Model], key: str, state: dict[str, Any], path: str | Path
 ) -> Model:
     """The module in a checkpoint's contents, in evaluation mode, built from the configuration inside.
-    Its weights are under ``ema`` if there are averaged ones, else under ``key``.
+    Its weights are under ``ema`` if there are averaged ones, else under ``key``. Its ``facts`` are what
+    the contents say of its training.
 
     Raises:
         ValueError: if ``path``, from which the contents come, holds no such module.
@@ -346,6 +353,7 @@ def build(
         check_shapes(expected, weights, path)
         model = kind(config)
         model.load_state_dict(weights)
+    model.facts = {name: state[name] for name in FACTS if isinstance(state.get(name), int | float)}
     return model.eval()
 
 
@@ -359,16 +367,6 @@ def load(
     """
     model = build(kind, key, load_checkpoint(path), path)
     return model.to(device, memory_format=torch.channels_last)
-
-
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:
-    """The model in a checkpoint, in evaluation mode. ``path`` may be a name in pretrained/.
-    If the file holds raw and EMA weights (``last.pth``), the model has the EMA weights.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``load``.
-    """
-    return load(ConditionalDiffusion, "model", path, device)
 
 
 def check_first_stage_config(config: dict) -> None:

@@ -454,6 +454,8 @@ class EditConfig(Config):
 
 # -------------------------------------------------------------------- scripts
 
+REPORT_TO = ("tensorboard", "wandb", "none")  # metrics.jsonl is written in any case
+
 
 @dataclass(frozen=True)
 class DeviceConfig(Config):
@@ -507,7 +509,10 @@ class TrainConfig(DeviceConfig):
     compile: bool = flag(False, "torch.compile the UNet; pays on long runs", resume=FREE)
     gradient_checkpointing: bool = flag(False, "less memory, a third more time", resume=FREE)
     save_dir: str = flag("./checkpoints", "folder of checkpoints", resume=FREE)
-    log_dir: str = flag("./logs", "folder of TensorBoard's logs", resume=FREE)
+    log_dir: str = flag("./logs", "folder of logs", resume=FREE)
+    report_to: str = flag(
+        "tensorboard", "who shows curves and pictures; wandb is extra", choices=REPORT_TO, resume=FREE
+    )
     save_interval: int = count(10, "epochs between kept checkpoints", resume=FREE)
     keep_last: int | None = count(None, "kept checkpoints; none given: all", resume=FREE)
     sample_interval: int = count(5, "epochs between sample grids", resume=FREE)
@@ -807,7 +812,8 @@ class ExportConfig(Config):
     """Flags of export.py."""
 
     checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
-    out: str = flag("", "a .safetensors or .pth file, or a folder for diffusers", required=True)
+    out: str = flag("", "a .safetensors or .pth file, or a folder", required=True)
+    hub: bool = flag(False, "the folder is for the Hugging Face hub, not for diffusers")
     half: bool = flag(False, "write the weights in half precision")
 
 

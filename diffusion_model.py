@@ -3,15 +3,19 @@ a user calls. Images go in and come out as uint8 (B, H, W, 3); attributes are ro
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from autoencoder_model import AttributeVAE, build_first_stage
 from celeba_dataset import AttributePrior, deny_other_classes, request_rows
+from checkpoint import IN_FOLDER, find_weights, load, save_model
 from config import CFG_SCALE, LossConfig, ModelConfig, SamplingConfig
 from editing import EditAt, Editor, Progress, with_bar
 from guidance import (
@@ -22,6 +26,7 @@ from guidance import (
     guidance_interval,
     through_x0,
 )
+from model_card import model_card
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import SAMPLERS, Generator, Steps, last, rand, randn_like, sampling_grid
 from unet_model import ConditionalUNet
@@ -53,8 +58,10 @@ def vae_levels(side: int) -> tuple[int, ...]:
     return (32, 64, 128, 256)[: max(levels, 1)]
 
 
-class ConditionalDiffusion(nn.Module):
+class ConditionalDiffusion(nn.Module, ModelHubMixin):
     """The whole model. ``forward`` is the joint training loss; the other public methods sample and edit.
+    huggingface_hub's mixin adds ``save_pretrained(folder)`` and ``push_to_hub("user/name")``. Their
+    folder holds the weights' file and a model card. A README.md that is there is kept.
 
     Sampling methods take ``generator`` (a torch.Generator, on any device) for repeatable noise,
     ``latent`` (B, latent_dim) or None for no semantic latent, ``complete`` (see ``complete_rows``) and
@@ -64,6 +71,8 @@ class ConditionalDiffusion(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.facts: dict[str, Any] = {}  # what its file says of its training
+        self._hub_mixin_config = None  # no config.json: the weights' file holds the configuration
         self.schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
         self.first_stage = build_first_stage(config.first_stage, config.first_stage_config)
         stride = self.first_stage.factor * config.patch_size * 2 ** (len(config.channels) - 1)
@@ -101,6 +110,45 @@ class ConditionalDiffusion(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.unet.conv_out.weight.device
+
+    # ---------------------------------------------------------------- files and the hub
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        **download: Any,
+    ) -> ConditionalDiffusion:
+        """The model in a folder of ``save_pretrained``, in any other place that ``load_model`` takes,
+        or on the Hugging Face hub under "user/name". In evaluation mode.
+
+        Args:
+            download: ``revision``, ``token`` and so on, as ``hf_hub_download`` takes them.
+
+        Raises:
+            FileNotFoundError: if it is neither here nor there.
+            ValueError: as ``load_checkpoint`` and ``build``.
+        """
+        path = find_weights(pretrained_model_name_or_path)
+        if not path.exists() and not Path(pretrained_model_name_or_path).exists():
+            name = str(pretrained_model_name_or_path)
+            try:
+                path = Path(hf_hub_download(name, IN_FOLDER, **download))
+            except (OSError, ValueError) as error:  # no network, no such name, not a name at all
+                reason = " ".join(str(error).split())
+                raise FileNotFoundError(
+                    f"no model {name}: there is no such file or folder, and the hub gave none "
+                    f"({textwrap.shorten(reason, 200)})"
+                ) from None
+        return load(cls, "model", path, device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_model(self, save_directory / IN_FOLDER, **self.facts)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        return model_card(self.config, self.facts, sum(p.numel() for p in self.parameters()))
 
     # ---------------------------------------------------------------- training
 
@@ -472,3 +520,14 @@ class ConditionalDiffusion(nn.Module):
     def interpolate_between_images(self, images: Tensor, *args: Any, **options: Any) -> Tensor:
         """``Editor.interpolate``."""
         return Editor(self).interpolate(images, *args, **options)
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:
+    """The model in a checkpoint, in evaluation mode. ``path`` may be a name in pretrained/, or a folder
+    of ``save_pretrained``. If the file holds raw and EMA weights (``last.pth``), the model has the EMA
+    weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_checkpoint`` and ``build``.
+    """
+    return load(ConditionalDiffusion, "model", path, device)

@@ -28,9 +28,9 @@ def evaluate(config: EvaluateConfig) -> None:
     """Measure every setting, every way of editing, or the counterfactuals; write the report."""
     from accelerate import PartialState
 
-    from checkpoint import load_model
     from classifiers.guide import load_guide
     from classifiers.judge import load_judge
+    from diffusion_model import load_model
     from evaluation.counterfactuals import CounterfactualEvaluation, check_explained
     from evaluation.edits import EditEvaluation
     from evaluation.reading import say

@@ -1,9 +1,11 @@
-"""Give a model to other programs: as safetensors, or as a folder in diffusers' format.
+"""Give a model to other programs: as safetensors, as a folder for the hub or in diffusers' format.
 
 --out FILE.safetensors writes the weights for inference, with the configuration in the metadata. Every
 script reads such a file as it reads a .pth file, and --out FILE.pth turns it back. Any other --out is a
-folder for diffusers: scheduler/, and vae/ if the first stage is Stable Diffusion's VAE, which
-encode_latents.py reads back. The UNet is not exported: diffusers has none of its kind.
+folder. With --hub it holds the same weights and a model card, for the Hugging Face hub; scripts and
+ConditionalDiffusion.from_pretrained read it. Without, it is for diffusers: scheduler/, and vae/ if the
+first stage is Stable Diffusion's VAE, which encode_latents.py reads back. The UNet is not exported:
+diffusers has none of its kind.
 """
 
 from __future__ import annotations
@@ -82,6 +84,8 @@ def export(config: ExportConfig) -> None:
             f"--out {out}: no file of that kind is written; end it in {' or '.join(FILES)}, or give a "
             "folder for diffusers, without a suffix"
         )
+    if config.hub and out.suffix:
+        raise ValueError(f"--hub writes a folder, and --out {out} names a file: leave its suffix out")
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out, or remove it")
     cli.check_writable(out.parent, "--out")
@@ -90,10 +94,14 @@ def export(config: ExportConfig) -> None:
         model, key = build(GuidanceClassifier, "guide", state, config.checkpoint), "guide"
     else:
         model, key = build(ConditionalDiffusion, "model", state, config.checkpoint), "model"
+    if config.hub and key == "guide":
+        raise ValueError(f"--hub is for models, and {config.checkpoint} is a guide: leave --hub out")
+    model = model.half() if config.half else model
     written = [str(out)]
     if out.suffix:
-        facts = {name: state[name] for name in ("step", "validation_loss") if name in state}
-        save_model(model.half() if config.half else model, out, key, **facts)
+        save_model(model, out, key, **model.facts)
+    elif config.hub:
+        model.save_pretrained(out)
     else:
         scheduler_of(model.config).save_pretrained(str(out / "scheduler"))
         written = [str(out / "scheduler")]

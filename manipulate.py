@@ -471,8 +471,8 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     import torch
 
     from celeba_dataset import parse_request
-    from checkpoint import load_model
     from classifiers.guide import load_guide
+    from diffusion_model import load_model
     from editing import with_scale
     from samplers import settled
 

@@ -1,8 +1,8 @@
 """Train the conditional diffusion model jointly with its attribute-predicting VAE.
 
-Without --data_root it draws synthetic faces first. TensorBoard logs go to --log_dir, checkpoints to
---save_dir: last.pth resumes exactly, best_model.pth (EMA weights, best validation loss) is for
-manipulate.py. One process, or several with `accelerate launch train.py ...`.
+Without --data_root it draws synthetic faces first. Logs go to --log_dir, for TensorBoard if --report_to
+names no other; checkpoints to --save_dir: last.pth resumes exactly, best_model.pth (EMA weights, best
+validation loss) is for manipulate.py. One process, or several with `accelerate launch train.py ...`.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def fit(run, files) -> None:
                 if ended:
                     logger.flush()
                 trained, losses = logger.training_loss(), validate(run)
-                logger.scalars({f"validation/{name}": value for name, value in losses.items()})
                 if ended or run.epoch % config.sample_interval == 0:
                     logger.pictures()
+                logger.scalars({f"validation/{name}": value for name, value in losses.items()})
                 if main:
                     written = run.save_for_inference(losses, files.folder)
                     note = f", written: {written}" if written else ""

@@ -135,8 +135,8 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     from tqdm import tqdm
 
     from celeba_dataset import CelebADataset
-    from checkpoint import load_model
     from config import SamplingConfig
+    from diffusion_model import load_model
     from evaluation.drawing import draw
     from evaluation.metrics import balanced_accuracy
 

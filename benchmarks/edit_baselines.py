@@ -131,7 +131,7 @@ class EditBaselinesConfig(DeviceConfig):
 
 def load(config: EditBaselinesConfig):
     """The model, on the device. ValueError for one of another size or of fewer attributes."""
-    from checkpoint import load_model
+    from diffusion_model import load_model
     from synthetic_faces.attributes import NAMES
     from synthetic_faces.benchmark import read_benchmark
 

@@ -58,7 +58,7 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from checkpoint import load_model
+    from diffusion_model import load_model
     from evaluation.metrics import psnr
     from figures.plots import save_curves
     from image_data.datasets import find_dataset

@@ -29,10 +29,9 @@ from train_step import diffusers_unet
 
 import cli
 from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
-from checkpoint import load_model
 from classifiers.judge import load_judge
 from config import CACHE_HELP, Config, ModelConfig, SamplingConfig, count, flag, weight
-from diffusion_model import ConditionalDiffusion
+from diffusion_model import ConditionalDiffusion, load_model
 from evaluation.drawing import draw
 from evaluation.metrics import frechet_distance, with_error
 from evaluation.reading import read

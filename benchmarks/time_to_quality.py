@@ -35,9 +35,10 @@ from demo import command
 import cli
 from autoencoder_model import PixelFirstStage
 from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
-from checkpoint import EMA, load_checkpoint, load_model
+from checkpoint import EMA, load_checkpoint
 from classifiers.judge import load_judge
 from config import CACHE_HELP, CFG_SCALE, FEWEST_SAMPLES, Config, SamplingConfig, count, flag
+from diffusion_model import load_model
 from evaluation.drawing import draw
 from evaluation.metrics import balanced_accuracy, distances
 from evaluation.reading import read

@@ -17,11 +17,12 @@ from torch import Tensor
 
 import cli
 from celeba_dataset import CELEBA_ATTRIBUTES, parse_request
-from checkpoint import file_hash, find_weights, load_model
+from checkpoint import file_hash, find_weights
 from classifiers.guide import load_guide
 from classifiers.judge import load_judge
 from classifiers.probe import load_probe
 from config import CFG_SCALE, PRETRAINED, AppConfig, ManipulateConfig
+from diffusion_model import load_model
 from editing import Progress, with_scale
 from image_data.face_finder import align_to_face
 from image_data.photograph import Photograph

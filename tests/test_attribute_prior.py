@@ -7,8 +7,9 @@ import torch
 
 import celeba_dataset
 from celeba_dataset import AttributePrior, pack_rows
-from checkpoint import load_model, save_model
+from checkpoint import save_model
 from config import SamplingConfig
+from diffusion_model import load_model
 from samplers import sample_generators
 
 ROWS = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1]])

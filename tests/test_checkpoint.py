@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from checkpoint import EMA, load_checkpoint, load_model, save_atomically, save_model
+from checkpoint import EMA, load_checkpoint, save_atomically, save_model
+from diffusion_model import load_model
 
 
 def test_model_returns_from_its_file_alone(make_model, tmp_path):

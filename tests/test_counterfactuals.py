@@ -14,10 +14,11 @@ from torch import nn
 
 import cli
 import evaluate
-from checkpoint import load_model, save_atomically, save_model
+from checkpoint import save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
 from config import EvaluateConfig
+from diffusion_model import load_model
 from evaluation import counterfactuals
 from evaluation.counterfactuals import (
     CounterfactualEvaluation,

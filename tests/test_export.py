@@ -10,9 +10,10 @@ import checkpoint as checkpoints
 import cli
 import export
 from autoencoder_model import build_first_stage
-from checkpoint import load_checkpoint, load_first_stage, load_model, save_model
+from checkpoint import load_checkpoint, load_first_stage, save_model
 from classifiers.guide import GuidanceClassifier, load_guide
 from config import ModelConfig
+from diffusion_model import load_model
 from noise_schedule import NoiseSchedule
 from samplers import ddim, timestep_grid
 

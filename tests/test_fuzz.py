@@ -26,11 +26,11 @@ import export
 import manipulate
 import train
 import visualize
-from checkpoint import FORMAT, load_checkpoint, load_first_stage, load_model
+from checkpoint import FORMAT, load_checkpoint, load_first_stage
 from classifiers.guide import load_guide
 from classifiers.judge import load_judge
 from config import ModelConfig
-from diffusion_model import ConditionalDiffusion
+from diffusion_model import ConditionalDiffusion, load_model
 from image_data import encoded
 from image_data.datasets import find_dataset
 from image_data.folders import ANNOTATIONS, METADATA

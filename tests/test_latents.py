@@ -20,9 +20,10 @@ import train
 import visualize
 from autoencoder_model import LatentFirstStage, SpatialVAE, build_first_stage
 from celeba_dataset import CelebADataset
-from checkpoint import EMA, load_checkpoint, load_first_stage, load_model, weights_hash
+from checkpoint import EMA, load_checkpoint, load_first_stage, weights_hash
 from classifiers.likeness import perceptual_distance
 from config import FirstStageConfig, FirstStageLossConfig, SamplingConfig
+from diffusion_model import load_model
 from image_data import encoded
 from image_data.cached import random_flip
 from image_data.encoded import LatentDataset

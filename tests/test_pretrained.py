@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import manipulate
-from checkpoint import load_model, save_model
+from checkpoint import save_model
 from classifiers.guide import load_guide
 from config import PRETRAINED, LossConfig, SamplingConfig, TrainConfig
+from diffusion_model import load_model
 from training.stages import STAGES, spread_timesteps
 
 MODELS = sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if "_" not in path.stem)

@@ -16,10 +16,10 @@ from accelerate.state import AcceleratorState
 from test_training import make_run, one_line, run_training
 from torch.utils.tensorboard import SummaryWriter
 
-import checkpoint as checkpoints
 import train
 from checkpoint import load_checkpoint, replace_file, take_over
 from config import TrainConfig
+from diffusion_model import load_model
 from synthetic_faces.dataset import parallel_draw
 from training import batches, process
 from training.batches import Interrupted, load_batches
@@ -341,4 +341,4 @@ def test_new_classes_start_from_old_weights_and_a_resumed_run_needs_them_no_more
     old.unlink()
     run_training([*flags, *more], tmp_path, "--max_steps", "2", "--resume")
     assert load_checkpoint(tmp_path / "last.pth")["step"] == 2
-    assert checkpoints.load_model(tmp_path / "best_model.pth").config.attribute_names[0] == "blue"
+    assert load_model(tmp_path / "best_model.pth").config.attribute_names[0] == "blue"

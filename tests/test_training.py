@@ -11,12 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
+from torch.utils.tensorboard import SummaryWriter
 
 import checkpoint
 import cli
@@ -227,6 +231,83 @@ def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path, capsys):
     total = sum(length * float(loss) for length, (_, loss) in zip(lengths, epochs, strict=True))
     (mean,) = [line["loss/total"] for line in lines if "loss/total" in line]
     assert total / 20 == pytest.approx(mean, abs=1e-3)
+
+
+def test_what_was_written_after_the_checkpoint_is_purged(flags, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_training(flags, tmp_path, "--max_steps", "2")
+    logs = tmp_path / "logs" / "0001"
+    (last,) = logs.glob("events*")
+    with SummaryWriter(str(logs)) as writer:  # of a run that broke off
+        writer.add_scalar("validation/total", 9.0, 4)
+    (added,) = {*logs.glob("events*")} - {last}
+    added.rename(last.with_name(f"{last.name}.1"))  # files are read by their names' order
+    run_training(flags, tmp_path, "--max_steps", "3", "--resume")
+    events = EventAccumulator(str(logs)).Reload()
+    assert [each.step for each in events.Scalars("validation/total")] == [2, 3]
+
+
+def test_without_a_tracker_metrics_are_written(flags, tmp_path):
+    run_training(flags, tmp_path, "--max_steps", "1", "--report_to", "none")
+    names = {path.name for path in (tmp_path / "logs" / "0001").iterdir()}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl"}
+
+
+def test_wandb_that_is_not_installed(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = one_line(capsys, lambda: run_training(flags, tmp_path, "--report_to", "wandb"))
+    assert "pip install wandb" in said and not list(tmp_path.iterdir())
+
+
+WANDB = """
+import pathlib
+
+def init(project, dir, **more):
+    if not (pathlib.Path(dir) / "config.yaml").is_file():
+        raise RuntimeError("no folder")
+    if account != "someone":
+        raise RuntimeError("no account:\\nlog in")
+    runs.append({"project": project, **more})
+    return Run()
+
+class Image:
+    def __init__(self, pixels):
+        assert pixels.ndim == 3 and pixels.dtype.name == "uint8"
+
+class Run:
+    def log(self, values, step):
+        logged.append((step, *values))
+
+    def finish(self):
+        logged.append("finished")
+
+class config:
+    def update(values, allow_val_change):
+        runs[-1]["config"] = values
+
+runs, logged, account = [], [], "someone"
+"""
+
+
+def test_a_stub_of_wandb_sees_curves_pictures_and_settings(flags, tmp_path, capsys, monkeypatch):
+    (tmp_path / "wandb.py").write_text(WANDB)
+    spec = spec_from_file_location("wandb", tmp_path / "wandb.py")
+    stub = module_from_spec(spec)
+    spec.loader.exec_module(stub)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])
+    run_training(flags, tmp_path / "run", "--max_steps", "1", "--report_to", "wandb")
+    (started,) = stub.runs
+    assert started["name"] == "0001" and started["config"]["max_steps"] == 1
+    seen = {name for step, *names in stub.logged[:-1] for name in names if step == 1}
+    assert {"loss/total", "validation/total", "samples", "reconstructions"} <= seen
+    assert stub.logged[-1] == "finished" and stub.logged.count("finished") == 1
+    assert not list((tmp_path / "run" / "logs" / "0001").glob("events*"))
+    stub.account = "nobody"
+    start = ["--max_steps", "1", "--report_to", "wandb"]
+    said = one_line(capsys, lambda: run_training(flags, tmp_path / "other", *start))
+    assert "--report_to wandb does not start (no account: log in)" in said
 
 
 def test_a_skipped_step_does_not_spoil_an_epoch_s_training_loss():

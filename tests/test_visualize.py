@@ -10,7 +10,7 @@ from PIL import Image
 import manipulate
 import train
 import visualize
-from checkpoint import load_model
+from diffusion_model import load_model
 from figures.figures import Sources
 from image_data.datasets import find_dataset
 

@@ -8,6 +8,7 @@ import math
 import platform
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from checkpoint import replace_file
 from cli import flags_of
@@ -136,27 +136,56 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
+PROJECT = "attribute-face-diffusion"  # the runs' name where a tracker keeps those of several projects
+
+
+def start_tracker(run: TrainingRun, folder: Path) -> None:
+    """Start what --report_to asks for, for the run in this folder.
+
+    Raises:
+        ValueError: if it does not start.
+    """
+    report_to, wandb = run.config.report_to, run.config.report_to == "wandb"
+    options = {
+        # What a run that broke off wrote after its last checkpoint is replaced.
+        "tensorboard": {"purge_step": run.step + 1 if run.step else None},
+        # A resumed run is a new one of the same group: wandb takes no step twice.
+        "wandb": {"name": folder.name, "group": "/".join(folder.parts[-3:]), "dir": str(folder)},
+    }
+    try:
+        run.accelerator.init_trackers(
+            PROJECT if wandb else folder.name, flags_of(run.config) if wandb else None, options
+        )
+    except OSError:
+        raise
+    except Exception as error:  # each tracker has errors of its own: no account, no network
+        raise ValueError(
+            f"--report_to {report_to} does not start ({textwrap.shorten(str(error), 200)}): log in, set "
+            "WANDB_MODE=offline, or choose another --report_to"
+        ) from None
+
+
 class Logger:
-    """TensorBoard and metrics.jsonl: averages of the metrics between two writes, and pictures. Silent
-    off rank 0."""
+    """metrics.jsonl and accelerate's tracker: averages of the metrics between two writes, and pictures.
+    Silent off rank 0."""
 
     def __init__(self, run: TrainingRun, log_dir: str):
-        self.run, self.writer, self.folder = run, None, Path(log_dir)
-        if run.accelerator.is_main_process:
+        self.run, self.folder = run, Path(log_dir)
+        self.main = run.accelerator.is_main_process
+        if self.main:
             with writing_to(self.folder):
                 self.folder = run_directory(run, self.folder)
-                # What a run that broke off wrote after its last checkpoint is replaced.
-                purge = run.step + 1 if run.step else None
-                self.writer = SummaryWriter(str(self.folder), purge_step=purge)
+                start_tracker(run, self.folder)
         self.steps: list[dict] = []
         self.seconds = 0.0
         self.totals: list[torch.Tensor] = []  # the loss of each step of an epoch
 
     def close(self) -> None:
-        """End TensorBoard's thread. All is written by then, or was refused by the disk."""
-        if self.writer:
+        """End the trackers' threads. All is written by then, or was refused by the disk."""
+        trackers = self.run.accelerator.trackers if self.main else []
+        while trackers:
             with suppress(OSError):
-                self.writer.close()
+                trackers.pop().finish()
 
     def add(self, metrics: dict, seconds: float) -> None:
         """Take in one step's metrics, as tensors: reading them now would make a GPU wait."""
@@ -209,27 +238,26 @@ class Logger:
 
     def scalars(self, values: dict[str, float]) -> None:
         """Write values under their names at the current step."""
-        if not self.writer:
+        if not self.main:
             return
         numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **numbers}
         with writing_to(self.folder):
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, self.run.step)
-            self.writer.flush()
+            self.run.accelerator.log(values, self.run.step)
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def pictures(self, num_images: int = 8) -> None:
-        """What the stage shows of the first validation images."""
-        if not self.writer:
-            return
+        """What the stage shows of the first validation images. ``scalars`` flushes them."""
         run = self.run
+        if not run.accelerator.trackers:
+            return
         indices = range(min(num_images, len(run.val_set)))
         images, attributes = run.validation_images(indices)
         with run.accelerator.autocast():
             shown = run.stage.pictures(run, images, attributes)
         with writing_to(self.folder):
-            for title, pictures in shown.items():
-                self.writer.add_images(title, pictures.cpu(), run.step, dataformats="NHWC")
-            self.writer.flush()
+            arrays = {title: pictures.cpu().numpy() for title, pictures in shown.items()}
+            for tracker in run.accelerator.trackers:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(arrays, run.step, **layout)

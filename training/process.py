@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import signal
 import threading
@@ -36,9 +37,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     is launched.
 
     Raises:
-        ValueError: where that environment asks for another device, or for what is not done here.
+        ValueError: where that environment asks for another device, or for what is not done here; where
+            what --report_to needs is not installed.
     """
     device = cli.choose_device(config.device)
+    tracker = None if config.report_to == "none" else config.report_to
+    if tracker and importlib.util.find_spec(tracker) is None:
+        raise ValueError(
+            f"--report_to {tracker} needs a library that is not here: pip install {tracker}, or give "
+            "another --report_to"
+        )
     for variable, name in NOT_DONE.items():
         if os.environ.get(variable, "").lower() in ("true", "1", "yes"):
             raise ValueError(
@@ -55,6 +63,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         cpu=device == "cpu",
         mixed_precision=cli.choose_precision(config.mixed_precision, device),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.grad_accum),
+        log_with=tracker,
+        project_dir=config.log_dir,
         dynamo_backend="no",  # --compile compiles, and keeps the names of the weights
     )
     found = accelerator.device.type

@@ -1,0 +1,138 @@
+"""Models as folders and on the Hugging Face hub: saved, loaded, described. The hub itself is a stub."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, hub_mixin
+from safetensors.torch import save_file
+
+import cli
+import diffusion_model
+import export
+from celeba_dataset import CELEBA_ATTRIBUTES
+from checkpoint import IN_FOLDER, load_checkpoint, save_model
+from config import SamplingConfig
+from diffusion_model import ConditionalDiffusion, load_model
+
+
+def drawn(model) -> torch.Tensor:
+    sampling = SamplingConfig(num_inference_steps=2)
+    return model.sample(2, None, {"Smiling": 1}, sampling, torch.Generator().manual_seed(0))
+
+
+def test_a_folder_gives_the_same_pictures(checkpoint, tmp_path):
+    model = ConditionalDiffusion.from_pretrained(checkpoint)
+    folder = tmp_path / "mine"
+    model.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", IN_FOLDER]
+    again = [ConditionalDiffusion.from_pretrained(str(folder)), load_model(folder)]
+    assert all(torch.equal(drawn(model), drawn(other)) for other in again)
+    assert (
+        again[0].facts == model.facts == {"step": 3, "validation_loss": model.facts["validation_loss"]}
+    )
+    assert load_checkpoint(folder)["config"] == load_checkpoint(checkpoint)["config"]
+    (folder / "README.md").write_text("my own words")
+    model.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "my own words"
+
+
+def test_the_card_says_what_the_file_knows(make_model, tmp_path):
+    model = make_model(CELEBA_ATTRIBUTES, prediction="v", schedule="linear")
+    model.facts = {"step": 1234, "validation_loss": 0.0567}
+    model.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+    facts = (
+        *(
+            "| image size | 16 x 16 |",
+            "| attributes | 40 |",
+            "| predicts | v |",
+            "| linear, 1000 timesteps",
+        ),
+        *(
+            "| training | 1,234 steps |",
+            "| validation loss | 0.0567 |",
+            f"| parameters | {millions:.2f} M |",
+        ),
+        *("non-commercial research only", "`Wearing_Necktie`", '{"Smiling": 1}'),
+    )
+    assert not [fact for fact in facts if fact not in card.text]
+    assert yaml.safe_load(card.content.split("---")[1])["license"] == "other"
+
+
+def test_the_card_of_classes_names_no_celebrities(make_model, tmp_path):
+    make_model(("cat", "{{dog}}"), one_hot=True, guidable=False).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert '{"cat": 1}' in card and "`{{dog}}`" in card and "cfg_scale is 1" in card
+    assert "CelebA" not in card and "validation loss" not in card
+
+
+@pytest.mark.parametrize("weights", [None, {"weight": torch.ones(2)}], ids=["none", "others"])
+def test_folders_of_other_projects_are_refused(tmp_path, weights):
+    if weights:
+        save_file(weights, tmp_path / IN_FOLDER)
+    with pytest.raises((ValueError, FileNotFoundError)) as refusal:
+        ConditionalDiffusion.from_pretrained(tmp_path)
+    said = str(refusal.value)
+    assert str(tmp_path / IN_FOLDER) in said and "\n" not in said
+    assert ("safetensors of another program" if weights else "no checkpoint at") in said
+
+
+def test_facts_that_are_no_numbers_are_left_out(make_model, tmp_path):
+    model = make_model()
+    model.facts = {"step": "x" * 99, "validation_loss": {}, "other": 1}
+    save_model(model, tmp_path / "model.pth", **model.facts)
+    assert load_model(tmp_path / "model.pth").facts == {}
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "user/name"])
+def test_without_folder_and_network(name):
+    with pytest.raises(FileNotFoundError, match=f"no model {name}: there is no such") as refusal:
+        ConditionalDiffusion.from_pretrained(name, local_files_only=True)
+    assert "\n" not in str(refusal.value)
+
+
+def test_to_a_stub_of_the_hub_and_back(make_model, tmp_path, monkeypatch):
+    class Hub:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, **more):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, repo_id, folder_path, **more):
+            (tmp_path / repo_id).parent.mkdir()
+            folder_path.rename(tmp_path / repo_id)
+            return "url"
+
+    def download(name, filename, **more):
+        assert more == {"revision": "main"}
+        return str(tmp_path / name / filename)
+
+    monkeypatch.setattr(hub_mixin, "HfApi", Hub)
+    monkeypatch.setattr(diffusion_model, "hf_hub_download", download)
+    model = make_model()
+    model.push_to_hub("someone/faces")
+    assert sorted(path.name for path in (tmp_path / "someone/faces").iterdir()) == [
+        "README.md",
+        IN_FOLDER,
+    ]
+    again = ConditionalDiffusion.from_pretrained("someone/faces", revision="main")
+    assert torch.equal(drawn(model), drawn(again))
+
+
+def test_the_command_line_writes_such_a_folder(checkpoint, tmp_path, capsys):
+    def run(*flags):
+        flags = ["--checkpoint", str(checkpoint), "--hub", "--out", *map(str, flags)]
+        cli.run(lambda: export.export(export.parse_args(flags)))
+
+    run(tmp_path / "folder", "--half")
+    assert "3 steps" in (tmp_path / "folder" / "README.md").read_text()
+    half, whole = (load_model(path).state_dict() for path in (tmp_path / "folder", checkpoint))
+    assert all(torch.equal(half[name], weight.half().to(weight)) for name, weight in whole.items())
+    with pytest.raises(SystemExit):
+        run(tmp_path / "model.pth")
+    said = capsys.readouterr().err.strip()
+    assert "--hub writes a folder" in said and "\n" not in said
