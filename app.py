@@ -41,9 +41,7 @@ def serve(config: AppConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="faces_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        import gradio as gr
-
-        from page.layout import CSS, Page
+        from page.layout import CSS, THEME, Page
         from page.studio import Studio
         from page.visitors import Visitors
 
@@ -51,13 +49,12 @@ def serve(config: AppConfig) -> None:
         visitors = Visitors(Path(folder))
         page = Page(studio, visitors, Path(folder))
         page.blocks.queue(max_size=64)
-        fonts = ("system-ui", "sans-serif")  # none is fetched
         with visitors.sweeping(SWEEP_SECONDS):
             page.blocks.launch(
                 server_name=config.host,
                 server_port=config.port or None,
                 max_file_size=round(config.max_upload * 1e6),
-                theme=gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace")),
+                theme=THEME,
                 css=CSS,
                 footer_links=[],
                 ssr_mode=False,

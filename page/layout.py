@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -57,8 +58,18 @@ STEP = (
     0.05  # of a slider. Readings stay this far from its ends, so that the ends always ask for a change
 )
 SHOWN_SIDE = 384  # pixels of a square on the page, about
+FILM_SIDE = 256  # of a film, about
 WHOLE_SIDE = 1024  # longest side of a whole photograph on the page
 MOST_FACES = 16
+# No font is fetched. White text on these colours has a contrast of 4.5 or more.
+FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+THEME = gr.themes.Default(primary_hue="blue", **FONTS).set(
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_cancel_background_fill="#b91c1c",
+    button_cancel_background_fill_hover="#991b1b",
+    slider_color="*primary_600",
+)
 # The secret of a page. It survives a reload, which gradio does after a lost connection.
 SECRET = """() => sessionStorage.page ??=
   [...crypto.getRandomValues(new Uint32Array(4))].map(each => each.toString(36)).join('')"""
@@ -290,15 +301,19 @@ class Page:
             self.strength = gr.Slider(0.1, 1, 1, step=0.05, label="Strength of the edit", buttons=[])
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
 
-    def ask(self, what: str, chosen: tuple[str, ...] = ()) -> list[gr.Dropdown]:
+    def ask(self, what: str, there: tuple[str, ...], absent: tuple[str, ...] = ()) -> list[gr.Dropdown]:
         """What a new face is asked for: attributes that are there and such that are not, or a class."""
         names = [(name.replace("_", " "), name) for name in self.names]
         if self.classes:
             return [gr.Dropdown(names, value=self.names[0], label=f"{what}: class")]
-        known = [name for name in chosen if name in self.names]
         return [
-            gr.Dropdown(names, value=known, multiselect=True, label=f"{what}: there"),
-            gr.Dropdown(names, value=[], multiselect=True, label=f"{what}: not there"),
+            gr.Dropdown(
+                names,
+                value=[name for name in chosen if name in self.names],
+                multiselect=True,
+                label=f"{what}: {label}",
+            )
+            for label, chosen in (("there", there), ("not there", absent))
         ]
 
     def build_generate(self) -> None:
@@ -347,8 +362,8 @@ class Page:
                     ["requests", "pictures"], value="requests", label="Between two", elem_id="between"
                 )
                 with gr.Group() as self.by_request:
-                    self.start = self.ask("From", ("Male",))
-                    self.end = self.ask("To", ("Smiling",))
+                    self.start = self.ask("From", ("Male",), ("Smiling",))
+                    self.end = self.ask("To", ("Smiling",), ("Male",))
                 with gr.Row(visible=False) as self.by_picture:
                     self.ends = {
                         end: gr.Image(
@@ -425,7 +440,7 @@ class Page:
                 edits.append(set_to.then(self.edit, asked, result, **last))
             groups = list(self.groups)
             found = {"trigger_mode": "always_last"} | quick
-            self.search.input(self.find, [self.search], [*request, *groups], **found)
+            self.search.change(self.find, [self.search], [*request, *groups], **found)
         self.reset.click(self.start_again, None, request, **quick)
         self.stop.click(self.halt, None, None, cancels=None, **quick)
         self.past.select(self.recall, [self.on_click], came_back, **quick)
@@ -524,7 +539,8 @@ class Page:
         photograph, _ = self.studio.open(config)
         square = photograph.square
         judged = self.studio.judge(square[None])[0] if self.studio.reader else None
-        line = line.removeprefix(f"{path}: ").replace("--landmarks would align it", "move the frame")
+        line = line.replace("--landmarks would align it", "move the frame")
+        line = re.sub(r"\(--face.*?\)", "(Move the frame has the others)", line)
         frame = framed(photograph, visitor.new_file("frame.jpg"))
         visitor.source = Source(config, square, line, frame, self.studio.read(square), judged)
         visitor.shown = None
@@ -901,7 +917,7 @@ class Page:
             images = self.studio.interpolate(config, bar)
         except Stopped:
             return {self.between_status: said("Stopped.")}
-        film = save_gif(visitor.new_file("film.gif"), images)
+        film = save_gif(visitor.new_file("film.gif"), images, scale=max(1, FILM_SIDE // self.side))
         shown = [str(enlarged(image, visitor.new_file("frame.png"))) for image in images]
         seconds = time.perf_counter() - started
         return {
