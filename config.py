@@ -459,7 +459,9 @@ class EditConfig(Config):
 class DeviceConfig(Config):
     """Where and how precisely a script computes."""
 
-    device: str = flag("auto", "cuda where there is one", choices=("auto", "cpu", "cuda"), resume=FREE)
+    device: str = flag(
+        "auto", "auto: cuda, else mps, else cpu", choices=("auto", "cpu", "cuda", "mps"), resume=FREE
+    )
     mixed_precision: str = flag(
         "auto",
         "auto: bf16 where the processor has it",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
+from cli import autocast
 from checkpoint import file_hash, find_weights, load_checkpoint, load_weights, refusing
 from image_data.cached import random_flip
 
@@ -98,7 +99,7 @@ def fit_classifier(
         order = torch.randperm(total, generator=generator)
         for rows in order[: total // batch_size * batch_size].split(batch_size):
             images = batch_of(rows)
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast("no" if device.type == "mps" else "bf16", device.type):
                 logits = model(images)
             loss = F.binary_cross_entropy_with_logits(
                 logits.float(), targets[rows].to(device), weights[rows].to(device)

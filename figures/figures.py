@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -122,7 +123,7 @@ class Sources:
         return known or list(names[: 10 if self.opened.config.one_hot else 6])
 
     @property
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager:
         return cli.autocast(self.config.mixed_precision, self.device)
 
     @cached_property

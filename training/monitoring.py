@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from checkpoint import replace_file
 from cli import flags_of
+from layers import widest
 from training.batches import seed_everything
 from training.run import TrainingRun
 
@@ -44,7 +45,7 @@ def validate(run: TrainingRun, number: int | None = None) -> dict[str, float]:
             t = None if timesteps is None else timesteps[indices].to(images.device)
             terms, _, _ = model(images, attributes, loss, t)
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.double() * len(shown)
+            sums[name] = sums.get(name, 0.0) + value.to(widest(value.device)) * len(shown)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums)
     losses = {name: float(value) / total for name, value in sums.items()}
@@ -167,7 +168,8 @@ class Logger:
     def training_loss(self) -> float:
         """The mean loss of the steps since the last call, over all processes: of an epoch, or of its
         part since a resume. Steps whose loss was not finite do not count."""
-        totals = torch.stack(self.totals).double()
+        totals = torch.stack(self.totals)
+        totals = totals.to(widest(totals.device))
         self.totals = []
         counted = totals[totals.isfinite()]
         sums = torch.stack([counted.sum(), torch.ones_like(counted).sum()])
