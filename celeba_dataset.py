@@ -230,8 +230,8 @@ class AttributePrior(nn.Module):
         return (present - absent)[:, : self.num_attributes]
 
     def agreeing(self, requests: Tensor, rows: Tensor) -> Tensor:
-        """Weights (B, R), in ``widest``, of ``rows()`` for requests (B, A). A row that agrees best with the
-        named attributes of a request gets its count, every other row gets 0."""
+        """Weights (B, R) of ``rows()`` for requests (B, A), as ``widest``. A row that agrees best with
+        the named attributes of a request gets its count, every other row gets 0."""
         agreement = requests.sign() @ rows.T  # whole numbers
         best = agreement == agreement.amax(1, keepdim=True)
         return best * self.counts.to(widest(self.counts.device))

@@ -174,7 +174,7 @@ class NoiseSchedule:
         return 1 - signal2[1:] / signal2[:-1]
 
     def squares_at(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(signal_t^2, noise_t^2) in ``widest``, ready to broadcast over ``like``: scalars for an int t,
+        """(signal_t^2, noise_t^2) as ``widest``, ready to broadcast over ``like``: scalars for an int t,
         else (B, 1, 1, 1) on the device of ``like``."""
         if isinstance(t, int):
             signal2, noise2 = self._tables["cpu"][:, t + 1]
@@ -239,7 +239,7 @@ class NoiseSchedule:
         return self.to_x0_eps("x0", x0, x_t, t)[1]
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio signal_t^2 / noise_t^2, in ``widest`` (B,)."""
+        """Signal-to-noise ratio signal_t^2 / noise_t^2, as ``widest`` (B,)."""
         signal2, noise2 = self.squares_at(t, t)
         return signal2 / noise2
 

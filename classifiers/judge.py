@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-from cli import autocast
 from checkpoint import file_hash, find_weights, load_checkpoint, load_weights, refusing
+from cli import autocast
 from image_data.cached import random_flip
 
 FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare

@@ -22,7 +22,7 @@ import cli
 from autoencoder_model import build_first_stage
 from celeba_dataset import parse_request
 from checkpoint import build, file_hash, load_checkpoint, load_first_stage, load_weights, refusing
-from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig
+from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw
 from evaluation.reading import in_batches
@@ -279,7 +279,11 @@ def latent_space(sources: Sources) -> list[Path]:
     for name in sources.shown:
         has = sources.held_out.attributes[: len(images), names.index(name)].numpy() > 0
         title = f"{kind} of {len(images)} test images by {name}; {sources.origin}"
-        files.append(save_scatter(sources.out / f"latent_space_{name}.png", points, has, name, title))
+        files.append(
+            save_scatter(
+                sources.out / f"latent_space_{in_file_name(name)}.png", points, has, name, title
+            )
+        )
     return files
 
 
@@ -340,7 +344,7 @@ def curves(sources: Sources) -> list[Path]:
         raise FileNotFoundError(f"no metrics.jsonl in {folder}: give the --log_dir of a training run")
     title = "/".join(found[-1].resolve().parts[-3:-1])
     groups: dict[str, dict[str, list]] = {}  # group -> name -> points (step, value)
-    for line in found[-1].read_text().splitlines():
+    for line in found[-1].read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         for tag in values.keys() - {"step", "seconds"}:
             group, _, name = tag.partition("/")

@@ -1,10 +1,12 @@
 """What a GPU would refuse, without a GPU. Tensors claim to be on cuda, and torch's FakeTensorMode checks
-devices and dtypes of every operation as a GPU would. Their values are computed on the CPU beside it, so
-code that reads values back runs to its end, and draws what it draws on the CPU.
+every operation on them: two devices are an error, as on a GPU. Their values are computed on the CPU
+beside it. So a wrong dtype is an error, too, code that reads values back runs to its end, and what is
+drawn can be compared with what the CPU draws. No kernel of CUDA runs.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +34,7 @@ from evaluation.edits import EditJudge, Task
 from evaluation.reading import read
 from image_data.encoded import encode_images
 from samplers import SAMPLERS, sample_generators
+from training import monitoring
 from training.monitoring import validate
 from training.optimizers import OPTIMIZERS
 from training.stages import STAGES
@@ -61,8 +64,8 @@ MIXING = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_, AT
 
 
 class FakeCuda(fake_tensor.FakeTensorMode):
-    """Within it, a tensor on cuda is a FakeTensor with its value, on the CPU, as ``twin``. Tensors on the
-    CPU are real."""
+    """Within it, a tensor on cuda is a FakeTensor, with its value on the CPU as ``twin``. Tensors on
+    the CPU are real."""
 
     refused: torch.dtype | None = None  # a dtype that the device does not have
 
@@ -154,7 +157,7 @@ def small_guide(first_stage="pixels"):
 
 
 def assert_as_on_the_cpu(gpu, work, *makers, atol=2.0):
-    """``work`` of modules on cuda gives what it gives on the CPU, up to rounding, and gives it on cuda."""
+    """``work`` of modules on cuda gives what it gives on the CPU, up to rounding, but on cuda."""
     here, there = ([make() for make in makers] for _ in range(2))
     torch.manual_seed(1)
     expected = work(*here)
@@ -182,7 +185,9 @@ def test_losses_under_autocast(gpu, make, first_stage):
         assert np.isfinite(terms["total"].item())
 
 
-@pytest.mark.parametrize(("sampler", "guide_on"), [*((name, "x_t") for name in SAMPLERS), ("ddim", "x0")])
+@pytest.mark.parametrize(
+    ("sampler", "guide_on"), [*((name, "x_t") for name in SAMPLERS), ("ddim", "x0")]
+)
 def test_sampling(gpu, sampler, guide_on):
     more = {"guidance_interval": (0.1, 0.9), "dynamic_threshold": 0.9, "rescale": 0.5}
     sampling = SamplingConfig(sampler, 2, cfg_scale=2.0, guide_scale=1.0, guide_on=guide_on, **more)
@@ -246,12 +251,9 @@ def test_what_networks_read(gpu):
 
 
 def test_a_judge_is_trained_and_measures(gpu, monkeypatch):
-    faces = SimpleNamespace(
-        attribute_names=NAMES, images=PICTURES.numpy(), attributes=ROWS, flips=True
-    )
+    faces = SimpleNamespace(attribute_names=NAMES, images=PICTURES.numpy(), attributes=ROWS, flips=True)
     torch.manual_seed(0)
-    move = monkeypatch.setattr
-    move(Judge, "to", lambda self, *where, **how: gpu.move(self))
+    monkeypatch.setattr(Judge, "to", lambda self, *where, **how: gpu.move(self))
     with gpu:
         judge = train_judge(faces, 1, device="cuda")
         features, logits = read(judge, PICTURES)
@@ -274,9 +276,7 @@ def test_the_work_of_a_run_and_of_reports(gpu):
         assert moments.shape == (2, 2, 8, 4, 4) and moments.dtype == np.float16
         images = gpu.put(PICTURES)
         assert cout(images, images.flip(2), lambda x: guide.read_logits(x)[:, 0]).device.type == "cuda"
-        for kind, network in (("diffusion", model), ("guide", guide)):
-            losses = validate(a_run(gpu, kind, network, autocast))
-            assert np.isfinite(losses["total"])
+        assert np.isfinite(validate(a_run(gpu, "diffusion", model, autocast))["total"])
         for make in OPTIMIZERS.values():
             weights = [*model.unet.middle.parameters()]
             for each in weights:
@@ -335,13 +335,14 @@ def test_a_planted_dtype_is_caught(gpu, monkeypatch):
 
 def test_apple_s_gpus_get_no_float64(gpu, monkeypatch):
     gpu.refused = torch.float64
-    with pytest.raises(TypeError, match="no torch.float64"):
+    with pytest.raises(TypeError, match=r"no torch\.float64"):
         joint_loss(gpu)
-    for module in (noise_schedule, celeba_dataset):
+    for module in (noise_schedule, celeba_dataset, monitoring):
         monkeypatch.setattr(module, "widest", lambda device: layers.widest(torch.device("mps")))
     joint_loss(gpu)
     with gpu:
         model, guide = gpu.move(small_model()), gpu.move(small_guide())
+        validate(a_run(gpu, "guide", guide, nullcontext()))
         sampling = SamplingConfig("dpm_solver", 2, guide_scale=1.0, eta=0.5)
         model.sample(2, None, {"Male": 1}, sampling, guide=guide)
         model.interpolate_between_attributes({"Male": 1}, {"Male": 0}, 2, sampling, guide=guide)

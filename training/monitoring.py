@@ -90,7 +90,7 @@ def record_start(run: TrainingRun, folder: Path) -> None:
     """Add this start, or resume, to the list in environment.json."""
     path = folder / "environment.json"
     try:
-        starts = json.loads(path.read_text())
+        starts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the first, or cut short by a kill
         starts = []
     starts.append({"step": run.step, **environment(run)})
@@ -103,7 +103,9 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
     folder, log_dir = Path(run.log), log_dir.resolve()
     if folder.parent == log_dir and folder.name.isdecimal() and folder.is_dir():
         metrics = folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
+        lines = (
+            metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
+        )
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step]
         replace_file(metrics, lambda file: file.write("".join(kept).encode()))
         record_start(run, folder)
@@ -118,7 +120,7 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
             continue
     run.log = str(folder)
     flags = {k: v for k, v in flags_of(run.config).items() if k not in ("resume", "dry_run")}
-    (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False), encoding="utf-8")
     record_start(run, folder)
     return folder
 
@@ -219,7 +221,7 @@ class Logger:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, self.run.step)
             self.writer.flush()
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def pictures(self, num_images: int = 8) -> None:
