@@ -202,7 +202,9 @@ def test_sampling(gpu, sampler, guide_on):
 def test_sampling_with_the_device_s_own_noise_and_in_latents(gpu):
     sampling = SamplingConfig("ddim", 2, eta=1.0)
     assert_as_on_the_cpu(gpu, lambda model: model.sample(2, None, {"Male": 1}, sampling), small_model)
-    assert_as_on_the_cpu(gpu, lambda model: model.sample(2), lambda: small_model("vae"))
+    assert_as_on_the_cpu(
+        gpu, lambda model: model.ddim_sample(2, None, None, 1.0, 2), lambda: small_model("vae")
+    )
 
 
 @pytest.mark.parametrize(("guided", "first_stage"), [(False, "vae"), (True, "pixels")])
