@@ -22,11 +22,19 @@ import layers
 import noise_schedule
 from autoencoder_model import PixelFirstStage
 from celeba_dataset import AttributePrior
+from checkpoint import EMA
 from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge, train_judge
 from classifiers.likeness import perceptual_distance
 from classifiers.probe import Probe
-from config import EditConfig, LossConfig, ModelConfig, SamplingConfig
+from config import (
+    EditConfig,
+    FirstStageConfig,
+    FirstStageLossConfig,
+    LossConfig,
+    ModelConfig,
+    SamplingConfig,
+)
 from diffusion_model import ConditionalDiffusion
 from evaluation.counterfactuals import cout
 from evaluation.drawing import draw
@@ -35,6 +43,7 @@ from evaluation.reading import read
 from image_data.encoded import encode_images
 from samplers import SAMPLERS, sample_generators
 from training import monitoring
+from training.first_stage_loss import FirstStageTraining
 from training.monitoring import validate
 from training.optimizers import OPTIMIZERS
 from training.stages import STAGES
@@ -112,8 +121,8 @@ class FakeCuda(fake_tensor.FakeTensorMode):
         return tree_map_only(Tensor, lambda x: same[id(x)] if id(x) in same else self.put(x), values)
 
 
-def no_gradient(outputs: Tensor, inputs: Tensor) -> tuple[Tensor]:
-    """In place of torch.autograd.grad, whose engine asks the driver for the device."""
+def no_gradient(outputs: Tensor, inputs: Tensor, **how: bool) -> tuple[Tensor]:
+    """Zeros in place of torch.autograd.grad, whose engine asks the driver for the device."""
     assert outputs.requires_grad and inputs.requires_grad and outputs.device == inputs.device
     return (torch.zeros_like(inputs),)
 
@@ -183,6 +192,18 @@ def test_losses_under_autocast(gpu, make, first_stage):
         assert dtypes == {torch.bfloat16} and terms["total"].dtype == torch.float32
         assert {per_sample.device.type, t.device.type} == {"cuda"}
         assert np.isfinite(terms["total"].item())
+
+
+def test_the_loss_of_a_first_stage_under_autocast(gpu):
+    config = FirstStageConfig(NAMES, vae_channels=(8,))
+    module = seeded(lambda: FirstStageTraining(config, nn.ModuleList(Probe().stages())))
+    with gpu, torch.autocast("cuda", torch.bfloat16):
+        module = gpu.move(module).train()
+        module.progress = 1.0  # with the discriminator
+        terms, _, _ = module(gpu.put(PICTURES), gpu.put(ROWS), FirstStageLossConfig())
+        terms["total"].backward()
+        assert {"adversarial", "perceptual"} <= terms.keys()
+        assert module.reconstruct(gpu.put(PICTURES)).device.type == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +305,9 @@ def test_the_work_of_a_run_and_of_reports(gpu):
             for each in weights:
                 each.grad = torch.ones_like(each)
             make(weights, model.unet.middle.modules(), 1e-3, 0.1).step()
+        average = EMA(small_model(), 0.9)
+        gpu.move(average.model)
+        average.update(model, 3)
 
 
 def a_run(gpu, kind, model, autocast):
