@@ -130,6 +130,8 @@ def no_gradient(outputs: Tensor, inputs: Tensor, **how: bool) -> tuple[Tensor]:
 @pytest.fixture
 def gpu(monkeypatch):
     """A ``FakeCuda``, on which autocast works as on a GPU that is there."""
+    # Autograd counts the devices once. Later it would find one here, and refuse to work after a fork.
+    torch.ones(1, requires_grad=True).sum().backward()
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: True)
     monkeypatch.setattr(torch.autograd, "grad", no_gradient)
