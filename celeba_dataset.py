@@ -21,6 +21,7 @@ from image_data.cached import SPLITS, CachedDataset
 from image_data.files import Picture, checked_root, csv_rows, list_pictures, no_picture, read_text
 from image_data.labelled import Labelled
 from image_data.picture import check_geometry, decode_image
+from layers import widest
 
 # In the order of list_attr_celeba.txt (Liu et al. 2015, "Deep Learning Face Attributes in the Wild").
 CELEBA_ATTRIBUTES: tuple[str, ...] = (
@@ -229,11 +230,11 @@ class AttributePrior(nn.Module):
         return (present - absent)[:, : self.num_attributes]
 
     def agreeing(self, requests: Tensor, rows: Tensor) -> Tensor:
-        """Weights float64 (B, R) of ``rows()`` for requests (B, A). A row that agrees best with the
-        named attributes of a request gets its count, every other row gets 0."""
+        """Weights (B, R) of ``rows()`` for requests (B, A), as ``widest``. A row that agrees best with
+        the named attributes of a request gets its count, every other row gets 0."""
         agreement = requests.sign() @ rows.T  # whole numbers
         best = agreement == agreement.amax(1, keepdim=True)
-        return best * self.counts.double()
+        return best * self.counts.to(widest(self.counts.device))
 
     def frequencies(self, requests: Tensor) -> Tensor:
         """How often each attribute occurs in the rows that agree with a request: (B, A) -> (B, A)."""
@@ -241,7 +242,7 @@ class AttributePrior(nn.Module):
         rows, found = self.rows(), []
         for part in requests.split(max(1, MOST_PAIRS // len(rows))):
             weights = self.agreeing(part, rows)
-            found.append(weights @ (rows > 0).double() / weights.sum(1, keepdim=True))
+            found.append(weights @ (rows > 0).to(weights.dtype) / weights.sum(1, keepdim=True))
         return torch.cat(found).float()[which]
 
     def complete(self, requests: Tensor, uniform: Tensor) -> Tensor:

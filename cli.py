@@ -11,6 +11,7 @@ import sys
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -273,19 +274,23 @@ def typed(kind: type[Config], name: str, value: Any) -> str:
 
 
 def choose_device(name: str) -> str:
-    """'cpu' or 'cuda' for a flag's 'auto', 'cpu' or 'cuda'; ValueError without such a device."""
+    """'cuda', 'mps' or 'cpu' for a flag's value. 'auto' is the first of them that is there.
+
+    Raises:
+        ValueError: without such a device.
+    """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but torch sees no CUDA device here: use --device cpu")
-    if name != "cpu" and torch.cuda.is_available():
-        return "cuda"
-    return "cpu"
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = [device for device, is_there in there.items() if is_there]
+    if name != "auto" and name not in found:
+        raise ValueError(f"--device {name}, but torch sees none here: use --device {found[0]}")
+    return found[0] if name == "auto" else name
 
 
 def choose_precision(name: str, device: str) -> str:
     """'no', 'bf16' or 'fp16' for the flag's value. 'auto' is bf16 where the processor has it, else fp16
-    on a GPU."""
+    on CUDA and no on the rest."""
     import torch
 
     if name == "fp16" and device == "cpu":
@@ -295,16 +300,19 @@ def choose_precision(name: str, device: str) -> str:
     if device == "cpu":
         has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in 2.4
         return "bf16" if has_bf16() else "no"
+    if device == "mps":  # not every macOS and torch has half precision there
+        return "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def autocast(name: str, device: str):
+def autocast(name: str, device: str) -> AbstractContextManager:
     """torch.autocast for the flag's value of mixed precision."""
     import torch
 
     precision = choose_precision(name, device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device, dtype, enabled=precision != "no")
+    if precision == "no":
+        return nullcontext()
+    return torch.autocast(device, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def check_writable(folder: str | Path, flag: str = "--output_dir") -> None:
@@ -354,6 +362,7 @@ def in_one_line(error: Exception, prog: str) -> str | None:
 def run(main: Callable[[], None]) -> None:
     """Call ``main``. What ``in_one_line`` has words for becomes one line on stderr and exit code 2;
     Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, on the CPU
     os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may not be installed here
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import reprlib
 import types
 import typing
@@ -221,6 +222,11 @@ def check_attribute_names(names: Sequence[str]) -> None:
             raise ValueError(f"{str(name)[:100]!r} cannot name an attribute: no /, \\, = or leading dot")
     if len({*names}) < len(names):
         raise ValueError(f"an attribute is named twice: {max(names, key=list(names).count)}")
+
+
+def in_file_name(text: str) -> str:
+    """A text as part of a file's name on any system: what Windows refuses there becomes _."""
+    return re.sub(r'[<>:"/\\|?*]', "_", text)
 
 
 @dataclass(frozen=True)
@@ -461,7 +467,9 @@ REPORT_TO = ("tensorboard", "wandb", "none")  # metrics.jsonl is written in any 
 class DeviceConfig(Config):
     """Where and how precisely a script computes."""
 
-    device: str = flag("auto", "cuda where there is one", choices=("auto", "cpu", "cuda"), resume=FREE)
+    device: str = flag(
+        "auto", "auto: cuda, else mps, else cpu", choices=("auto", "cpu", "cuda", "mps"), resume=FREE
+    )
     mixed_precision: str = flag(
         "auto",
         "auto: bf16 where the processor has it",

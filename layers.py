@@ -19,6 +19,11 @@ NORMS: dict[str, Callable[[int], int]] = {
 }
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The most precise floating point that a device has: float64, and float32 on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _total(x: Tensor) -> Tensor:
     """Sum over height and width in at least float32: (B, C, H, W) -> (B, C)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -71,8 +76,8 @@ class NormFunction(torch.autograd.Function):
 def norm_written_out(
     x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool
 ) -> Tensor:
-    """``NormFunction`` in torch's own operations, which torch.compile fuses into one kernel. For CUDA:
-    there torch's group_norm does not keep channels-last memory, nor bfloat16 under autocast."""
+    """``NormFunction`` in torch's own operations, which torch.compile fuses into one kernel. For GPUs:
+    CUDA's group_norm does not keep channels-last memory, nor bfloat16 under autocast."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     grouped = x.unflatten(1, (groups, -1)).to(dtype)  # (B, groups, C / groups, H, W)
     variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
@@ -104,7 +109,7 @@ class Norm(nn.GroupNorm):
         gain, offset = self.weight[None], self.bias[None]
         if scale is not None:
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
-        norm = norm_written_out if x.is_cuda else NormFunction.apply
+        norm = NormFunction.apply if x.is_cpu else norm_written_out
         silu = self.activation == "silu"
         z = norm(x, gain, offset, self.num_groups, self.eps, silu)
         return z if silu or self.activation is None else ACTIVATIONS[self.activation](z)

@@ -538,7 +538,7 @@ def manipulate(config: ManipulateConfig) -> None:
         "made": made,
     }
     path = work.out / "manifest.json"
-    path.write_text(json.dumps(manifest, indent=2, default=str) + "\n")
+    path.write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")
     for mode, facts in made.items():
         print(f"{mode}: {facts.get('grid') or facts.get('strip') or facts.get('row')}")
     if config.makes("edit") and not source:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from layers import widest
+
 # (x_t, t) -> (x0_hat, eps_hat), t an int. Samplers and guidance see a network only in this form.
 Denoiser = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
@@ -112,7 +114,7 @@ PREDICTIONS: dict[str, Prediction] = {
 # -------------------------------------------------------------------- loss weightings
 
 # (snr, Prediction.x0_error, gamma) -> weight of each sample's mean squared error. All but gamma are
-# float64 (B,).
+# (B,), in the widest floating point of their device.
 LOSS_WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "none": lambda snr, x0_error, gamma: torch.ones_like(snr),
     # min(snr, gamma) on the error of x0 (Hang et al. 2023, arXiv:2303.09556)
@@ -172,14 +174,14 @@ class NoiseSchedule:
         return 1 - signal2[1:] / signal2[:-1]
 
     def squares_at(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(signal_t^2, noise_t^2) in float64, ready to broadcast over ``like``: scalars for an int t,
+        """(signal_t^2, noise_t^2) as ``widest``, ready to broadcast over ``like``: scalars for an int t,
         else (B, 1, 1, 1) on the device of ``like``."""
         if isinstance(t, int):
             signal2, noise2 = self._tables["cpu"][:, t + 1]
             return signal2, noise2
         device = str(like.device)
         if device not in self._tables:
-            self._tables[device] = self._tables["cpu"].to(like.device)
+            self._tables[device] = self._tables["cpu"].to(widest(like.device)).to(like.device)
         signal2, noise2 = self._tables[device][:, t + 1].reshape(2, -1, *[1] * (like.ndim - 1))
         return signal2, noise2
 
@@ -237,7 +239,7 @@ class NoiseSchedule:
         return self.to_x0_eps("x0", x0, x_t, t)[1]
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio signal_t^2 / noise_t^2, float64 (B,)."""
+        """Signal-to-noise ratio signal_t^2 / noise_t^2, as ``widest`` (B,)."""
         signal2, noise2 = self.squares_at(t, t)
         return signal2 / noise2
 

@@ -93,7 +93,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     It uses the fused kernel, so memory grows with N + M. On a CPU, small N x M are written out instead:
     in bfloat16 this trains 3 to 6 times faster (benchmarks/attention.py).
     """
-    if query.is_cuda or query.shape[2] * key.shape[2] > WRITTEN_OUT:
+    if not query.is_cpu or query.shape[2] * key.shape[2] > WRITTEN_OUT:
         return F.scaled_dot_product_attention(query, key, value)
     heads, scale = query.shape[1], query.shape[3] ** -0.5
     query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))

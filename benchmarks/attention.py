@@ -46,10 +46,10 @@ def peak_mib(work: Callable[[], object]) -> float:
     ctypes.CDLL(None).malloc_trim(0)
 
     def held(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
-    reset.write_text("5")  # the peak starts anew
+    reset.write_text("5", encoding="utf-8")  # the peak starts anew
     before = held("VmRSS")
     work()
     return (held("VmHWM") - before) / 1024

@@ -61,15 +61,20 @@ def torchvision_loader(root: Path, image_size: int, num_workers: int, scratch: P
     folder.mkdir()
     for entry in root.iterdir():
         (folder / entry.name).symlink_to(entry.resolve())
-    names = [line.split()[0] for line in (root / "list_attr_celeba.txt").read_text().splitlines()[2:]]
+    names = [
+        line.split()[0]
+        for line in (root / "list_attr_celeba.txt").read_text(encoding="utf-8").splitlines()[2:]
+    ]
     zeros = {"list_bbox_celeba.txt": 4, "list_landmarks_align_celeba.txt": 10}
     for file, columns in zeros.items():
         if not (folder / file).exists():
             header = " ".join(f"c{i}" for i in range(columns))
             rows = "\n".join(" ".join([name, *["0"] * columns]) for name in names)
-            (folder / file).write_text(f"{len(names)}\n{header}\n{rows}\n")
+            (folder / file).write_text(f"{len(names)}\n{header}\n{rows}\n", encoding="utf-8")
     if not (folder / "identity_CelebA.txt").exists():
-        (folder / "identity_CelebA.txt").write_text("\n".join(f"{name} 0" for name in names) + "\n")
+        (folder / "identity_CelebA.txt").write_text(
+            "\n".join(f"{name} 0" for name in names) + "\n", encoding="utf-8"
+        )
     crop = min(178, *_size(next((root / "img_align_celeba").iterdir())))
     transform = transforms.Compose(
         [

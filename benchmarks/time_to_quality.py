@@ -222,7 +222,7 @@ class Contest:
             "judge": facts["hash"],
         }
         self.file = self.out / "results.json"
-        kept = json.loads(self.file.read_text()) if self.file.exists() else {}
+        kept = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         self.results = kept.get("results", {}) if kept.get("protocol") == self.protocol else {}
 
     def lacks(self, name: str, how: dict) -> bool:
@@ -239,7 +239,9 @@ class Contest:
         if name.startswith("ours"):  # the peers are asked for nothing
             row["attribute_balanced_accuracy"] = float(balanced_accuracy(logits, self.rows).nanmean())
         self.results[name] = row
-        self.file.write_text(json.dumps({"protocol": self.protocol, "results": self.results}, indent=1))
+        self.file.write_text(
+            json.dumps({"protocol": self.protocol, "results": self.results}, indent=1), encoding="utf-8"
+        )
         print(f"{name}: Frechet {row['frechet']:.2f} after {seen} images", flush=True)
         path = self.out / f"{name.replace(' ', '_')}.png"
         title = f"{name}, {self.options.minutes:g} minutes"
@@ -272,7 +274,7 @@ def main() -> None:
     root = options.data_root or write_dataset(synthetic, num_images=6000, image_size=64, seed=0)
     root = Path(root).resolve()
     contest = Contest(options, root, find_judge(options, root))
-    how = {"small": (ROOT / SMALL).read_text(), "scales": SCALES}
+    how = {"small": (ROOT / SMALL).read_text(encoding="utf-8"), "scales": SCALES}
     if contest.lacks(f"ours, cfg_scale {SCALES[-1]:g}", json.loads(json.dumps(how))):
         model, seen = train_ours(options, root, contest.out / time.strftime("run_%Y%m%d_%H%M%S"))
         for scale in SCALES:

@@ -12,6 +12,7 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from checkpoint import file_hash, find_weights, load_checkpoint, load_weights, refusing
+from cli import autocast
 from image_data.cached import random_flip
 
 FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
@@ -98,7 +99,7 @@ def fit_classifier(
         order = torch.randperm(total, generator=generator)
         for rows in order[: total // batch_size * batch_size].split(batch_size):
             images = batch_of(rows)
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast("no" if device.type == "mps" else "bf16", device.type):
                 logits = model(images)
             loss = F.binary_cross_entropy_with_logits(
                 logits.float(), targets[rows].to(device), weights[rows].to(device)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from checkpoint import file_hash
 from classifiers.guide import GuidanceClassifier
-from config import EditConfig, EvaluateConfig
+from config import EditConfig, EvaluateConfig, in_file_name
 from evaluation.edits import FEWEST_IN_A_SET, EditEvaluation, Task, best_median_worst
 from evaluation.metrics import frechet_distance, mean_of
 from evaluation.reading import in_batches, in_parallel
@@ -260,7 +260,7 @@ class CounterfactualEvaluation:
             images += [a, b, heat_map(a, b)]
             labels += [rank, name if edited.direction[i] > 0 else f"not {name}", "difference"]
         safe = f"{name}_{edited.way}".replace(", ", "_").replace(" ", "_")
-        path = self.work.output_dir / "counterfactuals" / f"{safe}.png"
+        path = self.work.output_dir / "counterfactuals" / f"{in_file_name(safe)}.png"
         save_grid(path, np.stack(images), labels, 3, title=f"{name}: {edited.way}")
 
     # ---------------------------------------------------------------- the report
@@ -296,7 +296,9 @@ class CounterfactualEvaluation:
             report["counterfactuals"].append({"attribute": name, "rows": rows})
             if self.work.writes:
                 output_dir.mkdir(parents=True, exist_ok=True)
-                (output_dir / "counterfactuals.json").write_text(json.dumps(report, indent=1))
+                (output_dir / "counterfactuals.json").write_text(
+                    json.dumps(report, indent=1), encoding="utf-8"
+                )
                 text = counterfactuals_table(report)
                 (output_dir / "counterfactuals.md").write_text(text, encoding="utf-8")
         return counterfactuals_table(report)

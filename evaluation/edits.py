@@ -23,7 +23,7 @@ from tqdm import tqdm
 from celeba_dataset import attr_dict, deny_other_classes
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
-from config import EditConfig
+from config import EditConfig, in_file_name
 from editing import suited, with_scale
 from evaluation.metrics import frechet_distance, mean_of, psnr
 from evaluation.reading import in_parallel, read
@@ -289,7 +289,7 @@ class EditEvaluation:
             images += [a, b, heat_map(a, b)] + ([] if truth is None else [truth[i].numpy()])
             labels += [rank, "edited", "difference"] + ([] if truth is None else ["truth"])
         safe = f"{name}_{task}".replace(", ", "_").replace(" ", "_")
-        path = self.work.output_dir / "edits" / f"{safe}.png"
+        path = self.work.output_dir / "edits" / f"{in_file_name(safe)}.png"
         save_grid(path, np.stack(images), labels, len(images) // 3, title=f"{task}: {name}")
 
     def interpolation(self, pairs: int = 8, frames: int = 9) -> dict[str, float]:
@@ -340,7 +340,9 @@ class EditEvaluation:
                 report["edits"] = entries
                 if self.work.writes:
                     output_dir.mkdir(parents=True, exist_ok=True)
-                    (output_dir / "edits.json").write_text(json.dumps(report, indent=1))
+                    (output_dir / "edits.json").write_text(
+                        json.dumps(report, indent=1), encoding="utf-8"
+                    )
                     (output_dir / "edits.md").write_text(edits_table(report), encoding="utf-8")
         if self.work.writes:
             plot_strengths(report, output_dir)

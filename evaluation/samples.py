@@ -211,7 +211,9 @@ class SampleEvaluation:
                 report["settings"].append(self.measure(sampling, request, bar))
                 if self.writes:
                     self.output_dir.mkdir(parents=True, exist_ok=True)
-                    (self.output_dir / "report.json").write_text(json.dumps(report, indent=1))
+                    (self.output_dir / "report.json").write_text(
+                        json.dumps(report, indent=1), encoding="utf-8"
+                    )
                     (self.output_dir / "report.md").write_text(samples_table(report), encoding="utf-8")
         if self.writes:
             plot_sweeps(report, self.output_dir)

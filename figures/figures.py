@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ import cli
 from autoencoder_model import build_first_stage
 from celeba_dataset import parse_request
 from checkpoint import build, file_hash, load_checkpoint, load_first_stage, load_weights, refusing
-from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig
+from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw
 from evaluation.reading import in_batches
@@ -122,7 +123,7 @@ class Sources:
         return known or list(names[: 10 if self.opened.config.one_hot else 6])
 
     @property
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager:
         return cli.autocast(self.config.mixed_precision, self.device)
 
     @cached_property
@@ -278,7 +279,11 @@ def latent_space(sources: Sources) -> list[Path]:
     for name in sources.shown:
         has = sources.held_out.attributes[: len(images), names.index(name)].numpy() > 0
         title = f"{kind} of {len(images)} test images by {name}; {sources.origin}"
-        files.append(save_scatter(sources.out / f"latent_space_{name}.png", points, has, name, title))
+        files.append(
+            save_scatter(
+                sources.out / f"latent_space_{in_file_name(name)}.png", points, has, name, title
+            )
+        )
     return files
 
 
@@ -339,7 +344,7 @@ def curves(sources: Sources) -> list[Path]:
         raise FileNotFoundError(f"no metrics.jsonl in {folder}: give the --log_dir of a training run")
     title = "/".join(found[-1].resolve().parts[-3:-1])
     groups: dict[str, dict[str, list]] = {}  # group -> name -> points (step, value)
-    for line in found[-1].read_text().splitlines():
+    for line in found[-1].read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         for tag in values.keys() - {"step", "seconds"}:
             group, _, name = tag.partition("/")

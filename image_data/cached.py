@@ -200,7 +200,7 @@ def ensure_cache(
         cache.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache.parent / f"{slot}.lock"):
             with contextlib.suppress(OSError, ValueError, KeyError):  # missing or cut short: build it
-                record = json.loads(record_file.read_text())
+                record = json.loads(record_file.read_text(encoding="utf-8"))
                 if cache.stat().st_size == record["count"] * image_size * image_size * 3:
                     return record["skipped"]
             for stale in cache.parent.glob(f"{slot}-*"):
@@ -208,7 +208,7 @@ def ensure_cache(
                     stale.unlink()
             skipped = _build_cache(cache, pictures, image_size, crop, workers)
             record = {"count": len(pictures) - len(skipped), "skipped": skipped}
-            record_file.write_text(json.dumps(record, indent=1))
+            record_file.write_text(json.dumps(record, indent=1), encoding="utf-8")
             return skipped
     except OSError as error:
         raise ValueError(f"cannot write the picture cache: {error}; choose another cache_dir") from None

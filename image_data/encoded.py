@@ -38,7 +38,7 @@ def names_hash(filenames: list[str]) -> str:
 def read_manifest(file: Path) -> dict:
     """The contents of manifest.json. ValueError where it is damaged."""
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise ValueError(f"{file} is damaged: encode again into another folder") from None
 

@@ -139,7 +139,9 @@ def make(config: MakeBenchmarkConfig) -> None:
             for request, pixels in zip(requests, pictures, strict=True):
                 Image.fromarray(pixels).save(folder / part / f"{request['id']}.png")
         (folder / REQUESTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (folder / FACTS).write_text(json.dumps(facts) + "\n")
+        (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        if out.is_dir():
+            out.rmdir()  # it is empty, and Windows replaces no folder
         os.replace(folder, out)
     print(f"{out}: {in_words(facts)}")
 

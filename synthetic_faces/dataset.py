@@ -37,6 +37,7 @@ from synthetic_faces.renderer import layout, render
 VERSION = 1  # of the drawing: change it when `render` changes its pixels
 RECIPE = "synthetic_faces.json"  # the file in a dataset's folder that says what was asked for
 IMAGES_PER_IDENTITY = 3
+MOST_WORKERS = 61  # Windows waits for no more processes at once
 
 
 def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np.ndarray:
@@ -80,7 +81,7 @@ def parallel_draw(draw, num_images: int, num_workers: int | None, description: s
 
     ``num_workers`` processes draw; None is one for each processor. ``draw`` must pickle.
     """
-    workers = num_workers or os.cpu_count() or 1
+    workers = min(num_workers or os.cpu_count() or 1, MOST_WORKERS)
     bar = partial(tqdm, total=num_images, desc=description, unit="img", smoothing=0.05)
     if workers == 1:
         yield from bar(map(draw, range(num_images)))
@@ -142,8 +143,10 @@ def write_dataset(
         draw = partial(_write_picture, folder / "img_align_celeba", image_size, seed, balanced, floor)
         rows = list(parallel_draw(draw, num_images, num_workers, "drawing faces"))
         _write_lists(folder, rows)
-        (folder / RECIPE).write_text(json.dumps(recipe) + "\n")
+        (folder / RECIPE).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
         if not _holds(out, recipe):  # another process may have been faster
+            if out.is_dir():
+                out.rmdir()  # it is empty, and Windows replaces no folder
             os.replace(folder, out)
     return out
 
@@ -168,7 +171,7 @@ def counterfactuals(
     file = Path(root) / RECIPE
     if not file.is_file():
         return None
-    recipe = json.loads(file.read_text())
+    recipe = json.loads(file.read_text(encoding="utf-8"))
     if recipe["drawing"] != VERSION:
         raise ValueError(
             f"{root} was drawn by version {recipe['drawing']}, and this is {VERSION}: draw it anew"
@@ -192,7 +195,7 @@ def _holds(out: Path, recipe: dict[str, float]) -> bool:
     holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if (out / RECIPE).is_file() and json.loads((out / RECIPE).read_text()) == recipe:
+    if (out / RECIPE).is_file() and json.loads((out / RECIPE).read_text(encoding="utf-8")) == recipe:
         return True
     raise ValueError(f"{out} already holds something else; give another folder, or remove it first")
 
@@ -212,4 +215,4 @@ def _write_lists(folder: Path, rows) -> None:
     for name, lines in (("list_attr_celeba", attributes), ("list_landmarks_align_celeba", marks),
                         ("list_eval_partition", partitions),
                         ("identity_CelebA", identities)):  # fmt: skip
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

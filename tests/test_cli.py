@@ -212,6 +212,35 @@ def test_every_flag_of_training_says_what_a_resumed_run_may_do():
     assert own["lr"] == ADJUSTABLE and own["log_dir"] == FREE and own["ema_decay"] == SAME
 
 
+@pytest.mark.parametrize(
+    ("cuda", "mps", "auto"),
+    [(True, False, "cuda"), (False, True, "mps"), (True, True, "cuda"), (False, False, "cpu")],
+)
+def test_the_device_that_is_there(cuda, mps, auto, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert cli.choose_device("auto") == auto and cli.choose_device("cpu") == "cpu"
+    for name, there in (("cuda", cuda), ("mps", mps)):
+        if there:
+            assert cli.choose_device(name) == name
+        else:
+            with pytest.raises(ValueError, match=f"--device {name}, .* use --device {auto}"):
+                cli.choose_device(name)
+
+
+def test_an_apple_gpu_computes_in_full_precision_unless_told():
+    assert cli.choose_precision("auto", "mps") == "no"
+    assert cli.choose_precision("bf16", "mps") == "bf16"
+    with cli.autocast("auto", "mps"):  # needs no support of it in torch
+        pass
+
+
+def test_file_names_are_fit_for_windows():
+    assert config.in_file_name('add "5:00"? Shadow|Hat') == "add _5_00__ Shadow_Hat"
+
+
 def test_a_flag_is_one_field(capsys):
     """Adding one to a configuration is all that a new flag takes."""
 

@@ -64,6 +64,21 @@ def test_scripts_never_import_scripts_and_the_core_no_folder():
             assert not folders, f"{name} is core, and imports {folders}"
 
 
+def test_text_files_name_their_encoding():
+    """Windows would take cp1252."""
+    for path in (*modules().values(), *(ROOT / "benchmarks").glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            reads = isinstance(call.func, ast.Attribute) and name in ("read_text", "write_text")
+            opens = isinstance(call.func, ast.Name) and name == "open"
+            if opens and any("b" in str(getattr(mode, "value", "")) for mode in call.args[1:2]):
+                continue
+            named = any(keyword.arg == "encoding" for keyword in call.keywords)
+            assert named or not (reads or opens), f"{path}:{call.lineno} names no encoding"
+
+
 def test_nothing_is_imported_that_windows_lacks():
     lacking = re.compile(r"^\s*(?:import|from) (fcntl|resource|pwd|grp|termios)\b", re.MULTILINE)
     found = {name for name, path in modules().items() if lacking.search(path.read_text())}

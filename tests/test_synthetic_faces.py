@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -315,6 +316,17 @@ def test_the_module_writes_what_its_flags_say(tmp_path):
     result = run_module("--out", str(tmp_path / "two"), *flags)
     assert result.returncode == 0, result.stderr
     assert read_folder(tmp_path / "two") == read_folder(expected)
+
+
+def test_workers_that_are_spawned_as_on_macos_and_windows_draw_the_same(tmp_path):
+    expected = write_dataset(tmp_path / "one", 3, 32, 5, num_workers=1)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        found = write_dataset(tmp_path / "two", 3, 32, 5, num_workers=2)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert read_folder(found) == read_folder(expected)
 
 
 def test_drawing_needs_no_torch():

@@ -58,8 +58,9 @@ def to_device(
     batch: dict[str, Tensor], accelerator: Accelerator, flip: bool = False
 ) -> tuple[Tensor, Tensor]:
     """A batch's images (or moments), with ``flip`` mirrored at random, and its attributes."""
+    device = accelerator.device
     images, attributes = (
-        batch[key].to(accelerator.device, non_blocking=True) for key in ("image", "attributes")
+        batch[key].to(device, non_blocking=device.type == "cuda") for key in ("image", "attributes")
     )
     if flip:
         return random_flip(images), attributes

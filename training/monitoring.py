@@ -20,6 +20,7 @@ import yaml
 
 from checkpoint import replace_file
 from cli import flags_of
+from layers import widest
 from training.batches import seed_everything
 from training.run import TrainingRun
 
@@ -44,7 +45,7 @@ def validate(run: TrainingRun, number: int | None = None) -> dict[str, float]:
             t = None if timesteps is None else timesteps[indices].to(images.device)
             terms, _, _ = model(images, attributes, loss, t)
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.double() * len(shown)
+            sums[name] = sums.get(name, 0.0) + value.to(widest(value.device)) * len(shown)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums)
     losses = {name: float(value) / total for name, value in sums.items()}
@@ -89,7 +90,7 @@ def record_start(run: TrainingRun, folder: Path) -> None:
     """Add this start, or resume, to the list in environment.json."""
     path = folder / "environment.json"
     try:
-        starts = json.loads(path.read_text())
+        starts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the first, or cut short by a kill
         starts = []
     starts.append({"step": run.step, **environment(run)})
@@ -102,7 +103,9 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
     folder, log_dir = Path(run.log), log_dir.resolve()
     if folder.parent == log_dir and folder.name.isdecimal() and folder.is_dir():
         metrics = folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
+        lines = (
+            metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
+        )
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step]
         replace_file(metrics, lambda file: file.write("".join(kept).encode()))
         record_start(run, folder)
@@ -117,7 +120,7 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
             continue
     run.log = str(folder)
     flags = {k: v for k, v in flags_of(run.config).items() if k not in ("resume", "dry_run")}
-    (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False), encoding="utf-8")
     record_start(run, folder)
     return folder
 
@@ -196,7 +199,8 @@ class Logger:
     def training_loss(self) -> float:
         """The mean loss of the steps since the last call, over all processes: of an epoch, or of its
         part since a resume. Steps whose loss was not finite do not count."""
-        totals = torch.stack(self.totals).double()
+        totals = torch.stack(self.totals)
+        totals = totals.to(widest(totals.device))
         self.totals = []
         counted = totals[totals.isfinite()]
         sums = torch.stack([counted.sum(), torch.ones_like(counted).sum()])
@@ -244,7 +248,7 @@ class Logger:
         line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **numbers}
         with writing_to(self.folder):
             self.run.accelerator.log(values, self.run.step)
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def pictures(self, num_images: int = 8) -> None:

@@ -69,7 +69,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     found = accelerator.device.type
     if found != device:
-        way_out = f"give --device {found}, or unset it" if found in ("cpu", "cuda") else "unset it"
+        way_out = (
+            f"give --device {found}, or unset it" if found in ("cpu", "cuda", "mps") else "unset it"
+        )
         raise ValueError(
             f"--device {config.device} is {device} here, and accelerate is set to use {found} "
             f"(ACCELERATE_USE_CPU or ACCELERATE_TORCH_DEVICE): {way_out}"
