@@ -568,6 +568,11 @@ class TrainConfig(DeviceConfig):
             if wrong:
                 raise ValueError(message)
 
+    @property
+    def data_folder(self) -> str:
+        """The folder of images: that of synthetic faces, if none is given."""
+        return self.data_root or f"data/synthetic_faces_{self.model.image_size}"
+
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
 GUIDANCE = ("free", "guide", "both")

@@ -8,9 +8,11 @@ manipulate.py. One process, or several with `accelerate launch train.py ...`.
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import cli
 from config import TrainConfig
@@ -87,7 +89,7 @@ def fit(run, files) -> None:
                     logger.pictures()
                 if main:
                     written = run.save_for_inference(losses, files.folder)
-                    note = f", written: {written}" if written else ""
+                    note = " (best so far)" if written and run.stage.keeps_best else ""
                     text = summary(run, losses, final=ended)
                     text = f"training loss {trained:.4f}, {text}"
                     bar.write(f"epoch {run.epoch}, step {run.step}{note}: {text}")
@@ -99,6 +101,20 @@ def fit(run, files) -> None:
                 run.save(files.last)
                 saved = time.perf_counter()
         logger.flush()
+    if main and run.progress >= 1:
+        print(what_next(run, files))
+
+
+def what_next(run, files) -> str:
+    """What a run says at its end: its files, and the commands that one would type next."""
+    config, best = run.config, files.folder / run.stage.best
+    kept = {best: "for the other scripts", files.last: "for --resume", Path(run.log): "its log"}
+    lines = [f"{path}  {what}" for path, what in kept.items() if path.exists()]
+    commands = [run.stage.next_command(config, best)] if best.exists() else []
+    if any(Path(run.log).rglob("events.out.tfevents*")):
+        commands.append(f"tensorboard --logdir {shlex.quote(config.log_dir)}")
+    ended = f"done: {run.step} steps, {run.seconds / 60:.1f} minutes"
+    return "\n  ".join([ended, *lines]) + "\n" + "\n  ".join(["next:", *commands])
 
 
 def training_step(run, batches) -> dict:
@@ -176,7 +192,7 @@ def load_datasets(config: TrainConfig, accelerator):
             with accelerator.main_process_first():
                 download_celeba(root)
         if root is None:
-            root = f"data/synthetic_faces_{size}"
+            root = config.data_folder
             with accelerator.main_process_first():
                 write_dataset(root, num_images=6000, image_size=size, seed=0)
         kind = None if config.dataset == "synthetic" else config.dataset
