@@ -70,14 +70,14 @@ def fit(run, files) -> None:
             metrics = training_step(run, batches)
             logger.add(metrics, time.perf_counter() - started)
             run.seconds = clock()
+            bar.total = max(run.step, round(run.step / run.progress))  # the clock may end it sooner
             bar.update()
             if run.skipped and main:
                 bar.write(f"step {run.step}: the loss or its gradient is not finite, step skipped")
             if run.step % LOG_STEPS == 0:
                 means = logger.flush()
-                bar.total = max(run.step, round(run.step / run.progress))  # the clock may end it sooner
                 loss, rate = means["loss/total"], means["speed/images_per_second"]
-                bar.set_postfix(loss=f"{loss:.4f}", images_s=f"{rate:.1f}")
+                bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s")
 
             ended = run.progress >= 1
             if run.step % run.steps_per_epoch == 0 or ended:
@@ -108,13 +108,16 @@ def fit(run, files) -> None:
 def what_next(run, files) -> str:
     """What a run says at its end: its files, and the commands that one would type next."""
     config, best = run.config, files.folder / run.stage.best
-    kept = {best: "for the other scripts", files.last: "for --resume", Path(run.log): "its log"}
-    lines = [f"{path}  {what}" for path, what in kept.items() if path.exists()]
-    commands = [run.stage.next_command(config, best)] if best.exists() else []
-    if any(Path(run.log).rglob("events.out.tfevents*")):
-        commands.append(f"tensorboard --logdir {shlex.quote(config.log_dir)}")
-    ended = f"done: {run.step} steps, {run.seconds / 60:.1f} minutes"
-    return "\n  ".join([ended, *lines]) + "\n" + "\n  ".join(["next:", *commands])
+    log = Path(config.log_dir) / Path(run.log).name
+    made = {best: "for the other scripts", files.last: "for --resume", log: "what was logged"}
+    lines = [f"done: {run.step} steps, {run.seconds / 60:.1f} minutes"]
+    lines += [f"  {path}: {what}" for path, what in made.items() if path.exists()]
+    lines += ["next:"]
+    if best.exists():
+        lines += [f"  {run.stage.next_command(config, best)}"]
+    if any(log.rglob("events.out.tfevents*")):
+        lines += [f"  tensorboard --logdir {shlex.quote(config.log_dir)}"]
+    return "\n".join(lines)
 
 
 def training_step(run, batches) -> dict:

@@ -325,7 +325,7 @@ def interpolation(sources: Sources) -> list[Path]:
             )
         strips.append(strip.cpu())
         labels += [f"{readable(name)} {i / (FRAMES - 1):.2f}" for i in range(FRAMES)]
-    title = f"From without an attribute to with it, from the same noise ({sources.origin})"
+    title = f"Each attribute from absent to present, from the same noise ({sources.origin})"
     path = sources.out / "interpolation.png"
     return [save_grid(path, torch.cat(strips).numpy(), labels, FRAMES, title=title)]
 
@@ -345,11 +345,11 @@ def curves(sources: Sources) -> list[Path]:
     groups: dict[str, dict[str, list]] = {}  # group -> name -> points (step, value)
     for line in found[-1].read_text().splitlines():
         values = json.loads(line)
-        for tag in values.keys() - {"step", "seconds"}:
+        for tag, value in values.items():
             group, _, name = tag.partition("/")
-            if values[tag] is not None:  # None was not finite
-                point = values["step"], values[tag]
-                groups.setdefault(group, {}).setdefault(name, []).append(point)
+            if name and value is not None:  # None was not finite; step and seconds have no group
+                points = groups.setdefault(group, {}).setdefault(name.replace("_", " "), [])
+                points.append((values["step"], value))
     return [
         save_curves(sources.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], title)
         for group, named in groups.items()

@@ -57,10 +57,12 @@ def readable(name: str) -> str:
 
 def caption(request: Mapping[str, float]) -> str:
     """'smiling, not male, young 0.5': a request, as written under a picture."""
-    words = {1.0: "{}", 0.0: "not {}"}
-    parts = [
-        words.get(value, "{} {:g}").format(readable(name), value) for name, value in request.items()
-    ]
+    parts = []
+    for name, value in request.items():
+        words = readable(name)
+        if value == 0:
+            words = words[3:] if words.startswith("no ") else f"not {words}"
+        parts.append(words if value in (0, 1) else f"{words} {value:g}")
     return ", ".join(parts) or "anything"
 
 

@@ -97,11 +97,11 @@ def save_bars(
 
 def save_matrix(path: str | Path, matrix: np.ndarray, names: Sequence[str], title: str) -> Path:
     """A matrix (N, N) of values from -1, blue, to 1, red."""
-    side = max(4.0, 0.22 * len(names))
+    side, size = max(4.0, 0.22 * len(names)), 8 if len(names) > 10 else 11
     with _figure(path, side + 1, side, title=title) as (axes,):
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
         axes.grid(visible=False)
         axes.figure.colorbar(image, label="correlation", shrink=0.7)
     return Path(path)
