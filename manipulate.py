@@ -369,7 +369,7 @@ def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
     how = guided_by(work, work.editing)
     shown = np.concatenate([image.numpy(), edited])
     labels, title = ["source", *map(caption, edits)], f"Edited at strength {full:g}: {how}"
-    row = save_grid(work.out / "edit.png", shown, labels, len(shown), title=title)
+    row = save_grid(work.out / "edit.png", shown, labels, 8, title=title)
     shown = np.stack(over_strength, 1).reshape(-1, *edited.shape[1:])  # edit by edit
     labels = [f"{caption(request)} at {strength:g}" for request in edits for strength in strengths]
     save_grid(work.out / "edit_strength.png", shown, labels, len(strengths), title=f"Edited: {how}")

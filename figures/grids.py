@@ -92,19 +92,21 @@ def labelled_grid(
     scale = scale or max(1, round(WIDTH / images.shape[2]))
     height, width = images.shape[1] * scale, images.shape[2] * scale
     size = max(12, width // 10)  # of captions; all measures below are in pixels
-    gap, line, title_size = size // 2, round(1.25 * size), round(1.25 * size)
+    gap, line = size // 2, round(1.25 * size)
     captions = [_wrapped(label, size, width) for label in labels]
     columns = min(columns, len(images))
+    page_width = gap + columns * (width + gap)
+    title_size = max(line, page_width // 60)
     rows = -(-len(images) // columns)
     lines = []  # of the longest caption in each row
     for row in range(rows):
         in_row = captions[row * columns : (row + 1) * columns]
         lines.append(max(len(caption) if caption != [""] else 0 for caption, _ in in_row))
-    titles, title_font = _wrapped(title, title_size, columns * (width + gap) - gap)
+    titles, title_font = _wrapped(title, title_size, page_width - 2 * gap)
     titles = titles if title else []
     top = gap + round(1.4 * title_size) * len(titles)
     page_height = top + sum(height + gap + line * n for n in lines) + gap
-    page = Image.new("RGB", (gap + columns * (width + gap), page_height), PAPER)
+    page = Image.new("RGB", (page_width, page_height), PAPER)
     draw = ImageDraw.Draw(page)
     for i, text in enumerate(titles):
         draw.text((gap, gap // 2 + round(1.4 * title_size) * i), text, INK, title_font)
