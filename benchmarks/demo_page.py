@@ -13,9 +13,10 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto
 h1 { font-size: 1.8rem; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 img { max-width: max(100%, 40rem); height: auto; display: block; }
 figure { margin: 1.5rem 0; overflow-x: auto; } figcaption { color: #444; margin-top: .3rem; }
-code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3; padding: .5rem .8rem;
-       font-size: .85rem; }
-.numbers { columns: 16rem; column-gap: 3rem; } .numbers div { display: flex; justify-content: space-between; gap: 1rem; }
+code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3;
+       padding: .5rem .8rem; font-size: .85rem; }
+.numbers { columns: 16rem; column-gap: 3rem; }
+.numbers div { display: flex; justify-content: space-between; gap: 1rem; }
 """
 
 
