@@ -105,7 +105,13 @@ def help_of(found: list[Place]) -> str:
     """The flag's help, with the default of each field behind it."""
     text, defaults = found[0].facts.help, {place.group: place.default for place in found}
     facts, default = found[0].facts, found[0].default
-    if facts.required or facts.positional or "none given" in text or default in ((), None):
+    if (
+        facts.required
+        or facts.positional
+        or "none given" in text
+        or default is False
+        or default in ((), None)
+    ):
         return text
     if len({shown(value) for value in defaults.values()}) == 1:
         return f"{text} (default: {shown(found[0].default)})"
@@ -123,8 +129,9 @@ def add_flag(add: Callable[..., Any], name: str, found: list[Place]) -> None:
         add(f"--{name}", action=on, **how)
         return
     how["type"] = value_parser(place)
+    how["metavar"] = {int: "N", float: "X"}.get(item_type(place.hint), "PATH")
     if facts.choices:
-        how["choices"] = facts.choices
+        how |= {"choices": facts.choices, "metavar": None}
         if len(facts.choices) > 6:
             how["metavar"] = name.upper()
             how["help"] += f": {', '.join(map(str, facts.choices))}"
@@ -148,11 +155,16 @@ def make_parser(kind: type[Config], description: str | None) -> Parser:
     parser = Parser(description=summary, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML of flags; the command line overrides it")
     groups: dict[str, Any] = {"": parser}
+    usage = ["%(prog)s"]  # without the many flags that may be left out
     for name, found in by_flag(kind).items():
+        facts = found[0].facts
+        if facts.required or facts.positional:
+            usage.append(name.upper() if facts.positional else f"--{name} PATH")
         group = found[0].group
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         add_flag(groups[group].add_argument, name, found)
+    parser.usage = " ".join([*usage, "[--FLAG VALUE ...]"])
     return parser
 
 

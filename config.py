@@ -253,9 +253,9 @@ class ModelConfig(Config):
     attribute_maps: bool = flag(True, "learn where each attribute shows; pays where faces are aligned")
     bottleneck_attention: bool = flag(True, "self- and cross-attention at the coarsest level")
     shared_film: bool = flag(False, "one time projection for all blocks of a width")
-    dropout: float = share(0.0, "inside the residual blocks")
+    dropout: float = share(0.0, "share of features dropped in the residual blocks")
     norm: str = flag("group", "normalisation in the residual blocks", choices=NORMS)
-    activation: str = flag("silu", "in the residual blocks", choices=ACTIVATIONS)
+    activation: str = flag("silu", "nonlinearity in the residual blocks", choices=ACTIVATIONS)
     latent_dim: int = count(512, "size of the semantic latent", high=65_536)
     schedule: str = flag("cosine", "noise schedule", choices=SCHEDULES)
     num_timesteps: int = count(1000, "length of the noise schedule", low=2, high=1_000_000)
@@ -385,7 +385,7 @@ class SamplingConfig(Config):
         None, "network evaluations; none given: 20, all T with ddpm; 25 for edits"
     )
     spacing: str | None = flag(
-        None, "of timesteps; none given: what suits the sampler", choices=SPACINGS
+        None, "how timesteps are spread; none given: as suits the sampler", choices=SPACINGS
     )
     eta: float = share(0.0, "noise of each step: 0 deterministic, 1 as much as ddpm")
     cfg_scale: float | None = weight(
@@ -437,21 +437,21 @@ class EditConfig(Config):
     )
     cfg_scale: float | None = weight(
         None,
-        "of edits: from the source's prediction to the target's; none given: "
+        "strength of edits, from the source's prediction to the target's; none given: "
         f"{STEERED_SCALE:g} where a guide steers, otherwise {EDIT_CFG_SCALE:g}",
         name="edit_cfg_scale",
     )
     guide_scale: float = weight(
         5.0,
-        "of edits, where there is a guide: its gradient; 0: it does not steer",
+        "weight of the guide's gradient in edits; 0: it does not steer",
         name="edit_guide_scale",
     )
     hold: float = weight(
-        5.0, "of edits: how firmly the guide holds what was not named", name="edit_hold"
+        5.0, "how firmly the guide holds what was not named in an edit", name="edit_hold"
     )
     margin: float | None = weight(
         None,
-        "of edits: log odds at which the guide is content; none given: what suits the attributes named",
+        "log odds at which the guide is content with an edit; none given: as suits the attributes named",
         name="edit_margin",
     )
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
@@ -468,7 +468,10 @@ class DeviceConfig(Config):
     """Where and how precisely a script computes."""
 
     device: str = flag(
-        "auto", "auto: cuda, else mps, else cpu", choices=("auto", "cpu", "cuda", "mps"), resume=FREE
+        "auto",
+        "where to compute; auto: cuda, else mps, else cpu",
+        choices=("auto", "cpu", "cuda", "mps"),
+        resume=FREE,
     )
     mixed_precision: str = flag(
         "auto",
@@ -497,7 +500,7 @@ class TrainConfig(DeviceConfig):
         (), "learn these alone, one or several; none given: all", metavar=NAME, resume=FREE
     )
     judge: str = flag(
-        "./checkpoints/judge.pth", "judges a first stage's likeness without VGG16", resume=FREE
+        "./checkpoints/judge.pth", "judge of a first stage's likeness, in place of VGG16", resume=FREE
     )
     cache_dir: str = flag("data/cache", CACHE_HELP, resume=FREE)
     num_workers: int = count(0, "threads that read ahead; 0: none", low=0, resume=FREE)
@@ -512,7 +515,9 @@ class TrainConfig(DeviceConfig):
     lr: float = flag(1e-3, "learning rate after the warm-up", above=0, resume=ADJUSTABLE)
     warmup_steps: int = count(200, "steps of linear warm-up", low=0, resume=ADJUSTABLE)
     weight_decay: float = weight(0.01, "share of the learning rate by which weights shrink in a step")
-    grad_clip: float = flag(1.0, "largest gradient norm", above=0, resume=ADJUSTABLE)
+    grad_clip: float = flag(
+        1.0, "largest norm of the gradient; a longer one is shortened", above=0, resume=ADJUSTABLE
+    )
     ema_decay: float = share(0.9999, "decay of the averaged weights")
     compile: bool = flag(False, "torch.compile the UNet; pays on long runs", resume=FREE)
     gradient_checkpointing: bool = flag(False, "less memory, a third more time", resume=FREE)
@@ -581,6 +586,11 @@ class TrainConfig(DeviceConfig):
             if wrong:
                 raise ValueError(message)
 
+    @property
+    def data_folder(self) -> str:
+        """The folder of images: that of synthetic faces, if none is given."""
+        return self.data_root or f"data/synthetic_faces_{self.model.image_size}"
+
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
 GUIDANCE = ("free", "guide", "both")
@@ -607,19 +617,25 @@ class ManipulateConfig(DeviceConfig):
         1, "which face of --source_image, 1 the largest; 0: no search, cropped at the centre", low=0
     )
     paste_back: bool = flag(False, "also write edits in the whole --source_image")
-    attributes: tuple[str, ...] = flag((), "1 there, 0 not, 0.5 open", metavar=REQUEST)
-    start: tuple[str, ...] = flag((), "interpolation start", name="from", metavar=REQUEST)
-    end: tuple[str, ...] = flag((), "interpolation end", name="to", metavar=REQUEST)
+    attributes: tuple[str, ...] = flag(
+        (), "what to ask for, such as Smiling=1 Male=0: 1 there, 0 not, 0.5 open", metavar=REQUEST
+    )
+    start: tuple[str, ...] = flag(
+        (), "where an interpolation starts, such as Smiling=0", name="from", metavar=REQUEST
+    )
+    end: tuple[str, ...] = flag((), "where it ends, such as Smiling=1", name="to", metavar=REQUEST)
     open: bool = flag(False, "leave what is not named to the network: often shapeless")
     unconditional: bool = flag(False, "new faces without any request")
     num_samples: int | None = count(
         None, "new faces of each request or class; none given: 8 of each class, else 8 in all"
     )
     guidance: str = flag(
-        "free", "classifier-free, by --guide, or both; for none --unconditional", choices=GUIDANCE
+        "free", "what steers new faces: classifier-free guidance, --guide, or both", choices=GUIDANCE
     )
-    guide: str | None = flag(None, "of train.py --stage guide: steers, and reads photographs")
-    guide_scale: float = weight(3.0, "of the guide's gradient")
+    guide: str | None = flag(
+        None, "classifier of train.py --stage guide: it steers, and reads photographs"
+    )
+    guide_scale: float = weight(3.0, "weight of the guide's gradient in new faces")
     manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
     interpolation_steps: int = count(10, "frames of a strip", low=2)
     seed: int = count(0, "another seed, other faces", low=0)
@@ -707,22 +723,22 @@ class EvaluateConfig(DeviceConfig):
     inception_weights: str | None = flag(None, "torch-fidelity's file, or 'download': its features, too")
     num_samples: int | None = count(
         None,
-        "for each setting and kind of request; none given: 1000, or what the split has",
+        "images for each setting and kind of request; none given: 1000, or what the split has",
         low=FEWEST_SAMPLES,
     )
     requests: tuple[str, ...] = flag(REQUESTS, "what is asked for", choices=REQUESTS)
     open: bool = flag(False, "leave what is not named to the network: often shapeless")
     cfg_scale: tuple[float, ...] | None = weight(
-        None, "of new faces; none given: 1, 1.5, 2 and 3 as far as it was trained for"
+        None, "scales to compare; none given: 1, 1.5, 2 and 3 as far as it was trained for"
     )
     sampler: tuple[str, ...] = flag(("dpm_solver",), "solvers to compare", choices=SAMPLERS)
     num_inference_steps: tuple[int, ...] | None = count(
-        None, "none given: 20, all T with ddpm; 25 for edits"
+        None, "numbers to compare; none given: 20, all T with ddpm; 25 for edits"
     )
     guide: str | None = flag(
-        None, "of train.py --stage guide: steers, reads sources of edits, is explained"
+        None, "classifier of train.py --stage guide: it steers, reads sources of edits, is explained"
     )
-    guide_scale: tuple[float, ...] = weight((0.0,), "of the guide's gradient")
+    guide_scale: tuple[float, ...] = weight((0.0,), "weights of the guide's gradient to compare")
     attribute_split: str = flag(
         "val", "whose attribute rows are asked for; whose photographs are explained", choices=SPLITS
     )
@@ -732,10 +748,12 @@ class EvaluateConfig(DeviceConfig):
     cache_dir: str = flag("data/cache", CACHE_HELP)
     seed: int = count(0, "another seed, other samples", low=0)
     edit: bool = flag(False, "judge edits instead of new faces")
-    edit_attributes: tuple[str, ...] = flag((), "none given: all", metavar=NAME)
-    edit_cfg_scale: tuple[float, ...] = weight((), "of edits; several are compared")
+    edit_attributes: tuple[str, ...] = flag(
+        (), "what to edit; none given: every attribute", metavar=NAME
+    )
+    edit_cfg_scale: tuple[float, ...] = weight((), "strengths of guidance of edits to compare")
     edit_sources: int = count(32, "faces for each attribute and direction", low=2)
-    strengths: tuple[float, ...] = share((0.5, 1.0), "of edits; the last is judged")
+    strengths: tuple[float, ...] = share((0.5, 1.0), "strengths of each edit; the last is judged")
     counterfactual: tuple[str, ...] = flag(
         (), "edit each photograph against what --guide reads, as papers on explanations do", metavar=NAME
     )
@@ -777,14 +795,16 @@ class VisualizeConfig(DeviceConfig):
     checkpoint: str | None = flag(None, "model of train.py")
     data_root: str | None = flag(None, "folder of labelled images")
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
-    log_dir: str | None = flag(None, "of train.py: its last run, or the folder of one")
+    log_dir: str | None = flag(
+        None, "logs of train.py: of the last run in this folder, or of the run whose folder it is"
+    )
     output_dir: str = flag("./outputs/figures", "folder to write to")
     attributes: tuple[str, ...] = flag(
         (), "what is varied, coloured by or asked for, each alone: NAME or NAME=VALUE", metavar=REQUEST
     )
     unconditional: bool = flag(False, "denoising and animation without any request")
     num_samples: int = count(8, "images in a row")
-    num_points: int = count(1000, "of the latent space", low=50)
+    num_points: int = count(1000, "points of the latent space", low=50)
     cache_dir: str = flag("data/cache", CACHE_HELP)
     seed: int = count(0, "another seed, other samples", low=0)
     sampling: SamplingConfig = nested(SamplingConfig)

@@ -115,8 +115,8 @@ def guided_by(work: Work, how: SamplingConfig | EditConfig) -> str:
     """What guides the faces, for a title."""
     if work.config.unconditional:
         return "unconditional"
-    by_guide = f", guide {how.guide_scale:g}" if how.guide_scale and work.guide else ""
-    return f"cfg_scale {how.cfg_scale:g}{by_guide}"
+    by_guide = f", guide at {how.guide_scale:g}" if how.guide_scale and work.guide else ""
+    return f"guidance {how.cfg_scale:g}{by_guide}"
 
 
 def settings(config: ManipulateConfig, model: ModelConfig) -> tuple[SamplingConfig, EditConfig]:
@@ -285,7 +285,7 @@ def generate(work: Work) -> dict[str, Any]:
     options = {"guide": work.guide, "complete": False}
     images = draw(model, rows, work.sampling, nullcontext(), config.seed, **options).numpy()
     single = save_each(images, work.out / "samples")
-    title = f"generated, {guided_by(work, work.sampling)}, seed {config.seed}"
+    title = f"Generated: {guided_by(work, work.sampling)}, seed {config.seed}"
     labels = [""] * len(images) if config.unconditional else [*map(caption, requests)]
     grid = save_grid(work.out / "samples.png", images, labels, columns, title=title)
     return {"grid": grid, "images": single, "attributes": requests, "rows": rows.tolist()}
@@ -306,7 +306,7 @@ def interpolate(work: Work) -> dict[str, Any]:
         guide=work.guide,
         complete=False,
     )
-    title = f"from {caption(start)} to {caption(end)}"
+    title = f"From {caption(start)} to {caption(end)}"
     files = save_strip(work.out / "interpolation", images.cpu().numpy(), title)
     return {**files, "from": start, "to": end, "rows": [row[0].tolist() for row in rows]}
 
@@ -320,7 +320,7 @@ def interpolate_photographs(work: Work, images: Tensor) -> dict[str, Any]:
         work.read(images),
         progress=True,
     )
-    title = "from one photograph to another"
+    title = "From one photograph to another"
     return save_strip(work.out / "photographs", frames.cpu().numpy(), title)
 
 
@@ -368,11 +368,11 @@ def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
 
     how = guided_by(work, work.editing)
     shown = np.concatenate([image.numpy(), edited])
-    labels, title = ["source", *map(caption, edits)], f"edited, strength {full:g}, {how}"
-    row = save_grid(work.out / "edit.png", shown, labels, len(shown), title=title)
+    labels, title = ["source", *map(caption, edits)], f"Edited at strength {full:g}: {how}"
+    row = save_grid(work.out / "edit.png", shown, labels, 8, title=title)
     shown = np.stack(over_strength, 1).reshape(-1, *edited.shape[1:])  # edit by edit
-    labels = [f"{caption(request)} {strength:g}" for request in edits for strength in strengths]
-    save_grid(work.out / "edit_strength.png", shown, labels, len(strengths), title=how)
+    labels = [f"{caption(request)} at {strength:g}" for request in edits for strength in strengths]
+    save_grid(work.out / "edit_strength.png", shown, labels, len(strengths), title=f"Edited: {how}")
     made: dict[str, Any] = {"row": row, "images": save_each(edited, work.out / "edits")}
     made["attributes"] = edits
     if work.attributes and len(edits) == 3:
@@ -404,7 +404,7 @@ def save_pairs(work: Work, image: Tensor, has: Tensor, targets: Tensor, edits: l
         images.cpu().numpy(),
         [f"{a:g}, {b:g}" for a, b in pairs],
         len(SHOWN_STRENGTHS),
-        title=f"down: {down}; to the right: {right}",
+        title=f"Down: {down}; to the right: {right}",
     )
 
 
@@ -450,7 +450,7 @@ def counterfactual(
     else:
         how = "is so already"
     shown = np.stack([source.square, edited, heat_map(source.square, edited)])
-    labels, title = ["source", caption(request), "difference"], f"counterfactual: {how}"
+    labels, title = ["source", caption(request), "difference"], f"Counterfactual: {how}"
     row = save_grid(work.out / "counterfactual.png", shown, labels, 3, title=title)
     facts |= {"flipped": flipped, "margin_before": margin(image), "attributes": request}
     if config.paste_back:

@@ -8,9 +8,11 @@ validation loss) is for manipulate.py. One process, or several with `accelerate 
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import cli
 from config import TrainConfig
@@ -68,14 +70,14 @@ def fit(run, files) -> None:
             metrics = training_step(run, batches)
             logger.add(metrics, time.perf_counter() - started)
             run.seconds = clock()
+            bar.total = max(run.step, round(run.step / run.progress))  # the clock may end it sooner
             bar.update()
             if run.skipped and main:
                 bar.write(f"step {run.step}: the loss or its gradient is not finite, step skipped")
             if run.step % LOG_STEPS == 0:
                 means = logger.flush()
-                bar.total = max(run.step, round(run.step / run.progress))  # the clock may end it sooner
                 loss, rate = means["loss/total"], means["speed/images_per_second"]
-                bar.set_postfix(loss=f"{loss:.4f}", images_s=f"{rate:.1f}")
+                bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s")
 
             ended = run.progress >= 1
             if run.step % run.steps_per_epoch == 0 or ended:
@@ -87,7 +89,7 @@ def fit(run, files) -> None:
                 logger.scalars({f"validation/{name}": value for name, value in losses.items()})
                 if main:
                     written = run.save_for_inference(losses, files.folder)
-                    note = f", written: {written}" if written else ""
+                    note = " (best so far)" if written and run.stage.keeps_best else ""
                     text = summary(run, losses, final=ended)
                     text = f"training loss {trained:.4f}, {text}"
                     bar.write(f"epoch {run.epoch}, step {run.step}{note}: {text}")
@@ -99,6 +101,23 @@ def fit(run, files) -> None:
                 run.save(files.last)
                 saved = time.perf_counter()
         logger.flush()
+    if main and run.progress >= 1:
+        print(what_next(run, files))
+
+
+def what_next(run, files) -> str:
+    """What a run says at its end: its files, and the commands that one would type next."""
+    config, best = run.config, files.folder / run.stage.best
+    log = Path(config.log_dir) / Path(run.log).name
+    made = {best: "for the other scripts", files.last: "for --resume", log: "what was logged"}
+    lines = [f"done: {run.step} steps, {run.seconds / 60:.1f} minutes"]
+    lines += [f"  {path}: {what}" for path, what in made.items() if path.exists()]
+    lines += ["next:"]
+    if best.exists():
+        lines += [f"  {run.stage.next_command(config, best)}"]
+    if any(log.rglob("events.out.tfevents*")):
+        lines += [f"  tensorboard --logdir {shlex.quote(config.log_dir)}"]
+    return "\n".join(lines)
 
 
 def training_step(run, batches) -> dict:
@@ -176,7 +195,7 @@ def load_datasets(config: TrainConfig, accelerator):
             with accelerator.main_process_first():
                 download_celeba(root)
         if root is None:
-            root = f"data/synthetic_faces_{size}"
+            root = config.data_folder
             with accelerator.main_process_first():
                 write_dataset(root, num_images=6000, image_size=size, seed=0)
         kind = None if config.dataset == "synthetic" else config.dataset

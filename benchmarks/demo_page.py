@@ -11,11 +11,12 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
        color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.8rem; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-img { max-width: 100%; height: auto; display: block; }
-figure { margin: 1.5rem 0; } figcaption { color: #444; margin-top: .3rem; }
-code { display: block; overflow-x: auto; white-space: pre; background: #f3f3f3; padding: .5rem .8rem;
-       font-size: .85rem; }
-.numbers { columns: 16rem; } .numbers div { display: flex; justify-content: space-between; gap: 1rem; }
+img { max-width: max(100%, 40rem); height: auto; display: block; }
+figure { margin: 1.5rem 0; overflow-x: auto; } figcaption { color: #444; margin-top: .3rem; }
+code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3;
+       padding: .5rem .8rem; font-size: .85rem; }
+.numbers { columns: 16rem; column-gap: 3rem; }
+.numbers div { display: flex; justify-content: space-between; gap: 1rem; }
 """
 
 
@@ -48,7 +49,7 @@ def write_page(
         for file, caption in section.pictures:
             if file.is_file():
                 link = escape(file.relative_to(path.parent).as_posix())
-                image = f'<img src="{link}" alt="{escape(caption)}">'
+                image = f'<a href="{link}"><img src="{link}" alt="{escape(caption)}"></a>'
                 parts.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
         parts += [f"<code>{escape(command)}</code>" for command in section.commands]
     for name, values in numbers.items():

@@ -27,7 +27,7 @@ from evaluation.metrics import frechet_distance, mean_of
 from evaluation.reading import in_batches, in_parallel
 from evaluation.samples import SampleEvaluation
 from evaluation.tables import counterfactuals_table
-from figures.grids import heat_map, save_grid
+from figures.grids import caption, heat_map, readable, save_grid
 
 NO_EDIT = "no edit"
 READERS = ("guide", "judge")  # who is explained, and who has no part in it
@@ -258,10 +258,10 @@ class CounterfactualEvaluation:
         for rank, i in best_median_worst(score).items():
             a, b = self.originals[i].numpy(), edited.images[i].numpy()
             images += [a, b, heat_map(a, b)]
-            labels += [rank, name if edited.direction[i] > 0 else f"not {name}", "difference"]
+            labels += [rank, caption({name: float(edited.direction[i] > 0)}), "difference"]
         safe = f"{name}_{edited.way}".replace(", ", "_").replace(" ", "_")
         path = self.work.output_dir / "counterfactuals" / f"{in_file_name(safe)}.png"
-        save_grid(path, np.stack(images), labels, 3, title=f"{name}: {edited.way}")
+        save_grid(path, np.stack(images), labels, 3, title=f"{readable(name)}: {edited.way}")
 
     # ---------------------------------------------------------------- the report
 

@@ -29,7 +29,7 @@ from evaluation.metrics import frechet_distance, mean_of, psnr
 from evaluation.reading import in_parallel, read
 from evaluation.samples import SampleEvaluation
 from evaluation.tables import edits_table, plot_strengths
-from figures.grids import heat_map, save_grid
+from figures.grids import heat_map, readable, save_grid
 from samplers import sample_generators
 from synthetic_faces.dataset import counterfactuals
 
@@ -290,7 +290,8 @@ class EditEvaluation:
             labels += [rank, "edited", "difference"] + ([] if truth is None else ["truth"])
         safe = f"{name}_{task}".replace(", ", "_").replace(" ", "_")
         path = self.work.output_dir / "edits" / f"{in_file_name(safe)}.png"
-        save_grid(path, np.stack(images), labels, len(images) // 3, title=f"{task}: {name}")
+        title = f"{'Add' if task.direction > 0 else 'Remove'} {readable(task.name)}: {name}"
+        save_grid(path, np.stack(images), labels, len(images) // 3, title=title)
 
     def interpolation(self, pairs: int = 8, frames: int = 9) -> dict[str, float]:
         """How evenly the way from one photograph to another goes, and whether it begins and ends at the

@@ -344,12 +344,16 @@ class SampleEvaluation:
         name = f"{request}_{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
         name += f"_guide{sampling.guide_scale:g}" if sampling.guide_scale else ""
         heard = sampling.cfg_scale or sampling.guide_scale  # else the network sees no request
-        title = f"{'requests' if heard else 'unconditional; requests'}: {name.replace('_', ' ')}"
+        how = (
+            f"{sampling.sampler}, {sampling.num_inference_steps} steps, guidance {sampling.cfg_scale:g}"
+        )
+        how += f", guide {sampling.guide_scale:g}" if sampling.guide_scale else ""
+        title = f"{f'Request {request}' if heard else 'Unconditional'}: {how}"
         path = self.output_dir / f"samples_{name}.png"
         save_grid(path, images.numpy(), [""] * len(images), 16, title=title)
         pairs = torch.cat([*again, torch.tensor(self.train.images[which[suspects].numpy()])])
-        labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["train"] * GUESTS
-        title = "the samples closest to a training image, and that image"
+        labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["training image"] * GUESTS
+        title = "The samples closest to a training image, and that image"
         path = self.output_dir / f"nearest_{name}.png"
         save_grid(path, pairs.numpy(), labels, GUESTS, title=title)
 

@@ -93,22 +93,21 @@ def plot_sweeps(report: dict, path: Path) -> None:
     or the number of steps."""
     entries = report["settings"]
     swept = {
-        "cfg_scale": "cfg_scale",
-        "guide_scale": "guide_scale",
+        "cfg_scale": "guidance scale",
+        "guide_scale": "guide scale",
         "num_inference_steps": "network evaluations",
     }
-    for key, label in swept.items():
-        if len({entry["sampling"][key] for entry in entries}) < 2:
-            continue
+    varied = [key for key in swept if len({entry["sampling"][key] for entry in entries}) > 1]
+    for key in varied:
         curves: dict[str, list] = {}
         for entry in entries:
             s = entry["sampling"]
-            others = [f"{other} {s[other]:g}" for other in swept if other != key]
+            others = [f"{swept[other]} {s[other]:g}" for other in varied if other != key]
             name = ", ".join([s["sampler"], *others, f"request {entry['request']}"])
             found = entry["attributes"]
             met = found.get("balanced_accuracy", found.get("named_accuracy", float("nan")))
             curves.setdefault(name, []).append((s[key], entry["judge"]["frechet"], met))
-        save_curves(path / f"sweep_{key}.png", curves, label, ["Frechet distance", "request met"])
+        save_curves(path / f"sweep_{key}.png", curves, swept[key], ["Fréchet distance", "request met"])
 
 
 def edits_table(report: dict) -> str:

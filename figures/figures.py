@@ -21,12 +21,12 @@ from torch import Tensor, nn
 import cli
 from autoencoder_model import build_first_stage
 from celeba_dataset import parse_request
-from checkpoint import build, file_hash, load_checkpoint, load_first_stage, load_weights, refusing
+from checkpoint import build, load_checkpoint, load_first_stage, load_weights, refusing
 from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw
 from evaluation.reading import in_batches
-from figures.grids import caption, labelled_grid, save_gif, save_grid
+from figures.grids import caption, labelled_grid, readable, save_gif, save_grid
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
 from figures.unet_drawing import save_unet_drawing
 from image_data.cached import SPLITS, ImageDataset
@@ -90,9 +90,8 @@ class Sources:
 
     @cached_property
     def origin(self) -> str:
-        """The checkpoint's name and hash, for titles."""
-        path = str(self.config.checkpoint)
-        return f"{Path(path).name} {file_hash(path)}"
+        """The checkpoint's name, for titles."""
+        return Path(str(self.config.checkpoint)).name
 
     @cached_property
     def data(self) -> Found:
@@ -202,7 +201,7 @@ def attributes(sources: Sources) -> list[Path]:
         f"{split}, {len(values)} images": (values[:, order] > 0).mean(0)
         for split, values in rows.items()
     }
-    ordered = [names[i] for i in order]
+    ordered = [readable(names[i]) for i in order]
     constant = rows["train"].std(0) == 0
     with np.errstate(invalid="ignore"):
         correlation = np.atleast_2d(np.corrcoef(rows["train"].T))
@@ -210,9 +209,10 @@ def attributes(sources: Sources) -> list[Path]:
     correlation = correlation[np.ix_(order, order)]
     root = sources.data.labelled.root.name
     balance, together = (sources.out / f"attribute_{what}.png" for what in ("balance", "correlation"))
+    title = f"How often each attribute is present ({root})"
     return [
-        save_bars(balance, shares, ordered, "share present", f"{root}: balance"),
-        save_matrix(together, correlation, ordered, f"{root}: correlation, train split"),
+        save_bars(balance, shares, ordered, "share of images", title),
+        save_matrix(together, correlation, ordered, f"How attributes go together ({root})"),
     ]
 
 
@@ -223,19 +223,19 @@ def samples(sources: Sources) -> list[Path]:
     number, names = sources.config.num_samples, model.config.attribute_names
     images, rows = held_out.images[:number], held_out.attributes[:number]
     number = len(images)  # the split may have fewer
-    labels = [", ".join(n for n, v in zip(names, row, strict=True) if v > 0) for row in rows]
-    real = save_grid(sources.out / "real.png", images, labels, 8, title="test images, labels present")
+    labels = [", ".join(readable(n) for n, v in zip(names, row, strict=True) if v > 0) for row in rows]
+    real = save_grid(sources.out / "real.png", images, labels, 8, title="Test images and what they show")
     drawn, titles = [], []
     only = len(names) == 1 and not model.config.one_of_two  # no picture lacks it
     lacks = not model.config.one_hot and not only  # each class has a row of its own
     for name in sources.shown:
         without, having = sources.without_and_with(name, number)
-        for asked, label in ((having, name), (without, f"not {name}")):
+        for asked, label in ((having, caption({name: 1})), (without, caption({name: 0}))):
             if asked is without and not lacks:
                 continue
             drawn.append(draw(model, asked, sources.sampling, sources.autocast, sources.config.seed))
             titles += [label] * number
-    title = f"each from the same noise; {sources.origin}"
+    title = f"Faces with and without an attribute, from the same noise ({sources.origin})"
     path = sources.out / "samples.png"
     return [real, save_grid(path, torch.cat(drawn).numpy(), titles, number, title=title)]
 
@@ -253,7 +253,7 @@ def reconstructions(sources: Sources) -> list[Path]:
             parts["first stage"] = stage.decode(stage.encode(images.to(sources.device)))
     grid = torch.cat([part.cpu() for part in parts.values()]).numpy()
     labels = [label for label in parts for _ in images]
-    title = f"reconstructions of test images; {sources.origin}"
+    title = f"Test images and what is left of them ({sources.origin})"
     path = sources.out / "reconstructions.png"
     return [save_grid(path, grid, labels, len(images), title=title)]
 
@@ -263,7 +263,7 @@ def latent_space(sources: Sources) -> list[Path]:
     stage alone it takes its whole latents."""
     seed, names = sources.config.seed, sources.opened.config.attribute_names
     semantic = isinstance(sources.opened, ConditionalDiffusion)
-    kind = "semantic latents" if semantic else "latents of the first stage"
+    kind = "Semantic latents" if semantic else "Latents of the first stage"
     images = sources.held_out.images[: sources.config.num_points]
     with sources.autocast:
         latents = torch.cat(in_batches(sources.opened.encode_latent, images, 100, "latents"))
@@ -278,25 +278,24 @@ def latent_space(sources: Sources) -> list[Path]:
     files = []
     for name in sources.shown:
         has = sources.held_out.attributes[: len(images), names.index(name)].numpy() > 0
-        title = f"{kind} of {len(images)} test images by {name}; {sources.origin}"
-        files.append(
-            save_scatter(
-                sources.out / f"latent_space_{in_file_name(name)}.png", points, has, name, title
-            )
-        )
+        title = f"{kind} of {len(images)} test images ({sources.origin})"
+        path = sources.out / f"latent_space_{in_file_name(name)}.png"
+        files.append(save_scatter(path, points, has, readable(name), title))
     return files
 
 
 def denoising(sources: Sources) -> list[Path]:
-    """Strips of x_t and of x0_hat along the reverse chain, two rows for each request."""
+    """Strips of x_t and of x0_hat along the reverse chain, two rows for each request. What was asked for
+    stands under the first picture of both."""
     noisy, clean, times = sources.chain
     shown = np.linspace(0, len(times) - 1, min(FRAMES, len(times))).round().astype(int)
     images, labels = [], []
     for i, name in enumerate(sources.captions):
-        for row, what in ((noisy, "x_t"), (clean, "x0_hat")):
+        for row in (noisy, clean):
             images += [row[step, i] for step in shown]
-            labels += [f"{what}, t = {times[step]}" if step else f"{what}, {name}" for step in shown]
-    title = f"reverse chain, {sources.sampling.sampler}; {sources.origin}"
+            labels += [f"t = {times[step]}" if times[step] >= 0 else "end" for step in shown]
+            labels[-len(shown)] = name
+    title = f"From noise to an image; below, what the network predicts ({sources.origin})"
     path = sources.out / "denoising.png"
     return [save_grid(path, np.stack(images), labels, len(shown), title=title)]
 
@@ -305,8 +304,9 @@ def animation(sources: Sources) -> list[Path]:
     """The reverse chain as a film: x_t above, x0_hat below, a captioned column for each request."""
     noisy, clean, _ = sources.chain
     labels = [*[""] * noisy.shape[1], *sources.captions]
+    scale = max(1, round(128 / noisy.shape[3]))  # a film of larger frames is slow to load
     frames = [
-        np.asarray(labelled_grid(np.concatenate(rows), labels, noisy.shape[1]))
+        np.asarray(labelled_grid(np.concatenate(rows), labels, noisy.shape[1], scale=scale))
         for rows in zip(noisy, clean, strict=True)
     ]
     return [save_gif(sources.out / "animation.gif", np.stack(frames), scale=1, back=False)]
@@ -325,8 +325,8 @@ def interpolation(sources: Sources) -> list[Path]:
                 progress=True,
             )
         strips.append(strip.cpu())
-        labels += [f"{name} {i / (FRAMES - 1):.2f}" for i in range(FRAMES)]
-    title = f"attributes from absent to present; {sources.origin}"
+        labels += [f"{readable(name)} {i / (FRAMES - 1):.2f}" for i in range(FRAMES)]
+    title = f"Each attribute from absent to present, from the same noise ({sources.origin})"
     path = sources.out / "interpolation.png"
     return [save_grid(path, torch.cat(strips).numpy(), labels, FRAMES, title=title)]
 
@@ -346,11 +346,11 @@ def curves(sources: Sources) -> list[Path]:
     groups: dict[str, dict[str, list]] = {}  # group -> name -> points (step, value)
     for line in found[-1].read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
-        for tag in values.keys() - {"step", "seconds"}:
+        for tag, value in values.items():
             group, _, name = tag.partition("/")
-            if values[tag] is not None:  # None was not finite
-                point = values["step"], values[tag]
-                groups.setdefault(group, {}).setdefault(name, []).append(point)
+            if name and value is not None:  # None was not finite; step and seconds have no group
+                points = groups.setdefault(group, {}).setdefault(name.replace("_", " "), [])
+                points.append((values["step"], value))
     return [
         save_curves(sources.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], title)
         for group, named in groups.items()

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from figures.fonts import legible, pillow_font
 
-INK, PAPER, GAP = (30, 30, 30), (255, 255, 255), 6
-LINE = 15  # height of a line of a caption, in pixels
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+WIDTH = 192  # about how many pixels wide an image of a grid is
 
 
 def save_image(image: np.ndarray, path: str | Path) -> Path:
@@ -31,23 +31,38 @@ def _scaled(image: np.ndarray, scale: int) -> Image.Image:
 
 
 def _wrapped(text: str, size: int, width: int) -> tuple[list[str], ImageFont.FreeTypeFont]:
-    """The lines of ``text``, broken at spaces, and their font. A line is at most ``width`` pixels wide,
-    unless one word is wider."""
+    """The lines of ``text``, and their font. A line is at most ``width`` pixels wide. It is broken at a
+    space, or where a single word is wider, in that word."""
     text, file = legible(text)
     font, lines = pillow_font(size, file), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
+        if font.getlength(longer) <= width:
             lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
     return lines, font
 
 
+def readable(name: str) -> str:
+    """An attribute's name as people write it: 'mouth slightly open' for Mouth_Slightly_Open."""
+    words = [word.lower() if word.istitle() else word for word in name.split("_")]
+    return " ".join(words).replace(" o clock ", " o'clock ")
+
+
 def caption(request: Mapping[str, float]) -> str:
-    """'Smiling, not Male, Young 0.5': a request, as written under a picture."""
-    words = {1.0: "{}", 0.0: "not {}"}
-    parts = [words.get(value, "{} {:g}").format(name, value) for name, value in request.items()]
+    """'smiling, not male, young 0.5': a request, as written under a picture."""
+    parts = []
+    for name, value in request.items():
+        words = readable(name)
+        if value == 0:
+            words = words[3:] if words.startswith("no ") else f"not {words}"
+        parts.append(words if value in (0, 1) else f"{words} {value:g}")
     return ", ".join(parts) or "anything"
 
 
@@ -66,39 +81,44 @@ def labelled_grid(
             them.
         columns: images in a row.
         title: text above the grid, wrapped to its width.
-        scale: whole factor by which images are enlarged. By default they become about 128 pixels wide.
+        scale: whole factor by which images are enlarged. By default they become about WIDTH pixels wide,
+            and text grows with them.
 
     Raises:
         ValueError: unless there is one label for every image.
     """
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images but {len(labels)} labels")
-    scale = scale or max(1, round(128 / images.shape[2]))
+    scale = scale or max(1, round(WIDTH / images.shape[2]))
     height, width = images.shape[1] * scale, images.shape[2] * scale
-    captions = [_wrapped(label, 12, width) for label in labels]
+    size = max(12, width // 10)  # of captions; all measures below are in pixels
+    gap, line = size // 2, round(1.25 * size)
+    captions = [_wrapped(label, size, width) for label in labels]
     columns = min(columns, len(images))
+    page_width = gap + columns * (width + gap)
+    title_size = max(line, page_width // 60)
     rows = -(-len(images) // columns)
     lines = []  # of the longest caption in each row
     for row in range(rows):
         in_row = captions[row * columns : (row + 1) * columns]
         lines.append(max(len(caption) if caption != [""] else 0 for caption, _ in in_row))
-    titles, title_font = _wrapped(title, 16, columns * (width + GAP))
+    titles, title_font = _wrapped(title, title_size, page_width - 2 * gap)
     titles = titles if title else []
-    top = GAP + 20 * len(titles)
-    page_height = top + sum(height + GAP + LINE * n for n in lines) + GAP
-    page = Image.new("RGB", (GAP + columns * (width + GAP), page_height), PAPER)
+    top = gap + round(1.4 * title_size) * len(titles)
+    page_height = top + sum(height + gap + line * n for n in lines) + gap
+    page = Image.new("RGB", (page_width, page_height), PAPER)
     draw = ImageDraw.Draw(page)
     for i, text in enumerate(titles):
-        draw.text((GAP, 3 + 20 * i), text, INK, title_font)
+        draw.text((gap, gap // 2 + round(1.4 * title_size) * i), text, INK, title_font)
     y = top
     for row in range(rows):
         for column, index in enumerate(range(row * columns, min((row + 1) * columns, len(images)))):
-            x = GAP + column * (width + GAP)
+            x = gap + column * (width + gap)
             page.paste(_scaled(images[index], scale), (x, y))
             caption, font = captions[index]
             for i, text in enumerate(caption):
-                draw.text((x + width / 2, y + height + 1 + LINE * i), text, INK, font, anchor="ma")
-        y += height + GAP + LINE * lines[row]
+                draw.text((x + width / 2, y + height + 1 + line * i), text, INK, font, anchor="ma")
+        y += height + gap + line * lines[row]
     return page
 
 

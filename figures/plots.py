@@ -8,13 +8,19 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from figures.fonts import make_legible
 
+# Told apart with any kind of colour blindness (Okabe and Ito 2008); lines also in grey, by their dashes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE = {
-    "font.size": 9,
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.prop_cycle": cycler(color=COLOURS, linestyle=["-", "--", "-.", ":"] * 2),
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -28,14 +34,20 @@ def _figure(
     path: str | Path, width: float, height: float, columns: int = 1, title: str = ""
 ) -> Iterator[list]:
     """The axes of ``columns`` plots side by side. The figure is ``width`` and ``height`` inches large,
-    and is written when the context ends."""
+    and is written when the context ends. What the last plot shows is named below all."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
-        figure.suptitle(title, fontsize=10)
-        yield list(figure.subplots(1, columns, squeeze=False)[0])
+        figure.suptitle(title, fontsize=12, wrap=True)
+        plots = list(figure.subplots(1, columns, squeeze=False)[0])
+        yield plots
+        handles, names = plots[-1].get_legend_handles_labels()
+        if names:
+            room = int(11 * width / (max(map(len, names)) + 6))  # some eleven letters an inch
+            room = max(1, min(room, len(names)))
+            figure.legend(handles, names, loc="outside lower center", ncols=room)
         make_legible(figure)
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=150)
 
 
 def save_curves(
@@ -57,7 +69,6 @@ def save_curves(
                 marker = "o" if len(points) < 30 else None
                 axes.plot([p[0] for p in points], [p[column] for p in points], marker=marker, label=name)
             axes.set(xlabel=x_label, ylabel=y_label)
-        axes.legend(fontsize=8)
     return Path(path)
 
 
@@ -70,28 +81,27 @@ def save_bars(
         shares: name of a series -> its values (N,) in [0, 1].
     """
     height = 0.8 / len(shares)
-    with _figure(path, 7, 0.28 * len(names) + 1, title=title) as (axes,):
-        for i, (label, values) in enumerate(shares.items()):
-            axes.barh(
-                np.arange(len(names)) + (i - 0.5 * (len(shares) - 1)) * height,
-                values,
-                height,
-                label=label,
-            )
-        axes.set(xlabel=x_label, ylabel="attribute", ylim=(-0.6, len(names) - 0.4))
-        axes.set_yticks(range(len(names)), names)
-        axes.axvline(0.5, color="grey", linewidth=0.8)
-        axes.legend(loc="lower right")
+    columns = 2 if len(names) > 20 else 1
+    parts = np.array_split(np.arange(len(names)), columns)[::-1]  # the last names come first
+    tallest = max(map(len, parts))
+    with _figure(path, 6.5 * columns, 0.28 * tallest + 1.4, columns, title) as plots:
+        for axes, part in zip(plots, parts, strict=True):
+            for i, (label, values) in enumerate(shares.items()):
+                y = np.arange(len(part)) + (0.5 * (len(shares) - 1) - i) * height
+                axes.barh(y, values[part], height, label=label)
+            axes.set(xlabel=x_label, xlim=(0, 1), ylim=(-0.6, tallest - 0.4))
+            axes.set_yticks(range(len(part)), [names[i] for i in part])
+            axes.grid(visible=False, axis="y")
     return Path(path)
 
 
 def save_matrix(path: str | Path, matrix: np.ndarray, names: Sequence[str], title: str) -> Path:
     """A matrix (N, N) of values from -1, blue, to 1, red."""
-    with _figure(path, 9, 8.4, title=title) as (axes,):
+    side, size = max(4.0, 0.22 * len(names)), 8 if len(names) > 10 else 11
+    with _figure(path, side + 1, side, title=title) as (axes,):
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-        axes.set(xlabel="attribute", ylabel="attribute")
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
         axes.grid(visible=False)
         axes.figure.colorbar(image, label="correlation", shrink=0.7)
     return Path(path)
@@ -113,8 +123,7 @@ def save_scatter(
     """
     with _figure(path, 4.6 * len(points), 4.4, len(points), title) as plots:
         for axes, ((plot, x_label, y_label), xy) in zip(plots, points.items(), strict=True):
-            for value, label in ((False, f"not {name}"), (True, name)):
-                axes.scatter(*xy[has == value].T, s=6, alpha=0.6, label=label)
+            for value, label, marker in ((False, f"not {name}", "o"), (True, name, "^")):
+                axes.scatter(*xy[has == value].T, s=14, alpha=0.7, label=label, marker=marker)
             axes.set(title=plot, xlabel=x_label or f"{plot} 1", ylabel=y_label or f"{plot} 2")
-        axes.legend(markerscale=2)
     return Path(path)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import matplotlib
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
+from celeba_dataset import CELEBA_ATTRIBUTES
 from figures import fonts
-from figures.grids import labelled_grid, save_gif, save_grid, save_image
-from figures.plots import save_bars
+from figures.grids import caption, labelled_grid, readable, save_gif, save_grid, save_image
+from figures.plots import save_bars, save_curves, save_matrix, save_scatter
+from figures.unet_drawing import save_unet_drawing
+from unet_model import ConditionalUNet
 
 
 def squares(number: int) -> np.ndarray:
@@ -34,6 +41,45 @@ def test_long_captions_wrap_to_the_image():
     short = labelled_grid(squares(1), ["Smiling"], 1)
     long = labelled_grid(squares(1), ["Smiling, not Male, Young, Blond_Hair, Wearing_Hat"], 1)
     assert long.width == short.width and long.height > short.height
+
+
+LONG = (
+    "Mouth_Slightly_Open",
+    "5_o_Clock_Shadow",
+    "Male",
+    "Wearing_Necklace",
+    "Bags_Under_Eyes",
+    "No_Beard",
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (
+            {"Mouth_Slightly_Open": 1, "Male": 0, "Young": 0.5},
+            "mouth slightly open, not male, young 0.5",
+        ),
+        ({"5_o_Clock_Shadow": 1, "No_Beard": 0}, "5 o'clock shadow, beard"),
+        ({"BMW": 1, "T-shirt": 0}, "BMW, not T-shirt"),
+        ({}, "anything"),
+    ],
+)
+def test_captions_are_words(request_, words):
+    assert caption(request_) == words
+
+
+@pytest.mark.parametrize("side", [28, 64, 128])
+@pytest.mark.parametrize(
+    "label", [caption(dict.fromkeys(LONG, 1)), "Donaudampfschiffahrtsgesellschaft" * 2]
+)
+def test_a_caption_stays_below_its_own_image(side, label):
+    white = np.full((3, side, side, 3), 255, np.uint8)
+    page = np.asarray(labelled_grid(white, ["", label, ""], 3))
+    inked = np.nonzero((page < 128).any((0, 2)))[0]
+    assert len(inked) and page.shape[1] / 3 < inked.min() and inked.max() < page.shape[1] * 2 / 3
+    alone = np.asarray(labelled_grid(white[:1], [""], 1, title=label))
+    assert (alone[:, [0, -1]] == 255).all() and (alone < 128).any(), "so does a title"
 
 
 def test_labels_must_match():
@@ -101,3 +147,54 @@ def test_plots_of_any_names(no_system_fonts, tmp_path):
     names = ["собака", "고양이", "猫", "$1 to $2", "plain"]
     path = save_bars(tmp_path / "bars.png", {"한": np.linspace(0, 1, 5)}, names, "доля", "제목")
     assert path.is_file()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The pages of the figures that would be saved, with the box of every text in pixels."""
+    figures, seen, draw = [], [], Text.draw
+
+    def note(text, renderer):
+        seen.append(text)
+        draw(text, renderer)
+
+    def look(figure, path, **_):
+        seen.clear()
+        figure.draw_without_rendering()
+        shown = [text for text in seen if text.get_visible() and text.get_text().strip()]
+        figures.append((figure.bbox, [(text.get_text(), text.get_window_extent()) for text in shown]))
+
+    monkeypatch.setattr(Text, "draw", note)
+    monkeypatch.setattr(Figure, "savefig", look)
+    return figures
+
+
+@pytest.mark.parametrize("number", [2, 40])
+def test_no_text_of_a_plot_is_cut_or_lies_on_another(drawn, tmp_path, number):
+    names = [readable(name) for name in LONG + CELEBA_ATTRIBUTES][:number]
+    values = np.linspace(0, 1, number)
+    title = "Semantic latents of 1000 test images (a_checkpoint_with_quite_a_long_name.pth)"
+    splits = {f"{split}, 18000 images": values for split in ("train", "val", "test")}
+    save_bars(tmp_path / "bars.png", splits, names, "share of images", title)
+    save_matrix(tmp_path / "matrix.png", np.outer(values, values), names, title)
+    curves = {f"ddim, guide scale {i}, request whole": [(0, 1, 2), (1, 2, 3)] for i in range(4)}
+    save_curves(tmp_path / "curves.png", curves, "step", ["Fréchet distance", "request met"], title)
+    points = {("PCA", "component 1 (15 %)", ""): np.stack([values, values], 1)}
+    save_scatter(tmp_path / "scatter.png", points, values > 0.5, names[0], title)
+    for page, boxes in drawn:
+        for text, box in boxes:
+            assert page.x0 <= box.x0 and box.x1 <= page.x1, f"{text} is cut"
+            assert page.y0 <= box.y0 and box.y1 <= page.y1, f"{text} is cut"
+        for (one, first), (two, second) in combinations(boxes, 2):
+            assert not first.padded(-1).overlaps(second.padded(-1)), f"{one} lies on {two}"
+
+
+def test_the_unet_s_boxes_hold_their_text(drawn, tmp_path):
+    unet = ConditionalUNet(3, (32, 64), 40, 8, 2, (1,), (1,), num_heads=2)
+    save_unet_drawing(tmp_path / "unet", unet, 64, "a model")
+    _, texts = drawn[0]
+    assert len([text for text, _ in texts if "residual +" in text]) == 5
+    for text, box in texts:
+        assert box.width < 2.4 * 100 or text.startswith("UNet"), f"{text} is wider than its box"
+    for (one, first), (two, second) in combinations(texts, 2):
+        assert not first.overlaps(second), f"{one} lies on {two}"

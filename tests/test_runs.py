@@ -84,7 +84,7 @@ def test_a_bug_keeps_its_traceback_and_saves_only_what_is_whole(flags, tmp_path,
             with pytest.raises(TypeError, match="a bug"):
                 run_training(flags, tmp_path / where)
         assert (tmp_path / where / "last.pth").exists() == saved
-        assert ("stopped after step 1; go on with --resume" in capsys.readouterr().out) == saved
+        assert ("stopped after step 1; saved" in capsys.readouterr().out) == saved
 
 
 def test_a_full_log_disk_is_named_and_the_run_saved(flags, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 import checkpoint
 import cli
+import encode_latents
+import manipulate
 import train
 from checkpoint import load_checkpoint
 from config import LossConfig, TrainConfig
@@ -440,3 +443,44 @@ def test_resume_falls_back_past_a_damaged_checkpoint(flags, tmp_path, capsys):
         each.write_bytes(b"")
     with pytest.raises(ValueError, match="not a whole checkpoint"):
         run_training(flags, tmp_path, *more, "--resume")
+
+
+@pytest.mark.parametrize("stage", ["diffusion", "guide", "first_stage"])
+def test_a_run_ends_with_its_files_and_commands_that_can_be_typed(
+    flags, tmp_path, monkeypatch, capsys, stage
+):
+    monkeypatch.setattr(Logger, "pictures", lambda self: None)  # slow, and not looked at here
+    folder = tmp_path / "with space"
+    more = ["--stage", stage, "--max_steps", "1"]
+    if stage == "first_stage":
+        more += ["--vae_channels", "8", "16", "--perceptual_weight", "0"]
+    run_training(flags, folder, *more)
+    ended, commands = capsys.readouterr().out.split("next:\n")
+    files = [
+        line.strip().partition(": ")[0] for line in ended[ended.index("done: 1 steps") :].split("\n")
+    ]
+    files = [file for file in files[1:] if file]
+    assert len(files) == 3 and all(Path(file).exists() for file in files)
+    command, watch = (shlex.split(line) for line in commands.splitlines())
+    assert watch == ["tensorboard", "--logdir", str(folder / "logs")]
+    parse = {"manipulate.py": manipulate.parse_args, "encode_latents.py": encode_latents.parse_args}
+    config = parse[command[1]](command[2:])
+    named = {"diffusion": "checkpoint", "guide": "guide", "first_stage": "first_stage"}[stage]
+    assert getattr(config, named) == files[0]
+    assert stage != "first_stage" or (config.data_root, config.image_size) == (flags[1], 32)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ([], "train.py --save_dir 'a b' --resume"),
+        (["--resume"], "train.py --save_dir 'a b' --resume"),
+        (["--resume", "old.pth"], "train.py --save_dir 'a b' --resume old.pth --resume"),
+    ],
+)
+def test_a_stopped_run_says_how_to_go_on(typed, expected, monkeypatch):
+    argv = ["--save_dir", "a b", *typed]
+    monkeypatch.setattr("sys.argv", ["train.py", *argv])
+    run = SimpleNamespace(config=train.parse_args(argv), accelerator=SimpleNamespace(num_processes=1))
+    assert TrainingRun.command_to_resume(run) == f"python {expected}"
+    assert train.parse_args(shlex.split(expected)[1:]).resume == "", "the newest checkpoint"

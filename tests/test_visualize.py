@@ -74,7 +74,7 @@ def test_a_model_of_one_attribute_draws_both_its_classes(smiling, faces, tmp_pat
     with Image.open(tmp_path / "animation.gif") as film:
         assert film.width > 2 * 128 and film.height > 2 * 128 + 15, "two columns, captions below"
     captions = Sources(visualize.parse_args(["denoising", *common])).captions
-    assert captions == ["not Smiling", "Smiling"]
+    assert captions == ["not smiling", "smiling"]
     held_out = find_dataset(faces).open_for(load_model(smiling).config, "test", tmp_path)
     assert held_out.attributes.shape == (len(held_out), 1)
 
@@ -82,8 +82,8 @@ def test_a_model_of_one_attribute_draws_both_its_classes(smiling, faces, tmp_pat
 @pytest.mark.parametrize(
     ("asked", "captions"),
     [
-        (["--attributes", "Smiling=0", "Smiling=1"], ["not Smiling", "Smiling"]),
-        (["--attributes", "Male", "Young=0.5"], ["Male", "Young 0.5"]),
+        (["--attributes", "Smiling=0", "Smiling=1"], ["not smiling", "smiling"]),
+        (["--attributes", "Male", "Young=0.5"], ["male", "young 0.5"]),
         (["--unconditional"], ["unconditional"]),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -232,7 +233,8 @@ class TrainingRun:
             unfinished = self.whole and first < self.step and self.progress < 1
             if unfinished and self.accelerator.is_main_process:
                 self.save(path)
-                say(f"stopped after step {self.step}; go on with --resume")
+                say(f"stopped after step {self.step}; saved {path}; go on with --resume:")
+                say(f"  {self.command_to_resume()}")
 
         try:
             yield
@@ -246,6 +248,15 @@ class TrainingRun:
                     say(str(failed))
             raise
         save()
+
+    def command_to_resume(self) -> str:
+        """The command that goes on with this run, as one types it."""
+        script, *flags = sys.argv
+        if not self.config.resume:  # else --resume has a file, and the last --resume counts
+            flags = [each for each in flags if each != "--resume"]
+        several = self.accelerator.num_processes > 1
+        start = ["accelerate", "launch", "..."] if several else ["python"]
+        return shlex.join([*start, script, *flags, "--resume"])
 
     def load(self, *paths: Path) -> None:
         """Continue from the first of these checkpoints that is whole. Damaged ones before it are named

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -81,6 +83,9 @@ class Stage(Protocol):
 
     def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
         """Write the file for inference."""
+
+    def next_command(self, config: TrainConfig, path: Path) -> str:
+        """What one types next, to use the file for inference."""
 
 
 def spread_timesteps(number: int, num_timesteps: int) -> Tensor:
@@ -178,6 +183,9 @@ class DiffusionStage(NoisyStage):
             images = model.first_stage.decode(model.first_stage.encode(images))
         return {**samples, "reconstructions": torch.cat([images, reconstructions])}
 
+    def next_command(self, config: TrainConfig, path: Path) -> str:
+        return f"python manipulate.py --checkpoint {quote(str(path))}"
+
 
 class GuideStage(NoisyStage):
     """A guide: ``GuidanceClassifier``."""
@@ -225,6 +233,11 @@ class GuideStage(NoisyStage):
             text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
         return text
 
+    def next_command(self, config: TrainConfig, path: Path) -> str:
+        model = path.with_name(DiffusionStage.best)
+        steered = quote(str(model)) if model.is_file() else "MODEL"  # of the same data
+        return f"python manipulate.py --checkpoint {steered} --guidance both --guide {quote(str(path))}"
+
 
 class AutoencoderStage(Stage):
     """A first stage of our own, for latents: ``FirstStageTraining``."""
@@ -258,6 +271,11 @@ class AutoencoderStage(Stage):
         config: FirstStageConfig = model.config
         state = {"config": config.network(), "trained_on": config.to_dict()}
         save_atomically(state | {"autoencoder": model.autoencoder.state_dict()} | facts, path)
+
+    def next_command(self, config: TrainConfig, path: Path) -> str:
+        size, crop = config.model.image_size, config.model.crop
+        command = f"python encode_latents.py --first_stage {quote(str(path))} --image_size {size}"
+        return f"{command} --crop {crop} --data_root {quote(config.data_folder)}"
 
 
 STAGES: dict[str, Stage] = {
