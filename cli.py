@@ -286,7 +286,8 @@ def typed(kind: type[Config], name: str, value: Any) -> str:
 
 
 def choose_device(name: str) -> str:
-    """'cuda', 'mps' or 'cpu' for a flag's value. 'auto' is the first of them that is there.
+    """'cuda', 'mps' or 'cpu' for a flag's value. 'auto' is cuda where there is one, else cpu: nobody has
+    seen mps work yet, so it must be asked for.
 
     Raises:
         ValueError: without such a device.
@@ -294,10 +295,10 @@ def choose_device(name: str) -> str:
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    found = [device for device, is_there in there.items() if is_there]
-    if name != "auto" and name not in found:
-        raise ValueError(f"--device {name}, but torch sees none here: use --device {found[0]}")
-    return found[0] if name == "auto" else name
+    usual = "cuda" if there["cuda"] else "cpu"
+    if name != "auto" and not there[name]:
+        raise ValueError(f"--device {name}, but torch sees none here: use --device {usual}")
+    return usual if name == "auto" else name
 
 
 def choose_precision(name: str, device: str) -> str:

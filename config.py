@@ -469,7 +469,7 @@ class DeviceConfig(Config):
 
     device: str = flag(
         "auto",
-        "where to compute; auto: cuda, else mps, else cpu",
+        "where to compute; auto: cuda where there is one",
         choices=("auto", "cpu", "cuda", "mps"),
         resume=FREE,
     )

@@ -214,7 +214,7 @@ def test_every_flag_of_training_says_what_a_resumed_run_may_do():
 
 @pytest.mark.parametrize(
     ("cuda", "mps", "auto"),
-    [(True, False, "cuda"), (False, True, "mps"), (True, True, "cuda"), (False, False, "cpu")],
+    [(True, False, "cuda"), (False, True, "cpu"), (True, True, "cuda"), (False, False, "cpu")],
 )
 def test_the_device_that_is_there(cuda, mps, auto, monkeypatch):
     import torch
