@@ -200,6 +200,12 @@ class Photograph:
         points = moved @ self.matrix[:, :2].T + self.matrix[:, 2]
         return ((points - 0.5) * self.file.reduced).round(2).ravel().tolist()
 
+    def towards(self, point: np.ndarray) -> list[float]:
+        """How far the square must move, to the right and down as ``landmarks_moved`` takes it, for its
+        centre to lie at a point (x, y) of the picture."""
+        x, y = inverse(self.matrix) @ (*point, 1)
+        return [float(x / self.image_size - 0.5), float(y / self.image_size - 0.5)]
+
     def corners(self) -> np.ndarray:
         """The square's corners in the picture's coordinates: (4, 2)."""
         return corners_of((self.image_size, self.image_size)) @ self.matrix.T

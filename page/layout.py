@@ -178,7 +178,7 @@ class Page:
                 self.own = gr.Button("Or take a generated one", elem_id="own")
                 self.line = gr.HTML(said("No picture yet."), elem_id="line")
                 self.frame = gr.Image(
-                    label="The frame. A click centres it there",
+                    label="The frame. Click another face, or where its centre should be",
                     interactive=False,
                     type="filepath",
                     elem_id="frame",
@@ -189,8 +189,8 @@ class Page:
                 with gr.Accordion("Move the frame", open=False):
                     self.face = gr.Number(1, label="Which face, 1 the largest", precision=0, minimum=1)
                     self.placing = [
-                        gr.Slider(-1, 1, 0, step=0.01, label="Right", buttons=[]),
-                        gr.Slider(-1, 1, 0, step=0.01, label="Down", buttons=[]),
+                        gr.Slider(-10, 10, 0, step=0.05, label="Right, in frames", buttons=[]),
+                        gr.Slider(-10, 10, 0, step=0.05, label="Down, in frames", buttons=[]),
                         gr.Slider(0.4, 2.5, 1, step=0.05, label="Size", buttons=[]),
                         gr.Slider(-180, 180, 0, step=1, label="Turn, in degrees", buttons=[]),
                     ]
@@ -426,8 +426,9 @@ class Page:
         self.upload.upload(self.take, [self.upload], picture, preprocess=False, **one)
         self.own.click(self.take_own, None, picture, **one)
         self.place.click(self.move, [self.face, *self.placing], picture, **one)
-        self.frame.select(self.centre, self.placing, self.placing, **quick).then(
-            self.move, [self.face, *self.placing], picture, **one
+        place = [self.face, *self.placing]
+        self.frame.select(self.point, self.placing[2:], place, **one).then(
+            self.move, place, picture, **one
         )
         edits = [self.go.click(self.edit, asked, result, **last)]
         if self.classes:
@@ -442,7 +443,7 @@ class Page:
             found = {"trigger_mode": "always_last"} | quick
             self.search.change(self.find, [self.search], [*request, *groups], **found)
         self.reset.click(self.start_again, None, request, **quick)
-        self.stop.click(self.halt, None, None, cancels=None, **quick)
+        self.stop.click(self.halt, None, None, **quick)
         self.past.select(self.recall, [self.on_click], came_back, **quick)
         self.write_whole.click(self.paste, None, [self.save_whole, self.status], **one)
 
@@ -544,7 +545,10 @@ class Page:
         frame = framed(photograph, visitor.new_file("frame.jpg"))
         visitor.source = Source(config, square, line, frame, self.studio.read(square), judged)
         visitor.shown = None
-        return self.source_shown(visitor.source)
+        found = self.source_shown(visitor.source)
+        if not how:  # a new picture
+            found |= dict(zip([self.face, *self.placing], (1, 0, 0, 1, 0), strict=True))
+        return found
 
     def source_shown(self, source: Source) -> dict:
         """Everything that shows a picture that is not edited yet."""
@@ -583,26 +587,17 @@ class Page:
         return self.look(visitor, path, landmarks=marks) | {self.line: said("The frame is yours.")}
 
     @for_people
-    def centre(
-        self,
-        request: gr.Request,
-        event: gr.SelectData,
-        right: float,
-        down: float,
-        scale: float,
-        turn: float,
-    ) -> list[float]:
-        """The sliders that bring the frame's centre to a click."""
+    def point(self, request: gr.Request, event: gr.SelectData, scale: float, turn: float) -> list[float]:
+        """What a click on the picture asks for: the face that is there, or else a frame around it. Which
+        face, and the sliders of the frame."""
         _, source = self.here(request)
         photograph, _ = self.studio.open(replace(source.config, landmarks=None, face=1))
         times = photograph.picture.width / view(photograph.picture).width
-        point = np.array(event.index, float) * times
-        matrix = photograph.matrix
-        side = np.linalg.norm(matrix[:, 0]) * self.side
-        centre = matrix @ np.array([self.side / 2, self.side / 2, 1])
-        along = np.linalg.inv(matrix[:, :2] / np.linalg.norm(matrix[:, 0])) @ (point - centre) / side
-        moved = [float(np.clip(value, -1, 1).round(2)) for value in along]
-        return [*moved, scale, turn]
+        click = np.array(event.index, float) * times
+        number = self.studio.face_at(photograph, click)
+        if number:
+            return [number, 0, 0, 1, 0]
+        return [1, *photograph.towards(click), scale, turn]
 
     # ---------------------------------------------------------------- edits
 

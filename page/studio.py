@@ -24,10 +24,11 @@ from classifiers.probe import load_probe
 from config import CFG_SCALE, PRETRAINED, AppConfig, ManipulateConfig
 from diffusion_model import load_model
 from editing import Progress, with_scale
-from image_data.face_finder import align_to_face
+from image_data.face_finder import align_to_face, find_faces
 from image_data.photograph import Photograph
 from samplers import sample_generators, settled
 
+REACH = 60  # from a face's centre, in pixels of CelebA's pictures, within which a click means that face
 # What reads attributes from images uint8 (B, S, S, 3): logits (B, A), 0 the threshold.
 Reader = Callable[[Tensor], Tensor]
 
@@ -86,6 +87,17 @@ class Studio:
         if config.landmarks or not (config.face and self.of_faces):
             return photograph, ""
         return photograph, align_to_face(photograph, config.face)
+
+    def face_at(self, photograph: Photograph, point: np.ndarray) -> int:
+        """Which face, 1 the largest, lies at a point (x, y) of a picture. 0 where there is none."""
+        try:
+            faces = find_faces(photograph.picture) if self.of_faces else []
+        except ImportError:
+            faces = []
+        for number, face in enumerate(faces, 1):
+            if np.linalg.norm(face.points.mean(0) - point) < REACH * face.scale:
+                return number
+        return 0
 
     def read(self, square: np.ndarray) -> np.ndarray:
         """How sure the model is of each attribute (A,) in a square uint8 (S, S, 3): 0 ... 1."""

@@ -98,6 +98,7 @@ def test_a_frame_moved_by_hand_travels_in_the_command(studio, photo, tmp_path, m
     centre = lambda each: each.corners().mean(0)  # noqa: E731
     side = np.linalg.norm(photograph.corners()[1] - photograph.corners()[0])
     np.testing.assert_allclose(centre(moved) - centre(photograph), [0.1 * side, -0.05 * side], atol=0.05)
+    np.testing.assert_allclose(photograph.towards(centre(moved)), [0.1, -0.05], atol=1e-3)
     x, y = moved.corners()[1] - moved.corners()[0]
     assert np.hypot(x, y) == pytest.approx(0.8 * side, abs=0.1)
     assert np.degrees(np.arctan2(y, x)) == pytest.approx(20, abs=0.1)
