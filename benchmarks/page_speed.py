@@ -1,7 +1,7 @@
 """How fast the page answers, and what it does with 200 hostile uploads and requests.
 
     python benchmarks/page_speed.py
-    python benchmarks/page_speed.py --checkpoint FILE
+    python benchmarks/page_speed.py --checkpoint FILE --guide FILE
 
 Opens app.py with a model, and takes the seconds from a click to the preview and to the whole edit in a
 headless Chromium. Then sends junk as a hundred files and a hundred forged requests, and counts what came
@@ -47,6 +47,7 @@ class PageConfig(Config):
     """Flags of this benchmark."""
 
     checkpoint: str = flag(DEFAULT_MODEL, "the model of the page")
+    guide: str | None = flag(None, "its guide; none given: that of a pretrained model")
     edits: int = count(5, "edits that are timed")
     hostile: int = count(200, "hostile uploads and requests, half of each", low=0)
     seed: int = count(0, "of the junk", low=0)
@@ -55,9 +56,10 @@ class PageConfig(Config):
 class Server:
     """app.py in a process of its own, and what it says."""
 
-    def __init__(self, checkpoint: str):
+    def __init__(self, checkpoint: str, guide: str | None):
         self.folder = tempfile.TemporaryDirectory()
         flags = ["--checkpoint", checkpoint, "--port", "0", "--max_upload", "5"]
+        flags += ["--guide", guide] if guide else []
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": self.folder.name}
         self.process = subprocess.Popen(
             [sys.executable, "app.py", *flags],
@@ -262,7 +264,7 @@ def attack(server: Server, number: int, seed: int) -> dict[str, float]:
 
 def main() -> None:
     config = cli.parse(PageConfig, __doc__)
-    server = Server(config.checkpoint)
+    server = Server(config.checkpoint, config.guide)
     found: dict[str, object] = {"checkpoint": config.checkpoint, "processors": os.cpu_count()}
     try:
         if CHROMIUM:
