@@ -357,6 +357,8 @@ def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
         image: the photograph's square, uint8 (1, S, S, 3).
     """
 
+    from editing import suited
+
     full = work.config.manipulation_strength
     has = work.read(image)
     edits = edits_to_make(work, has[0])
@@ -375,6 +377,8 @@ def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
     save_grid(work.out / "edit_strength.png", shown, labels, len(strengths), title=f"Edited: {how}")
     made: dict[str, Any] = {"row": row, "images": save_each(edited, work.out / "edits")}
     made["attributes"] = edits
+    needs = [suited(work.editing, request) for request in edits]
+    made |= {"depth": [each.depth for each in needs], "margin": [each.margin for each in needs]}
     if work.attributes and len(edits) == 3:
         made["pairs"] = save_pairs(work, image, has, targets[:2], edits[:2])
     if work.config.paste_back:

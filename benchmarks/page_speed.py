@@ -226,13 +226,11 @@ def attack(server: Server, number: int, seed: int) -> dict[str, float]:
     chance = random.Random(seed)
     handlers = httpx.get(f"{server.address}/config", timeout=60).json()["dependencies"]
     takes_file = next(each["id"] for each in handlers if each["targets"][0][1] == "upload")
-    before, answers, strangers = 0.0, [], []
+    before, answers, strangers = server.memory(), [], []
     started = time.perf_counter()
     for turn in range(number):
         if turn % 10 == 0:
             strangers.append(Stranger(server.address, turn))
-        if turn == number // 4:  # what is loaded on first use is loaded by then
-            before = server.memory()
         stranger = strangers[-1]
         if turn % 2:
             stranger.ask(*forged(chance, handlers))
@@ -243,13 +241,16 @@ def attack(server: Server, number: int, seed: int) -> dict[str, float]:
                 stranger.ask(takes_file, [{"path": path, "orig_name": name}])
         print(f"\r{turn + 1} of {number} hostile visits", end="", file=sys.stderr)
     print(file=sys.stderr)
-    grown, seconds = server.memory() - before, time.perf_counter() - started
+    seconds = time.perf_counter() - started
     for stranger in strangers:
         answers += stranger.answers
         stranger.leave()
     waited = time.perf_counter()
     while server.files() and time.perf_counter() - waited < 2 * RETURN_SECONDS + 60:
         time.sleep(2)
+    grown = server.memory() - before
+    if server.files():
+        print("left:", *server.files(), sep="\n", file=sys.stderr)
     told = "\n".join(answers)
     return {
         "hostile": number,

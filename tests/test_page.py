@@ -200,6 +200,12 @@ def test_what_a_visitor_left_goes_with_them(tmp_path, monkeypatch):
             break
         time.sleep(0.02)
     assert not anna.folder.exists() and list(ben.folder.rglob("photo.jpg"))
+    visitors.arrive("ben", "another secret")  # the session is no longer that of the first
+    for _ in range(200):
+        if not ben.folder.exists():
+            break
+        time.sleep(0.02)
+    assert not ben.folder.exists()
 
 
 def test_uploads_that_nobody_took_are_swept_up(tmp_path):
