@@ -118,7 +118,7 @@ def time_edits(address: str, number: int) -> dict[str, float]:
         page.locator("#own").click()
         page.wait_for_selector("#frame img")
         for turn in range(number + 1):  # the first one warms up
-            name, title = (("Glasses", "Eyeglasses 1:"), ("Older", "Young 0:"))[turn % 2]
+            name, title = (("Glasses", "Eyeglasses:"), ("Older", "Not young:"))[turn % 2]
             page.get_by_role("button", name=name, exact=True).click()
             started = time.perf_counter()
             page.wait_for_function(holds, arg="Preview")

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 import cli
 from celeba_dataset import parse_request
 from config import CFG_SCALE, ManipulateConfig
-from figures.grids import heat_map, save_gif, save_image
+from figures.grids import caption, heat_map, readable, save_gif, save_image
 from image_data.photograph import Photograph
 from image_data.picture import open_picture
 from page.leaks import STYLE, leak_meter
@@ -54,9 +54,8 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 BAR = gr.Progress()  # as a default, it makes gradio hand a handler its progress bar
 PREVIEW_STEPS = 6  # of the first picture that an edit shows, at 64 pixels; fewer where there are more
-STEP = (
-    0.05  # of a slider. Readings stay this far from its ends, so that the ends always ask for a change
-)
+# Of a slider. Readings stay this far from its ends, so that the ends always ask for a change.
+STEP = 0.05
 SHOWN_SIDE = 384  # pixels of a square on the page, about
 FILM_SIDE = 256  # of a film, about
 WHOLE_SIDE = 1024  # longest side of a whole photograph on the page
@@ -286,7 +285,7 @@ class Page:
                             1,
                             0.5,
                             step=STEP,
-                            label=name.replace("_", " "),
+                            label=readable(name).capitalize(),
                             min_width=150,
                             elem_id=f"attribute-{name}",
                             elem_classes="group-slider",
@@ -304,7 +303,7 @@ class Page:
 
     def ask(self, what: str, there: tuple[str, ...], absent: tuple[str, ...] = ()) -> list[gr.Dropdown]:
         """What a new face is asked for: attributes that are there and such that are not, or a class."""
-        names = [(name.replace("_", " "), name) for name in self.names]
+        names = [(readable(name).capitalize(), name) for name in self.names]
         if self.classes:
             return [gr.Dropdown(names, value=self.names[0], label=f"{what}: class")]
         return [
@@ -426,20 +425,19 @@ class Page:
         # ``preprocess`` would open the file before we look at it, and would fetch addresses.
         self.upload.upload(self.take, [self.upload], picture, preprocess=False, **one)
         self.own.click(self.take_own, None, picture, **one)
-        self.place.click(self.move, [self.face, *self.placing], picture, **one)
         place = [self.face, *self.placing]
-        self.frame.select(self.point, self.placing[2:], place, **one).then(
-            self.move, place, picture, **one
-        )
-        edits = [self.go.click(self.edit, asked, result, **last)]
+        self.place.click(self.move, place, picture, **one)
+        pointed = self.frame.select(self.point, self.placing[2:], place, **one)
+        pointed.then(self.move, place, picture, **one)
+        self.go.click(self.edit, asked, result, **last)
         if self.classes:
-            edits.append(self.turn_into.input(self.edit, asked, result, **last))
+            self.turn_into.input(self.edit, asked, result, **last)
         else:
             for slider in self.sliders.values():
-                edits.append(slider.release(self.edit, asked, result, **last))
+                slider.release(self.edit, asked, result, **last)
             for button, wanted in self.presets.items():
                 set_to = button.click(self.preset(wanted), None, request, **quick)
-                edits.append(set_to.then(self.edit, asked, result, **last))
+                set_to.then(self.edit, asked, result, **last)
             groups = list(self.groups)
             found = {"trigger_mode": "always_last"} | quick
             self.search.change(self.find, [self.search], [*request, *groups], **found)
@@ -490,7 +488,9 @@ class Page:
         if visitor.source is None:
             return {self.status: said("")}
         found = self.source_shown(visitor.source)
-        return found | (self.recalled(visitor, visitor.shown) if visitor.shown else {})
+        if visitor.shown:
+            return found | self.recalled(visitor, visitor.shown)
+        return found | {self.past: history(visitor)}
 
     def halt(self, request: gr.Request) -> None:
         self.visitors.of(request.session_hash).stop.set()
@@ -670,15 +670,17 @@ class Page:
         )
         visitor.stop.clear()
         started = time.perf_counter()
-        before = enlarged(source.square, visitor.new_file("before.png"))
+        files = {"before": enlarged(source.square, visitor.new_file("before.png"))}
         try:
             quick = replace(
                 config, editing=replace(config.editing, num_inference_steps=self.preview_steps)
             )
-            preview = enlarged(self.studio.edit(quick, source.square), visitor.new_file("preview.png"))
+            files["preview"] = enlarged(
+                self.studio.edit(quick, source.square), visitor.new_file("preview.png")
+            )
             seconds = time.perf_counter() - started
             yield {
-                self.compared: (str(before), str(preview)),
+                self.compared: (str(files["before"]), str(files["preview"])),
                 self.status: said(f"Preview after {seconds:.1f} seconds, the edit follows ..."),
             }
             bar = visitor.counting(
@@ -689,12 +691,12 @@ class Page:
             yield {self.status: said("Stopped. What you made before is kept.")}
             return
         seconds = time.perf_counter() - started
-        result = self.keep(visitor, source, config, edited, asked, seconds, before)
+        result = self.keep(visitor, source, config, edited, asked, seconds, files)
         yield self.showing(visitor, result)
 
     def keep(
         self, visitor: Visitor, source: Source, config: ManipulateConfig, edited: np.ndarray,
-        asked: dict[str, float], seconds: float, before: Path,
+        asked: dict[str, float], seconds: float, shown: dict[str, Path],
     ) -> Result:  # fmt: skip
         """Write what belongs to an edit, and add it to the history."""
         photograph, _ = self.studio.open(config)
@@ -703,7 +705,7 @@ class Page:
         save_image(edited, files["edit.png"])
         whole.convert("RGB").save(files["whole.jpg"], quality=92)
         files["manifest.json"].write_text(self.studio.manifest(config), encoding="utf-8")
-        files["before"] = before
+        files |= shown
         files["after"] = enlarged(edited, visitor.new_file("after.png"))
         change = heat_map(source.square, edited)
         files["heat"] = enlarged(change, visitor.new_file("heat.png"))
@@ -711,7 +713,7 @@ class Page:
         if self.studio.reader and source.judged is not None:
             after = self.studio.judge(edited[None])[0]
             meter = leak_meter(self.studio.read_by, source.judged, after, asked)
-        title = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in asked.items())
+        title = caption(asked).capitalize()
         result = Result(config, source, edited, title, seconds, asked, meter, files)
         visitor.keep(result)
         return result
@@ -730,7 +732,7 @@ class Page:
             self.whole: files["whole.jpg"],
             self.meter: result.meter,
             self.status: said(f"{result.title}: {result.seconds:.1f} seconds."),
-            self.past: [(str(each.files["after"]), each.title) for each in visitor.results],
+            self.past: history(visitor),
             self.command: command(result.config),
             self.save_square: gr.update(value=files["edit.png"], interactive=True),
             self.save_manifest: gr.update(value=files["manifest.json"], interactive=True),
@@ -924,6 +926,11 @@ class Page:
             self.between_status: said(f"{len(images)} frames in {seconds:.1f} seconds."),
             self.between_command: command(config),
         }
+
+
+def history(visitor: Visitor) -> list[tuple[str, str]]:
+    """The results of a visitor, for a gallery."""
+    return [(str(each.files["after"]), each.title) for each in visitor.results]
 
 
 def start_of(seen: float) -> float:

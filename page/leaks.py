@@ -7,6 +7,8 @@ from html import escape
 
 import numpy as np
 
+from figures.grids import readable
+
 SEEN = 0.15  # a change of this much is shown
 MOST_LEAKS = 8  # rows of what nobody asked for
 
@@ -67,7 +69,7 @@ def _row(name: str, before: float, after: float, kind: str, word: str) -> str:
     bar = f'<i style="left:{low:.1%};width:{high - low:.1%}"></i>'
     bar += f'<b style="left:calc({after:.1%} - 1px)"></b>'
     return (
-        f'<tr class="{kind}"><th scope="row">{escape(name.replace("_", " "))}</th>'
+        f'<tr class="{kind}"><th scope="row">{escape(readable(name).capitalize())}</th>'
         f'<td class="bar"><div class="track" aria-hidden="true">{bar}</div></td>'
         f"<td>{before:.0%} → {after:.0%}</td><td>{word}</td></tr>"
     )

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,6 +149,24 @@ def test_classes_are_asked_for_by_name(class_checkpoint):
 def test_files_that_do_not_fit_are_refused():
     with pytest.raises(FileNotFoundError, match="no judge"):
         Studio(AppConfig(checkpoint="drawn64", judge="nowhere.pth"))
+
+
+def test_a_click_on_the_picture_takes_the_face_there_or_frames_the_place(studio, tmp_path, monkeypatch):
+    from page.layout import Page
+
+    visitors = Visitors(tmp_path)
+    page, asking = Page(studio, visitors, tmp_path), SimpleNamespace(session_hash="anna")
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (800, 400), "white").save(wide)  # shown as large as it is
+    page.look(visitors.of("anna"), wide)
+    monkeypatch.setattr(studio, "face_at", lambda photograph, point: 0)
+    place = page.point(asking, SimpleNamespace(index=[700, 250]), 0.5, 0)
+    assert place[0] == 1 and place[3:] == [0.5, 0]
+    page.move(asking, *place)
+    moved, _ = studio.open(visitors.of("anna").source.config)
+    np.testing.assert_allclose(moved.corners().mean(0), [700, 250], atol=0.1)
+    monkeypatch.setattr(studio, "face_at", lambda photograph, point: 2)
+    assert page.point(asking, SimpleNamespace(index=[10, 10]), 0.5, 0) == [2, 0, 0, 1, 0]
 
 
 # -------------------------------------------------------------------- the leak meter
@@ -335,15 +354,15 @@ def test_a_visit(visit, photo, tmp_path):
     send(opened, photo)
     opened.get_by_role("button", name="Accessories").click()
     drag(opened, "Eyeglasses", 1)
-    assert "Eyeglasses 1" in says(opened, "#status", "seconds.")
+    assert "Eyeglasses" in says(opened, "#status", "seconds.")
     assert re.search(r"Eyeglasses\s+\d+% → \d+%\s+(not )?believed", opened.inner_text("#meter"))
     first = opened.locator("#compared img").last.get_attribute("src")
 
     opened.get_by_role("button", name="Smile", exact=True).click()
-    says(opened, "#status", "Smiling 1:")
+    says(opened, "#status", "Smiling:")
     assert opened.locator("#compared img").last.get_attribute("src") != first
     opened.locator("#past button").first.click()
-    says(opened, "#status", "Eyeglasses 1:")
+    says(opened, "#status", "Eyeglasses:")
     assert opened.locator("#attribute-Eyeglasses input[type=range]").input_value() == "1"
     opened.get_by_label("compare it with what is shown").check()
     opened.locator("#past button").last.click()
@@ -383,7 +402,7 @@ def test_junk_is_refused_in_one_line_and_nothing_is_lost(visit, photo, tmp_path)
     opened = visit()
     send(opened, photo)
     opened.get_by_role("button", name="Glasses", exact=True).click()
-    says(opened, "#status", "Eyeglasses 1:")
+    says(opened, "#status", "Eyeglasses:")
     junk = tmp_path / "junk.png"
     junk.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     opened.set_input_files("#upload input[type=file]", junk)
@@ -402,7 +421,7 @@ def test_three_visitors_at_once_see_their_own(visit, photo):
         send(opened, photo)
     for opened, button in zip(pages, ("Glasses", "Smile", "Older"), strict=True):
         opened.get_by_role("button", name=button, exact=True).click()
-    for opened, title in zip(pages, ("Eyeglasses 1", "Smiling 1", "Young 0"), strict=True):
+    for opened, title in zip(pages, ("Eyeglasses:", "Smiling:", "Not young:"), strict=True):
         assert title in says(opened, "#status", "seconds.")
         assert opened.locator("#past button").count() == 1
 
@@ -411,14 +430,14 @@ def test_a_lost_connection_loses_nothing(visit, photo):
     opened = visit()
     send(opened, photo)
     opened.get_by_role("button", name="Glasses", exact=True).click()
-    says(opened, "#status", "Eyeglasses 1:")
+    says(opened, "#status", "Eyeglasses:")
     opened.context.set_offline(True)
     opened.get_by_role("button", name="Smile", exact=True).click()
     with opened.expect_navigation():  # gradio loads the page anew
         opened.context.set_offline(False)
-    says(opened, "#status", "Eyeglasses 1:")
+    says(opened, "#status", "Eyeglasses:")
     opened.get_by_role("button", name="Smile", exact=True).click()
-    says(opened, "#status", "Smiling 1:")
+    says(opened, "#status", "Smiling:")
     assert opened.locator("#past button").count() == 2
 
 
