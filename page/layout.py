@@ -157,7 +157,7 @@ class Page:
         what = "faces by named attributes" if self.studio.of_faces else "pictures by their class"
         return (
             f"# Edit {what}\n"
-            f"The model is *{escape(str(self.studio.script.checkpoint))}*, at {self.side} pixels. "
+            f"The model is *{escape(Path(self.studio.script.checkpoint).name)}*, at {self.side} pixels. "
             "Pictures are computed here, kept for you alone, and deleted when you leave."
         )
 
@@ -178,7 +178,7 @@ class Page:
                 self.own = gr.Button("Or take a generated one", elem_id="own")
                 self.line = gr.HTML(said("No picture yet."), elem_id="line")
                 self.frame = gr.Image(
-                    label="The frame. Click another face, or where its centre should be",
+                    label="The frame: click where it should be",
                     interactive=False,
                     type="filepath",
                     elem_id="frame",
@@ -554,7 +554,9 @@ class Page:
     def source_shown(self, source: Source) -> dict:
         """Everything that shows a picture that is not edited yet."""
         shown: dict[Any, Any] = {
-            self.line: said(source.line or "Ready. Move a slider."),
+            self.line: said(
+                source.line or f"Ready. {'Choose a class' if self.classes else 'Move a slider'}."
+            ),
             self.frame: str(source.frame),
             self.compared: None,
             self.heat: None,
@@ -660,7 +662,8 @@ class Page:
         visitor, source = self.here(request)
         asked = self.moved(source, values)
         if not asked:
-            yield {self.status: said("Nothing is asked for: move a slider.")}
+            how = "choose a class" if self.classes else "move a slider"
+            yield {self.status: said(f"Nothing is asked for: {how}.")}
             return
         config = replace(
             source.config,
