@@ -132,7 +132,11 @@ class Visitors:
     def arrive(self, session: str | None, secret: str) -> Visitor:
         """The visitor whose page has this secret, new or back again, in a new session."""
         with self.lock:
-            visitor = self.known.get(secret)
+            # On a slow machine a visitor may have done something before their page has told its secret.
+            early = self.known.pop(str(session), None)
+            visitor = self.known.get(secret) or early
+            if visitor is not None:
+                self.known[secret] = visitor
             if self.present.get(str(session)) is not visitor:
                 self._end(str(session))  # it was another visitor's
             if visitor is None:

@@ -227,6 +227,13 @@ def test_what_a_visitor_left_goes_with_them(tmp_path, monkeypatch):
     assert not ben.folder.exists()
 
 
+def test_who_is_faster_than_their_page_is_the_same_visitor(tmp_path):
+    visitors = Visitors(tmp_path)
+    early = visitors.of("session")
+    assert visitors.arrive("session", "secret") is early is visitors.of("session")
+    assert list(visitors.known) == ["secret"]
+
+
 def test_uploads_that_nobody_took_are_swept_up(tmp_path):
     visitors = Visitors(tmp_path)
     visitor = visitors.of("anna")
@@ -339,7 +346,7 @@ def send(opened, photo: Path) -> None:
 def drag(opened, name: str, to: float) -> None:
     """Drag the slider of an attribute to a value."""
     slider = opened.locator(f"#attribute-{name} input[type=range]")
-    slider.scroll_into_view_if_needed()
+    slider.hover()  # waits until it stands still
     box = slider.bounding_box()
     there, middle = float(slider.input_value()), box["y"] + box["height"] / 2
     opened.mouse.move(box["x"] + 6 + there * (box["width"] - 12), middle)
