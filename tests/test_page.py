@@ -339,8 +339,11 @@ def says(opened, where: str, text: str) -> str:
 
 
 def send(opened, photo: Path) -> None:
+    """Send a picture, and wait until it is shown and the sliders are where the model reads it."""
     opened.set_input_files("#upload input[type=file]", photo)
     opened.wait_for_selector("#frame img")
+    moved = "() => document.querySelector('#attribute-Smiling input[type=range]').value != '0.5'"
+    opened.wait_for_function(moved, timeout=SECONDS)
 
 
 def drag(opened, name: str, to: float) -> None:
@@ -353,6 +356,7 @@ def drag(opened, name: str, to: float) -> None:
     opened.mouse.down()
     opened.mouse.move(box["x"] + to * box["width"], middle, steps=4)
     opened.mouse.up()
+    assert float(slider.input_value()) == to
 
 
 def test_a_visit(visit, photo, tmp_path):
