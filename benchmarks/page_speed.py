@@ -56,9 +56,9 @@ class PageConfig(Config):
 class Server:
     """app.py in a process of its own, and what it says."""
 
-    def __init__(self, checkpoint: str, guide: str | None):
+    def __init__(self, checkpoint: str, guide: str | None = None, max_upload: float = 5):
         self.folder = tempfile.TemporaryDirectory()
-        flags = ["--checkpoint", checkpoint, "--port", "0", "--max_upload", "5"]
+        flags = ["--checkpoint", checkpoint, "--port", "0", "--max_upload", str(max_upload)]
         flags += ["--guide", guide] if guide else []
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": self.folder.name}
         self.process = subprocess.Popen(

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 import cli
 from celeba_dataset import parse_request
 from config import CFG_SCALE, ManipulateConfig
+from editing import Progress
 from figures.grids import caption, heat_map, readable, save_gif, save_image
 from image_data.photograph import Photograph
 from image_data.picture import open_picture
@@ -86,6 +87,51 @@ CSS = (
 def said(text: str) -> str:
     """A line that a screen reader reads out when it changes."""
     return f'<p role="status" aria-live="polite">{escape(text)}</p>'
+
+
+def taken_picture(label: str, elem_id: str | None = None) -> gr.Image:
+    """Where a visitor drops, pastes or takes a picture."""
+    return gr.Image(
+        label=label,
+        sources=["upload", "clipboard", "webcam"],
+        type="filepath",
+        image_mode=None,
+        height=220,
+        elem_id=elem_id,
+        buttons=[],
+    )
+
+
+def shown_picture(label: str, alt_text: str, buttons: Sequence[str] = (), **look: Any) -> gr.Image:
+    """A picture that the page shows."""
+    return gr.Image(
+        label=label,
+        interactive=False,
+        type="filepath",
+        buttons=list(buttons),
+        alt_text=alt_text,
+        **look,
+    )
+
+
+def gallery(label: str, columns: int, elem_id: str, **look: Any) -> gr.Gallery:
+    """Pictures of which one can be clicked."""
+    return gr.Gallery(
+        label=label,
+        columns=columns,
+        allow_preview=False,
+        object_fit="contain",
+        elem_id=elem_id,
+        buttons=[],
+        interactive=False,
+        **look,
+    )
+
+
+def command_line(lines: int = 1) -> gr.Textbox:
+    return gr.Textbox(
+        label="The same from the command line", lines=lines, interactive=False, buttons=["copy"]
+    )
 
 
 def for_people(handler: Callable) -> Callable:
@@ -166,85 +212,64 @@ class Page:
     def build_edit(self) -> None:
         with gr.Row():
             with gr.Column(scale=3, min_width=280):
-                self.upload = gr.Image(
-                    label="Your picture: drop it, paste it, or take it",
-                    sources=["upload", "clipboard", "webcam"],
-                    type="filepath",
-                    image_mode=None,
-                    height=220,
-                    elem_id="upload",
-                    buttons=[],
-                )
-                self.own = gr.Button("Or take a generated one", elem_id="own")
-                self.line = gr.HTML(said("No picture yet."), elem_id="line")
-                self.frame = gr.Image(
-                    label="The frame: click where it should be",
-                    interactive=False,
-                    type="filepath",
-                    elem_id="frame",
-                    height=320,
-                    buttons=[],
-                    alt_text="Your picture with a frame around the part that is edited",
-                )
-                with gr.Accordion("Move the frame", open=False):
-                    self.face = gr.Number(1, label="Which face, 1 the largest", precision=0, minimum=1)
-                    self.placing = [
-                        gr.Slider(-10, 10, 0, step=0.05, label="Right, in frames", buttons=[]),
-                        gr.Slider(-10, 10, 0, step=0.05, label="Down, in frames", buttons=[]),
-                        gr.Slider(0.4, 2.5, 1, step=0.05, label="Size", buttons=[]),
-                        gr.Slider(-180, 180, 0, step=1, label="Turn, in degrees", buttons=[]),
-                    ]
-                    self.place = gr.Button("Look there")
+                self.build_source()
             with gr.Column(scale=3, min_width=280, elem_id="request"):
                 self.build_request()
             with gr.Column(scale=4, min_width=300, elem_id="result"):
-                with gr.Tabs():
-                    with gr.Tab("Before and after"):
-                        self.compared = gr.ImageSlider(
-                            label="Before | after",
-                            type="filepath",
-                            interactive=False,
-                            elem_id="compared",
-                            buttons=["fullscreen"],
-                        )
-                    with gr.Tab("Where it changed"):
-                        self.heat = gr.Image(
-                            label="Brightest where it changed most",
-                            interactive=False,
-                            type="filepath",
-                            buttons=[],
-                            alt_text="A heat map of the change",
-                        )
-                    with gr.Tab("Whole picture"):
-                        self.whole = gr.Image(
-                            label="The edit in your picture",
-                            interactive=False,
-                            type="filepath",
-                            buttons=[],
-                            alt_text="Your whole picture with the edit in it",
-                        )
-                self.status = gr.HTML(said(""), elem_id="status")
-                self.meter = gr.HTML(self.no_meter(), elem_id="meter", label="Leak meter")
-        self.past = gr.Gallery(
-            label="What you made",
-            columns=8,
-            height=190,
-            allow_preview=False,
-            object_fit="contain",
-            fit_columns=False,
-            elem_id="past",
-            buttons=[],
-            interactive=False,
+                self.build_result()
+        self.build_history()
+
+    def build_source(self) -> None:
+        """The picture to edit, and its frame."""
+        self.upload = taken_picture("Your picture: drop it, paste it, or take it", "upload")
+        self.own = gr.Button("Or take a generated one", elem_id="own")
+        self.line = gr.HTML(said("No picture yet."), elem_id="line")
+        self.frame = shown_picture(
+            "The frame: click where it should be",
+            "Your picture with a frame around the part that is edited",
+            elem_id="frame",
+            height=320,
         )
+        with gr.Accordion("Move the frame", open=False):
+            self.face = gr.Number(1, label="Which face, 1 the largest", precision=0, minimum=1)
+            self.placing = [
+                gr.Slider(-10, 10, 0, step=0.05, label="Right, in frames", buttons=[]),
+                gr.Slider(-10, 10, 0, step=0.05, label="Down, in frames", buttons=[]),
+                gr.Slider(0.4, 2.5, 1, step=0.05, label="Size", buttons=[]),
+                gr.Slider(-180, 180, 0, step=1, label="Turn, in degrees", buttons=[]),
+            ]
+            self.place = gr.Button("Look there")
+
+    def build_result(self) -> None:
+        """What an edit made, and what an independent reader says of it."""
+        with gr.Tabs():
+            with gr.Tab("Before and after"):
+                self.compared = gr.ImageSlider(
+                    label="Before | after",
+                    type="filepath",
+                    interactive=False,
+                    elem_id="compared",
+                    buttons=["fullscreen"],
+                )
+            with gr.Tab("Where it changed"):
+                self.heat = shown_picture("Brightest where it changed most", "A heat map of the change")
+            with gr.Tab("Whole picture"):
+                self.whole = shown_picture(
+                    "The edit in your picture", "Your whole picture with the edit in it"
+                )
+        self.status = gr.HTML(said(""), elem_id="status")
+        self.meter = gr.HTML(self.no_meter(), elem_id="meter", label="Leak meter")
+
+    def build_history(self) -> None:
+        """What a visitor made, and what they take away."""
+        self.past = gallery("What you made", 8, "past", height=190, fit_columns=False)
         self.on_click = gr.Radio(
             ["bring it back", "compare it with what is shown"],
             value="bring it back",
             label="A click on one of them should",
         )
         with gr.Accordion("Take it away", open=False, elem_id="take"):
-            self.command = gr.Textbox(
-                label="The same from the command line", lines=2, interactive=False, buttons=["copy"]
-            )
+            self.command = command_line(lines=2)
             with gr.Row():
                 self.save_square = gr.DownloadButton("Picture", interactive=False)
                 self.save_manifest = gr.DownloadButton("Manifest", interactive=False)
@@ -338,22 +363,12 @@ class Page:
                     self.generate_stop = gr.Button("Stop", variant="stop")
                 self.generate_status = gr.HTML(said(""), elem_id="generate_status")
             with gr.Column(scale=5, min_width=300):
-                self.faces = gr.Gallery(
-                    label="Click a face, then say what it is for",
-                    columns=4,
-                    allow_preview=False,
-                    object_fit="contain",
-                    elem_id="faces",
-                    buttons=[],
-                    interactive=False,
-                )
+                self.faces = gallery("Click a face, then say what it is for", 4, "faces")
                 with gr.Row():
                     self.to_edit = gr.Button("Edit it")
                     self.to_start = gr.Button("Interpolate from it")
                     self.to_end = gr.Button("Interpolate to it")
-                self.generate_command = gr.Textbox(
-                    label="The same from the command line", interactive=False, buttons=["copy"]
-                )
+                self.generate_command = command_line()
 
     def build_interpolate(self) -> None:
         with gr.Row():
@@ -366,15 +381,7 @@ class Page:
                     self.end = self.ask("To", ("Smiling",), ("Male",))
                 with gr.Row(visible=False) as self.by_picture:
                     self.ends = {
-                        end: gr.Image(
-                            label=label,
-                            sources=["upload", "clipboard", "webcam"],
-                            type="filepath",
-                            image_mode=None,
-                            height=220,
-                            buttons=[],
-                        )
-                        for end, label in (("from", "From"), ("to", "To"))
+                        end: taken_picture(label) for end, label in (("from", "From"), ("to", "To"))
                     }
                 self.frames = gr.Slider(3, 20, 10, step=1, label="Frames", buttons=[])
                 self.between_seed = gr.Number(0, label="Seed", precision=0, minimum=0)
@@ -383,26 +390,11 @@ class Page:
                     self.between_stop = gr.Button("Stop", variant="stop")
                 self.between_status = gr.HTML(said(""), elem_id="between_status")
             with gr.Column(scale=5, min_width=300):
-                self.strip = gr.Gallery(
-                    label="Frame by frame",
-                    columns=5,
-                    allow_preview=False,
-                    object_fit="contain",
-                    elem_id="strip",
-                    buttons=[],
-                    interactive=False,
+                self.strip = gallery("Frame by frame", 5, "strip")
+                self.film = shown_picture(
+                    "Film", "The frames as a film", elem_id="film", buttons=["download"]
                 )
-                self.film = gr.Image(
-                    label="Film",
-                    interactive=False,
-                    type="filepath",
-                    elem_id="film",
-                    buttons=["download"],
-                    alt_text="The frames as a film",
-                )
-                self.between_command = gr.Textbox(
-                    label="The same from the command line", interactive=False, buttons=["copy"]
-                )
+                self.between_command = command_line()
 
     # ---------------------------------------------------------------- connecting
 
@@ -450,7 +442,7 @@ class Page:
         asked = [self.number, self.guidance, self.generate_seed, *self.wanted]
         drawing = one | {"show_progress_on": [self.generate_status]}
         self.draw.click(self.generate, asked, drawn, **drawing)
-        self.dice.click(lambda: int.from_bytes(os.urandom(3), "big"), None, self.generate_seed, **quick)
+        self.dice.click(dice, None, self.generate_seed, **quick)
         self.generate_stop.click(self.halt, None, None, **quick)
         self.faces.select(self.choose, None, [self.generate_status], **quick)
         self.to_edit.click(self.edit_face, None, [*picture, self.tabs], **one)
@@ -519,7 +511,7 @@ class Page:
     def take_own(self, request: gr.Request) -> dict:
         """A generated picture to edit: another one each time."""
         visitor = self.visitors.of(request.session_hash)
-        seed = int.from_bytes(os.urandom(3), "big")
+        seed = dice()
         clear = tuple(f"{name}=0" for name in ("Blurry",) if name in self.names)
         config = replace(self.studio.script, mode="generate", num_samples=1, seed=seed, attributes=clear)
         path = save_image(self.studio.generate(config)[0], visitor.new_file(f"generated_{seed}.png"))
@@ -686,9 +678,7 @@ class Page:
                 self.compared: (str(files["before"]), str(files["preview"])),
                 self.status: said(f"Preview after {seconds:.1f} seconds, the edit follows ..."),
             }
-            bar = visitor.counting(
-                lambda done, total, label: progress((done, total), label, unit="steps")
-            )
+            bar = counted(visitor, progress)
             edited = self.studio.edit(config, source.square, bar)
         except Stopped:
             yield {self.status: said("Stopped. What you made before is kept.")}
@@ -819,7 +809,7 @@ class Page:
         )
         visitor.stop.clear()
         started = time.perf_counter()
-        bar = visitor.counting(lambda done, total, label: progress((done, total), label, unit="steps"))
+        bar = counted(visitor, progress)
         try:
             images = self.studio.generate(config, bar)
         except Stopped:
@@ -915,7 +905,7 @@ class Page:
             config = replace(config, start=start, end=end)
         visitor.stop.clear()
         started = time.perf_counter()
-        bar = visitor.counting(lambda done, total, label: progress((done, total), label, unit="steps"))
+        bar = counted(visitor, progress)
         try:
             images = self.studio.interpolate(config, bar)
         except Stopped:
@@ -929,6 +919,16 @@ class Page:
             self.between_status: said(f"{len(images)} frames in {seconds:.1f} seconds."),
             self.between_command: command(config),
         }
+
+
+def dice() -> int:
+    """A seed by chance."""
+    return int.from_bytes(os.urandom(3), "big")
+
+
+def counted(visitor: Visitor, progress: gr.Progress) -> Progress:
+    """The page's progress bar, for the model. The visitor can stop the work."""
+    return visitor.counting(lambda done, total, label: progress((done, total), label, unit="steps"))
 
 
 def history(visitor: Visitor) -> list[tuple[str, str]]:

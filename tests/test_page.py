@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from PIL import Image
 
 import cli
 import manipulate
+from benchmarks.page_speed import CHROMIUM, Server
 from celeba_dataset import CELEBA_ATTRIBUTES
 from config import AppConfig, ManipulateConfig
 from figures.grids import save_gif
@@ -30,7 +29,6 @@ from page.visitors import MOST_RESULTS, Result, Visitors
 from synthetic_faces.dataset import draw_parameters, render
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECONDS = 120 * 1000  # to wait for a picture, in milliseconds: slow machines are no failure
 
 
@@ -280,35 +278,18 @@ def test_the_history_is_bounded(tmp_path):
 @pytest.fixture(scope="module")
 def address():
     """Where a page of the pretrained model of drawn faces is open."""
-    flags = ["--checkpoint", "drawn64", "--port", "0", "--max_upload", "0.5"]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    server = subprocess.Popen(
-        [sys.executable, "app.py", *flags],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    said = []
-    for line in server.stdout:
-        said.append(line)
-        if found := re.search(r"http://[\d.:]+", line):
-            break
-    else:
-        raise AssertionError("".join(said))
-    yield found[0]
-    server.terminate()
-    server.wait()
+    server = Server("drawn64", max_upload=0.5)
+    yield server.address
+    server.close()
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if not BROWSER:
+    if not CHROMIUM:
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
 
