@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import cli  # first: it refuses an old Python in one line
+import flags  # first: it refuses an old Python in one line
 
 # isort: split
 from config import AppConfig
@@ -20,7 +20,7 @@ SWEEP_SECONDS = 30.0
 
 
 def parse_args(argv: Sequence[str] | None = None) -> AppConfig:
-    return cli.parse(AppConfig, __doc__, argv)
+    return flags.parse(AppConfig, __doc__, argv)
 
 
 def check_free(host: str, port: int) -> None:
@@ -68,4 +68,4 @@ def serve(config: AppConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: serve(parse_args()))
+    flags.run(lambda: serve(parse_args()))

@@ -1,50 +1,23 @@
-"""CelebA's attributes, label files and splits; requests and their attribute rows."""
+"""CelebA's files: pictures, labels and splits; ``CelebADataset``."""
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
 import textwrap
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from config import composed
+from attributes import CELEBA_ATTRIBUTES, nearest_names
 from image_data.cached import SPLITS, CachedDataset
 from image_data.files import Picture, checked_root, csv_rows, list_pictures, no_picture, read_text
 from image_data.labelled import Labelled
 from image_data.picture import check_geometry, decode_image
-from layers import widest
-
-# In the order of list_attr_celeba.txt (Liu et al. 2015, "Deep Learning Face Attributes in the Wild").
-CELEBA_ATTRIBUTES: tuple[str, ...] = (
-    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald",
-    "Bangs", "Big_Lips", "Big_Nose", "Black_Hair", "Blond_Hair",
-    "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin",
-    "Eyeglasses", "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones",
-    "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard",
-    "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks",
-    "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings",
-    "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
-)  # fmt: skip
-HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
-# One of each pair denies the other in edits (``settle``): together they are on less than 5 % of CelebA's
-# pictures that have one of them. Bald heads with gray hair are not so rare.
-EXCLUSIVE = (
-    *combinations(HAIR_COLOURS, 2),
-    *(("No_Beard", beard) for beard in ("Goatee", "Mustache", "Sideburns")),
-    *(("Bald", hair) for hair in ("Bangs", "Straight_Hair", "Wavy_Hair", *HAIR_COLOURS[:3])),
-    ("Bangs", "Receding_Hairline"),
-    ("Straight_Hair", "Wavy_Hair"),
-)
-attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_ATTRIBUTES)}
 
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 IMAGE_FOLDER = "img_align_celeba"
@@ -54,224 +27,6 @@ PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
 # Files of CelebA that nothing here reads: not to be taken for a misspelt one of the above.
 OTHER_FILES = ("identity_CelebA.txt", "list_landmarks_align_celeba.txt", "list_bbox_celeba.txt")
 OTHER_FILES += ("list_landmarks_align_celeba.csv", "list_bbox_celeba.csv")
-
-
-MOST_PAIRS = 2**22  # pairs of a request and a row that are compared at once; limits the memory
-
-
-# -------------------------------------------------------------------- requests
-
-
-def parse_request(items: Sequence[str]) -> dict[str, float]:
-    """('Smiling=1', 'Male=0') -> {'Smiling': 1.0, 'Male': 0.0}.
-
-    Raises:
-        ValueError: for an item that is not NAME=NUMBER, or a name given twice.
-    """
-    request: dict[str, float] = {}
-    for item in items:
-        name, _, text = item.partition("=")
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(f"expected NAME=VALUE such as Smiling=1, got {item!r}") from None
-        if name in request:
-            raise ValueError(f"{name} is given twice: {request[name]:g} and {value:g}")
-        request[name] = value
-    return request
-
-
-def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -> Tensor:
-    """The conditioning row of the named attributes: value v -> 2 v - 1, not named -> 0.
-
-    Args:
-        attr_dict: attribute name -> column, for A columns.
-        attributes: values in [0, 1], 1 present and 0 absent. Pass a name that is no identifier as
-            ``**{"5_o_Clock_Shadow": 1}``.
-
-    Returns:
-        float32 (A,) in [-1, 1]: +1 present, -1 absent, 0 unspecified.
-
-    Raises:
-        ValueError: for an unknown name, with the nearest real ones, or a value outside [0, 1].
-    """
-    vector = torch.zeros(len(attr_dict), dtype=torch.float32)
-    attr_dict = {composed(name): column for name, column in attr_dict.items()}
-    for name, value in attributes.items():
-        name = composed(name)
-        if name not in attr_dict:
-            hint = _nearest(name, attr_dict) or f"one of all {len(attr_dict)}: {', '.join(attr_dict)}"
-            raise ValueError(f"unknown attribute {name!r}; did you mean {hint}?")
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not 0.0 <= number <= 1.0:
-            raise ValueError(f"attribute {name} is {value!r}; give 0 (absent) to 1 (present)")
-        vector[attr_dict[name]] = 2.0 * number - 1.0
-    return vector
-
-
-def request_rows(names: Sequence[str], requests: Sequence[Mapping[str, float]]) -> Tensor:
-    """Attribute rows (B, A) of one request or more, where the attributes have these names. Raises as
-    ``create_attribute_vector``."""
-    columns = {name: column for column, name in enumerate(names)}
-    return torch.stack([create_attribute_vector(columns, **request) for request in requests])
-
-
-def columns_of(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Where the wanted names stand among ``names``, in rising order. ValueError for an unknown name."""
-    (row,) = request_rows(names, [dict.fromkeys(wanted, 1)])
-    return row.nonzero()[:, 0].tolist()
-
-
-def _nearest(name: str, known) -> str:
-    """The known names most like `name`, whatever their case, as "A, B"; empty if none is."""
-    by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return ", ".join(by_lower[lower] for lower in close)
-
-
-def settle(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
-    """Requests for edits (N, A) with what they imply. What is asked for denies what it excludes
-    (EXCLUSIVE): hair that becomes blond is no longer black, and a goatee ends *No_Beard*. Hair that
-    stops being blond gets the next colour that is read.
-
-    Args:
-        named: +1, -1 and 0 for what is not named.
-        read: (N, A), what the photographs show.
-        names: of the attributes.
-    """
-    settled = named.clone()
-    for pair in EXCLUSIVE:
-        if {*pair} <= {*names}:
-            columns = [names.index(name) for name in pair]
-            for there, denied in (columns, columns[::-1]):
-                settled[(named[:, there] > 0) & (named[:, denied] == 0), denied] = -1
-    columns = [names.index(colour) for colour in HAIR_COLOURS if colour in names]
-    if len(columns) < 2:
-        return settled
-    asked, colours = named[:, columns], settled[:, columns]
-    loses = (asked < 0).any(1, keepdim=True) & (asked == colours).all(1, keepdim=True)  # not bald
-    following = read[:, columns].masked_fill(colours != 0, -torch.inf).argmax(1, keepdim=True)
-    is_next = torch.arange(len(columns), device=named.device) == following
-    settled[:, columns] = torch.where(loses & is_next & (colours == 0), 1.0, colours)
-    return settled
-
-
-def deny_other_classes(rows: Tensor) -> Tensor:
-    """Complete rows (B, A) of classes that exclude each other. If a row names a class (> 0), every class
-    that it leaves unspecified becomes -1, as in the training rows of such a dataset.
-
-    Raises:
-        ValueError: for two classes in a row.
-    """
-    if ((rows == 1).sum(1) > 1).any():
-        raise ValueError("these attributes are classes that exclude each other: name one of them")
-    names_one = (rows > 0).any(1, keepdim=True)
-    return torch.where((rows == 0) & names_one, -1.0, rows)
-
-
-# -------------------------------------------------------------------- completing requests
-
-
-def pack_rows(attributes: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct sign patterns of attribute rows (N, A), and how often each occurs.
-
-    Returns:
-        bits: uint8 (R, 2 ceil(A / 8)), a row's "is present" bits and then its "is absent" bits.
-        counts: int32 (R,).
-    """
-    signs = torch.stack([attributes > 0, attributes < 0], 1)  # (N, 2, A)
-    padding = -signs.shape[2] % 8
-    signs = nn.functional.pad(signs.byte(), (0, padding)).unflatten(2, (-1, 8))  # (N, 2, A / 8, 8)
-    places = (1 << torch.arange(8, device=attributes.device)).byte()
-    bits = (signs * places).sum(3, dtype=torch.uint8).flatten(1)
-    bits, counts = torch.unique(bits, dim=0, return_counts=True)
-    return bits, counts.int()
-
-
-class AttributePrior(nn.Module):
-    """The prior p(rest | named) of attributes, from the distinct attribute rows of the training set.
-
-    A network trained on complete rows draws shapeless images for the many zeros of a short request. So
-    the request is completed first: the rest is copied from a training row that agrees with the named
-    attributes. The rows are the exact joint distribution and need no training. They are buffers, so they
-    travel with the weights: 210 KB for the 18,000 rows of 40 attributes. If no row agrees with all named
-    attributes, the rows that agree best are used.
-
-    Args:
-        num_attributes: A.
-        num_rows: R, the number of rows of ``pack_rows``; 0 for a model that completes nothing.
-    """
-
-    def __init__(self, num_attributes: int, num_rows: int):
-        super().__init__()
-        self.num_attributes = num_attributes
-        bits = torch.zeros(num_rows, 2 * -(-num_attributes // 8), dtype=torch.uint8)
-        counts = torch.zeros(num_rows, dtype=torch.int32)
-        self.register_buffer("bits", bits, persistent=num_rows > 0)
-        self.register_buffer("counts", counts, persistent=num_rows > 0)
-
-    @classmethod
-    def of(cls, attributes: Tensor) -> AttributePrior:
-        """The prior of attribute rows (N, A)."""
-        bits, counts = pack_rows(attributes)
-        prior = cls(attributes.shape[1], len(counts))
-        prior.bits.copy_(bits)
-        prior.counts.copy_(counts)
-        return prior
-
-    def rows(self) -> Tensor:
-        """The rows, float32 (R, A): +1 present, -1 absent, 0 unspecified."""
-        places = torch.arange(8, device=self.bits.device)
-        signs = (self.bits[..., None] >> places) & 1  # (R, 2 A / 8, 8)
-        present, absent = signs.flatten(1).float().chunk(2, dim=1)
-        return (present - absent)[:, : self.num_attributes]
-
-    def agreeing(self, requests: Tensor, rows: Tensor) -> Tensor:
-        """Weights (B, R) of ``rows()`` for requests (B, A), as ``widest``. A row that agrees best with
-        the named attributes of a request gets its count, every other row gets 0."""
-        agreement = requests.sign() @ rows.T  # whole numbers
-        best = agreement == agreement.amax(1, keepdim=True)
-        return best * self.counts.to(widest(self.counts.device))
-
-    def frequencies(self, requests: Tensor) -> Tensor:
-        """How often each attribute occurs in the rows that agree with a request: (B, A) -> (B, A)."""
-        requests, which = torch.unique(requests, dim=0, return_inverse=True)
-        rows, found = self.rows(), []
-        for part in requests.split(max(1, MOST_PAIRS // len(rows))):
-            weights = self.agreeing(part, rows)
-            found.append(weights @ (rows > 0).to(weights.dtype) / weights.sum(1, keepdim=True))
-        return torch.cat(found).float()[which]
-
-    def complete(self, requests: Tensor, uniform: Tensor) -> Tensor:
-        """A sample of p(rest | named): each request's zeros are copied from one row that agrees with it.
-
-        Args:
-            requests: (B, A) in [-1, 1]; what is not 0 stays.
-            uniform: (B,) in [0, 1), selects the row; a row is as likely as it is frequent.
-
-        Returns:
-            (B, A); the requests unchanged if there are no rows.
-        """
-        if not len(self.counts):
-            return requests
-        rows, found = self.rows(), []
-        size = max(1, MOST_PAIRS // len(rows))
-        for part, share in zip(requests.split(size), uniform.split(size), strict=True):
-            ends = self.agreeing(part, rows).cumsum(1)  # (B, R)
-            drawn = torch.searchsorted(ends, share.to(ends)[:, None] * ends[:, -1:], right=True)
-            found.append(torch.where(part == 0, rows[drawn[:, 0].clamp(max=len(rows) - 1)], part))
-        return torch.cat(found)
-
-    def nearest(self, request: Tensor, start: Tensor) -> Tensor:
-        """A request (1, A) completed from the row that agrees with it and, among those, is most like the
-        whole row ``start`` (1, A); of equally like rows the most frequent."""
-        rows = self.rows()
-        likeness = start.sign() @ rows.T + self.counts / (self.counts.sum() + 1)  # (1, R)
-        best = likeness.masked_fill(self.agreeing(request, rows) == 0, -math.inf).argmax()
-        return torch.where(request == 0, rows[best], request)
 
 
 # -------------------------------------------------------------------- pictures
@@ -350,7 +105,7 @@ def require(root: Path, *names: str, reason: str = "") -> Path:
         if (root / name).exists():
             return root / name
     own = {IMAGE_FOLDER, *ATTRIBUTE_FILES, *PARTITION_FILES, *OTHER_FILES}
-    near = _nearest(names[0], {path.name for path in root.iterdir()} - own)
+    near = nearest_names(names[0], {path.name for path in root.iterdir()} - own)
     hint = reason or (f"rename or unpack {near}?" if near else f"CelebA's files are at {CELEBA_HOME}")
     raise FileNotFoundError(f"{root} has no {' or '.join(names)}; {hint}")
 

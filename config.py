@@ -1,6 +1,6 @@
 """Every configuration as a frozen dataclass: the one place of a flag's default, help and limits.
 
-``cli.parse`` makes a script's flags from its dataclass, and YAML sets the same fields. ``ModelConfig``
+``flags.parse`` makes a script's flags from its dataclass, and YAML sets the same fields. ``ModelConfig``
 travels in checkpoints. Nothing heavy is imported, so that --help is instant.
 """
 

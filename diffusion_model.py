@@ -13,8 +13,8 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
+from attributes import AttributePrior, deny_other_classes, request_rows
 from autoencoder_model import AttributeVAE, build_first_stage
-from celeba_dataset import AttributePrior, deny_other_classes, request_rows
 from checkpoint import IN_FOLDER, find_weights, load, save_model
 from config import CFG_SCALE, LossConfig, ModelConfig, SamplingConfig
 from editing import EditAt, Editor, Progress, with_bar

@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 from tqdm import tqdm
 
-from celeba_dataset import settle
+from attributes import settle
 from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
 from guidance import Guide, classifier_free, towards, weighed_with_input
 from noise_schedule import Denoiser, NoiseSchedule

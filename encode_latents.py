@@ -8,13 +8,14 @@ OUTPUT_DIR.
 
 from __future__ import annotations
 
-import cli
+import devices
+import flags
 from config import EncodeConfig
 
 
 def parse_args(argv: list[str] | None = None) -> EncodeConfig:
     """The configuration that the command line gives."""
-    return cli.parse(EncodeConfig, __doc__, argv)
+    return flags.parse(EncodeConfig, __doc__, argv)
 
 
 def encode(config: EncodeConfig) -> None:
@@ -29,8 +30,8 @@ def encode(config: EncodeConfig) -> None:
     from image_data.datasets import find_dataset
     from image_data.encoded import LatentWriter, encode_images, names_hash
 
-    cli.check_writable(config.output_dir)
-    device = cli.choose_device(config.device)
+    flags.check_writable(config.output_dir)
+    device = devices.choose_device(config.device)
     processes = PartialState(cpu=device == "cpu")
     first, number = processes.is_main_process, processes.num_processes
     if first and number > 1:
@@ -72,7 +73,7 @@ def encode(config: EncodeConfig) -> None:
     total = sum(map(len, sets.values()))
     done = total - sum(len(rows) for _, _, rows in todo)
     processes.wait_for_everyone()  # every process has the same list before one of them writes
-    autocast = cli.autocast(config.mixed_precision, device)
+    autocast = devices.autocast(config.mixed_precision, device)
     title = f"encoding to {config.output_dir}"
     with tqdm(total=total, initial=done, desc=title, unit="img", disable=not first) as bar:
         for split, name, rows in todo[processes.process_index :: number]:
@@ -99,4 +100,4 @@ def encode(config: EncodeConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: encode(parse_args()))
+    flags.run(lambda: encode(parse_args()))

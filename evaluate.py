@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cli
+import devices
+import flags
 from config import EvaluateConfig, ModelConfig
 
 
 def parse_args(argv: list[str] | None = None) -> EvaluateConfig:
-    return cli.parse(EvaluateConfig, __doc__, argv)
+    return flags.parse(EvaluateConfig, __doc__, argv)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -37,10 +38,10 @@ def evaluate(config: EvaluateConfig) -> None:
     from evaluation.samples import SampleEvaluation, make_judge, sampling_settings
     from image_data.datasets import find_dataset
 
-    cli.check_writable(config.output_dir)
+    flags.check_writable(config.output_dir)
     if config.train_judge:
-        cli.check_writable(Path(config.judge).parent, "--judge")
-    device = cli.choose_device(config.device)
+        flags.check_writable(Path(config.judge).parent, "--judge")
+    device = devices.choose_device(config.device)
     processes = PartialState(cpu=device == "cpu")  # gives each process a GPU of its own
     if processes.num_processes > 1:
         if config.train_judge:
@@ -84,4 +85,4 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: evaluate(parse_args()))
+    flags.run(lambda: evaluate(parse_args()))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cli
+import flags
 from config import ExportConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 def parse_args(argv: list[str] | None = None) -> ExportConfig:
     """The configuration that the command line gives."""
-    return cli.parse(ExportConfig, __doc__, argv)
+    return flags.parse(ExportConfig, __doc__, argv)
 
 
 def scheduler_of(config: ModelConfig) -> SchedulerMixin:
@@ -88,7 +88,7 @@ def export(config: ExportConfig) -> None:
         raise ValueError(f"--hub writes a folder, and --out {out} names a file: leave its suffix out")
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out, or remove it")
-    cli.check_writable(out.parent, "--out")
+    flags.check_writable(out.parent, "--out")
     state = load_checkpoint(config.checkpoint)
     if "guide" in state or state.get("stage") == "guide":
         model, key = build(GuidanceClassifier, "guide", state, config.checkpoint), "guide"
@@ -113,4 +113,4 @@ def export(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: export(parse_args()))
+    flags.run(lambda: export(parse_args()))

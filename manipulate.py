@@ -15,7 +15,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cli  # first: it refuses an old Python in one line
+import devices
+import flags  # first: it refuses an old Python in one line
 
 # isort: split
 import numpy as np
@@ -52,7 +53,7 @@ MARGIN = 1.0  # log odds by which a counterfactual passes the guide's threshold
 
 
 def parse_args(argv: Sequence[str] | None = None) -> ManipulateConfig:
-    return cli.parse(ManipulateConfig, __doc__, argv)
+    return flags.parse(ManipulateConfig, __doc__, argv)
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def open_photographs(work: Work, source_file: Path) -> tuple[Photograph, Photogr
     Raises:
         ValueError: for photographs that cannot be read, and faces that are not there.
     """
-    from celeba_dataset import CELEBA_ATTRIBUTES
+    from attributes import CELEBA_ATTRIBUTES
 
     config, model = work.config, work.model.config
     of_faces = not set(CELEBA_ATTRIBUTES).isdisjoint(work.names)
@@ -474,14 +475,14 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     """
     import torch
 
-    from celeba_dataset import parse_request
+    from attributes import parse_request
     from classifiers.guide import load_guide
     from diffusion_model import load_model
     from editing import with_scale
     from samplers import settled
 
     requests = [parse_request(items) for items in (config.attributes, config.start, config.end)]
-    device = cli.choose_device(config.device)
+    device = devices.choose_device(config.device)
     model = load_model(config.checkpoint, device)
     print(f"model: {config.checkpoint}")
     sampling, editing = settings(config, model.config)
@@ -508,9 +509,9 @@ def manipulate(config: ManipulateConfig) -> None:
 
     from checkpoint import file_hash
 
-    cli.check_writable(config.output_dir)
+    flags.check_writable(config.output_dir)
     source_file = find_source(config)
-    autocast = cli.autocast(config.mixed_precision, cli.choose_device(config.device))
+    autocast = devices.autocast(config.mixed_precision, devices.choose_device(config.device))
     work = load(config, source_file is not None)
     source, target = open_photographs(work, source_file) if source_file else (None, None)
     made: dict[str, dict[str, Any]] = {}
@@ -537,7 +538,7 @@ def manipulate(config: ManipulateConfig) -> None:
         "guide": file_hash(config.guide_file) if work.guide and config.guide_file else None,
         "sampling": asdict(work.sampling),
         "editing": asdict(work.editing),
-        "precision": cli.choose_precision(config.mixed_precision, work.model.device.type),
+        "precision": devices.choose_precision(config.mixed_precision, work.model.device.type),
         "model": work.model.config.to_dict(),
         "made": made,
     }
@@ -551,4 +552,4 @@ def manipulate(config: ManipulateConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: manipulate(parse_args()))
+    flags.run(lambda: manipulate(parse_args()))

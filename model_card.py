@@ -6,7 +6,7 @@ import json
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from celeba_dataset import CELEBA_ATTRIBUTES
+from attributes import CELEBA_ATTRIBUTES
 from config import CFG_SCALE, ModelConfig
 
 TEXT = """---

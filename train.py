@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import cli
+import flags
 from config import TrainConfig
 
 SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch is
@@ -22,7 +22,7 @@ LOG_STEPS = 20  # steps averaged in one point of a training curve
 
 
 def parse_args(argv: list[str] | None = None) -> TrainConfig:
-    return cli.parse(TrainConfig, __doc__, argv)
+    return flags.parse(TrainConfig, __doc__, argv)
 
 
 def train(config: TrainConfig) -> None:
@@ -169,8 +169,8 @@ def check(config: TrainConfig, accelerator, files) -> None:
     if config.resume is not None:
         files.to_resume()
     if main and not config.dry_run:
-        cli.check_writable(config.save_dir, "--save_dir")
-        cli.check_writable(config.log_dir, "--log_dir")
+        flags.check_writable(config.save_dir, "--save_dir")
+        flags.check_writable(config.log_dir, "--log_dir")
     STAGES[config.stage].check(config)
 
 
@@ -236,4 +236,4 @@ def dry_run(run) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: train(parse_args()))
+    flags.run(lambda: train(parse_args()))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cli
+import flags
 from config import VisualizeConfig
 
 
 def parse_args(argv: Sequence[str] | None = None) -> VisualizeConfig:
-    return cli.parse(VisualizeConfig, __doc__, argv)
+    return flags.parse(VisualizeConfig, __doc__, argv)
 
 
 def visualize(config: VisualizeConfig) -> None:
@@ -21,7 +21,7 @@ def visualize(config: VisualizeConfig) -> None:
     Raises:
         ValueError: if a flag is missing that the figure needs, or the checkpoint has no such figure.
     """
-    from celeba_dataset import request_rows
+    from attributes import request_rows
     from figures.figures import FIGURES, Sources
 
     if config.what == "all":
@@ -33,7 +33,7 @@ def visualize(config: VisualizeConfig) -> None:
         lacking = FIGURES[config.what].lacks(config)
         if lacking:
             raise ValueError(f"{config.what} needs {' and '.join(f'--{flag}' for flag in lacking)}")
-    cli.check_writable(config.output_dir)
+    flags.check_writable(config.output_dir)
     sources = Sources(config)
     suited = [name for name in wanted if FIGURES[name].suits(sources)]
     if not suited:
@@ -50,4 +50,4 @@ def visualize(config: VisualizeConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: visualize(parse_args()))
+    flags.run(lambda: visualize(parse_args()))

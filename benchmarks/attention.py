@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
+import flags
 from config import Config, count
 
 LEVELS = ((64, 128), (256, 64), (1024, 32), (4096, 16))  # positions, width of a head
@@ -56,7 +56,7 @@ def peak_mib(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    args = cli.parse(Options, __doc__)
+    args = flags.parse(Options, __doc__)
 
     import torch
     import torch.nn.functional as F
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

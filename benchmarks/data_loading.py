@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
+import flags
 from celeba_dataset import CelebADataset
 from config import Config, count, flag
 from image_data.cached import random_flip
@@ -164,7 +164,7 @@ def measure(root: str, image_size: int, num_workers: int, limit: int) -> dict[st
 
 
 def main() -> None:
-    config = cli.parse(LoadingConfig, __doc__)
+    config = flags.parse(LoadingConfig, __doc__)
     root = config.data_root
     if root is None:
         root = f"data/synthetic_faces_{config.image_size}"
@@ -182,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

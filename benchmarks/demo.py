@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo_page import Section, write_page
 
-import cli
+import devices
+import flags
 from config import Config, count, flag
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,8 @@ def show(name: str, text: str, commands: list[str], *folders: Path) -> Section:
 
 def clear_face() -> Path:
     """The first held-out drawn face that is not blurry."""
-    from celeba_dataset import attr_dict, read_celeba
+    from attributes import attr_dict
+    from celeba_dataset import read_celeba
 
     source = read_celeba(FACES).part("test")
     clear = source.attributes[:, attr_dict["Blurry"]] < 0
@@ -147,7 +149,7 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     found = {}
     for name, path in checkpoints.items():
         with tqdm(total=len(attributes), desc=f"faces to judge: {name}", unit="img") as bar:
-            model, autocast = load_model(path), cli.autocast("auto", "cpu")
+            model, autocast = load_model(path), devices.autocast("auto", "cpu")
             samples = draw(model, attributes, sampling, autocast, bar=bar)
         found[name] = balanced_accuracy(predict(probe, samples), attributes)
     faces = torch.from_numpy(held_out.images[:].copy())
@@ -160,7 +162,7 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
 
 
 def main() -> None:
-    config = cli.parse(DemoConfig, __doc__)
+    config = flags.parse(DemoConfig, __doc__)
     started = float(os.environ.get("DEMO_STARTED", time.time()))
     os.chdir(ROOT)
     shutil.rmtree(OUT, ignore_errors=True)
@@ -197,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

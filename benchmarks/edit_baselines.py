@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
+import devices
+import flags
 from config import CFG_SCALE, EDIT_BENCHMARK, DeviceConfig, ManipulateConfig, count, flag, weight
 
 # images uint8 (B, S, S, 3), the attribute, and whether it is to be there -> edits in the same form
@@ -135,7 +136,7 @@ def load(config: EditBaselinesConfig):
     from synthetic_faces.attributes import NAMES
     from synthetic_faces.benchmark import read_benchmark
 
-    model = load_model(config.checkpoint, cli.choose_device(config.device))
+    model = load_model(config.checkpoint, devices.choose_device(config.device))
     ours, size = model.config, read_benchmark(config.benchmark).facts["image_size"]
     if ours.image_size != size or {*NAMES} - {*ours.attribute_names}:
         known = len({*NAMES} & {*ours.attribute_names})
@@ -147,7 +148,7 @@ def load(config: EditBaselinesConfig):
 
 
 def main() -> None:
-    config = cli.parse(EditBaselinesConfig, __doc__)
+    config = flags.parse(EditBaselinesConfig, __doc__)
 
     import torch
     from PIL import Image
@@ -156,9 +157,9 @@ def main() -> None:
     from evaluation.truth import truth_table
     from synthetic_faces.benchmark import read_benchmark, score_folder
 
-    cli.check_writable(config.output_dir)
+    flags.check_writable(config.output_dir)
     benchmark = read_benchmark(config.benchmark)
-    autocast = cli.autocast(config.mixed_precision, cli.choose_device(config.device))
+    autocast = devices.autocast(config.mixed_precision, devices.choose_device(config.device))
     rows = {}
     for method in config.methods:
         folder, edit = Path(config.output_dir) / method, METHODS[method](config)
@@ -178,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
+import flags
 
 # isort: split
 import numpy as np
@@ -72,7 +72,7 @@ def miss(points: np.ndarray, expected: np.ndarray) -> float:
 
 
 def main() -> None:
-    config = cli.parse(FaceFindingConfig, __doc__)
+    config = flags.parse(FaceFindingConfig, __doc__)
 
     from tqdm import tqdm
 
@@ -121,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

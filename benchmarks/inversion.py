@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
+import devices
+import flags
 from config import CACHE_HELP, DATASET_HELP, DATASETS, Config, count, flag, weight
 
 STEPS = (10, 20, 50, 100)
@@ -53,7 +54,7 @@ def round_trip(model, images, rows, latent, steps: int, cfg_scale: float, plain:
 
 
 def main() -> None:
-    config = cli.parse(InversionConfig, __doc__)
+    config = flags.parse(InversionConfig, __doc__)
 
     import torch
     from tqdm import tqdm
@@ -63,7 +64,7 @@ def main() -> None:
     from figures.plots import save_curves
     from image_data.datasets import find_dataset
 
-    model, autocast = load_model(config.checkpoint), cli.autocast("auto", "cpu")
+    model, autocast = load_model(config.checkpoint), devices.autocast("auto", "cpu")
     found = find_dataset(config.data_root, config.dataset)
     faces = found.open_for(model.config, "test", config.cache_dir)
     batch = faces.__getitems__(range(min(config.num_images, len(faces))))
@@ -87,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train_memory import count_step
 
-import cli
-from celeba_dataset import CELEBA_ATTRIBUTES
+import devices
+import flags
+from attributes import CELEBA_ATTRIBUTES
 from checkpoint import EMA
 from config import Config, FirstStageConfig, LossConfig, ModelConfig, count, flag
 from diffusion_model import ConditionalDiffusion
@@ -106,8 +107,8 @@ def measure(image_size: int, batch_size: int, rounds: int, device: str) -> dict[
 
 
 def main() -> None:
-    config = cli.parse(LatentConfig, __doc__)
-    device = cli.choose_device(config.device)
+    config = flags.parse(LatentConfig, __doc__)
+    device = devices.choose_device(config.device)
     found = measure(config.image_size, config.batch_size, config.rounds, device)
     for name, row in found.items():
         print(f"{name:<22}" + "".join(f"{value:10.2f} {key}" for key, value in row.items()))
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -34,7 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
+import flags
 from config import DEFAULT_MODEL, Config, count, flag
 from page.visitors import RETURN_SECONDS
 
@@ -264,7 +264,7 @@ def attack(server: Server, number: int, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    config = cli.parse(PageConfig, __doc__)
+    config = flags.parse(PageConfig, __doc__)
     server = Server(config.checkpoint, config.guide)
     found: dict[str, object] = {"checkpoint": config.checkpoint, "processors": os.cpu_count()}
     try:
@@ -280,4 +280,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -23,8 +23,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
-from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
+import flags
+from attributes import CELEBA_ATTRIBUTES
+from celeba_dataset import CelebADataset
 from classifiers.judge import fit_classifier
 from classifiers.probe import Probe, save_probe
 from config import CACHE_HELP, Config, count, flag, share, weight
@@ -120,9 +121,9 @@ def predict(probe, pictures, batch_size: int = 256):
 
 
 def main() -> None:
-    config = cli.parse(ProbeConfig, __doc__)
+    config = flags.parse(ProbeConfig, __doc__)
     if config.out:
-        cli.check_writable(Path(config.out).parent, "--out")
+        flags.check_writable(Path(config.out).parent, "--out")
     start = time.perf_counter()
     if config.data_root:
         faces, attributes = photographs(config, "train")
@@ -158,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

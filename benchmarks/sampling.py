@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train_step import diffusers_unet
 
-import cli
-from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
+import devices
+import flags
+from attributes import CELEBA_ATTRIBUTES
+from celeba_dataset import CelebADataset
 from classifiers.judge import load_judge
 from config import CACHE_HELP, Config, ModelConfig, SamplingConfig, count, flag, weight
 from diffusion_model import ConditionalDiffusion, load_model
@@ -149,8 +151,8 @@ def equal_quality(model, judge, autocast, options: Options) -> tuple[float, floa
 
 
 def main() -> None:
-    options = cli.parse(Options, __doc__)
-    autocast = cli.autocast("auto", "cpu")
+    options = flags.parse(Options, __doc__)
+    autocast = devices.autocast("auto", "cpu")
     if options.checkpoint:
         model = load_model(options.checkpoint)
     else:
@@ -176,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -32,9 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo import command
 
-import cli
+import devices
+import flags
+from attributes import CELEBA_ATTRIBUTES
 from autoencoder_model import PixelFirstStage
-from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset
+from celeba_dataset import CelebADataset
 from checkpoint import EMA, load_checkpoint
 from classifiers.judge import load_judge
 from config import CACHE_HELP, CFG_SCALE, FEWEST_SAMPLES, Config, SamplingConfig, count, flag
@@ -269,7 +271,7 @@ class Contest:
 
 
 def main() -> None:
-    options = cli.parse(Options, __doc__)
+    options = flags.parse(Options, __doc__)
     synthetic = ROOT / "data" / "synthetic_faces_64"
     root = options.data_root or write_dataset(synthetic, num_images=6000, image_size=64, seed=0)
     root = Path(root).resolve()
@@ -279,7 +281,7 @@ def main() -> None:
         model, seen = train_ours(options, root, contest.out / time.strftime("run_%Y%m%d_%H%M%S"))
         for scale in SCALES:
             sampling = SamplingConfig(cfg_scale=scale)
-            images = draw(model, contest.rows, sampling, cli.autocast("auto", "cpu"))
+            images = draw(model, contest.rows, sampling, devices.autocast("auto", "cpu"))
             contest.measure(f"ours, cfg_scale {scale:g}", images, seen, how)
     for name, (kind, size, tuned) in PEERS.items():
         how = {"size": size, "num_inference_steps": options.num_inference_steps}
@@ -293,4 +295,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
+import devices
+import flags
 from config import TrainConfig
 
 
@@ -73,19 +74,19 @@ def count_step(config, images, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    config = cli.parse(TrainConfig, __doc__)
+    config = flags.parse(TrainConfig, __doc__)
 
     import torch
 
-    from celeba_dataset import CELEBA_ATTRIBUTES
+    from attributes import CELEBA_ATTRIBUTES
 
     model, side = replace(config.model, attribute_names=CELEBA_ATTRIBUTES), config.model.image_size
     images = torch.zeros(config.batch_size, side, side, 3, dtype=torch.uint8)
-    sizes = count_step(model, images, cli.choose_device(config.device))
+    sizes = count_step(model, images, devices.choose_device(config.device))
     for name, size in sizes.items():
         print(f"{name:<22}{size:8.3f}")
     print(json.dumps({name: round(size, 3) for name, size in sizes.items()}))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -25,8 +25,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cli
-from celeba_dataset import CELEBA_ATTRIBUTES
+import devices
+import flags
+from attributes import CELEBA_ATTRIBUTES
 from config import Config, ModelConfig, count, flag
 
 CONFIG = ModelConfig(CELEBA_ATTRIBUTES)
@@ -261,11 +262,11 @@ def measure(batch_size: int, rounds: int, device: str, compiled: bool) -> dict:
 def main() -> None:
     import torch
 
-    args = cli.parse(Options, __doc__)
-    device = cli.choose_device(args.device)
+    args = flags.parse(Options, __doc__)
+    device = devices.choose_device(args.device)
     result = measure(args.batch_size, args.rounds, device, args.compile)
     print(json.dumps(result | {"torch": torch.__version__, "threads": torch.get_num_threads()}))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

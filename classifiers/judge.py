@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from checkpoint import file_hash, find_weights, load_checkpoint, load_weights, refusing
-from cli import autocast
+from devices import autocast
 from image_data.cached import random_flip
 
 FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare

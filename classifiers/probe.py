@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from celeba_dataset import CELEBA_ATTRIBUTES
+from attributes import CELEBA_ATTRIBUTES
 from checkpoint import load_checkpoint, load_weights, save_atomically
 from classifiers.judge import network_input
 

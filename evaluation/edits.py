@@ -20,7 +20,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from celeba_dataset import attr_dict, deny_other_classes
+from attributes import attr_dict, deny_other_classes
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig, in_file_name

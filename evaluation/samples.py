@@ -22,8 +22,8 @@ from torchmetrics.functional.image import (
 )
 from tqdm import tqdm
 
-import cli
-from celeba_dataset import AttributePrior
+import devices
+from attributes import AttributePrior
 from checkpoint import file_hash, save_atomically
 from classifiers.judge import Judge, train_judge
 from classifiers.likeness import perceptual_distance
@@ -118,7 +118,7 @@ class SampleEvaluation:
         self.config, self.model, self.guide = config, model, guide
         self.judge, self.facts = judge, facts
         self.output_dir, self.writes = Path(config.output_dir), PartialState().is_main_process
-        self.autocast = cli.autocast(config.mixed_precision, model.device.type)
+        self.autocast = devices.autocast(config.mixed_precision, model.device.type)
         self.names = model.config.attribute_names
         splits = (config.attribute_split, "train", config.reference_split)
         self.held_out, self.train, self.reference_set = (
@@ -177,7 +177,7 @@ class SampleEvaluation:
             "eta": config.sampling.eta,
             "seed": config.seed,
             "open": config.open,
-            "precision": cli.choose_precision(config.mixed_precision, self.model.device.type),
+            "precision": devices.choose_precision(config.mixed_precision, self.model.device.type),
         }
 
     def make_requests(self) -> dict[str, Tensor]:

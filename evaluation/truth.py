@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from celeba_dataset import attr_dict
+from attributes import attr_dict
 from classifiers.likeness import perceptual_distance
 from evaluation.metrics import psnr
 

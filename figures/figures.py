@@ -18,9 +18,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
-import cli
+import devices
+from attributes import parse_request
 from autoencoder_model import build_first_stage
-from celeba_dataset import parse_request
 from checkpoint import build, load_checkpoint, load_first_stage, load_weights, refusing
 from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
@@ -64,7 +64,7 @@ class Sources:
 
     @cached_property
     def device(self) -> str:
-        return cli.choose_device(self.config.device)
+        return devices.choose_device(self.config.device)
 
     @cached_property
     def opened(self) -> ConditionalDiffusion | FirstStageAlone:
@@ -123,7 +123,7 @@ class Sources:
 
     @property
     def autocast(self) -> AbstractContextManager:
-        return cli.autocast(self.config.mixed_precision, self.device)
+        return devices.autocast(self.config.mixed_precision, self.device)
 
     @cached_property
     def sampling(self) -> SamplingConfig:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from celeba_dataset import ATTRIBUTE_FILES, IMAGE_FOLDER, columns_of, read_celeba
+from attributes import columns_of
+from celeba_dataset import ATTRIBUTE_FILES, IMAGE_FOLDER, read_celeba
 from config import ModelConfig
 from image_data.cached import SPLITS, CachedDataset, ImageDataset, Source, chosen_rows
 from image_data.files import Picture, checked_root, is_hidden

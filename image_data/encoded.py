@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from celeba_dataset import columns_of
+from attributes import columns_of
 from checkpoint import load_checkpoint, refusing, replace_file, save_atomically
 
 FORMAT = "encoded-images/2"

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from celeba_dataset import CELEBA_ATTRIBUTES, match_rows, read_attributes, require
+from attributes import CELEBA_ATTRIBUTES
+from celeba_dataset import match_rows, read_attributes, require
 from config import check_attribute_names, composed
 from image_data.cached import SPLITS
 from image_data.files import Listing, Picture, csv_rows, list_pictures, no_picture, read_text

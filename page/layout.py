@@ -17,8 +17,8 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageDraw
 
-import cli
-from celeba_dataset import parse_request
+import flags
+from attributes import parse_request
 from config import CFG_SCALE, ManipulateConfig
 from editing import Progress
 from figures.grids import caption, heat_map, readable, save_gif, save_image
@@ -139,7 +139,7 @@ def for_people(handler: Callable) -> Callable:
     terminal, too."""
 
     def told(error: Exception) -> gr.Error:
-        line = cli.in_one_line(error, "app.py")
+        line = flags.in_one_line(error, "app.py")
         if line is None:
             return gr.Error("Something went wrong here. Your results are kept.", print_exception=True)
         return gr.Error(" ".join(line.split()), print_exception=False)

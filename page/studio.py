@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import cli
-from celeba_dataset import CELEBA_ATTRIBUTES, parse_request
+import devices
+import flags
+from attributes import CELEBA_ATTRIBUTES, parse_request
 from checkpoint import file_hash, find_weights
 from classifiers.guide import load_guide
 from classifiers.judge import load_judge
@@ -71,7 +72,7 @@ class Studio:
 
     @in_one_thread
     def _load(self, config: AppConfig) -> None:
-        self.device = cli.choose_device(config.device)
+        self.device = devices.choose_device(config.device)
         self.model = load_model(config.checkpoint, self.device)
         file = self.script.guide_file
         self.guide = load_guide(file, self.device) if file else None
@@ -206,7 +207,7 @@ class Studio:
             "arguments": asdict(config),
             "checkpoint": file_hash(config.checkpoint),
             "guide": file_hash(config.guide_file) if self.guide and config.guide_file else None,
-            "precision": cli.choose_precision(config.mixed_precision, self.device),
+            "precision": devices.choose_precision(config.mixed_precision, self.device),
             "model": find_weights(config.checkpoint).name,
         }
         return json.dumps(facts, indent=2, default=str) + "\n"
@@ -216,7 +217,7 @@ class Studio:
         return settled(replace(config.sampling, cfg_scale=scale), self.model.schedule)
 
     def _computing(self):
-        return cli.autocast(self.script.mixed_precision, self.device)
+        return devices.autocast(self.script.mixed_precision, self.device)
 
 
 def command(config: ManipulateConfig) -> str:
@@ -225,10 +226,10 @@ def command(config: ManipulateConfig) -> str:
         config = replace(config, source_image=Path(config.source_image).name)
     if config.target_image:
         config = replace(config, target_image=Path(config.target_image).name)
-    usual = cli.flags_of(ManipulateConfig())
+    usual = flags.flags_of(ManipulateConfig())
     told = [
-        cli.typed(ManipulateConfig, name, value)
-        for name, value in cli.flags_of(config).items()
+        flags.typed(ManipulateConfig, name, value)
+        for name, value in flags.flags_of(config).items()
         if usual.get(name) != value
     ]
     return " ".join(["python manipulate.py", *told])

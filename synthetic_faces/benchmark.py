@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import cli
+import flags
 from config import Config, MakeBenchmarkConfig, ScoreEditsConfig
 from image_data.picture import open_picture
 from synthetic_faces.attributes import (
@@ -124,7 +124,7 @@ def make(config: MakeBenchmarkConfig) -> None:
             raise ValueError(f"{out} holds something else: give another --out, or remove it first")
         print(f"{out} is already there: {in_words(facts)}")
         return
-    cli.check_writable(out, "--out")
+    flags.check_writable(out, "--out")
     total = 2 * len(COLUMNS) * config.sources
     drawn = [*tqdm(draw_requests(config), "drawing", total, unit="request", leave=False)]
     requests = [request for request, *_ in drawn]
@@ -239,7 +239,7 @@ def score_folder(
 def score(config: ScoreEditsConfig) -> None:
     """Print the table of a folder of edits, and write score.json. Raises as ``read_benchmark`` and
     ``score_folder``."""
-    cli.check_writable(config.edits, "--edits")
+    flags.check_writable(config.edits, "--edits")
     benchmark = read_benchmark(config.benchmark)
     report = score_folder(config.edits, benchmark, config.judge)
 
@@ -256,14 +256,14 @@ COMMANDS: dict[str, tuple[type[Config], Callable[[Any], None]]] = {
 
 
 def main() -> None:
-    parser = cli.Parser(description="A benchmark of edits with a truth.", allow_abbrev=False)
+    parser = flags.Parser(description="A benchmark of edits with a truth.", allow_abbrev=False)
     parser.add_argument("command", choices=COMMANDS, help="draw the benchmark, or score edits")
     command = parser.parse_args(sys.argv[1:2]).command
     sys.argv[0] += f" {command}"
     kind, run = COMMANDS[command]
-    run(cli.parse(kind, __doc__, sys.argv[2:]))
+    run(flags.parse(kind, __doc__, sys.argv[2:]))
 
 
 if __name__ == "__main__":
     sys.argv[0] = "synthetic_faces.benchmark"  # the name in messages, otherwise benchmark.py
-    cli.run(main)
+    flags.run(main)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import celeba_dataset
-from celeba_dataset import AttributePrior, pack_rows
+import attributes
+from attributes import AttributePrior, pack_rows
 from checkpoint import save_model
 from config import SamplingConfig
 from diffusion_model import load_model
@@ -49,7 +49,7 @@ def test_what_nobody_asked_for_is_as_frequent_as_in_the_data(monkeypatch):
     rows[rows[:, 0] > 0, 1] = -1  # the second goes with the absence of the first only
     prior = AttributePrior.of(rows)
     requests = torch.tensor([[0.0, 0, 0, 0], [-1, 0, 0, 0], [1, 0, 0, 0]]).repeat(3000, 1)
-    monkeypatch.setattr(celeba_dataset, "MOST_PAIRS", 700)  # in many parts
+    monkeypatch.setattr(attributes, "MOST_PAIRS", 700)  # in many parts
     whole = prior.complete(requests, uniform(9000))
     for i, expected in enumerate(prior.frequencies(requests[:3])):
         agrees = ((rows == requests[i]) | (requests[i] == 0)).all(1)

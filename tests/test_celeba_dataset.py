@@ -18,18 +18,15 @@ import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from celeba_dataset import (
+from attributes import (
     CELEBA_ATTRIBUTES,
     HAIR_COLOURS,
-    OTHER_FILES,
-    CelebADataset,
     attr_dict,
     create_attribute_vector,
-    download_celeba,
-    load_and_preprocess_image,
     parse_request,
     settle,
 )
+from celeba_dataset import OTHER_FILES, CelebADataset, download_celeba, load_and_preprocess_image
 from config import CROPS
 from image_data import cached
 from image_data.cached import SPLITS, random_flip

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import cli
 import evaluate
 from checkpoint import save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
@@ -247,7 +246,7 @@ def given(checkpoint, tmp_path_factory):
 
 def run(*flags):
     argv = [str(flag) for flag in flags]
-    cli.run(lambda: evaluate.evaluate(evaluate.parse_args(argv)))
+    flags.run(lambda: evaluate.evaluate(evaluate.parse_args(argv)))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from toys import measured, toy_batch
 
-from celeba_dataset import attr_dict, create_attribute_vector, load_and_preprocess_image
+from attributes import attr_dict, create_attribute_vector
+from celeba_dataset import load_and_preprocess_image
 from config import LossConfig, ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion, drop_attributes
 from noise_schedule import NoiseSchedule, stratified_timesteps

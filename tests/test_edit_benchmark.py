@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-import cli
+import flags
+from attributes import CELEBA_ATTRIBUTES
 from benchmarks import edit_baselines
-from celeba_dataset import CELEBA_ATTRIBUTES
 from checkpoint import save_model
 from classifiers.probe import load_probe
 from evaluation.truth import edit_figures
@@ -26,7 +26,7 @@ def run(*argv: object) -> None:
     """``python -m synthetic_faces.benchmark`` with these words."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["synthetic_faces.benchmark", *map(str, argv)])
-        cli.run(benchmark.main)
+        flags.run(benchmark.main)
 
 
 @pytest.fixture(scope="module")
@@ -193,15 +193,15 @@ def test_the_probe_reads_drawn_faces(made):
 def test_baselines_write_edits_and_are_scored(made, make_model, tmp_path, capsys, monkeypatch):
     model = tmp_path / "model.pth"
     save_model(make_model(CELEBA_ATTRIBUTES, image_size=64, patch_size=8), model)
-    flags = ["--benchmark", made, "--output_dir", tmp_path, "--checkpoint", model, "--device", "cpu"]
-    flags += ["--num_faces", 50, "--num_inference_steps", 2, "--mixed_precision", "no"]
+    options = ["--benchmark", made, "--output_dir", tmp_path, "--checkpoint", model, "--device", "cpu"]
+    options += ["--num_faces", 50, "--num_inference_steps", 2, "--mixed_precision", "no"]
     methods = ("no_edit", "mean_difference")
-    monkeypatch.setattr(sys, "argv", ["edit_baselines.py", *map(str, flags), "--methods", *methods])
+    monkeypatch.setattr(sys, "argv", ["edit_baselines.py", *map(str, options), "--methods", *methods])
     edit_baselines.main()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["edits"]
     assert [*rows] == [*methods]
     assert rows["no_edit"]["gain"] == 0 and rows["mean_difference"]["change inside"] > 0.2
-    config = cli.parse(edit_baselines.EditBaselinesConfig, "", [*map(str, flags)])
+    config = flags.parse(edit_baselines.EditBaselinesConfig, "", [*map(str, options)])
     sources = torch.from_numpy(read_benchmark(made).sources[:2])
     for method in ("sdedit", "ours"):
         edited = edit_baselines.METHODS[method](config)(sources, "Smiling", 1)
@@ -209,4 +209,4 @@ def test_baselines_write_edits_and_are_scored(made, make_model, tmp_path, capsys
     small = ["--checkpoint", "drawn64", "--benchmark", tmp_path / "small"]
     run("make", "--out", tmp_path / "small", "--sources", 1, "--image_size", 32)
     with pytest.raises(ValueError, match="64 pixels and knows 40 of 40"):
-        edit_baselines.load(cli.parse(edit_baselines.EditBaselinesConfig, "", [*map(str, small)]))
+        edit_baselines.load(flags.parse(edit_baselines.EditBaselinesConfig, "", [*map(str, small)]))

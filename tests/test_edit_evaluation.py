@@ -9,9 +9,9 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-import cli
 import evaluate
-from celeba_dataset import CELEBA_ATTRIBUTES, CelebADataset, attr_dict
+from attributes import CELEBA_ATTRIBUTES, attr_dict
+from celeba_dataset import CelebADataset
 from classifiers.judge import Judge
 from evaluation.edits import EditJudge, Task
 from evaluation.metrics import psnr
@@ -118,7 +118,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
 
     def run(*more):
         argv = [str(part) for part in (*flags, *more)]
-        cli.run(lambda: evaluate.evaluate(evaluate.parse_args(argv)))
+        flags.run(lambda: evaluate.evaluate(evaluate.parse_args(argv)))
 
     run("--train_judge", "--judge_epochs", 1)
     report = json.loads((out / "edits.json").read_text())

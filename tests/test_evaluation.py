@@ -14,8 +14,8 @@ import pytest
 import torch
 from torchmetrics.image.kid import poly_mmd
 
-import cli
 import evaluate
+import flags
 from celeba_dataset import CelebADataset
 from checkpoint import save_atomically
 from classifiers.judge import Judge, load_judge
@@ -159,7 +159,7 @@ def test_image_i_does_not_depend_on_the_batch(make_model):
 
 
 def run_evaluate(*argv) -> None:
-    cli.run(lambda: evaluate.evaluate(evaluate.parse_args([str(part) for part in argv])))
+    flags.run(lambda: evaluate.evaluate(evaluate.parse_args([str(part) for part in argv])))
 
 
 def test_the_judge_of_all_attributes_serves_a_model_of_some(tmp_path):

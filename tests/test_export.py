@@ -7,8 +7,8 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import checkpoint as checkpoints
-import cli
 import export
+import flags
 from autoencoder_model import build_first_stage
 from checkpoint import load_checkpoint, load_first_stage, save_model
 from classifiers.guide import GuidanceClassifier, load_guide
@@ -29,8 +29,8 @@ SMALL_KL = {
 
 
 def run_export(checkpoint, out, *more: str) -> None:
-    flags = ["--checkpoint", str(checkpoint), "--out", str(out), *more]
-    cli.run(lambda: export.export(export.parse_args(flags)))
+    options = ["--checkpoint", str(checkpoint), "--out", str(out), *more]
+    flags.run(lambda: export.export(export.parse_args(options)))
 
 
 def test_safetensors_and_back(checkpoint, tmp_path, capsys):

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import celeba_dataset
 import layers
 import noise_schedule
+from attributes import AttributePrior
 from autoencoder_model import PixelFirstStage
-from celeba_dataset import AttributePrior
 from checkpoint import EMA
 from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge, train_judge

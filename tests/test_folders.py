@@ -14,7 +14,7 @@ from conftest import TINY_FLAGS
 from PIL import Image, features
 
 import train
-from celeba_dataset import CELEBA_ATTRIBUTES, create_attribute_vector
+from attributes import CELEBA_ATTRIBUTES, create_attribute_vector
 from image_data import files, picture
 from image_data.datasets import find_dataset
 from image_data.labelled import split_named

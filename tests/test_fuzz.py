@@ -19,10 +19,10 @@ from PIL import Image, features
 from test_photograph import icc_profile
 
 import celeba_dataset
-import cli
 import encode_latents
 import evaluate
 import export
+import flags
 import manipulate
 import train
 import visualize
@@ -393,7 +393,7 @@ def test_any_flags(script, tmp_path, monkeypatch, capsys):
     for _ in range(400 * TIMES):
         argv = [pick.choice(WORDS) for _ in range(pick.randrange(1, 8))]
         try:
-            cli.run(lambda argv=argv: script.parse_args(argv))
+            flags.run(lambda argv=argv: script.parse_args(argv))
         except SystemExit as stopped:
             assert stopped.code == 2, shlex.join(argv)
             assert "Traceback" not in capsys.readouterr().err
@@ -416,7 +416,7 @@ def test_any_configuration_file(tmp_path, monkeypatch):
         text = texts[number % len(texts)].encode()
         path.write_bytes(text if number < len(texts) else mutated(text, pick))
         try:
-            cli.run(lambda: train.parse_args(["--config", str(path)]))
+            flags.run(lambda: train.parse_args(["--config", str(path)]))
         except SystemExit as stopped:
             assert stopped.code == 2
     assert [each.name for each in tmp_path.iterdir()] == ["c.yaml"]

@@ -8,10 +8,10 @@ import yaml
 from huggingface_hub import ModelCard, hub_mixin
 from safetensors.torch import save_file
 
-import cli
 import diffusion_model
 import export
-from celeba_dataset import CELEBA_ATTRIBUTES
+import flags
+from attributes import CELEBA_ATTRIBUTES
 from checkpoint import IN_FOLDER, load_checkpoint, save_model
 from config import SamplingConfig
 from diffusion_model import ConditionalDiffusion, load_model
@@ -124,9 +124,9 @@ def test_to_a_stub_of_the_hub_and_back(make_model, tmp_path, monkeypatch):
 
 
 def test_the_command_line_writes_such_a_folder(checkpoint, tmp_path, capsys):
-    def run(*flags):
-        flags = ["--checkpoint", str(checkpoint), "--hub", "--out", *map(str, flags)]
-        cli.run(lambda: export.export(export.parse_args(flags)))
+    def run(*options):
+        options = ["--checkpoint", str(checkpoint), "--hub", "--out", *map(str, options)]
+        flags.run(lambda: export.export(export.parse_args(options)))
 
     run(tmp_path / "folder", "--half")
     assert "3 steps" in (tmp_path / "folder" / "README.md").read_text()

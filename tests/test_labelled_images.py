@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from celeba_dataset import CELEBA_ATTRIBUTES, deny_other_classes
+from attributes import CELEBA_ATTRIBUTES, deny_other_classes
 from config import ModelConfig
 from image_data.datasets import DATASETS, find_dataset, recognise
 from image_data.labelled import one_hot

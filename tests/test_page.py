@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cli
+import flags
 import manipulate
+from attributes import CELEBA_ATTRIBUTES
 from benchmarks.page_speed import CHROMIUM, Server
-from celeba_dataset import CELEBA_ATTRIBUTES
 from config import AppConfig, ManipulateConfig
 from figures.grids import save_gif
 from page.leaks import leak_meter
@@ -127,7 +127,7 @@ def test_a_command_says_what_differs_and_is_read_back(studio):
     config = script(studio, mode="edit", source_image="/secret/it's me.jpg", attributes=("Male=0",))
     said = command(config)
     assert "secret" not in said and "--seed" not in said
-    again = cli.parse(ManipulateConfig, None, shlex.split(said)[2:])
+    again = flags.parse(ManipulateConfig, None, shlex.split(said)[2:])
     assert again == replace(config, source_image="it's me.jpg")
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from celeba_dataset import CELEBA_ATTRIBUTES
+from attributes import CELEBA_ATTRIBUTES
 from figures import fonts
 from figures.grids import caption, labelled_grid, readable, save_gif, save_grid, save_image
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter

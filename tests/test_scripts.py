@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-import cli
 import encode_latents
 import evaluate
+import flags
 import manipulate
 import train
 import visualize
@@ -33,7 +33,7 @@ MAIN = {
 
 
 def run_script(module, *argv: str) -> None:
-    cli.run(lambda: MAIN[module](module.parse_args([str(part) for part in argv])))
+    flags.run(lambda: MAIN[module](module.parse_args([str(part) for part in argv])))
 
 
 @pytest.fixture
@@ -108,14 +108,14 @@ def test_what_is_not_named_is_drawn_from_the_training_rows(checkpoint, faces, tm
     lines = (faces / "list_attr_celeba.txt").read_text().splitlines()[2:]
     known = {tuple(map(float, line.split()[1:])) for line in lines}
     made = {}
-    for which, flags in {
+    for which, request in {
         "completed": ["--attributes", "Smiling=1"],
         "again": ["--attributes", "Smiling=1"],
         "open": ["--attributes", "Smiling=1", "--open"],
         "unconditional": ["--unconditional"],
     }.items():
         mode = [] if which == "unconditional" else ["--mode", "generate"]
-        run_script(manipulate, *common, *mode, *flags, "--output_dir", tmp_path / which)
+        run_script(manipulate, *common, *mode, *request, "--output_dir", tmp_path / which)
         manifest = json.loads((tmp_path / which / "manifest.json").read_text())
         assert list(manifest["made"]) == ["generate"]
         made[which] = manifest["made"]["generate"]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from attributes import CELEBA_ATTRIBUTES, attr_dict
 from benchmarks.probe import draw_labelled, train_probe
-from celeba_dataset import CELEBA_ATTRIBUTES, attr_dict
 from evaluation.metrics import balanced_accuracy
 from synthetic_faces import dataset as synthetic_dataset
 from synthetic_faces.attributes import BEARD, IMPOSSIBLE, NAMES

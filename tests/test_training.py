@@ -24,8 +24,8 @@ from accelerate.utils import LoggerType
 from torch.utils.tensorboard import SummaryWriter
 
 import checkpoint
-import cli
 import encode_latents
+import flags
 import manipulate
 import train
 from checkpoint import load_checkpoint
@@ -143,7 +143,7 @@ def test_non_finite_gradients_skip_the_step_and_too_many_stop(flags, monkeypatch
 def one_line(capsys, call) -> str:
     """What a call that must fail says, in one line."""
     with pytest.raises(SystemExit) as stopped:
-        cli.run(call)
+        flags.run(call)
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2 and ": error: " in said
     return said

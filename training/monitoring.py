@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from checkpoint import replace_file
-from cli import flags_of
+from flags import flags_of
 from layers import widest
 from training.batches import seed_everything
 from training.run import TrainingRun

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from cli import choose_precision
+from devices import choose_precision
 
 MOMENTUM = 0.95
 SMALLEST_SIDE = 32  # of a matrix that Muon takes

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-import cli
+import devices
 from config import TrainConfig
 from training.stages import STAGES
 
@@ -40,7 +40,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         ValueError: where that environment asks for another device, or for what is not done here; where
             what --report_to needs is not installed.
     """
-    device = cli.choose_device(config.device)
+    device = devices.choose_device(config.device)
     tracker = None if config.report_to == "none" else config.report_to
     if tracker and importlib.util.find_spec(tracker) is None:
         raise ValueError(
@@ -61,7 +61,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         cpu=device == "cpu",
-        mixed_precision=cli.choose_precision(config.mixed_precision, device),
+        mixed_precision=devices.choose_precision(config.mixed_precision, device),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.grad_accum),
         log_with=tracker,
         project_dir=config.log_dir,

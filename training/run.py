@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-import cli
+import flags
 from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
 from config import ADJUSTABLE, FREE, Flag, TrainConfig
 from image_data.encoded import LatentDataset
@@ -208,7 +208,7 @@ class TrainingRun:
         state = {
             "config": self.raw_model.config.to_dict(),
             "recipe": self.recipe(),
-            "flags": cli.flags_of(self.config),
+            "flags": flags.flags_of(self.config),
             "stage": self.config.stage,
             "model": self.raw_model.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -251,12 +251,12 @@ class TrainingRun:
 
     def command_to_resume(self) -> str:
         """The command that goes on with this run, as one types it."""
-        script, *flags = sys.argv
+        script, *options = sys.argv
         if not self.config.resume:  # else --resume has a file, and the last --resume counts
-            flags = [each for each in flags if each != "--resume"]
+            options = [each for each in options if each != "--resume"]
         several = self.accelerator.num_processes > 1
         start = ["accelerate", "launch", "..."] if several else ["python"]
-        return shlex.join([*start, script, *flags, "--resume"])
+        return shlex.join([*start, script, *options, "--resume"])
 
     def load(self, *paths: Path) -> None:
         """Continue from the first of these checkpoints that is whole. Damaged ones before it are named
@@ -297,7 +297,7 @@ class TrainingRun:
                 f"resume with --stage {state['stage']}"
             )
         trained, flags_then = state["recipe"], state.get("flags", {})
-        flags = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
+        facts = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
         parts = (self.config, self.loss_config, self.raw_model.config)
         defaults = {each.name: each.default for part in parts for each in fields(part)}
         defaults["optimizer"] = "adamw"  # of runs from before there was a choice
@@ -306,7 +306,7 @@ class TrainingRun:
             before = trained.get(key, defaults.get(key))  # a field newer than the file: its default
             if before == value or (key in FOLLOWS and differences):
                 continue
-            if key in flags and flags[key].resume == ADJUSTABLE:
+            if key in facts and facts[key].resume == ADJUSTABLE:
                 if self.accelerator.is_main_process:
                     print(f"{key} was {before} so far, and is {value} from here on")
                 continue
@@ -326,12 +326,12 @@ class TrainingRun:
         if key == "batches_per_step":
             return [f"a number of processes that divides {before}"]
         if key not in OF_DATA:
-            return [cli.typed(TrainConfig, key, before)]
-        flags_now = cli.flags_of(self.config)
+            return [flags.typed(TrainConfig, key, before)]
+        flags_now = flags.flags_of(self.config)
         changed = [name for name in DATA_FLAGS if flags_then.get(name) != flags_now.get(name)]
         if not flags_then or not changed:
             return ["the same data"]
-        return [cli.typed(TrainConfig, name, flags_then.get(name)) for name in changed]
+        return [flags.typed(TrainConfig, name, flags_then.get(name)) for name in changed]
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
         """Write the EMA weights to the stage's file. A stage that keeps only the best writes them only

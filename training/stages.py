@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from celeba_dataset import CELEBA_ATTRIBUTES, AttributePrior
+from attributes import CELEBA_ATTRIBUTES, AttributePrior
 from checkpoint import load, load_weights, save_atomically, save_model, take_over
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import cli
 import config
+import devices
+import flags
 from config import (
     ADJUSTABLE,
     FREE,
@@ -32,7 +33,7 @@ REQUIRED = {EvaluateConfig: ["--data_root", "x"], VisualizeConfig: ["all"]}
 
 
 def parsed(kind, *argv: str):
-    return cli.parse(kind, "A script.", [*REQUIRED.get(kind, []), *argv])
+    return flags.parse(kind, "A script.", [*REQUIRED.get(kind, []), *argv])
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)
@@ -90,7 +91,7 @@ def test_help_names_every_flag_its_default_and_choices(capsys):
     with pytest.raises(SystemExit):
         parsed(TrainConfig, "--help")
     text = " ".join(capsys.readouterr().out.split())
-    for name in cli.by_flag(TrainConfig):
+    for name in flags.by_flag(TrainConfig):
         assert f"--{name}" in text
     assert "(default: 0.001)" in text and f"{{{','.join(config.SCHEDULES)}}}" in text
 
@@ -105,7 +106,7 @@ def test_what_flags_of_writes_gives_the_same_configuration(kind, tmp_path):
         argv += ["--attributes", "Smiling=1", "--from", "Male=1", "--to", "Male=0", "--cfg_scale", "3"]
         argv += ["--edit_cfg_scale", "2"]
     before = parsed(kind, *argv)
-    written = {k: v for k, v in cli.flags_of(before).items() if k != "what"}
+    written = {k: v for k, v in flags.flags_of(before).items() if k != "what"}
     (tmp_path / "flags.yaml").write_text(yaml.safe_dump(written))
     assert parsed(kind, "--config", str(tmp_path / "flags.yaml")) == before
 
@@ -121,19 +122,19 @@ def test_a_setting_as_one_types_it():
         ("max_steps", None, "no --max_steps"),
         ("data_root", "my faces", "--data_root 'my faces'"),
     ):
-        assert cli.typed(TrainConfig, name, value) == typed
+        assert flags.typed(TrainConfig, name, value) == typed
 
 
 def test_an_old_python_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(cli.__file__)
+        runpy.run_path(flags.__file__)
     (line,) = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and line.startswith("Python 3.10 or newer is needed, and ")
 
 
 def test_the_oldest_python_is_the_same_everywhere():
-    root, (major, minor) = Path(cli.__file__).parent, cli.OLDEST_PYTHON
+    root, (major, minor) = Path(flags.__file__).parent, flags.OLDEST_PYTHON
     for file, said in (
         ("README.md", f"Python {major}.{minor} or newer"),
         ("Makefile", f"python{major}.{minor} -m venv"),
@@ -145,25 +146,31 @@ def test_the_oldest_python_is_the_same_everywhere():
 
 def test_a_missing_package_is_one_line_and_a_bug_is_none(capsys):
     error = ModuleNotFoundError("No module named 'torch'")
-    assert "No module named 'torch', for " in cli.in_one_line(error, "train.py")
-    assert cli.in_one_line(TypeError("a bug"), "train.py") is None
+    assert "No module named 'torch', for " in flags.in_one_line(error, "train.py")
+    assert flags.in_one_line(TypeError("a bug"), "train.py") is None
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
 def test_scripts_need_no_backend_of_a_notebook(backend):
-    code = "import cli; cli.run(lambda: __import__('figures.plots'))"
+    code = "import flags; flags.run(lambda: __import__('figures.plots'))"
     environment = os.environ | {"MPLBACKEND": backend}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(cli.__file__).parent, env=environment, capture_output=True
+        [sys.executable, "-c", code],
+        cwd=Path(flags.__file__).parent,
+        env=environment,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_terminal_that_lacks_letters_shows_their_codes():
-    code = "import cli; cli.run(lambda: print('Jos\u00e9'))"
+    code = "import flags; flags.run(lambda: print('Jos\u00e9'))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(cli.__file__).parent, env=environment, capture_output=True
+        [sys.executable, "-c", code],
+        cwd=Path(flags.__file__).parent,
+        env=environment,
+        capture_output=True,
     )
     assert done.returncode == 0 and done.stdout.strip() == b"Jos\\xe9"
 
@@ -202,7 +209,7 @@ def test_configurations_are_frozen_and_check_themselves():
 def test_every_flag_of_training_says_what_a_resumed_run_may_do():
     """What is not said to be free or adjustable must be the same, and is in the recipe."""
     kinds = {SAME, ADJUSTABLE, FREE}
-    for place in cli.places(TrainConfig):
+    for place in flags.places(TrainConfig):
         assert place.facts.resume in kinds
     own = {
         each.name: each.metadata["flag"].resume
@@ -221,19 +228,19 @@ def test_the_device_that_is_there(cuda, mps, auto, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert cli.choose_device("auto") == auto and cli.choose_device("cpu") == "cpu"
+    assert devices.choose_device("auto") == auto and devices.choose_device("cpu") == "cpu"
     for name, there in (("cuda", cuda), ("mps", mps)):
         if there:
-            assert cli.choose_device(name) == name
+            assert devices.choose_device(name) == name
         else:
             with pytest.raises(ValueError, match=f"--device {name}, .* use --device {auto}"):
-                cli.choose_device(name)
+                devices.choose_device(name)
 
 
 def test_an_apple_gpu_computes_in_full_precision_unless_told():
-    assert cli.choose_precision("auto", "mps") == "no"
-    assert cli.choose_precision("bf16", "mps") == "bf16"
-    with cli.autocast("auto", "mps"):  # needs no support of it in torch
+    assert devices.choose_precision("auto", "mps") == "no"
+    assert devices.choose_precision("bf16", "mps") == "bf16"
+    with devices.autocast("auto", "mps"):  # needs no support of it in torch
         pass
 
 
