@@ -99,7 +99,7 @@ def fit_classifier(
         order = torch.randperm(total, generator=generator)
         for rows in order[: total // batch_size * batch_size].split(batch_size):
             images = batch_of(rows)
-            with autocast("no" if device.type == "mps" else "bf16", device.type):
+            with autocast("auto", device.type):
                 logits = model(images)
             loss = F.binary_cross_entropy_with_logits(
                 logits.float(), targets[rows].to(device), weights[rows].to(device)
