@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import devices
 import flags
-from config import EncodeConfig
+from config import SPLITS, EncodeConfig
 
 
 def parse_args(argv: list[str] | None = None) -> EncodeConfig:
@@ -26,9 +26,8 @@ def encode(config: EncodeConfig) -> None:
 
     from autoencoder_model import build_first_stage
     from checkpoint import load_first_stage, load_weights, weights_hash
-    from image_data.cached import SPLITS
     from image_data.datasets import find_dataset
-    from image_data.encoded import LatentWriter, encode_images, names_hash
+    from training.encoding import LatentWriter, encode_images, names_hash
 
     flags.check_writable(config.output_dir)
     device = devices.choose_device(config.device)

@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> None:
     found = find_dataset(config.data_root, config.dataset)
     say(str(found))
     if config.train_judge and not Path(config.checkpoint).is_file():
-        make_judge(config, found, ModelConfig(found.labelled.names), device)
+        make_judge(config, found, ModelConfig(found.names), device)
         print(f"written: {config.judge}; no checkpoint at {config.checkpoint} to measure")
         return
     model = load_model(config.checkpoint, device)

@@ -44,7 +44,7 @@ from evaluation.reading import Result, in_batches, read, say
 from evaluation.tables import plot_sweeps, samples_table
 from figures.grids import save_grid
 from guidance import Guide
-from image_data.datasets import Found
+from image_data.labelled import LabelledImages
 from samplers import SAMPLERS, settled
 
 NAMED = 3  # attributes in a short request
@@ -80,7 +80,9 @@ def sampling_settings(config: EvaluateConfig, model: ConditionalDiffusion) -> li
     return settings
 
 
-def make_judge(config: EvaluateConfig, data: Found, model_config: ModelConfig, device: str) -> None:
+def make_judge(
+    config: EvaluateConfig, data: LabelledImages, model_config: ModelConfig, device: str
+) -> None:
     """Train the judge on the training split, test it, and write it with its accuracies to --judge."""
     test, train = (data.open_for(model_config, split, config.cache_dir) for split in ("test", "train"))
     judge = train_judge(train, config.judge_epochs, config.seed, device)
@@ -109,7 +111,7 @@ class SampleEvaluation:
     def __init__(
         self,
         config: EvaluateConfig,
-        data: Found,
+        data: LabelledImages,
         model: ConditionalDiffusion,
         guide: Guide | None,
         judge: Judge,

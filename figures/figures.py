@@ -22,15 +22,16 @@ import devices
 from attributes import parse_request
 from autoencoder_model import build_first_stage
 from checkpoint import build, load_checkpoint, load_first_stage, load_weights, refusing
-from config import CFG_SCALE, ModelConfig, SamplingConfig, VisualizeConfig, in_file_name
+from config import CFG_SCALE, SPLITS, ModelConfig, SamplingConfig, VisualizeConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw
 from evaluation.reading import in_batches
 from figures.grids import caption, labelled_grid, readable, save_gif, save_grid
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
 from figures.unet_drawing import save_unet_drawing
-from image_data.cached import SPLITS, ImageDataset
-from image_data.datasets import Found, find_dataset
+from image_data.cached import ImageDataset
+from image_data.datasets import find_dataset
+from image_data.labelled import LabelledImages
 from samplers import sample_generators, settled
 
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
@@ -94,7 +95,7 @@ class Sources:
         return Path(str(self.config.checkpoint)).name
 
     @cached_property
-    def data(self) -> Found:
+    def data(self) -> LabelledImages:
         """What --data_root holds. Prints a line on it."""
         found = find_dataset(str(self.config.data_root), self.config.dataset)
         print(found)
@@ -194,7 +195,7 @@ class Sources:
 
 def attributes(sources: Sources) -> list[Path]:
     """How often each attribute is present in each split, and how attributes go together."""
-    names = sources.data.labelled.names
+    names = sources.data.names
     rows = {split: sources.data.attribute_rows(split) for split in SPLITS}
     order = np.argsort(rows["train"].mean(0))
     shares = {
@@ -207,7 +208,7 @@ def attributes(sources: Sources) -> list[Path]:
         correlation = np.atleast_2d(np.corrcoef(rows["train"].T))
     correlation[constant] = correlation[:, constant] = 0  # not defined for what never varies
     correlation = correlation[np.ix_(order, order)]
-    root = sources.data.labelled.root.name
+    root = sources.data.root.name
     balance, together = (sources.out / f"attribute_{what}.png" for what in ("balance", "correlation"))
     title = f"How often each attribute is present ({root})"
     return [

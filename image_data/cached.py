@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -16,19 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from image_data.picture import check_geometry, decode_image
+from image_data.picture import check_geometry, decode_image, to_square
 
-SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}  # as list_eval_partition.txt numbers them
 DECODING = "bilinear-2"  # part of every cache's key: change it when `decode_image` changes its pixels
-
-
-def check_split(split: str) -> None:
-    """Raise ValueError for a name that is not in SPLITS."""
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
 
 
 def chosen_rows(number: int, data_fraction: float) -> np.ndarray:
@@ -114,15 +107,29 @@ def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Ten
 class Source:
     """The pictures of a split and their attributes.
 
-    root: the folder; pictures: N objects with the members of `image_data.files.Picture`, or an array;
-    attributes: (N, A).
+    root: the folder.
+    pictures: N objects with the members of `image_data.files.Picture`, or an array.
+    attributes: (N, A), under A names.
+    flips: whether a mirror image is as good as the image.
     """
 
     root: Path
     split: str
     pictures: Sequence | np.ndarray
     attributes: np.ndarray
-    attribute_names: Sequence[str]
+    attribute_names: tuple[str, ...]
+    flips: bool = True
+
+
+def array_dataset(source: Source, image_size: int, crop: int, data_fraction: float) -> ImageDataset:
+    """The pictures of a source, an array (N, H, W) or (N, H, W, 3), as a dataset in memory."""
+    check_geometry(image_size, crop)
+    rows = chosen_rows(len(source.pictures), data_fraction)
+    images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+    for image, row in zip(images, rows, strict=True):
+        image[...] = to_square(Image.fromarray(source.pictures[row]).convert("RGB"), image_size, crop)
+    names = [f"{source.split}/{row}" for row in rows]
+    return ImageDataset(images, source.attributes[rows], source.attribute_names, names, source.flips)
 
 
 class CachedDataset(ImageDataset):
@@ -140,7 +147,6 @@ class CachedDataset(ImageDataset):
 
     Attributes:
         skipped: names of unreadable pictures, which are left out.
-        rows: which of the source's pictures are here.
 
     Raises:
         ValueError: one line, for a wrong argument or too many unreadable pictures.
@@ -158,18 +164,18 @@ class CachedDataset(ImageDataset):
         check_geometry(image_size, crop)
         chosen = chosen_rows(len(source.pictures), data_fraction)
         pictures = [source.pictures[row] for row in chosen]
-        where = hashlib.sha256(os.fsencode(source.root)).hexdigest()[:12]
-        slot = f"{source.split}_{100 * data_fraction:g}pct_{image_size}px_crop{crop}_{where}"
+        root_hash = hashlib.sha256(os.fsencode(source.root)).hexdigest()[:12]
+        slot = f"{source.split}_{100 * data_fraction:g}pct_{image_size}px_crop{crop}_{root_hash}"
         key = fingerprint(pictures, image_size, crop)
         self._cache = Path(cache_dir).expanduser().resolve() / f"{slot}-{key}.u8"
         self.skipped = ensure_cache(self._cache, slot, pictures, image_size, crop, num_workers)
         broken = set(self.skipped)
-        kept = [i for i, each in enumerate(pictures) if each.name not in broken]
-        self.rows = chosen[kept]
+        kept = [i for i, picture in enumerate(pictures) if picture.name not in broken]
         self._shape = (len(kept), image_size, image_size, 3)
         images = np.memmap(self._cache, np.uint8, "r", shape=self._shape)
         names = [pictures[i].name for i in kept]
-        super().__init__(images, source.attributes[self.rows], source.attribute_names, names)
+        attributes = source.attributes[chosen[kept]]
+        super().__init__(images, attributes, source.attribute_names, names, source.flips)
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "images"}
@@ -227,6 +233,14 @@ def _build_cache(
     broken: dict[str, str] = {}
     limit = max(10, len(pictures) // 100)
     temporary = cache.with_suffix(".tmp")
+
+    def decode(picture) -> np.ndarray | Exception:
+        try:
+            with picture.file() as path:
+                return decode_image(path, image_size, crop)
+        except (ValueError, FileNotFoundError) as error:
+            return error
+
     try:
         with (
             open(temporary, "wb") as file,
@@ -235,13 +249,11 @@ def _build_cache(
         ):
             for start in range(0, len(pictures), 128 * workers):
                 window = pictures[start : start + 128 * workers]
-                chunks = [(window[i : i + 32], image_size, crop) for i in range(0, len(window), 32)]
-                decoded = itertools.chain.from_iterable(pool.map(_decode, chunks))
-                for entry, picture in zip(window, decoded, strict=True):
-                    if isinstance(picture, Exception):
-                        broken[entry.name] = str(picture)
+                for picture, pixels in zip(window, pool.map(decode, window), strict=True):
+                    if isinstance(pixels, Exception):
+                        broken[picture.name] = str(pixels)
                     else:
-                        file.write(picture.tobytes())
+                        file.write(pixels.tobytes())
                     bar.update()
                 if len(broken) > limit or len(broken) == len(pictures):
                     raise ValueError(
@@ -259,26 +271,13 @@ def _build_cache(
     return list(broken)
 
 
-def _decode(work: tuple[Sequence, int, int]) -> list[np.ndarray | ValueError | FileNotFoundError]:
-    """Each picture of a chunk decoded, or the error that says why it cannot be."""
-    chunk, image_size, crop = work
-    results: list[np.ndarray | ValueError | FileNotFoundError] = []
-    for entry in chunk:
-        try:
-            with entry.file() as path:
-                results.append(decode_image(path, image_size, crop))
-        except (ValueError, FileNotFoundError) as error:
-            results.append(error)
-    return results
-
-
 def fingerprint(pictures: Sequence, image_size: int, crop: int) -> str:
     """A hash that changes with the choice of pictures and with their sizes and dates.
 
     Attribute values are no part of it. They are read from their file each time and never cached.
     """
     digest = hashlib.sha256(f"{DECODING} {image_size} {crop}\n".encode())
-    for entry in pictures:
-        found = entry.stat()
-        digest.update(os.fsencode(f"{entry.path} {found.st_size} {found.st_mtime_ns}\n"))
+    for picture in pictures:
+        status = picture.stat()
+        digest.update(os.fsencode(f"{picture.path} {status.st_size} {status.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]

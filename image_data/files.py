@@ -1,4 +1,4 @@
-"""What lies in a folder: picture files, and what is passed over. The text and rows of label files."""
+"""What lies in a folder: picture files, and files of other kinds. The text and rows of label files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import codecs
 import csv
 import io
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,12 +24,13 @@ SYSTEM_NAMES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
 SYSTEM_NAMES |= {"$recycle.bin", "#recycle", "@eadir", "system volume information", "__pycache__"}
 NOT_READ = {".pfm"}  # numbers without a fixed range, not levels
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
-WAYS_OUT = {
+ADVICE = {
     **dict.fromkeys((".heic", ".heif"), "pip install pillow-heif, or convert to JPEG"),
     **dict.fromkeys(ARCHIVES, "unpack"),
 }
-MOST_REASONS = 8  # that one line tells
+MOST_REASONS = 8  # in one line, by eye
 DELIMITERS = (",", ";", "\t")
+DRAWN_FACES = "synthetic_faces.json"  # python -m synthetic_faces leaves its recipe in this file
 
 
 def is_hidden(name: str) -> bool:
@@ -40,19 +42,32 @@ def is_hidden(name: str) -> bool:
 def picture_suffixes() -> frozenset[str]:
     """The suffixes, in small letters with their dot, of the formats that Pillow reads here."""
     formats = picture_formats()
-    found = {suffix for suffix, kind in Image.registered_extensions().items() if kind in formats}
-    return frozenset(found - NOT_READ)
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    return frozenset(suffixes - NOT_READ)
 
 
-def checked_root(root: str | os.PathLike, holds: str) -> Path:
-    """The folder that holds this, as an absolute path. FileNotFoundError if it is not a folder."""
+def checked_root(root: str | os.PathLike) -> Path:
+    """A folder of pictures as an absolute path. FileNotFoundError if it is not a folder."""
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         unpack = "unpack it, and " if root.is_file() else ""
         raise FileNotFoundError(
-            f"data root {root} is not a folder; {unpack}give the one that holds {holds}"
+            f"data root {root} is not a folder; {unpack}give the one that holds the pictures"
         )
     return root
+
+
+@contextmanager
+def whole(root: Path, kind: str) -> Iterator[None]:
+    """Files of this kind are read here. Whatever error damaged ones cause becomes one ValueError. A
+    ValueError that names the folder stays."""
+    try:
+        yield
+    except Exception as error:  # libraries raise many types, AssertionError among them
+        if isinstance(error, ValueError) and str(root) in str(error):
+            raise
+        reason = textwrap.shorten(str(error), 160) or type(error).__name__
+        raise ValueError(f"{root} holds no whole {kind}: {reason}") from None
 
 
 # -------------------------------------------------------------------- pictures
@@ -74,16 +89,9 @@ class Picture:
         return nullcontext(self.path)
 
 
-@dataclass
-class Listing:
-    """The picture files below a folder, and how many other files were passed over for each reason."""
-
-    pictures: list[Picture] = field(default_factory=list)
-    others: Counter = field(default_factory=Counter)
-
-
-def list_pictures(root: Path, deep: bool = True) -> Listing:
-    """The picture files in a folder, sorted, with names relative to it.
+def list_pictures(root: Path, deep: bool = True) -> tuple[list[Picture], Counter]:
+    """The picture files in a folder, sorted, with names relative to it; and how many other files are
+    passed over for each reason.
 
     A file counts by its suffix. One without a suffix counts if it starts as a picture does. What is
     hidden or the system's own is passed over. Links to folders are followed, but no folder is read
@@ -95,33 +103,43 @@ def list_pictures(root: Path, deep: bool = True) -> Listing:
     Raises:
         OSError: for a folder that may not be read.
     """
-    listing, folders, seen = Listing(), [str(root)], set()
-    suffixes, start = picture_suffixes(), len(os.path.join(root, ""))
+    pictures, passed_over = list[Picture](), Counter[str]()
+    folders, visited = [str(root)], set()
+    start = len(os.path.join(root, ""))
     while folders:
         folder = folders.pop()
-        found = os.stat(folder)
-        if (found.st_dev, found.st_ino) in seen:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        seen.add((found.st_dev, found.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
-                suffix = _suffix(entry.name)
-                try:
-                    is_folder, is_file = entry.is_dir(), entry.is_file()
-                except OSError:  # a link in a circle
-                    is_folder = is_file = False
-                if is_hidden(entry.name):
-                    listing.others["hidden or system files"] += 1
-                elif is_folder:
-                    folders += [entry.path] if deep else []
-                elif not is_file:
-                    listing.others["broken link or no file"] += 1
-                elif suffix in suffixes or (not suffix and _starts_as_picture(entry.path)):
-                    listing.pictures.append(Picture(entry.path[start:], entry.path))
-                else:
-                    listing.others[suffix or "without a suffix"] += 1
-    listing.pictures.sort(key=lambda picture: picture.name.replace(os.sep, "\0"))  # folder by folder
-    return listing
+                reason = _reason_to_pass_over(entry)
+                if reason:
+                    passed_over[reason] += 1
+                elif not entry.is_dir():
+                    pictures.append(Picture(entry.path[start:], entry.path))
+                elif deep:
+                    folders.append(entry.path)
+    pictures.sort(key=lambda picture: picture.name.replace(os.sep, "\0"))  # folder by folder
+    return pictures, passed_over
+
+
+def _reason_to_pass_over(entry: os.DirEntry) -> str:
+    """Why this is neither a picture nor a folder to look into. Empty if it is one of them."""
+    if is_hidden(entry.name):
+        return "hidden or system files"
+    try:
+        if entry.is_dir():
+            return ""
+        if not entry.is_file():
+            return "broken link or no file"
+    except OSError:  # a link in a circle
+        return "broken link or no file"
+    suffix = _suffix(entry.name)
+    if suffix in picture_suffixes() or (not suffix and _starts_as_picture(entry.path)):
+        return ""
+    return suffix or "without a suffix"
 
 
 def _suffix(name: str) -> str:
@@ -139,20 +157,20 @@ def _starts_as_picture(path: str) -> bool:
         return False
 
 
-def no_picture(folder: Path, listing: Listing) -> FileNotFoundError:
-    """The error for a folder without a picture that can be read. It says what is there instead."""
-    there = f" but {told(listing.others)}" if listing.others else ""
-    return FileNotFoundError(f"{folder} has no picture that can be read{there}")
+def no_picture(folder: Path, passed_over: Counter) -> FileNotFoundError:
+    """The error for a folder without a picture that can be read. It names what else is there."""
+    others = f" but {in_words(passed_over)}" if passed_over else ""
+    return FileNotFoundError(f"{folder} has no picture that can be read{others}")
 
 
-def told(reasons: Counter) -> str:
-    """'12 .txt, 3 .heic (convert to JPEG)': what was passed over, the most frequent first."""
+def in_words(passed_over: Counter) -> str:
+    """'12 .txt, 3 .heic (convert to JPEG)': how many are passed over for each reason, the most first."""
     parts = []
-    for reason, number in sorted(reasons.items(), key=lambda each: (-each[1], each[0]))[:MOST_REASONS]:
-        way_out = f" ({WAYS_OUT[reason]})" if reason in WAYS_OUT else ""
-        parts.append(f"{number:,} {reason}{way_out}")
-    rest = len(reasons) - MOST_REASONS
-    return ", ".join(parts) + (f", and {rest} more kinds" if rest > 0 else "")
+    for reason, number in sorted(passed_over.items(), key=lambda each: (-each[1], each[0])):
+        advice = f" ({ADVICE[reason]})" if reason in ADVICE else ""
+        parts.append(f"{number:,} {reason}{advice}")
+    rest = len(parts) - MOST_REASONS
+    return ", ".join(parts[:MOST_REASONS]) + (f", and {rest} more kinds" if rest > 0 else "")
 
 
 # -------------------------------------------------------------------- label files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from image_data.folders import Row, read_values, split_number
-from image_data.labelled import Labelled, split_named
+from image_data.files import whole
+from image_data.labelled import LabelledImages, split_named
+from image_data.tables import Row, read_splits, read_values
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Embedded:
             yield str(path)
 
 
-def read_parquet(root: Path) -> Labelled:
+def read_parquet(root: Path) -> LabelledImages:
     """The pictures of a folder of Parquet files, with their labels.
 
     A column of class labels names classes, columns of 1 and 0 are attributes, others are passed over.
@@ -66,27 +64,29 @@ def read_parquet(root: Path) -> Labelled:
             f"{root} holds Parquet files: pip install datasets, or export them as picture files and "
             "give --dataset folder"
         ) from None
-    skipped: Counter = Counter()
-    found: list[tuple[Embedded, Row]] = []
-    try:
+    passed_over: Counter = Counter()
+    pictures, rows = list[Embedded](), list[Row]()
+    with whole(root, "dataset in Parquet"):
         tables = datasets.load_dataset(str(root))
-        for split, table in tables.items():
-            known = split_named(split) or ("" if len(tables) == 1 else None)
-            if known is None:
-                skipped[f"in {split}, which is no split"] += len(table)
-            else:
-                found += _rows(root, split, known, table)
-    except Exception as error:  # the library raises many types
-        reason = textwrap.shorten(str(error), 160) or type(error).__name__
-        raise ValueError(f"{root} holds no whole dataset in Parquet: {reason}") from None
-    pictures, rows = [picture for picture, _ in found], [row for _, row in found]
-    attributes, names = read_values(root, rows, lenient=True, skipped=skipped)
-    said = np.array([split_number(row) for row in rows])
-    return Labelled(root, "Parquet files", pictures, attributes, names, said, skipped)
+        for name, table in tables.items():
+            split = split_named(name) or ("" if len(tables) == 1 else None)
+            if split is None:
+                passed_over[f"in {name}, which is no split"] += len(table)
+                continue
+            for picture, row in _rows(root, name, split, table):
+                pictures.append(picture)
+                rows.append(row)
+    attributes, names = read_values(root, rows, lenient=True, passed_over=passed_over)
+    splits = read_splits(rows)
+    return LabelledImages(root, "Parquet files", pictures, attributes, names, splits, passed_over)
 
 
-def _rows(root: Path, split: str, known: str, table: Any) -> Iterator[tuple[Embedded, Row]]:
-    """The pictures of a table and what it says of each; ``known`` is our name of its split."""
+def _rows(root: Path, part: str, split: str, table: Any) -> Iterator[tuple[Embedded, Row]]:
+    """The pictures of a table, each with its row.
+
+    Args:
+        part: the table's own name; split: our name of its split.
+    """
     from datasets import ClassLabel, Image
 
     kinds = table.features
@@ -98,5 +98,5 @@ def _rows(root: Path, split: str, known: str, table: Any) -> Iterator[tuple[Embe
         for name, kind in kinds.items():
             if isinstance(kind, ClassLabel) and values[name] is not None:
                 values[name] = kind.int2str(values[name])
-        name = f"{split}/{number}"
-        yield Embedded(name, pictures, column, number), Row(f"{root} {name}", name, known, values)
+        name = f"{part}/{number}"
+        yield Embedded(name, pictures, column, number), Row(f"{root} {name}", name, split, values)

@@ -26,10 +26,11 @@ from attributes import (
     parse_request,
     settle,
 )
-from celeba_dataset import OTHER_FILES, CelebADataset, download_celeba, load_and_preprocess_image
-from config import CROPS
+from celeba_dataset import CelebADataset, download_celeba, load_and_preprocess_image
+from config import CROPS, SPLITS
 from image_data import cached
-from image_data.cached import SPLITS, random_flip
+from image_data.cached import random_flip
+from image_data.celeba import OTHER_FILES
 from image_data.datasets import find_dataset
 from image_data.picture import crop_box
 

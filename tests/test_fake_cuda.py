@@ -40,9 +40,9 @@ from evaluation.counterfactuals import cout
 from evaluation.drawing import draw
 from evaluation.edits import EditJudge, Task
 from evaluation.reading import read
-from image_data.encoded import encode_images
 from samplers import SAMPLERS, sample_generators
 from training import monitoring
+from training.encoding import encode_images
 from training.first_stage_loss import FirstStageTraining
 from training.monitoring import validate
 from training.optimizers import OPTIMIZERS

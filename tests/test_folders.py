@@ -33,7 +33,7 @@ def put(root: Path, folders: dict[str, int], suffix: str = ".jpg") -> Path:
 
 def sizes(root: Path) -> tuple[int, ...]:
     """The number of pictures in train, val and test."""
-    return tuple((find_dataset(root).labelled.splits == split).sum() for split in range(3))
+    return tuple((find_dataset(root).splits == split).sum() for split in range(3))
 
 
 def refused(call, *words: str) -> None:
@@ -45,7 +45,7 @@ def refused(call, *words: str) -> None:
 
 # -------------------------------------------------------------------- splits and classes
 
-SPLITS = {
+SPLIT_FOLDERS = {
     "Training and Validation": ({"Training/a": 8, "Training/b": 8, "Validation/a": 3}, (15, 3, 1)),
     "Train and Test": ({"Train/a": 8, "Train/b": 8, "Test/a": 3}, (15, 1, 3)),
     "valid": ({"train/a": 8, "train/b": 8, "valid/a": 3, "testing/b": 2}, (16, 3, 2)),
@@ -59,11 +59,11 @@ SPLITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", SPLITS)
+@pytest.mark.parametrize("case", SPLIT_FOLDERS)
 def test_split_folders_in_any_case_and_form(tmp_path, case):
-    folders, expected = SPLITS[case]
+    folders, expected = SPLIT_FOLDERS[case]
     root = put(tmp_path, folders)
-    assert find_dataset(root).labelled.names == ("a", "b")
+    assert find_dataset(root).names == ("a", "b")
     assert sizes(root) == expected
 
 
@@ -74,7 +74,7 @@ def test_names_that_contain_a_split_name_no_split():
 
 def test_a_class_may_be_called_train(tmp_path):
     root = put(tmp_path, {"bus": 9, "car": 9, "train": 9})
-    assert find_dataset(root).labelled.names == ("bus", "car", "train")
+    assert find_dataset(root).names == ("bus", "car", "train")
     put(root, {"train/steam": 3})
     refused(lambda: find_dataset(root), "train beside bus, car", "rename it")
 
@@ -94,9 +94,9 @@ def test_what_lies_beside_the_splits_is_passed_over_aloud(tmp_path):
 @pytest.mark.parametrize("folders", [{"": 12}, {"cat": 12}, {"train": 8, "Test": 4}, {"": 9, "more": 3}])
 def test_without_two_classes_a_model_is_unconditional(tmp_path, folders):
     found = find_dataset(put(tmp_path, folders))
-    assert found.labelled.names == (("cat",) if "cat" in folders else ("picture",))
-    assert (found.labelled.attributes == 1).all() and sum(sizes(tmp_path)) == 12
-    assert f"nothing but {found.labelled.names[0]}, so it trains unconditionally" in str(found)
+    assert found.names == (("cat",) if "cat" in folders else ("picture",))
+    assert (found.attributes == 1).all() and sum(sizes(tmp_path)) == 12
+    assert f"nothing but {found.names[0]}, so it trains unconditionally" in str(found)
 
 
 def test_an_unlabelled_folder_trains_and_one_line_says_on_what(tmp_path, capsys):
@@ -122,7 +122,7 @@ def test_hidden_and_system_files_are_skipped_anywhere(tmp_path):
         (root / "a" / f"._{i}.jpg").touch()
     (root / "b" / "Thumbs.db").touch()
     found = find_dataset(root)
-    assert sum(sizes(root)) == 18 and found.labelled.names == ("a", "b")
+    assert sum(sizes(root)) == 18 and found.names == ("a", "b")
     assert "35 hidden or system files" in str(found)
 
 
@@ -133,7 +133,7 @@ def test_photographs_are_not_trained_against_masks(tmp_path):
         root = put(tmp_path / photographs, {photographs: 3, masks: 3})
         refused(lambda root=root: find_dataset(root), f"{photographs}/ and {masks}/", "no classes")
     root = put(tmp_path / "faces", {"with_mask": 3, "without_mask": 3})
-    assert find_dataset(root).labelled.names == ("with_mask", "without_mask")
+    assert find_dataset(root).names == ("with_mask", "without_mask")
 
 
 READ = {".jfif": "JPEG", ".JPE": "JPEG", ".pgm": "PPM", ".ppm": "PPM", "": "PNG", ".2021": "JPEG"}
@@ -188,7 +188,7 @@ def test_links_are_followed_once(tmp_path):
     (root / "a" / "again").symlink_to(root)
     (root / "a" / "lost.jpg").symlink_to(root / "nowhere.jpg")
     (root / "a" / "circle.jpg").symlink_to(root / "a" / "circle.jpg")
-    assert find_dataset(root).labelled.names == ("a", "b", "c") and sum(sizes(root)) == 23
+    assert find_dataset(root).names == ("a", "b", "c") and sum(sizes(root)) == 23
     assert "2 broken link or no file" in str(find_dataset(root))
 
 
@@ -218,7 +218,7 @@ def test_tables_as_programs_write_them(tmp_path, case):
     rows = [[*row, "1"] if "Caf" in header else row for row in rows]
     text = TABLES[case].format("\n".join(map(separator.join, rows)))
     (root / "attributes.csv").write_bytes(text.encode("utf-16" if case == "UTF-16" else "utf-8-sig"))
-    labelled = find_dataset(root).labelled
+    labelled = find_dataset(root)
     assert labelled.names == ("Red", "Round", COMPOSED)[: 3 if case == "decomposed" else 2]
     assert labelled.attributes[:, :2].tolist() == [[1.0 if i % 2 else -1.0, 0.0] for i in range(9)]
 
@@ -231,20 +231,20 @@ def test_hugging_face_s_folders(tmp_path):
         rows = [{"file_name": n, "label": label[i % 2], "text": "x"} for i, n in enumerate(names)]
         (root / part / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = find_dataset(root)
-    assert found.labelled.names == ("cat", "dog") and "2 classes: cat, dog" in str(found)
+    assert found.names == ("cat", "dog") and "2 classes: cat, dog" in str(found)
     assert "8 column text, which is" in str(found).replace("1 column", "8 column")
     assert sizes(root) == (5, 2, 1)
     assert found.attribute_rows("val").tolist() == [[-1, 1]] * 2
     root = put(tmp_path / "flat", {"": 4})
     rows = "".join(f"{path.name},{i % 2}\n" for i, path in enumerate(sorted(root.iterdir())))
     (root / "metadata.csv").write_text("file_name,Red\n" + rows)
-    assert find_dataset(root).labelled.attributes[:, 0].tolist() == [-1, 1, -1, 1]
+    assert find_dataset(root).attributes[:, 0].tolist() == [-1, 1, -1, 1]
 
 
 def test_a_metadata_file_of_another_kind_is_none_of_ours(tmp_path):
     for root in (put(tmp_path / "classes", {"a": 9, "b": 9}), celeba(tmp_path / "celeba")):
         (root / "metadata.csv").write_text("id,age\n1,2\n")
-        assert len(find_dataset(root).labelled.pictures) in (12, 18)
+        assert len(find_dataset(root).pictures) in (12, 18)
 
 
 def test_rows_without_pictures_are_said_and_misaligned_ones_refused(tmp_path):
@@ -346,7 +346,7 @@ def test_names_that_are_not_utf_8(tmp_path, capsys):
 def test_one_name_in_two_forms_is_one_name(tmp_path):
     root = put(tmp_path, {DECOMPOSED: 9, "dog": 9})
     put(root, {COMPOSED: 1})
-    assert find_dataset(root).labelled.names == (COMPOSED, "dog")
+    assert find_dataset(root).names == (COMPOSED, "dog")
     for known, asked in ((DECOMPOSED, COMPOSED), (COMPOSED, DECOMPOSED)):
         assert create_attribute_vector({known: 0}, **{asked: 1}).tolist() == [1]
     flags = ["--stage", "guide", "--attribute", DECOMPOSED, "--data_root", "x"]

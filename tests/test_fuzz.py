@@ -33,8 +33,8 @@ from config import ModelConfig
 from diffusion_model import ConditionalDiffusion, load_model
 from image_data import encoded
 from image_data.datasets import find_dataset
-from image_data.folders import ANNOTATIONS, METADATA
 from image_data.picture import decode_image
+from image_data.tables import ANNOTATIONS, METADATA
 
 pytestmark = pytest.mark.slow
 REFUSALS = (ValueError, OSError)
@@ -366,7 +366,7 @@ def test_odd_folders(tmp_path):
         odd_folder(root, pick, forms)
         try:
             found = find_dataset(root, pick.choice(KINDS))
-            assert len(str(found).splitlines()) == 1 and len(found.labelled.names) > 0
+            assert len(str(found).splitlines()) == 1 and len(found.names) > 0
             split = pick.choice(["train", "val", "test"])
             refused(found.open, split, 8, 178, 1.0, tmp_path / "cache", 1)
             count += 1

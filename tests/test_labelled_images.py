@@ -180,7 +180,7 @@ def test_real_digits_and_objects():
     data = find_dataset(REAL / "MNIST").open("test", 28)
     assert len(data) == 1000 and 100 < data.images[:, 8:20, 8:20].max() <= 255
     found = find_dataset(REAL / "cifar10")
-    assert found.attribute_rows("test").shape == (1000, 10) and found.labelled.names[3] == "cat"
+    assert found.attribute_rows("test").shape == (1000, 10) and found.names[3] == "cat"
 
 
 def test_what_no_row_names_is_taken_from_train(tmp_path):

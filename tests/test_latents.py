@@ -24,9 +24,10 @@ from checkpoint import EMA, load_checkpoint, load_first_stage, weights_hash
 from classifiers.likeness import perceptual_distance
 from config import FirstStageConfig, FirstStageLossConfig, SamplingConfig
 from diffusion_model import load_model
-from image_data import encoded
 from image_data.cached import random_flip
 from image_data.encoded import LatentDataset
+from training import encoding as writer
+from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -181,14 +182,14 @@ def latents(encoding, tmp_path_factory):
     """The tiny faces, encoded."""
     out = tmp_path_factory.mktemp("encoded") / "latents"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoded, "SHARD", 8)
+        patch.setattr(writer, "SHARD", 8)
         encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(out)]))
     return out
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(encoded, "SHARD", 8)
+    monkeypatch.setattr(writer, "SHARD", 8)
 
 
 def test_a_first_stage_resumed_equals_an_uninterrupted_one(
@@ -244,7 +245,7 @@ def test_without_perceptual_loss_no_judge_is_needed_and_the_figures_are_drawn(
 
 
 def test_two_processes_write_the_same_folder(encoding, launch_two, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoded, "SHARD", 512)  # what the script's own processes use
+    monkeypatch.setattr(writer, "SHARD", 512)  # what the script's own processes use
     alone, together = tmp_path / "alone", tmp_path / "together"
     encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(alone)]))
     said = launch_two("encode_latents.py", *encoding, "--output_dir", together)
@@ -276,7 +277,7 @@ def test_encoded_images_are_those_of_the_first_stage(latents, faces, first_stage
     stored = torch.from_numpy(images.images[some])
     expected = torch.stack([stage.moments(stored), stage.moments(stored.flip(2))], dim=1)
     torch.testing.assert_close(moments.float(), expected, rtol=2e-3, atol=2e-3)  # half precision
-    stage.load_state_dict(data.first_stage_weights())
+    stage.load_state_dict(first_stage_weights(latents))
     every = data.__getitems__(range(len(data)))["image"].flatten(0, 1)
     x0 = stage.encode(every, sample=True)
     torch.testing.assert_close(x0.mean((0, 2, 3)), torch.zeros(3), atol=0.05, rtol=0)
@@ -291,10 +292,10 @@ def test_killed_encoding_goes_on_and_ends_byte_for_byte_the_same(latents, encodi
     out = tmp_path / "latents"
     program = (
         "import time, encode_latents as e\n"
-        "from image_data import encoded\n"
-        "encoded.SHARD = 8\n"
-        "write = encoded.LatentWriter.write\n"
-        "encoded.LatentWriter.write = lambda *a: (write(*a), time.sleep(0.3))\n"
+        "from training import encoding\n"
+        "encoding.SHARD = 8\n"
+        "write = encoding.LatentWriter.write\n"
+        "encoding.LatentWriter.write = lambda *a: (write(*a), time.sleep(0.3))\n"
         f"e.encode(e.parse_args({[*encoding, '--output_dir', str(out)]!r}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY)
@@ -368,7 +369,7 @@ def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path)
     assert model.config.first_stage_judge.startswith("judge ")
     assert model.unet.stem.in_channels == 3
     assert model.sample(1).shape == (1, 32, 32, 3)
-    stage = LatentDataset(latents, "val").first_stage_weights()
+    stage = first_stage_weights(latents)
     assert all(torch.equal(stage[name], value) for name, value in model.first_stage.state_dict().items())
     train_in(latents, tmp_path / "run", "--resume", "--max_steps", "4")
     draw_and_edit(checkpoint, faces, tmp_path / "out")
@@ -414,7 +415,7 @@ def test_stable_diffusion_s_format_trains_draws_and_edits(faces, tmp_path):
     shards = {file.name: file.stat().st_mtime_ns for file in out.glob("*_0*.npy")}
     encode_latents.encode(encode_latents.parse_args([*flags, "--own_scale"]))
     assert shards == {file.name: file.stat().st_mtime_ns for file in out.glob("*_0*.npy")}
-    own = LatentDataset(out, "train").first_stage_weights()
+    own = first_stage_weights(out)
     assert (own["mean"] == 0).all() and (own["std"] == 4).all()
     shifted = build_first_stage(kind, config | {"shift_factor": 0.5})  # as Stable Diffusion 3's
     assert (shifted.mean == 0.5).all() and (shifted.std == 4).all()

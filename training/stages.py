@@ -23,6 +23,7 @@ from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
 from image_data.encoded import LatentDataset
 from training.batches import Dataset, seed_everything
+from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class NoisyStage(Stage):
     def load_first_stage(self, model: Any, train_set: Dataset) -> None:
         """If the dataset holds latents, load the weights of their first stage."""
         if isinstance(train_set, LatentDataset):
-            load_weights(model.first_stage, train_set.first_stage_weights(), train_set.folder)
+            load_weights(model.first_stage, first_stage_weights(train_set.folder), train_set.folder)
 
     def start_from(self, path: str, model: Any) -> str:
         return take_over(model, load(self.kind, self.key, path, "cpu"), path)
