@@ -43,9 +43,6 @@ def read_celeba(root: str | os.PathLike) -> LabelledImages:
     The lists are CelebA's .txt files, or .csv files as Kaggle has them. The files lie in root or, as
     torchvision leaves them, in root/celeba. The pictures may lie one folder deeper, as Kaggle's do. Rows
     without a picture are left out.
-
-    Raises:
-        FileNotFoundError, ValueError: one line, for files that are missing, wrong or do not match.
     """
     root = checked_root(root)
     if (root / "celeba" / IMAGE_FOLDER).is_dir() and not (root / IMAGE_FOLDER).is_dir():
@@ -80,11 +77,7 @@ def read_celeba(root: str | os.PathLike) -> LabelledImages:
 def read_celeba_hq(root: Path) -> LabelledImages:
     """The picture files of CelebAMask-HQ, with CelebA's 40 attributes.
 
-    Each picture is in the split of the CelebA picture that it was made of, where the mapping file is
-    there.
-
-    Raises:
-        FileNotFoundError, ValueError: one line, for files that are missing or wrong.
+    With the mapping file, each picture is in the split of the CelebA picture that it was made of.
     """
     path = require(root, HQ_ANNOTATION, reason="without it, nothing tells its photographs' attributes")
     folder = require(root, HQ_IMAGES)
@@ -130,11 +123,7 @@ def read_attributes(
     path: Path, folder: Path, listed: list[Picture]
 ) -> tuple[list[Picture], np.ndarray, int]:
     """The pictures of a list of attributes, in its order; their attributes (N, 40), +1 or -1; and how
-    many rows have no picture. The list says 1 and -1, or 1 and 0.
-
-    Raises:
-        ValueError: one line, for a list with other columns or values, or for other pictures.
-    """
+    many rows have no picture. The list says 1 and -1, or 1 and 0."""
     names, attributes = read_table(path, header=CELEBA_ATTRIBUTES)
     absent = -1 if (attributes == -1).any() else 0
     wrong = np.argwhere((attributes != 1) & (attributes != absent))
@@ -150,18 +139,15 @@ def read_attributes(
 
 
 def read_table(path: Path, header: tuple[str, ...] = ()) -> tuple[list[str], np.ndarray]:
-    """The file names, and one row of whole numbers for each, of a list. Empty rows are left out.
+    """The file names of a list, and a row of whole numbers for each. Empty rows are left out.
 
     Args:
         path: rows of a file name and its numbers. A .csv has a header.
-        header: the columns. In a .txt, line 1 is the number of rows and line 2 names the columns. None:
-            one column, and a .txt has no such lines.
+        header: the columns. In a .txt, line 1 is the number of rows and line 2 names the columns.
+            Empty: one column, and a .txt has no such lines.
 
     Returns:
         N names, int32 (N, columns).
-
-    Raises:
-        ValueError: one line that says which line of the file is wrong.
     """
     is_csv = path.suffix == ".csv"
     rows = csv_rows(path) if is_csv else _txt_rows(path)

@@ -39,7 +39,8 @@ class Kind:
     """How one kind of dataset is recognised and read.
 
     signs: files or folders, where * stands for anything. A folder that has any of them holds this kind.
-    read: the folder -> all its labelled pictures.
+    read: the folder -> all its labelled pictures. Raises FileNotFoundError or ValueError, one line, for
+        files that are missing or wrong.
     """
 
     signs: tuple[str, ...]
@@ -57,11 +58,7 @@ class Kind:
 
 
 def read_mnist(root: Path) -> LabelledImages:
-    """MNIST's digits in torchvision's files. Without test files, training pictures test.
-
-    Raises:
-        ValueError: one line, for files that are missing or damaged.
-    """
+    """MNIST's digits in torchvision's files. Without test files, training pictures test."""
     from torchvision.datasets import mnist
 
     raw = root / "MNIST" / "raw" if (root / "MNIST").is_dir() else root / "raw"
@@ -73,11 +70,7 @@ def read_mnist(root: Path) -> LabelledImages:
 
 
 def read_cifar10(root: Path) -> LabelledImages:
-    """CIFAR-10 in torchvision's files, or as class folders of picture files.
-
-    Raises:
-        FileNotFoundError, ValueError: one line, for files that are missing or damaged.
-    """
+    """CIFAR-10 in torchvision's files, or as class folders of picture files."""
     if not (root / "cifar-10-batches-py").is_dir():
         return read_folder(root)
     from torchvision.datasets import CIFAR10
@@ -96,11 +89,7 @@ def _from_arrays(
     names: Sequence[str],
     flips: bool = True,
 ) -> LabelledImages:
-    """The pictures and class numbers of the training file and, if there is one, of the test file.
-
-    Raises:
-        ValueError: where pictures and classes do not match.
-    """
+    """The pictures and class numbers of the training file and, if there is one, of the test file."""
     for images, labels in zip(pictures, classes, strict=True):
         wrong = labels.min(initial=0) < 0 or labels.max(initial=0) >= len(names)
         if wrong or len(images) != len(labels) or images.shape[1:] != pictures[0].shape[1:]:

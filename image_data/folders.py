@@ -26,11 +26,7 @@ Place = tuple[str | None, list[str]]
 
 
 def read_folder(root: Path) -> LabelledImages:
-    """The picture files below a folder, described by label files or by class folders.
-
-    Raises:
-        FileNotFoundError, ValueError: one line, for a folder without pictures, or one that is unclear.
-    """
+    """The picture files below a folder, described by label files or by class folders."""
     pictures, passed_over = list_pictures(root)
     tables = find_tables(root)
     if tables:
@@ -46,9 +42,6 @@ def class_folders(root: Path, listed: list[Picture], passed_over: Counter) -> La
 
     Args:
         listed, passed_over: what lies in root, as of ``list_pictures``.
-
-    Raises:
-        FileNotFoundError, ValueError: one line, for folders that may mean several things.
     """
     places = find_places(root, [picture.name.split(os.sep)[:-1] for picture in listed])
     classes = [composed(folders[0]) if folders else "" for _, folders in places]
@@ -112,7 +105,7 @@ def check_splits(root: Path, given: dict[str, str], tops: set[str]) -> None:
     """Raise FileNotFoundError or ValueError for split folders that may mean something else.
 
     Args:
-        given: the split that a folder stands for; tops: all folders beside them, too.
+        given: folder -> the split that it stands for; tops: these folders and all beside them.
     """
     if "train" not in given.values():
         raise FileNotFoundError(f"{root} has {', '.join(sorted(given))}, but no train folder")

@@ -53,9 +53,6 @@ def read_parquet(root: Path) -> LabelledImages:
     """The pictures of a folder of Parquet files, with their labels.
 
     A column of class labels names classes, columns of 1 and 0 are attributes, others are passed over.
-
-    Raises:
-        ValueError: one line, where the library is not installed, or cannot read the files.
     """
     try:
         import datasets

@@ -134,9 +134,6 @@ def find_picture(root: Path, folder: Path, row: Row, by_name: dict[str, Picture]
     Args:
         folder: of the label file, within root. The name counts from here.
         by_name: the pictures in root, by their names in NFC.
-
-    Raises:
-        ValueError: for a file outside root, where ``..`` or a link leads to.
     """
     try:
         path = (folder / row.name).resolve()
@@ -175,10 +172,8 @@ def read_values(
     """The attributes float32 (N, A) of rows, and their A names; first those of 1 and 0, then classes.
 
     Args:
-        lenient: pass over columns of other values, and count them in ``passed_over``.
-
-    Raises:
-        ValueError: one line, for a value that is no attribute's.
+        lenient: pass over columns of other values, and count them in ``passed_over``. Otherwise they
+            raise ValueError.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     if len(rows) * len(names) > MOST_VALUES:

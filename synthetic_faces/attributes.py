@@ -60,8 +60,8 @@ NAMES = tuple(ATTRIBUTES)
 COLUMNS = {name: column for column, name in enumerate(NAMES)}
 BEARD = ("5_o_Clock_Shadow", "Goatee", "Mustache", "Sideburns")
 # (names, their frequencies, loadings on FACTORS). At most one of each group is drawn: a group has a
-# single normal draw, whose range is cut into one interval for each name, in this order. None is none of
-# the group.
+# single normal draw, whose range is cut into one interval for each name, in this order. None stands for
+# a face without any of them.
 GROUPS = (
     (
         ("Bald", "Gray_Hair", "Black_Hair", "Brown_Hair", None, "Blond_Hair"),

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, product
@@ -34,13 +32,14 @@ from synthetic_faces.attributes import (
     sample_identity,
 )
 from synthetic_faces.dataset import VERSION as DRAWING
+from synthetic_faces.dataset import is_empty, new_folder
 from synthetic_faces.renderer import render
 
 VERSION = 1  # of the sources, the requests and the figures: scores of two versions do not compare
 FLOOR = 0.1  # rare attributes are about this frequent, as in the training set of drawn64
 STREAMS = 2, 3  # of random numbers. Training sets draw from 0 and 1, so no seed of theirs gives a source
-LEAST_CHANGE = 2.0  # mean squared error of source and truth, 45 dB: with less there is nothing to see
-SEEN_AT = 64  # pixels per side at which that is measured
+LEAST_CHANGE = 2.0  # mean squared error of source and truth, 45 dB: less cannot be seen, by eye
+MEASURED_AT = 64  # pixels per side at which that is measured
 WHOLE = 178  # crop of a judge that saw drawn faces as they are
 FACTS, REQUESTS = "benchmark.json", "requests.jsonl"
 NAMES_OF_FACTS = ("version", "drawing", "seed", "sources", "image_size", "requests", "hash")
@@ -73,7 +72,7 @@ def draw_pair(
     if turned[column] == attributes[column] or not attributes_are_possible(turned):
         return None
     # At one size, so that sets of every size have the same faces.
-    a, b = (render(identity, each, SEEN_AT).astype(float) for each in (attributes, turned))
+    a, b = (render(identity, each, MEASURED_AT).astype(float) for each in (attributes, turned))
     if np.square(a - b).mean() < LEAST_CHANGE:
         return None
     source, truth = (render(identity, each, config.image_size) for each in (attributes, turned))
@@ -116,11 +115,11 @@ def make(config: MakeBenchmarkConfig) -> None:
         ValueError: for a folder that holds something else.
     """
     out = Path(config.out)
-    asked = {"version": VERSION, "drawing": DRAWING, "seed": config.seed}
-    asked |= {"sources": config.sources, "image_size": config.image_size}
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    recipe = {"version": VERSION, "drawing": DRAWING, "seed": config.seed}
+    recipe |= {"sources": config.sources, "image_size": config.image_size}
+    if not is_empty(out):
         facts = read_benchmark(out).facts if (out / FACTS).is_file() else {}
-        if not asked.items() <= facts.items():
+        if not recipe.items() <= facts.items():
             raise ValueError(f"{out} holds something else: give another --out, or remove it first")
         print(f"{out} is already there: {in_words(facts)}")
         return
@@ -130,19 +129,14 @@ def make(config: MakeBenchmarkConfig) -> None:
     requests = [request for request, *_ in drawn]
     sources, truths = (np.stack([each[part] for each in drawn]) for part in (1, 2))
     lines = [json.dumps(request) for request in requests]
-    facts = {**asked, "requests": total, "hash": content_hash(lines, sources, truths)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        folder = Path(temporary) / "benchmark"
+    facts = {**recipe, "requests": total, "hash": content_hash(lines, sources, truths)}
+    with new_folder(out) as folder:
         for part, pictures in (("sources", sources), ("truths", truths)):
-            (folder / part).mkdir(parents=True)
+            (folder / part).mkdir()
             for request, pixels in zip(requests, pictures, strict=True):
                 Image.fromarray(pixels).save(folder / part / f"{request['id']}.png")
         (folder / REQUESTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
         (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        if out.is_dir():
-            out.rmdir()  # it is empty, and Windows replaces no folder
-        os.replace(folder, out)
     print(f"{out}: {in_words(facts)}")
 
 
@@ -155,8 +149,8 @@ def read_benchmark(folder: str | Path) -> EditBenchmark:
     """
     folder = Path(folder)
     if not (folder / FACTS).is_file():
-        how = f"python -m synthetic_faces.benchmark make --out {folder}"
-        raise FileNotFoundError(f"no benchmark at {folder}: make one with {how}")
+        command = f"python -m synthetic_faces.benchmark make --out {folder}"
+        raise FileNotFoundError(f"no benchmark at {folder}: make one with {command}")
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         facts = {name: facts[name] for name in NAMES_OF_FACTS}
@@ -170,9 +164,11 @@ def read_benchmark(folder: str | Path) -> EditBenchmark:
             f"{folder} is of version {facts['version']}, and this is {VERSION}: make another"
         )
     sources, truths = (read_pictures(folder / part, ids, size) for part in ("sources", "truths"))
-    found = content_hash(lines, sources, truths)
-    if found != facts["hash"]:
-        raise ValueError(f"{folder} was changed: its hash is {found}, not {facts['hash']}: make another")
+    pixel_hash = content_hash(lines, sources, truths)
+    if pixel_hash != facts["hash"]:
+        raise ValueError(
+            f"{folder} was changed: its hash is {pixel_hash}, not {facts['hash']}: make another"
+        )
     return EditBenchmark(facts, requests, sources, truths)
 
 

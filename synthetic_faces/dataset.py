@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from image_data.files import DRAWN_FACES
 from image_data.picture import to_square
 from synthetic_faces.attributes import (
     NAMES,
@@ -35,9 +37,9 @@ from synthetic_faces.canvas import pose_of, to_pixels
 from synthetic_faces.renderer import layout, render
 
 VERSION = 1  # of the drawing: change it when `render` changes its pixels
-RECIPE = "synthetic_faces.json"  # the file in a dataset's folder that says what was asked for
 IMAGES_PER_IDENTITY = 3
 MOST_WORKERS = 61  # Windows waits for no more processes at once
+SPLIT_OF_PERSON = (0, 1, 2, 0, 0, 0, 0, 0, 0, 0)  # of ten in a row: train 0, val 1, test 2
 
 
 def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np.ndarray:
@@ -125,30 +127,41 @@ def write_dataset(
         ``out`` as a Path.
 
     Raises:
-        ValueError: for a number out of range, or a folder that holds something else.
+        ValueError: for a folder that holds something else.
     """
     out = Path(out)
-    if not 1 <= num_images <= 999_999 or image_size < 16 or seed < 0:
-        asked = f"num_images {num_images}, image_size {image_size}, seed {seed}"
-        raise ValueError(f"cannot draw {asked}; give 1 to 999999 images of 16 pixels or more, seed >= 0")
     recipe: dict[str, float] = {"drawing": VERSION, "num_images": num_images, "image_size": image_size}
     recipe |= {"seed": seed, "balanced": balanced, "floor": floor}
     if _holds(out, recipe):
         print(f"{out} already holds these {num_images} faces", file=sys.stderr)
         return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        folder = Path(temporary) / "dataset"
-        (folder / "img_align_celeba").mkdir(parents=True)
+    with new_folder(out) as folder:
+        (folder / "img_align_celeba").mkdir()
         draw = partial(_write_picture, folder / "img_align_celeba", image_size, seed, balanced, floor)
         rows = list(parallel_draw(draw, num_images, num_workers, "drawing faces"))
         _write_lists(folder, rows)
-        (folder / RECIPE).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
-        if not _holds(out, recipe):  # another process may have been faster
-            if out.is_dir():
-                out.rmdir()  # it is empty, and Windows replaces no folder
-            os.replace(folder, out)
+        (folder / DRAWN_FACES).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
+    _holds(out, recipe)  # another process may have been faster
     return out
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill. It becomes ``out`` when it is whole, unless ``out`` holds something by then."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        folder = Path(temporary) / "whole"
+        folder.mkdir()
+        yield folder
+        if is_empty(out):
+            if out.is_dir():
+                out.rmdir()  # Windows replaces no folder
+            os.replace(folder, out)
+
+
+def is_empty(out: Path) -> bool:
+    """Whether ``out`` is missing or a folder without files."""
+    return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
 def counterfactuals(
@@ -168,7 +181,7 @@ def counterfactuals(
     Raises:
         ValueError: for a folder of another version of the drawing.
     """
-    file = Path(root) / RECIPE
+    file = Path(root) / DRAWN_FACES
     if not file.is_file():
         return None
     recipe = json.loads(file.read_text(encoding="utf-8"))
@@ -179,8 +192,9 @@ def counterfactuals(
 
     def turned(name: str, column: int) -> np.ndarray | None:
         index = int(Path(name).stem) - 1
-        how = recipe["seed"], recipe["balanced"], recipe["floor"]
-        identity, attributes = draw_parameters(index, *how)
+        identity, attributes = draw_parameters(
+            index, recipe["seed"], recipe["balanced"], recipe["floor"]
+        )
         attributes[column] *= -1
         if not attributes_are_possible(attributes):
             return None
@@ -193,9 +207,10 @@ def counterfactuals(
 def _holds(out: Path, recipe: dict[str, float]) -> bool:
     """Whether ``out`` is the dataset of this recipe. False if it is missing or empty. ValueError if it
     holds something else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_empty(out):
         return False
-    if (out / RECIPE).is_file() and json.loads((out / RECIPE).read_text(encoding="utf-8")) == recipe:
+    file = out / DRAWN_FACES
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == recipe:
         return True
     raise ValueError(f"{out} already holds something else; give another folder, or remove it first")
 
@@ -210,7 +225,7 @@ def _write_lists(folder: Path, rows) -> None:
         name, person = f"{index + 1:06d}.jpg", index // IMAGES_PER_IDENTITY
         attributes.append(f"{name} " + " ".join(f"{value:2d}" for value in row))
         marks.append(f"{name} " + " ".join(f"{value:4d}" for value in places))
-        partitions.append(f"{name} {(0, 1, 2, 0, 0, 0, 0, 0, 0, 0)[person % 10]}")
+        partitions.append(f"{name} {SPLIT_OF_PERSON[person % 10]}")
         identities.append(f"{name} {person + 1}")
     for name, lines in (("list_attr_celeba", attributes), ("list_landmarks_align_celeba", marks),
                         ("list_eval_partition", partitions),

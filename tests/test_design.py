@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"^\| `([\w/]+)\.py` \|", re.MULTILINE)
 FOLDERS = ("image_data", "synthetic_faces", "classifiers", "training", "evaluation", "figures", "page")
-# Of the folders, the core may import these: pictures, files, and the cache behind CelebADataset.
-OF_IMAGE_DATA = {f"image_data.{name}" for name in ("picture", "files", "cached", "labelled")}
+# Of the folders, the core may import these: what is behind CelebADataset.
+FOR_CELEBA = {f"image_data.{name}" for name in ("picture", "files", "cached", "labelled", "celeba")}
+MODEL = {"layers", "unet_model", "autoencoder_model", "diffusion_model", "checkpoint", "editing"}
 
 
+@cache
 def drawn() -> list[str]:
     """The modules of the table, in its order."""
     return [row.replace("/", ".") for row in ROW.findall((ROOT / "docs" / "design.md").read_text())]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the project, under its dotted name."""
     files = [*ROOT.glob("*.py"), *(f for name in FOLDERS for f in (ROOT / name).glob("*.py"))]
@@ -25,21 +29,23 @@ def modules() -> dict[str, Path]:
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """The modules that a file imports at its head or later; not those that only its types need."""
-    found: set[str] = set()
+    names: set[str] = set()
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             node.body = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & modules().keys()
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & modules().keys()
 
 
+@cache
 def scripts() -> set[str]:
     return {name for name, path in modules().items() if 'if __name__ == "__main__"' in path.read_text()}
 
@@ -60,8 +66,53 @@ def test_scripts_never_import_scripts_and_the_core_no_folder():
         names = imported(path)
         assert not names & scripts(), f"{name} imports a script: {names & scripts()}"
         if "." not in name and name not in scripts():
-            folders = {other for other in names if "." in other} - OF_IMAGE_DATA
+            folders = {other for other in names if "." in other} - FOR_CELEBA
             assert not folders, f"{name} is core, and imports {folders}"
+
+
+def between_folders() -> dict[str, set[str]]:
+    """The imports between folders; a file at the top level counts as a folder of its own."""
+    graph: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        folder = name.partition(".")[0]
+        others = {other.partition(".")[0] for other in imported(path)}
+        graph.setdefault(folder, set()).update(others - {folder})
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Nodes that import each other in a circle; empty if there are none."""
+    remaining = dict(graph)
+    while remaining:
+        leaves = [node for node, others in remaining.items() if not others & remaining.keys()]
+        if not leaves:
+            break
+        for node in leaves:
+            del remaining[node]
+    path: list[str] = []
+    node = min(remaining, default="")
+    while node and node not in path:  # each of them imports another one
+        path.append(node)
+        node = min(remaining[node] & remaining.keys())
+    return path[path.index(node) :] if path else []
+
+
+def test_no_circle_between_folders():
+    assert not circle(between_folders())
+
+
+def test_a_planted_circle_is_caught():
+    graph = {"train": {"page", "core"}, "page": {"data"}, "data": {"core"}, "core": set()}
+    assert not circle(graph)
+    graph["core"] = {"page"}
+    assert sorted(circle(graph)) == ["core", "data", "page"]
+    assert circle({"a": {"b"}, "b": {"a"}}) == ["a", "b"]
+
+
+def test_image_data_knows_no_model():
+    for name, path in modules().items():
+        if name.startswith("image_data."):
+            assert not imported(path) & MODEL, f"{name} imports {imported(path) & MODEL}"
 
 
 def test_text_files_name_their_encoding():
