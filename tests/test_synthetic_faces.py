@@ -16,6 +16,7 @@ from PIL import Image
 from attributes import CELEBA_ATTRIBUTES, attr_dict
 from benchmarks.probe import draw_labelled, train_probe
 from evaluation.metrics import balanced_accuracy
+from image_data.datasets import find_dataset
 from synthetic_faces import dataset as synthetic_dataset
 from synthetic_faces.attributes import BEARD, IMPOSSIBLE, NAMES
 from synthetic_faces.dataset import (
@@ -263,6 +264,7 @@ def test_a_longer_dataset_begins_with_the_shorter(tmp_path):
 def test_existing_folders(tmp_path, capsys):
     out = write_dataset(tmp_path / "faces", 3, 32, 0, num_workers=1)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert str(find_dataset(out)).startswith(f"{out}: drawn faces, in CelebA's layout; ")
     assert write_dataset(out, 3, 32, 0) == out
     assert "already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
