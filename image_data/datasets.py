@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def read_mnist(root: Path) -> LabelledImages:
     with whole(root, "MNIST"):
         pictures = [mnist.read_image_file(str(raw / f"{p}-images-idx3-ubyte")).numpy() for p in parts]
         classes = [mnist.read_label_file(str(raw / f"{p}-labels-idx1-ubyte")).numpy() for p in parts]
-    return _from_arrays(root, "MNIST", pictures, classes, tuple("0123456789"), flips=False)
+    return replace(_from_arrays(root, "MNIST", pictures, classes, tuple("0123456789")), flips=False)
 
 
 def read_cifar10(root: Path) -> LabelledImages:
@@ -82,12 +82,7 @@ def read_cifar10(root: Path) -> LabelledImages:
 
 
 def _from_arrays(
-    root: Path,
-    form: str,
-    pictures: list[np.ndarray],
-    classes: list[np.ndarray],
-    names: Sequence[str],
-    flips: bool = True,
+    root: Path, form: str, pictures: list[np.ndarray], classes: list[np.ndarray], names: Sequence[str]
 ) -> LabelledImages:
     """The pictures and class numbers of the training file and, if there is one, of the test file."""
     for images, labels in zip(pictures, classes, strict=True):
@@ -97,10 +92,8 @@ def _from_arrays(
     splits = [SPLITS.index("train"), SPLITS.index("test")][: len(classes)]
     given = np.repeat(splits, [len(labels) for labels in classes])
     attributes = one_hot(np.concatenate(classes), len(names))
-    images = np.concatenate(pictures)
-    return LabelledImages(
-        root, form, images, attributes, tuple(names), given, shuffled=False, flips=flips
-    )
+    labels = attributes, tuple(names), given
+    return LabelledImages(root, form, np.concatenate(pictures), *labels, shuffled=False)
 
 
 # -------------------------------------------------------------------- kinds of datasets
