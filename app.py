@@ -9,14 +9,43 @@ import os
 import socket
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import flags  # first: it refuses an old Python in one line
 
 # isort: split
-from config import AppConfig
+from config import DEFAULT_MODEL, count, flag
+from devices import DeviceConfig
+
+if TYPE_CHECKING:
+    from manipulate import ManipulateConfig
 
 SWEEP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class AppConfig(DeviceConfig):
+    """Flags of app.py."""
+
+    checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
+    guide: str | None = flag(None, "of train.py --stage guide: steers edits, and reads photographs")
+    judge: str | None = flag(
+        None,
+        "of evaluate.py --train_judge: says what edits changed; none given: a pretrained model's probe",
+    )
+    host: str = flag("127.0.0.1", "who may visit: 127.0.0.1 this machine alone, 0.0.0.0 every machine")
+    port: int = count(7860, "of the page", low=0, high=65535)
+    max_upload: float = flag(20.0, "largest file that a visitor may send, in MB", above=0)
+
+    @property
+    def script(self) -> ManipulateConfig:
+        """The flags with which manipulate.py does what the page does."""
+        from manipulate import ManipulateConfig
+
+        shared = {name: getattr(self, name) for name in ("checkpoint", "guide", "device")}
+        return ManipulateConfig(mixed_precision=self.mixed_precision, **shared)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> AppConfig:

@@ -8,9 +8,31 @@ OUTPUT_DIR.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import devices
 import flags
-from config import SPLITS, EncodeConfig
+from config import CACHE_HELP, CROP_HELP, CROPS, DATASET_HELP, DATASETS, SPLITS, count, flag
+from devices import DeviceConfig
+
+
+@dataclass(frozen=True)
+class EncodeConfig(DeviceConfig):
+    """Flags of encode_latents.py."""
+
+    data_root: str = flag("", "folder of labelled images", required=True)
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    first_stage: str = flag(
+        "./checkpoints/first_stage.pth", "of train.py --stage first_stage, or an AutoencoderKL"
+    )
+    own_scale: bool = flag(
+        False, "scale latents as the AutoencoderKL's configuration says, not as they are measured"
+    )
+    output_dir: str = flag("./latents", "folder to write, or to go on with")
+    image_size: int = count(128, "side of the square images", high=4096)
+    crop: int = flag(178, CROP_HELP, choices=CROPS)
+    batch_size: int = count(32, "images encoded at once")
+    cache_dir: str = flag("data/cache", CACHE_HELP)
 
 
 def parse_args(argv: list[str] | None = None) -> EncodeConfig:

@@ -14,11 +14,106 @@ With --counterfactual edits explain the guide, measured as in the papers on expl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import devices
 import flags
-from config import EvaluateConfig, ModelConfig
+from config import (
+    CACHE_HELP,
+    DATASET_HELP,
+    DATASETS,
+    DEFAULT_MODEL,
+    FEWEST_SAMPLES,
+    NAME,
+    REQUESTS,
+    SAMPLERS,
+    SPLITS,
+    EditConfig,
+    ModelConfig,
+    SamplingConfig,
+    count,
+    flag,
+    nested,
+    share,
+    weight,
+)
+from devices import DeviceConfig
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(DeviceConfig):
+    """Flags of evaluate.py."""
+
+    checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
+    data_root: str = flag("", "folder of labelled images", required=True)
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    judge: str = flag("./checkpoints/judge.pth", "the classifier that measures")
+    train_judge: bool = flag(False, "train the judge and write it there")
+    judge_epochs: int = count(12, "passes over the training images")
+    inception_weights: str | None = flag(None, "torch-fidelity's file, or 'download': its features, too")
+    num_samples: int | None = count(
+        None,
+        "images for each setting and kind of request; none given: 1000, or what the split has",
+        low=FEWEST_SAMPLES,
+    )
+    requests: tuple[str, ...] = flag(REQUESTS, "what is asked for", choices=REQUESTS)
+    open: bool = flag(False, "leave what is not named to the network: often shapeless")
+    cfg_scale: tuple[float, ...] | None = weight(
+        None, "scales to compare; none given: 1, 1.5, 2 and 3 as far as it was trained for"
+    )
+    sampler: tuple[str, ...] = flag(("dpm_solver",), "solvers to compare", choices=SAMPLERS)
+    num_inference_steps: tuple[int, ...] | None = count(
+        None, "numbers to compare; none given: 20, all T with ddpm; 25 for edits"
+    )
+    guide: str | None = flag(
+        None, "classifier of train.py --stage guide: it steers, reads sources of edits, is explained"
+    )
+    guide_scale: tuple[float, ...] = weight((0.0,), "weights of the guide's gradient to compare")
+    attribute_split: str = flag(
+        "val", "whose attribute rows are asked for; whose photographs are explained", choices=SPLITS
+    )
+    reference_split: str = flag("test", "whose images are compared with", choices=SPLITS)
+    batch_size: int = count(50, "images drawn at once")
+    output_dir: str = flag("./outputs/evaluation", "folder to write to")
+    cache_dir: str = flag("data/cache", CACHE_HELP)
+    seed: int = count(0, "another seed, other samples", low=0)
+    edit: bool = flag(False, "judge edits instead of new faces")
+    edit_attributes: tuple[str, ...] = flag(
+        (), "what to edit; none given: every attribute", metavar=NAME
+    )
+    edit_cfg_scale: tuple[float, ...] = weight((), "strengths of guidance of edits to compare")
+    edit_sources: int = count(32, "faces for each attribute and direction", low=2)
+    strengths: tuple[float, ...] = share((0.5, 1.0), "strengths of each edit; the last is judged")
+    counterfactual: tuple[str, ...] = flag(
+        (), "edit each photograph against what --guide reads, as papers on explanations do", metavar=NAME
+    )
+    face_network: str | None = flag(
+        None,
+        "TorchScript file, RGB (B, 3, S, S) in [-1, 1] -> embeddings (B, D): its features, and FVA, FS",
+    )
+    sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))
+    editing: EditConfig = nested(EditConfig, only=("depth", "guide_scale", "hold", "margin", "localise"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        edits = "--counterfactual" if self.counterfactual else "--edit" if self.edit else None
+        if edits and len(self.num_inference_steps or ()) > 1:
+            raise ValueError(f"{edits} takes one number of steps, got {self.num_inference_steps}")
+        if edits and self.cfg_scale:
+            raise ValueError(f"--cfg_scale is of new faces: with {edits} use --edit_cfg_scale")
+        if self.counterfactual and not self.guide:
+            raise ValueError(
+                "--counterfactual needs --guide, the classifier that is explained, such as "
+                f"{DEFAULT_MODEL}_guide"
+            )
+        if any(self.guide_scale) and not self.guide:
+            raise ValueError("--guide_scale needs --guide, the classifier that steers")
+        if edits and any(self.guide_scale):
+            raise ValueError(f"--guide_scale is of new faces: with {edits} use --edit_guide_scale")
+        if self.attribute_split == self.reference_split:
+            split = self.reference_split
+            raise ValueError(f"--attribute_split and --reference_split are both {split}: they differ")
 
 
 def parse_args(argv: list[str] | None = None) -> EvaluateConfig:

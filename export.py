@@ -10,11 +10,12 @@ diffusers has none of its kind.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flags
-from config import ExportConfig, ModelConfig
+from config import Config, ModelConfig, flag
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 FILES = (".safetensors", ".pth")  # what --out may end in, if it is a file
 # Names in diffusers of the predictions that its schedulers take on variance-preserving schedules.
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """Flags of export.py."""
+
+    checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
+    out: str = flag("", "a .safetensors or .pth file, or a folder", required=True)
+    hub: bool = flag(False, "the folder is for the Hugging Face hub, not for diffusers")
+    half: bool = flag(False, "write the weights in half precision")
 
 
 def parse_args(argv: list[str] | None = None) -> ExportConfig:

@@ -281,6 +281,17 @@ def typed(kind: type[Config], name: str, value: Any) -> str:
     return " ".join([f"--{name}", *(shlex.quote(shown(each)) for each in values)])
 
 
+def command(script: str, config: Config) -> str:
+    """The command that runs a script with this configuration. Flags at their defaults are left out."""
+    defaults = flags_of(type(config)())
+    options = [
+        typed(type(config), name, value)
+        for name, value in flags_of(config).items()
+        if value != defaults.get(name)
+    ]
+    return " ".join([f"python {script}", *options])
+
+
 # -------------------------------------------------------------------- errors in one line
 
 

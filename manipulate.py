@@ -21,7 +21,24 @@ import flags  # first: it refuses an old Python in one line
 # isort: split
 import numpy as np
 
-from config import CFG_SCALE, EditConfig, ManipulateConfig, ModelConfig, SamplingConfig
+from config import (
+    CFG_SCALE,
+    DATASET_HELP,
+    DATASETS,
+    DEFAULT_MODEL,
+    PRETRAINED,
+    REQUEST,
+    EditConfig,
+    ModelConfig,
+    SamplingConfig,
+    count,
+    flag,
+    nested,
+    refuse_ignored_requests,
+    share,
+    weight,
+)
+from devices import DeviceConfig
 from figures.grids import caption, heat_map, save_gif, save_grid, save_image
 from image_data.face_finder import align_to_face
 from image_data.photograph import Photograph
@@ -32,6 +49,103 @@ if TYPE_CHECKING:
 
     from classifiers.guide import GuidanceClassifier
     from diffusion_model import ConditionalDiffusion
+
+MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
+GUIDANCE = ("free", "guide", "both")
+
+
+@dataclass(frozen=True)
+class ManipulateConfig(DeviceConfig):
+    """Flags of manipulate.py."""
+
+    checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
+    mode: str = flag("all", "what to make", choices=MODES)
+    output_dir: str = flag("./outputs", "folder to write to")
+    data_root: str | None = flag(None, "folder of images: its first test image is edited by default")
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    source_image: str | None = flag(None, "photograph to edit")
+    target_image: str | None = flag(None, "photograph to interpolate to, from --source_image")
+    landmarks: tuple[float, ...] | None = flag(
+        None,
+        "x y of left eye, right eye, nose, left and right mouth corner of --source_image, in pixels: "
+        "aligns it as CelebA's are",
+        metavar="XY",
+    )
+    face: int = count(
+        1, "which face of --source_image, 1 the largest; 0: no search, cropped at the centre", low=0
+    )
+    paste_back: bool = flag(False, "also write edits in the whole --source_image")
+    attributes: tuple[str, ...] = flag(
+        (), "what to ask for, such as Smiling=1 Male=0: 1 there, 0 not, 0.5 open", metavar=REQUEST
+    )
+    start: tuple[str, ...] = flag(
+        (), "where an interpolation starts, such as Smiling=0", name="from", metavar=REQUEST
+    )
+    end: tuple[str, ...] = flag((), "where it ends, such as Smiling=1", name="to", metavar=REQUEST)
+    open: bool = flag(False, "leave what is not named to the network: often shapeless")
+    unconditional: bool = flag(False, "new faces without any request")
+    num_samples: int | None = count(
+        None, "new faces of each request or class; none given: 8 of each class, else 8 in all"
+    )
+    guidance: str = flag(
+        "free", "what steers new faces: classifier-free guidance, --guide, or both", choices=GUIDANCE
+    )
+    guide: str | None = flag(
+        None, "classifier of train.py --stage guide: it steers, and reads photographs"
+    )
+    guide_scale: float = weight(3.0, "weight of the guide's gradient in new faces")
+    manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
+    interpolation_steps: int = count(10, "frames of a strip", low=2)
+    seed: int = count(0, "another seed, other faces", low=0)
+    sampling: SamplingConfig = nested(SamplingConfig)
+    editing: EditConfig = nested(EditConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.start) != bool(self.end):
+            raise ValueError("--from and --to go together: name the attributes at both ends")
+        if self.target_image and self.mode not in ("interpolate", "all"):
+            raise ValueError(f"--target_image is for --mode interpolate, and this is {self.mode}")
+        if self.landmarks and not self.source_image:
+            raise ValueError("--landmarks are those of --source_image: give it, too")
+        if self.face > 1 and (self.landmarks or not self.source_image):
+            raise ValueError(
+                f"--face {self.face} is searched for in --source_image: give it, and no --landmarks"
+            )
+        if self.mode == "counterfactual" and not self.attributes:
+            raise ValueError("--mode counterfactual needs --attributes: what is to flip: Smiling=0")
+        if self.editing.cfg_scale == 0:
+            raise ValueError("--edit_cfg_scale 0 ignores every request; no guidance is 1")
+        if self.sampling.cfg_scale is not None and self.mode in ("edit", "counterfactual"):
+            raise ValueError(
+                f"--cfg_scale is of new faces, and this is --mode {self.mode}: use --edit_cfg_scale"
+            )
+        if self.unconditional and self.mode not in ("generate", "all"):
+            raise ValueError(f"--unconditional draws new faces, and this is --mode {self.mode}")
+        if self.unconditional and self.guidance != "free":
+            raise ValueError("--unconditional guides towards nothing: leave --guidance out")
+        asked = {"attributes": self.attributes, "from": self.start, "open": self.open}
+        refuse_ignored_requests(self.sampling, self.unconditional, asked)
+        if self.guidance == "guide" and self.guide_scale == 0:
+            raise ValueError("--guidance guide --guide_scale 0 asks for nothing: use --unconditional")
+
+    def makes(self, mode: str) -> bool:
+        """Whether this mode is asked for. "all" leaves out counterfactuals, which must be told what to
+        flip."""
+        if self.mode != "all":
+            return mode == self.mode
+        return mode == "generate" or (mode != "counterfactual" and not self.unconditional)
+
+    @property
+    def guide_file(self) -> str | None:
+        """The guide's file: the one given, or that of a pretrained model, or the usual one if a guide is
+        needed."""
+        own = f"{self.checkpoint}_guide"
+        if self.guide is None and (PRETRAINED / f"{own}.safetensors").is_file():
+            return own
+        needed = self.guidance != "free" or self.mode == "counterfactual"
+        return self.guide or ("./checkpoints/guide_best.pth" if needed else None)
+
 
 Request = dict[str, float]  # attribute names, and 0 ... 1 as a user says it
 

@@ -11,14 +11,147 @@ import math
 import shlex
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import flags
-from config import TrainConfig
+from config import (
+    ADJUSTABLE,
+    CACHE_HELP,
+    DATASET_HELP,
+    DATASETS,
+    FREE,
+    NAME,
+    FirstStageConfig,
+    FirstStageLossConfig,
+    LossConfig,
+    ModelConfig,
+    count,
+    flag,
+    nested,
+    share,
+    weight,
+)
+from devices import DeviceConfig
 
 SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch is
 LOG_STEPS = 20  # steps averaged in one point of a training curve
+
+
+STAGES = ("diffusion", "first_stage", "guide")  # those of training/stages.py
+OPTIMIZERS = ("muon", "adamw")  # those of training/optimizers.py
+REPORT_TO = ("tensorboard", "wandb", "none")  # metrics.jsonl is written in any case
+
+
+@dataclass(frozen=True)
+class TrainConfig(DeviceConfig):
+    """Flags of train.py."""
+
+    stage: str = flag(
+        "diffusion", "the model; a first stage for latents; a guide", choices=STAGES, resume=FREE
+    )
+    data_root: str | None = flag(
+        None, "folder of labelled images; none given: draws synthetic faces", resume=FREE
+    )
+    dataset: str | None = flag(None, DATASET_HELP, choices=(*DATASETS, "synthetic"), resume=FREE)
+    download: bool = flag(False, "fetch CelebA into --data_root first", resume=FREE)
+    data_fraction: float = flag(1.0, "share of the training images to use", above=0, high=1, resume=FREE)
+    flip: bool = flag(True, "mirror images at random")
+    latents: str | None = flag(None, "folder of encode_latents.py: train in those latents", resume=FREE)
+    attribute: tuple[str, ...] = flag(
+        (), "learn these alone, one or several; none given: all", metavar=NAME, resume=FREE
+    )
+    judge: str = flag(
+        "./checkpoints/judge.pth", "judge of a first stage's likeness, in place of VGG16", resume=FREE
+    )
+    cache_dir: str = flag("data/cache", CACHE_HELP, resume=FREE)
+    num_workers: int = count(0, "threads that read ahead; 0: none", low=0, resume=FREE)
+    batch_size: int = count(16, "images of a process in one forward pass")
+    grad_accum: int = count(1, "batches of an optimiser step", resume=FREE)
+    epochs: int = count(100, "passes over the training images", resume=ADJUSTABLE)
+    max_steps: int | None = count(None, "end after this many optimiser steps", resume=ADJUSTABLE)
+    max_minutes: float | None = flag(
+        None, "end after this time, the learning rate annealed", above=0, resume=ADJUSTABLE
+    )
+    optimizer: str = flag("muon", "what moves the weights", choices=OPTIMIZERS)
+    lr: float = flag(1e-3, "learning rate after the warm-up", above=0, resume=ADJUSTABLE)
+    warmup_steps: int = count(200, "steps of linear warm-up", low=0, resume=ADJUSTABLE)
+    weight_decay: float = weight(0.01, "share of the learning rate by which weights shrink in a step")
+    grad_clip: float = flag(
+        1.0, "largest norm of the gradient; a longer one is shortened", above=0, resume=ADJUSTABLE
+    )
+    ema_decay: float = share(0.9999, "decay of the averaged weights")
+    compile: bool = flag(False, "torch.compile the UNet; pays on long runs", resume=FREE)
+    gradient_checkpointing: bool = flag(False, "less memory, a third more time", resume=FREE)
+    save_dir: str = flag("./checkpoints", "folder of checkpoints", resume=FREE)
+    log_dir: str = flag("./logs", "folder of logs", resume=FREE)
+    report_to: str = flag(
+        "tensorboard", "who shows curves and pictures; wandb is extra", choices=REPORT_TO, resume=FREE
+    )
+    save_interval: int = count(10, "epochs between kept checkpoints", resume=FREE)
+    keep_last: int | None = count(None, "kept checkpoints; none given: all", resume=FREE)
+    sample_interval: int = count(5, "epochs between sample grids", resume=FREE)
+    val_images: int = count(1024, "images of a validation pass", resume=ADJUSTABLE)
+    init_from: str | None = flag(
+        None,
+        "start from what fits of this model's weights; a path, or a name in pretrained/",
+        resume=FREE,
+    )
+    resume: str | None = flag(
+        None, "go on from SAVE_DIR's latest checkpoint, or from this file", resume=FREE, bare=""
+    )
+    seed: int = count(0, "another seed, another run", low=0)
+    dry_run: bool = flag(False, "two steps, timed: no checkpoint, no log", resume=FREE)
+    model: ModelConfig = nested(ModelConfig)
+    loss: LossConfig = nested(LossConfig)
+    first_stage: FirstStageConfig = nested(FirstStageConfig)
+    first_stage_loss: FirstStageLossConfig = nested(FirstStageLossConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for wrong, message in (
+            (
+                self.dataset == "synthetic" and self.data_root,
+                "--dataset synthetic draws its own faces: leave --data_root out",
+            ),
+            (
+                self.dataset not in (None, "synthetic") and not self.data_root,
+                f"--dataset {self.dataset} needs --data_root, the folder that holds it",
+            ),
+            (
+                self.download and self.dataset not in (None, "celeba"),
+                f"--download fetches CelebA, not {self.dataset}: fetch that by hand",
+            ),
+            (
+                self.download and not self.data_root,
+                "--download needs --data_root, the folder to download into",
+            ),
+            (
+                self.latents
+                and (self.data_root or self.stage == "first_stage" or self.data_fraction < 1),
+                "--latents is a dataset of its own: no --data_root, no --data_fraction, and no "
+                "--stage first_stage",
+            ),
+            (
+                self.init_from and self.stage == "first_stage",
+                "--init_from is for the model and the guide: leave it out with --stage first_stage",
+            ),
+            (
+                self.compile and self.stage != "diffusion",
+                f"--compile is for the UNet: leave it out with --stage {self.stage}",
+            ),
+            (
+                self.gradient_checkpointing and self.stage != "diffusion",
+                f"--gradient_checkpointing is for the UNet: leave it out with --stage {self.stage}",
+            ),
+        ):
+            if wrong:
+                raise ValueError(message)
+
+    @property
+    def data_folder(self) -> str:
+        """The folder of images: that of synthetic faces, if none is given."""
+        return self.data_root or f"data/synthetic_faces_{self.model.image_size}"
 
 
 def parse_args(argv: list[str] | None = None) -> TrainConfig:

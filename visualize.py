@@ -6,9 +6,65 @@ WHAT is a figure of figures/figures.py, or all: as many as the flags given allow
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import flags
-from config import VisualizeConfig
+from config import (
+    CACHE_HELP,
+    DATASET_HELP,
+    DATASETS,
+    REQUEST,
+    SamplingConfig,
+    count,
+    flag,
+    nested,
+    refuse_ignored_requests,
+)
+from devices import DeviceConfig
+
+# Those of figures/figures.py.
+FIGURES = (
+    "attributes",
+    "samples",
+    "reconstructions",
+    "latent-space",
+    "denoising",
+    "animation",
+    "interpolation",
+    "curves",
+    "architecture",
+)
+
+
+@dataclass(frozen=True)
+class VisualizeConfig(DeviceConfig):
+    """Flags of visualize.py."""
+
+    what: str = flag(
+        "all", "the figure, or all that the flags allow", choices=(*FIGURES, "all"), positional=True
+    )
+    checkpoint: str | None = flag(None, "model of train.py")
+    data_root: str | None = flag(None, "folder of labelled images")
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    log_dir: str | None = flag(
+        None, "logs of train.py: of the last run in this folder, or of the run whose folder it is"
+    )
+    output_dir: str = flag("./outputs/figures", "folder to write to")
+    attributes: tuple[str, ...] = flag(
+        (), "what is varied, coloured by or asked for, each alone: NAME or NAME=VALUE", metavar=REQUEST
+    )
+    unconditional: bool = flag(False, "denoising and animation without any request")
+    num_samples: int = count(8, "images in a row")
+    num_points: int = count(1000, "points of the latent space", low=50)
+    cache_dir: str = flag("data/cache", CACHE_HELP)
+    seed: int = count(0, "another seed, other samples", low=0)
+    sampling: SamplingConfig = nested(SamplingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unconditional and self.what not in ("denoising", "animation"):
+            raise ValueError(f"--unconditional is for denoising and animation, and this is {self.what}")
+        refuse_ignored_requests(self.sampling, self.unconditional, {"attributes": self.attributes})
 
 
 def parse_args(argv: Sequence[str] | None = None) -> VisualizeConfig:

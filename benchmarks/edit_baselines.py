@@ -21,7 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import devices
 import flags
-from config import CFG_SCALE, EDIT_BENCHMARK, DeviceConfig, ManipulateConfig, count, flag, weight
+from config import CFG_SCALE, count, flag, weight
+from devices import DeviceConfig
+from manipulate import ManipulateConfig
+from synthetic_faces.benchmark import EDIT_BENCHMARK
 
 # images uint8 (B, S, S, 3), the attribute, and whether it is to be there -> edits in the same form
 Edit = Callable

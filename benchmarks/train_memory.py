@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import devices
 import flags
-from config import TrainConfig
+from train import TrainConfig
 
 
 def count_step(config, images, device: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,13 +21,16 @@ from torch import Tensor
 
 from checkpoint import file_hash
 from classifiers.guide import GuidanceClassifier
-from config import EditConfig, EvaluateConfig, in_file_name
+from config import EditConfig, in_file_name
 from evaluation.edits import FEWEST_IN_A_SET, EditEvaluation, Task, best_median_worst
 from evaluation.metrics import frechet_distance, mean_of
 from evaluation.reading import in_batches, in_parallel
 from evaluation.samples import SampleEvaluation
 from evaluation.tables import counterfactuals_table
 from figures.grids import caption, heat_map, readable, save_grid
+
+if TYPE_CHECKING:
+    from evaluate import EvaluateConfig
 
 NO_EDIT = "no edit"
 READERS = ("guide", "judge")  # who is explained, and who has no part in it

@@ -11,13 +11,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from classifiers.judge import Judge
-from config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from evaluate import EvaluateConfig
 
 Features = Callable[[Tensor], Tensor]  # images uint8 (B, H, W, 3) -> floats (B, D), on the CPU
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -27,7 +27,7 @@ from attributes import AttributePrior
 from checkpoint import file_hash, save_atomically
 from classifiers.judge import Judge, train_judge
 from classifiers.likeness import perceptual_distance
-from config import FEWEST_SAMPLES, REQUESTS, EvaluateConfig, ModelConfig, SamplingConfig
+from config import FEWEST_SAMPLES, REQUESTS, ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw_batches
 from evaluation.features import make_features
@@ -46,6 +46,9 @@ from figures.grids import save_grid
 from guidance import Guide
 from image_data.labelled import LabelledImages
 from samplers import SAMPLERS, settled
+
+if TYPE_CHECKING:
+    from evaluate import EvaluateConfig
 
 NAMED = 3  # attributes in a short request
 DEFAULT_SAMPLES = 1000

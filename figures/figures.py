@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ import devices
 from attributes import parse_request
 from autoencoder_model import build_first_stage
 from checkpoint import build, load_checkpoint, load_first_stage, load_weights, refusing
-from config import CFG_SCALE, SPLITS, ModelConfig, SamplingConfig, VisualizeConfig, in_file_name
+from config import CFG_SCALE, SPLITS, ModelConfig, SamplingConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw
 from evaluation.reading import in_batches
@@ -33,6 +34,9 @@ from image_data.cached import ImageDataset
 from image_data.datasets import find_dataset
 from image_data.labelled import LabelledImages
 from samplers import sample_generators, settled
+
+if TYPE_CHECKING:
+    from visualize import VisualizeConfig
 
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
 FRAMES = 10  # of a strip

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 import flags
 from attributes import parse_request
-from config import CFG_SCALE, ManipulateConfig
+from config import CFG_SCALE
 from editing import Progress
 from figures.grids import caption, heat_map, readable, save_gif, save_image
 from image_data.photograph import Photograph
@@ -27,6 +27,9 @@ from image_data.picture import open_picture
 from page.leaks import STYLE, leak_meter
 from page.studio import Studio, command
 from page.visitors import Result, Source, Stopped, Visitor, Visitors
+
+if TYPE_CHECKING:
+    from manipulate import ManipulateConfig
 
 GROUPS = {
     "Expression": ("Smiling", "Mouth_Slightly_Open"),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,12 +25,16 @@ from checkpoint import file_hash, find_weights
 from classifiers.guide import load_guide
 from classifiers.judge import load_judge
 from classifiers.probe import load_probe
-from config import CFG_SCALE, PRETRAINED, AppConfig, ManipulateConfig
+from config import CFG_SCALE, PRETRAINED
 from diffusion_model import load_model
 from editing import Progress, with_scale
 from image_data.face_finder import align_to_face, find_faces
 from image_data.photograph import Photograph
 from samplers import sample_generators, settled
+
+if TYPE_CHECKING:
+    from app import AppConfig
+    from manipulate import ManipulateConfig
 
 REACH = 60  # from a face's centre, in pixels of CelebA's pictures, within which a click means that face
 # What reads attributes from images uint8 (B, S, S, 3): logits (B, A), 0 the threshold.
@@ -226,10 +231,4 @@ def command(config: ManipulateConfig) -> str:
         config = replace(config, source_image=Path(config.source_image).name)
     if config.target_image:
         config = replace(config, target_image=Path(config.target_image).name)
-    usual = flags.flags_of(ManipulateConfig())
-    told = [
-        flags.typed(ManipulateConfig, name, value)
-        for name, value in flags.flags_of(config).items()
-        if usual.get(name) != value
-    ]
-    return " ".join(["python manipulate.py", *told])
+    return flags.command("manipulate.py", config)

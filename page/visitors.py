@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import ManipulateConfig
 from editing import Progress
 from samplers import Steps
+
+if TYPE_CHECKING:
+    from manipulate import ManipulateConfig
 
 MOST_RESULTS = 24  # results kept for a visitor
 MOST_VISITORS = 200  # at once. The next one takes the place of the one who did nothing for longest

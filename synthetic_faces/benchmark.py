@@ -9,11 +9,12 @@ docs/benchmark.md says what is in the folder, what the figures mean, and how to 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice, product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import flags
-from config import Config, MakeBenchmarkConfig, ScoreEditsConfig
+from config import Config, count, flag
 from image_data.picture import open_picture
 from synthetic_faces.attributes import (
     COLUMNS,
@@ -35,6 +36,7 @@ from synthetic_faces.dataset import VERSION as DRAWING
 from synthetic_faces.dataset import is_empty, new_folder
 from synthetic_faces.renderer import render
 
+EDIT_BENCHMARK = "data/edit_benchmark"  # where it is made and looked for
 VERSION = 1  # of the sources, the requests and the figures: scores of two versions do not compare
 FLOOR = 0.1  # rare attributes are about this frequent, as in the training set of drawn64
 STREAMS = 2, 3  # of random numbers. Training sets draw from 0 and 1, so no seed of theirs gives a source
@@ -43,6 +45,25 @@ MEASURED_AT = 64  # pixels per side at which that is measured
 WHOLE = 178  # crop of a judge that saw drawn faces as they are
 FACTS, REQUESTS = "benchmark.json", "requests.jsonl"
 NAMES_OF_FACTS = ("version", "drawing", "seed", "sources", "image_size", "requests", "hash")
+
+
+@dataclass(frozen=True)
+class MakeBenchmarkConfig(Config):
+    """Flags of ``python -m synthetic_faces.benchmark make``."""
+
+    out: str = flag(EDIT_BENCHMARK, "folder to create")
+    sources: int = count(5, "faces for each attribute and direction")
+    image_size: int = count(64, "side of the square images", low=32, high=4096)
+    seed: int = count(0, "another seed, other faces", low=0)
+
+
+@dataclass(frozen=True)
+class ScoreEditsConfig(Config):
+    """Flags of ``python -m synthetic_faces.benchmark score``."""
+
+    edits: str = flag("", "folder of edited pictures, 000.png, 001.png, ...", required=True)
+    benchmark: str = flag(EDIT_BENCHMARK, "folder of the benchmark")
+    judge: str | None = flag(None, "of evaluate.py --train_judge; none given: the probe in pretrained/")
 
 
 @dataclass(frozen=True)
@@ -84,7 +105,7 @@ def draw_requests(
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Requests, each with its source and its truth uint8 (S, S, 3). Every source is another face. For
     each attribute and direction, faces are drawn until there are enough."""
-    draws, numbers = count(), count()
+    draws, numbers = itertools.count(), itertools.count()
     for (name, column), value in product(COLUMNS.items(), (1, 0)):
         pairs = filter(None, (draw_pair(index, column, value, config) for index in draws))
         for attributes, source, truth in islice(pairs, config.sources):

@@ -16,8 +16,8 @@ import evaluate
 from checkpoint import save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
-from config import EvaluateConfig
 from diffusion_model import load_model
+from evaluate import EvaluateConfig
 from evaluation import counterfactuals
 from evaluation.counterfactuals import (
     CounterfactualEvaluation,

@@ -19,10 +19,11 @@ from PIL import Image
 
 import flags
 import manipulate
+from app import AppConfig
 from attributes import CELEBA_ATTRIBUTES
 from benchmarks.page_speed import CHROMIUM, Server
-from config import AppConfig, ManipulateConfig
 from figures.grids import save_gif
+from manipulate import ManipulateConfig
 from page.leaks import leak_meter
 from page.studio import Studio, command
 from page.visitors import MOST_RESULTS, Result, Visitors

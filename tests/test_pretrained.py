@@ -10,8 +10,9 @@ import torch
 import manipulate
 from checkpoint import save_model
 from classifiers.guide import load_guide
-from config import PRETRAINED, LossConfig, SamplingConfig, TrainConfig
+from config import PRETRAINED, LossConfig, SamplingConfig
 from diffusion_model import load_model
+from train import TrainConfig
 from training.stages import STAGES, spread_timesteps
 
 MODELS = sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if "_" not in path.stem)

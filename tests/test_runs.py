@@ -18,9 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 import train
 from checkpoint import load_checkpoint, replace_file, take_over
-from config import TrainConfig
 from diffusion_model import load_model
 from synthetic_faces.dataset import parallel_draw
+from train import TrainConfig
 from training import batches, process
 from training.batches import Interrupted, load_batches
 from training.monitoring import Logger

@@ -29,8 +29,8 @@ import flags
 import manipulate
 import train
 from checkpoint import load_checkpoint
-from config import LossConfig, TrainConfig
-from train import training_step
+from config import LossConfig
+from train import TrainConfig, training_step
 from training.batches import BatchOrder, seed_everything
 from training.monitoring import Logger, validate
 from training.process import make_accelerator

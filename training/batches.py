@@ -9,15 +9,18 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from config import TrainConfig
 from image_data.cached import ImageDataset, random_flip
 from image_data.encoded import LatentDataset
+
+if TYPE_CHECKING:
+    from train import TrainConfig
 
 Dataset = ImageDataset | LatentDataset
 

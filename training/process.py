@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +18,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 import devices
-from config import TrainConfig
 from training.stages import STAGES
+
+if TYPE_CHECKING:
+    from train import TrainConfig
 
 # What `accelerate config` and `accelerate launch` may ask for, and train.py does not do.
 NOT_DONE = {

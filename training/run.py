@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +21,14 @@ from torch import Tensor
 
 import flags
 from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
-from config import ADJUSTABLE, FREE, Flag, TrainConfig
+from config import ADJUSTABLE, FREE, Flag
 from image_data.encoded import LatentDataset
 from training.batches import Dataset, Interrupted, load_batches, seed_everything, to_device
 from training.optimizers import OPTIMIZERS
 from training.stages import STAGES, Stage
+
+if TYPE_CHECKING:
+    from train import TrainConfig
 
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
 # The flags that choose the data, and the settings that follow from it.
@@ -326,12 +329,12 @@ class TrainingRun:
         if key == "batches_per_step":
             return [f"a number of processes that divides {before}"]
         if key not in OF_DATA:
-            return [flags.typed(TrainConfig, key, before)]
+            return [flags.typed(type(self.config), key, before)]
         flags_now = flags.flags_of(self.config)
         changed = [name for name in DATA_FLAGS if flags_then.get(name) != flags_now.get(name)]
         if not flags_then or not changed:
             return ["the same data"]
-        return [flags.typed(TrainConfig, name, flags_then.get(name)) for name in changed]
+        return [flags.typed(type(self.config), name, flags_then.get(name)) for name in changed]
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
         """Write the EMA weights to the stage's file. A stage that keeps only the best writes them only

@@ -18,7 +18,7 @@ from attributes import CELEBA_ATTRIBUTES, AttributePrior
 from checkpoint import load, load_weights, save_atomically, save_model, take_over
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages
-from config import CFG_SCALE, Config, FirstStageConfig, LossConfig, ModelConfig, TrainConfig
+from config import CFG_SCALE, Config, FirstStageConfig, LossConfig, ModelConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
 from image_data.encoded import LatentDataset
@@ -27,6 +27,7 @@ from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 
 if TYPE_CHECKING:
+    from train import TrainConfig
     from training.run import TrainingRun
 
 Pictures = dict[str, Tensor]  # title -> uint8 (N, H, W, 3)
