@@ -18,7 +18,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-# What a resumed run does when a field of TrainConfig differs from that of its checkpoint.
+# A field of TrainConfig differs from that of the checkpoint: what a resumed run does then.
 SAME, ADJUSTABLE, FREE = "refuse", "say so and go on", "not recorded"
 
 
@@ -66,6 +66,8 @@ class Flag:
     resume: str = SAME
     required: bool = False
     bare: str | None = None  # what the flag means without a value, where it may stand alone
+    old: str = ""  # the flag's name before; it is still understood
+    default_text: str = ""  # the default in words, where it depends on other settings
     positional: bool = False
 
 
@@ -96,7 +98,7 @@ def weight(default: Any, help: str = "", **facts: Any) -> Any:
 
 def composed(value: Any) -> Any:
     """A name, or each of a tuple of names, in Unicode's composed form (NFC). macOS writes 'é' as two
-    characters, other systems as one. What is no text stays as it is."""
+    characters, other systems as one. Other values are not changed."""
     if isinstance(value, tuple):
         return tuple(composed(each) if isinstance(each, str) else each for each in value)
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
@@ -110,6 +112,11 @@ def types_of(kind: type) -> dict[str, Any]:
     if kind not in TYPES:
         TYPES[kind] = typing.get_type_hints(kind)
     return TYPES[kind]
+
+
+def is_config(hint: Any) -> bool:
+    """Whether a field holds another configuration."""
+    return isinstance(hint, type) and issubclass(hint, Config)
 
 
 def is_optional(hint: Any) -> bool:
@@ -146,8 +153,8 @@ def expected(hint: Any, limits: Flag) -> str:
 def fits(value: Any, hint: Any, limits: Flag) -> bool:
     """Whether one value is of a field's type, and within its limits."""
     kind = item_type(hint)
-    right = type(value) is kind or (kind is float and type(value) is int)
-    if not right or (limits.choices and value not in limits.choices):
+    right_type = type(value) is kind or (kind is float and type(value) is int)
+    if not right_type or (limits.choices and value not in limits.choices):
         return False
     if kind not in (int, float):
         return True
@@ -163,7 +170,7 @@ def check(owner: Config, each: Field) -> None:
     limits = each.metadata.get("flag", Flag())
     if (value is None and is_optional(hint)) or plain_type(hint) in (dict, Any):
         return
-    if isinstance(plain_type(hint), type) and issubclass(plain_type(hint), Config):
+    if is_config(plain_type(hint)):
         good = isinstance(value, plain_type(hint))
     elif typing.get_origin(plain_type(hint)) is tuple:
         lengths = plain_type(hint).__args__
@@ -173,8 +180,8 @@ def check(owner: Config, each: Field) -> None:
     else:
         good = fits(value, hint, limits)
     if not good:
-        wanted, found = expected(hint, limits), reprlib.repr(value)
-        raise ValueError(f"{limits.name or each.name} must be {wanted}, got {found}")
+        name, values = limits.name or each.name, expected(hint, limits)
+        raise ValueError(f"{name} must be {values}, got {reprlib.repr(value)}")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import os
 import re
 import shlex
@@ -17,8 +18,8 @@ from typing import Any, TypeVar
 
 OLDEST_PYTHON = (3, 10)
 if sys.version_info < OLDEST_PYTHON:  # before what an older one cannot read
-    found, wanted = (".".join(map(str, each)) for each in (sys.version_info[:3], OLDEST_PYTHON))
-    print(f"Python {wanted} or newer is needed, and {sys.executable} is {found}", file=sys.stderr)
+    this, oldest = (".".join(map(str, each)) for each in (sys.version_info[:3], OLDEST_PYTHON))
+    print(f"Python {oldest} or newer is needed, and {sys.executable} is {this}", file=sys.stderr)
     sys.exit(2)
 
 from config import (  # noqa: E402
@@ -26,6 +27,7 @@ from config import (  # noqa: E402
     Flag,
     expected,
     fits,
+    is_config,
     is_optional,
     item_type,
     plain_type,
@@ -43,109 +45,108 @@ class Parser(argparse.ArgumentParser):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a flag's value goes: a field of the configuration, or of one nested in it."""
+class Setting:
+    """A field that has a flag: of a configuration, or of one nested in it."""
 
-    path: tuple[str, ...]
+    path: tuple[str, ...]  # the names of the fields that lead to it
     hint: Any
     facts: Flag
     default: Any
-    group: str
+
+    @property
+    def group(self) -> str:
+        """The nested configuration, as the help calls it; empty for the script's own fields."""
+        return self.path[-2].replace("_", " ") if len(self.path) > 1 else ""
 
 
-def places(kind: type[Config], path: tuple[str, ...] = (), group: str = "") -> Iterator[Place]:
+def settings(kind: type[Config], path: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Every field that has a flag, in order."""
-    hints = types_of(kind)
     for each in fields(kind):
-        here, hint = (*path, each.name), hints[each.name]
-        if isinstance(hint, type) and issubclass(hint, Config):
+        here, hint = (*path, each.name), types_of(kind)[each.name]
+        if is_config(hint):
             only = each.metadata.get("only", ())
-            for place in places(hint, here, each.name.replace("_", " ")):
-                if not only or place.path[-1] in only:
-                    yield place
+            for setting in settings(hint, here):
+                if not only or setting.path[-1] in only:
+                    yield setting
         facts = each.metadata.get("flag", Flag())
         if facts.help:
-            yield Place(here, hint, facts, each.default, group)
+            yield Setting(here, hint, facts, each.default)
 
 
-def by_flag(kind: type[Config]) -> dict[str, list[Place]]:
+def by_flag(kind: type[Config]) -> dict[str, list[Setting]]:
     """The fields behind each flag. One flag may fill several: sampling and editing both have steps."""
-    found: dict[str, list[Place]] = {}
-    for place in places(kind):
-        found.setdefault(place.facts.name or place.path[-1], []).append(place)
-    return found
+    flags: dict[str, list[Setting]] = {}
+    for setting in settings(kind):
+        flags.setdefault(setting.facts.name or setting.path[-1], []).append(setting)
+    return flags
 
 
-def value_parser(place: Place) -> Callable[[str], Any]:
+def value_parser(setting: Setting) -> Callable[[str], Any]:
     """An argparse type: text to one value of the field, within its limits."""
-    kind, limits = item_type(place.hint), place.facts
+    kind, limits = item_type(setting.hint), setting.facts
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if not fits(value, place.hint, limits):
-            wanted = expected(place.hint, limits)
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        if not fits(value, setting.hint, limits):
+            values = expected(setting.hint, limits)
+            raise argparse.ArgumentTypeError(f"expected {values}, got {text!r}")
         return value
 
     return parse
 
 
-def shown(value: Any) -> str:
-    """A default as one would type it."""
+def as_text(value: Any) -> str:
+    """A value as one types it."""
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def help_of(found: list[Place]) -> str:
-    """The flag's help, with the default of each field behind it."""
-    text, defaults = found[0].facts.help, {place.group: place.default for place in found}
-    facts, default = found[0].facts, found[0].default
-    if (
-        facts.required
-        or facts.positional
-        or "none given" in text
-        or default is False
-        or default in ((), None)
-    ):
-        return text
-    if len({shown(value) for value in defaults.values()}) == 1:
-        return f"{text} (default: {shown(found[0].default)})"
-    each = ", ".join(f"{shown(value)} for {group}" for group, value in defaults.items())
-    return f"{text} (default: {each})"
+def help_text(behind: list[Setting]) -> str:
+    """The help of a flag, with its default. Where fields behind it differ in that, with each."""
+    facts = behind[0].facts
+    defaults = {}
+    for setting in behind:
+        default = "" if setting.default in (None, ()) else as_text(setting.default)
+        defaults[setting.group] = setting.facts.default_text or default
+    if facts.required or facts.positional or behind[0].default is False or "" in defaults.values():
+        return facts.help
+    text = behind[0].facts.default_text or as_text(behind[0].default)
+    if len({*defaults.values()}) > 1:
+        text = ", ".join(f"{default} for {group}" for group, default in defaults.items())
+    return f"{facts.help} (default: {text})"
 
 
-def add_flag(add: Callable[..., Any], name: str, found: list[Place]) -> None:
-    """The flag of one or several fields. Only flags that are given appear in the result."""
-    place, facts = found[0], found[0].facts
-    how: dict[str, Any] = {"help": help_of(found).replace("%", "%%"), "default": argparse.SUPPRESS}
-    hint = plain_type(place.hint)
+def add_flag(add: Callable[..., Any], name: str, behind: list[Setting]) -> None:
+    """Add a flag to a parser. Only flags that are given appear in what it parses."""
+    setting, facts = behind[0], behind[0].facts
+    hint = plain_type(setting.hint)
+    options: dict[str, Any] = {"help": help_text(behind).replace("%", "%%")}
     if hint is bool:
-        on = argparse.BooleanOptionalAction if place.default else "store_true"
-        add(f"--{name}", action=on, **how)
-        return
-    how["type"] = value_parser(place)
-    how["metavar"] = {int: "N", float: "X"}.get(item_type(place.hint), "PATH")
-    if facts.choices:
-        how |= {"choices": facts.choices, "metavar": None}
-        if len(facts.choices) > 6:
-            how["metavar"] = name.upper()
-            how["help"] += f": {', '.join(map(str, facts.choices))}"
-    if facts.metavar:
-        how["metavar"] = facts.metavar
-    if typing.get_origin(hint) is tuple:
-        lengths = hint.__args__
-        many = "*" if is_optional(place.hint) and item_type(hint) is int else "+"
-        how["nargs"] = many if Ellipsis in lengths else len(lengths)
-    if facts.bare is not None:
-        how |= {"nargs": "?", "const": facts.bare}
-    if facts.positional:
-        add(name, **how)
+        options["action"] = argparse.BooleanOptionalAction if setting.default else "store_true"
     else:
-        add(f"--{name}", required=facts.required, **how)
+        metavar = {int: "N", float: "X"}.get(item_type(setting.hint), "PATH")
+        options |= {"type": value_parser(setting), "metavar": facts.metavar or metavar}
+    if facts.choices:
+        options |= {"choices": facts.choices, "metavar": facts.metavar}
+        if len(facts.choices) > 6:
+            options["metavar"] = name.upper()
+            options["help"] += f": {', '.join(map(str, facts.choices))}"
+    if typing.get_origin(hint) is tuple:
+        may_be_empty = is_optional(setting.hint) and item_type(hint) is int
+        any_number = "*" if may_be_empty else "+"
+        options["nargs"] = any_number if Ellipsis in hint.__args__ else len(hint.__args__)
+    if facts.bare is not None:
+        options |= {"nargs": "?", "const": facts.bare}
+    if facts.positional:
+        add(name, default=argparse.SUPPRESS, **options)
+        return
+    add(f"--{name}", required=facts.required, default=argparse.SUPPRESS, **options)
+    for old in (setting.facts.old for setting in behind if setting.facts.old):
+        add(f"--{old}", dest=name, default=argparse.SUPPRESS, **options | {"help": argparse.SUPPRESS})
 
 
 def make_parser(kind: type[Config], description: str | None) -> Parser:
@@ -155,35 +156,30 @@ def make_parser(kind: type[Config], description: str | None) -> Parser:
     parser.add_argument("--config", metavar="FILE", help="YAML of flags; the command line overrides it")
     groups: dict[str, Any] = {"": parser}
     usage = ["%(prog)s"]  # without the many flags that may be left out
-    for name, found in by_flag(kind).items():
-        facts = found[0].facts
-        if facts.required or facts.positional:
-            usage.append(name.upper() if facts.positional else f"--{name} PATH")
-        group = found[0].group
+    for name, behind in by_flag(kind).items():
+        facts, group = behind[0].facts, behind[0].group
+        if facts.positional:
+            usage.append(name.upper())
+        elif facts.required:
+            usage.append(f"--{name} PATH")
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        add_flag(groups[group].add_argument, name, found)
+        add_flag(groups[group].add_argument, name, behind)
     parser.usage = " ".join([*usage, "[--FLAG VALUE ...]"])
     return parser
 
 
-def build(kind: type[Kind], given: dict[str, Any]) -> Kind:
-    """A configuration from the flags that were given. The rest keeps its defaults."""
-    values: dict[tuple[str, ...], Any] = {}
-    for name, found in by_flag(kind).items():
-        if name in given:
-            value = tuple(given[name]) if isinstance(given[name], list) else given[name]
-            values |= {place.path: value for place in found}
-
-    def make(part: type[Config], path: tuple[str, ...]) -> Config:
-        own = {place[-1]: value for place, value in values.items() if place[:-1] == path}
-        for each in fields(part):
-            hint = types_of(part)[each.name]
-            if isinstance(hint, type) and issubclass(hint, Config):
-                own[each.name] = make(hint, (*path, each.name))
-        return part(**own)
-
-    return typing.cast(Kind, make(kind, ()))
+def build(kind: type[Kind], values: dict[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> Kind:
+    """A configuration from the values of its fields, nested ones by their path. The rest keeps its
+    defaults."""
+    own = {}
+    for each in fields(kind):
+        here, hint = (*path, each.name), types_of(kind)[each.name]
+        if is_config(hint):
+            own[each.name] = build(hint, values, here)
+        elif here in values:
+            own[each.name] = values[here]
+    return kind(**own)
 
 
 def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None = None) -> Kind:
@@ -196,7 +192,9 @@ def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None 
         path = first.parse_known_args(argv)[0].config
         flags = [] if path is None else config_flags(path, parser)
         given = vars(parser.parse_args([*flags, *argv]))
-        return build(kind, given)
+        behind = by_flag(kind)
+        values = {s.path: given[name] for name in given.keys() & behind.keys() for s in behind[name]}
+        return build(kind, values)
     except ValueError as error:
         parser.error(str(error))
 
@@ -205,20 +203,22 @@ def config_flags(path: str, parser: Parser) -> list[str]:
     """The flags that a YAML file of flag names and values stands for.
 
     Raises:
-        ValueError: where it is no such file, or names a flag that there is not.
+        ValueError: if it is no such file, or sets what is no flag.
     """
-    values = plain_yaml(path)
-    actions, flags = {action.dest: action for action in parser._actions}, []
-    for name, value in values.items():
-        if name not in actions or name in ("help", "config"):
+    actions = {name[2:]: action for name, action in parser._option_string_actions.items()}
+    flags = []
+    for name, value in plain_yaml(path).items():
+        if name not in actions or name in ("help", "config") or name.startswith("no-"):
             near = difflib.get_close_matches(str(name), actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{path} sets {name}, which is no flag{hint}")
         if actions[name].nargs == 0:
-            off = [f for f in actions[name].option_strings if f.startswith("--no-")]
             if value not in ("true", "false"):
                 raise ValueError(f"{path} sets {name} to {value}: use true or false")
-            flags += [f"--{name}"] if value == "true" else off
+            if value == "true":
+                flags.append(f"--{name}")
+            elif f"no-{name}" in actions:
+                flags.append(f"--no-{name}")
         elif value not in ("null", ""):
             flags += [f"--{name}", *(value if isinstance(value, list) else [value])]
     return flags
@@ -254,31 +254,27 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
 def flags_of(config: Config) -> dict[str, Any]:
     """Every flag's value in a configuration, as YAML takes it. Where several fields share a flag and
     differ, it was not given and is left out."""
-    found = {}
+    flags = {}
     for name, behind in by_flag(type(config)).items():
-        values = []
-        for place in behind:
-            owner: Any = config
-            for part in place.path:
-                owner = getattr(owner, part)
-            values.append(list(owner) if isinstance(owner, tuple) else owner)
-        nothing = values[0] is None or (values[0] == [] and behind[0].default == ())
-        if not nothing and all(value == values[0] for value in values):
-            found[name] = values[0]
-    return found
+        values = [functools.reduce(getattr, setting.path, config) for setting in behind]
+        if any(value != values[0] for value in values) or values[0] is None:
+            continue
+        if values[0] != () or behind[0].default != ():  # no items are given by leaving the flag out
+            flags[name] = list(values[0]) if isinstance(values[0], tuple) else values[0]
+    return flags
 
 
 def typed(kind: type[Config], name: str, value: Any) -> str:
     """A flag as one types it to give this value."""
-    default = by_flag(kind)[name][0].default if name in by_flag(kind) else None
+    behind = by_flag(kind).get(name)
     if value is True:
         return f"--{name}"
-    if value is False and default:
+    if value is False and behind and behind[0].default:
         return f"--no-{name}"
     if value is None or value is False:
         return f"no --{name}"
     values = value if isinstance(value, list | tuple) else [value]
-    return " ".join([f"--{name}", *(shlex.quote(shown(each)) for each in values)])
+    return " ".join([f"--{name}", *(shlex.quote(as_text(each)) for each in values)])
 
 
 def command(script: str, config: Config) -> str:
@@ -302,37 +298,37 @@ def check_writable(folder: str | Path, flag: str = "--output_dir") -> None:
         OSError: if not, with the flag that names the folder.
     """
     folder = Path(folder)
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    parent = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise OSError(
-            f"cannot write to {folder} ({there}: {error.strerror}): choose another {flag}"
+            f"cannot write to {folder} ({parent}: {error.strerror}): choose another {flag}"
         ) from None
 
 
-# What says that memory does not suffice, where the type of an error does not.
-FULL = re.compile(
+# Messages of errors that mean too little memory, where their type does not say so.
+OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator.* allocate (?P<bytes>\d+) bytes|bad_alloc|ALLOC_FAILED|error: out of memory"
 )
-# What helps then, for a script that has flags for it.
-LESS = {
+# What helps then; for other scripts, smaller batches or fewer samples.
+LESS_MEMORY = {
     "train.py": "lower --batch_size, or train with --gradient_checkpointing, --mixed_precision bf16 and "
     "--grad_accum for what the batch lacks"
 }
 
 
 def in_one_line(error: Exception, prog: str) -> str | None:
-    """What a script says of an error that is no bug: a wrong value, a file that cannot be used, memory
-    that does not suffice, a package that is missing. None for any other."""
+    """The line for an error that is no bug: a wrong value, an unusable file, too little memory,
+    a missing package. None for any other."""
     text = str(error) or "out of memory"
-    full = FULL.search(text)
+    full = OUT_OF_MEMORY.search(text)
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or full:
         text = text.splitlines()[0].split(". ")[0]
         if full and full["bytes"]:
             text = f"out of memory, {int(full['bytes']) / 2**30:.2f} GiB more were needed"
-        return f"{text}: {LESS.get(prog, 'lower --batch_size or --num_samples')}"
+        return f"{text}: {LESS_MEMORY.get(prog, 'lower --batch_size or --num_samples')}"
     if isinstance(error, ModuleNotFoundError):
         way_out = "source .venv/bin/activate, or pip install -r requirements.txt"
         return f"{text}, for {sys.executable}: {way_out}"
@@ -340,13 +336,13 @@ def in_one_line(error: Exception, prog: str) -> str | None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``. What ``in_one_line`` has words for becomes one line on stderr and exit code 2;
-    Ctrl-C exit code 130. Anything else is a bug and keeps its traceback."""
+    """Call ``main``. An error that ``in_one_line`` knows becomes one line on stderr and exit code 2.
+    Ctrl-C ends with exit code 130. Any other error is a bug and keeps its traceback."""
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU lacks, on the CPU
     os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may not be installed here
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may lack a class's letters
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack letters of a name
     prog = Path(sys.argv[0]).name
     try:
         main()
