@@ -231,20 +231,20 @@ class ModelConfig(Config):
     one_hot: bool = False  # the attributes are classes that exclude each other
     guidable: bool = True  # trained without condition, too; else cfg_scale is 1
     image_size: int = count(64, "side of the square images", high=4096)
-    crop: int = flag(178, CROP_HELP, choices=CROPS)
+    crop: int = flag(178, choices=CROPS)
     channels: tuple[int, ...] = count(
         (64, 128, 256, 512), "width of each level, finest first", high=8192
     )
     blocks_per_level: int = count(2, "residual blocks down, and again up", high=32)
     self_attention_levels: tuple[int, ...] | None = count(
-        None, "0 is the finest; none given: the last 2", low=0, high=11
+        None, "0 is the finest", default_text="the last 2", low=0, high=11
     )
     cross_attention_levels: tuple[int, ...] | None = count(
-        None, "none given: all but the finest", low=0, high=11
+        None, "likewise", default_text="all but the finest", low=0, high=11
     )
-    num_heads: int = count(4, "attention heads", high=256)
+    num_heads: int = count(4, high=256)  # of attention
     patch_size: int = count(1, "pixel-unshuffle before the UNet", high=64)
-    attribute_maps: bool = flag(True, "learn where each attribute shows; pays where faces are aligned")
+    attribute_maps: bool = True  # learn where each attribute shows; pays where faces are aligned
     bottleneck_attention: bool = flag(True, "self- and cross-attention at the coarsest level")
     shared_film: bool = flag(False, "one time projection for all blocks of a width")
     dropout: float = share(0.0, "share of features dropped in the residual blocks")
@@ -253,7 +253,7 @@ class ModelConfig(Config):
     latent_dim: int = count(512, "size of the semantic latent", high=65_536)
     schedule: str = flag("cosine", "noise schedule", choices=SCHEDULES)
     num_timesteps: int = count(1000, "length of the noise schedule", low=2, high=1_000_000)
-    zero_terminal_snr: bool = flag(False, "end the noise schedule in pure noise")
+    zero_terminal_snr: bool = False  # end the noise schedule in pure noise
     prediction: str = flag("x0", "what the UNet predicts", choices=PREDICTIONS)
     first_stage: str = flag("pixels", choices=FIRST_STAGES)
     first_stage_config: dict = field(default_factory=dict)  # what rebuilds it
@@ -321,9 +321,9 @@ class LossConfig(Config):
     """Weights of the joint loss, and the rates at which conditions are dropped in training."""
 
     ae_weight: float = weight(0.1, "weight of the VAE's losses")
-    kl_weight: float = weight(0.01, "weight of the KL divergence within them")
-    attr_weight: float = weight(0.1, "weight of the attribute loss within them")
-    free_bits: float = weight(0.02, "nats that each latent dimension may keep at no cost")
+    kl_weight: float = weight(0.01)  # of the KL divergence within them
+    attr_weight: float = weight(0.1)  # of the attribute loss within them
+    free_bits: float = weight(0.02)  # nats that each latent dimension may keep at no cost
     loss_weighting: str = flag("clamped_v", "weight of each timestep", choices=LOSS_WEIGHTINGS)
     snr_gamma: float = flag(
         20.0, "most weight of an error of x0: more for longer runs and finer texture", above=0
@@ -339,11 +339,13 @@ class FirstStageConfig(Config):
 
     attribute_names: tuple[str, ...] = flag((), metavar=NAME)
     image_size: int = count(64, "side of the square images", high=4096)
-    crop: int = flag(178, CROP_HELP, choices=CROPS)
+    crop: int = flag(178, choices=CROPS)
     judge: str = ""  # the network that judges likeness, if one does
-    vae_channels: tuple[int, ...] = count((64, 128), "each level halves the side", high=8192)
-    latent_channels: int = count(4, "channels of the latent", high=1024)
-    vae_blocks: int = count(1, "residual blocks of each level", high=32)
+    vae_channels: tuple[int, ...] = count(
+        (64, 128), "each level halves the side", high=8192, name="channels", old="vae_channels"
+    )
+    latent_channels: int = count(4, high=1024)
+    vae_blocks: int = count(1, high=32)  # residual blocks of each level
 
     def network(self) -> dict:
         """The arguments of ``SpatialVAE``."""
@@ -360,11 +362,11 @@ class FirstStageLossConfig(Config):
     """Weights of the first stage's loss, and when in a run its parts set in."""
 
     perceptual_weight: float = weight(0.2, "weight of the perceptual distance; 0: needs no judge")
-    latent_kl_weight: float = weight(1e-4, "weight of the KL divergence")
-    kl_warmup: float = share(0.1, "share of the run in which that weight grows")
-    latent_attr_weight: float = weight(0.01, "weight of the attribute loss")
-    adversarial_weight: float = weight(0.1, "weight of the discriminator's gradient; 0: none")
-    adversarial_start: float = share(0.5, "share of the run before that sets in")
+    latent_kl_weight: float = weight(1e-4)  # of the KL divergence
+    kl_warmup: float = share(0.1)  # share of the run in which that weight grows
+    latent_attr_weight: float = weight(0.01)  # of the attribute loss
+    adversarial_weight: float = weight(0.1)  # of the discriminator's gradient; 0: none
+    adversarial_start: float = share(0.5)  # share of the run before that begins
 
 
 # -------------------------------------------------------------------- sampling and editing

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
-from tqdm import tqdm
 
 from attributes import settle
 from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
 from guidance import Guide, classifier_free, towards, weighed_with_input
 from noise_schedule import Denoiser, NoiseSchedule
+from progress import progress_bar
 from samplers import Generator, Steps, ddim, last, randn_like, timestep_grid
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def with_bar(steps: Steps, label: str, grid: list[int], progress: Progress) -> S
     """The same steps behind a progress bar, in the terminal or of the caller's own."""
     if not isinstance(progress, bool):
         return progress(steps, label, len(grid) - 1)
-    return tqdm(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
+    return progress_bar(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
 
 
 def suited(editing: EditConfig, named: Iterable[str]) -> EditConfig:

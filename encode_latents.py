@@ -44,11 +44,11 @@ def encode(config: EncodeConfig) -> None:
     """Encode what is missing, then measure the latents and write the first stage."""
     import numpy as np
     from accelerate import PartialState
-    from tqdm import tqdm
 
     from autoencoder_model import build_first_stage
     from checkpoint import load_first_stage, load_weights, weights_hash
     from image_data.datasets import find_dataset
+    from progress import progress_bar
     from training.encoding import LatentWriter, encode_images, names_hash
 
     flags.check_writable(config.output_dir)
@@ -96,7 +96,7 @@ def encode(config: EncodeConfig) -> None:
     processes.wait_for_everyone()  # every process has the same list before one of them writes
     autocast = devices.autocast(config.mixed_precision, device)
     title = f"encoding to {config.output_dir}"
-    with tqdm(total=total, initial=done, desc=title, unit="img", disable=not first) as bar:
+    with progress_bar(total=total, initial=done, desc=title, unit="img", disable=not first) as bar:
         for split, name, rows in todo[processes.process_index :: number]:
             images = sets[split].images[rows.start : rows.stop]
             parts = []

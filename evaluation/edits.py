@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
-from tqdm import tqdm
 
 from attributes import attr_dict, deny_other_classes
 from classifiers.judge import Judge
@@ -30,6 +29,7 @@ from evaluation.reading import in_parallel, read
 from evaluation.samples import SampleEvaluation
 from evaluation.tables import edits_table, plot_strengths
 from figures.grids import heat_map, readable, save_grid
+from progress import progress_bar
 from samplers import sample_generators
 from synthetic_faces.dataset import counterfactuals
 
@@ -197,7 +197,9 @@ class EditEvaluation:
             return done
 
         hidden = not self.work.writes
-        with tqdm(total=len(images), desc=str(task), leave=False, unit="image", disable=hidden) as bar:
+        with progress_bar(
+            total=len(images), desc=str(task), leave=False, unit="image", disable=hidden
+        ) as bar:
             parts = in_parallel(strip, range(0, len(images), size))
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
@@ -331,7 +333,7 @@ class EditEvaluation:
             {"name": "no edit", "tasks": [*filter(None, map(self.bounds, self.tasks))]}
         ]
         total, hidden = len(ways) * len(self.tasks), not self.work.writes
-        with tqdm(total=total, desc="editing", unit="task", disable=hidden) as bar:
+        with progress_bar(total=total, desc="editing", unit="task", disable=hidden) as bar:
             for name, editing in ways:
                 tasks = []
                 for task in self.tasks:

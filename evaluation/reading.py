@@ -9,7 +9,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
+
+from progress import progress_bar
 
 if TYPE_CHECKING:
     from classifiers.judge import Judge
@@ -49,7 +50,7 @@ def in_batches(
     starts = range(0, len(images), batch_size)
     processes = PartialState()
     hidden = not label or not processes.is_main_process
-    with tqdm(total=len(starts), desc=label, leave=False, unit="batch", disable=hidden) as bar:
+    with progress_bar(total=len(starts), desc=label, leave=False, unit="batch", disable=hidden) as bar:
 
         def part(start: int) -> Result:
             batch = images[start : start + batch_size]

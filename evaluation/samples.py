@@ -45,6 +45,7 @@ from evaluation.tables import plot_sweeps, samples_table
 from figures.grids import save_grid
 from guidance import Guide
 from image_data.labelled import LabelledImages
+from progress import progress_bar
 from samplers import SAMPLERS, settled
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class SampleEvaluation:
         report["settings"] = []
         wanted = [*product(settings, self.requests)]
         total = (len(self.rows) + GUESTS**2) * len(wanted)
-        with tqdm(total=total, desc="sampling", unit="image", disable=not self.writes) as bar:
+        with progress_bar(total=total, desc="sampling", unit="image", disable=not self.writes) as bar:
             for sampling, request in wanted:
                 report["settings"].append(self.measure(sampling, request, bar))
                 if self.writes:

@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from training.optimizers import SMALLEST_SIDE, Muon, orthogonalised
+from training.optimizers import SMALLEST_SIDE, Muon, orthogonalise
 
 
+@pytest.mark.parametrize("bf16", [True, False])
 @pytest.mark.parametrize("shape", [(40, 40), (32, 90), (90, 32)])
-def test_orthogonalised_keeps_the_directions_and_evens_the_singular_values(shape):
+def test_orthogonalise_keeps_the_directions_and_evens_the_singular_values(shape, bf16):
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(3, *shape, generator=generator)
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     exact = u @ v
-    found = orthogonalised(matrices)
-    assert found.shape == matrices.shape
-    cosine = nn.functional.cosine_similarity(found.flatten(1), exact.flatten(1))
+    result = orthogonalise(matrices, bf16)
+    assert result.shape == matrices.shape
+    cosine = nn.functional.cosine_similarity(result.flatten(1), exact.flatten(1))
     assert (cosine > 0.9).all()
-    values = torch.linalg.svdvals(found.float())
+    values = torch.linalg.svdvals(result.float())
     assert values.max() < 1.4
     assert values.median() > 0.6
 
@@ -36,7 +37,7 @@ def layers() -> nn.Module:
 
 
 def muon(model: nn.Module) -> Muon:
-    return Muon(model.parameters(), model[1:2], lr=0.01, weight_decay=0.0)
+    return Muon(model.parameters(), model[1:2], lr=0.01, weight_decay=0.0, bf16=True)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -138,7 +138,7 @@ def test_a_stop_is_heard_while_a_disk_hangs(monkeypatch):
     stop = StopRequest(SimpleNamespace(num_processes=1))
     config = TrainConfig(batch_size=2, num_workers=1)
     accelerator = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
-    source = load_batches(Slow(), config, accelerator, 0, lambda: stop.asked)
+    source = load_batches(Slow(), config, accelerator, 0, lambda: stop.requested)
     monkeypatch.setattr(batches, "wait", lambda futures, timeout: time.sleep(0.01) or NOT_DONE)
     with stop:
         signal.raise_signal(signal.SIGTERM)

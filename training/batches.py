@@ -1,5 +1,5 @@
-"""The batches of a run: which images a step sees, and what is random in it. Both follow from the seed
-and the step alone, so that a resumed run goes on as if it had never stopped.
+"""The data of a run, and its batches: which images a step sees, and what is random in it. Both follow
+from the seed and the step only, so that a resumed run goes on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,37 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from image_data.cached import ImageDataset, random_flip
+from image_data.datasets import find_dataset
 from image_data.encoded import LatentDataset
+from synthetic_faces.dataset import write_dataset
 
 if TYPE_CHECKING:
     from train import TrainConfig
 
 Dataset = ImageDataset | LatentDataset
+SYNTHETIC_FACES = 6000  # drawn where no folder is given
+
+
+def load_datasets(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Dataset, Dataset]:
+    """The configuration, with what the data decides, and the training and validation datasets. Draws
+    the synthetic faces if no folder is given."""
+    if config.latents:
+        train_set, val_set = (LatentDataset(config.latents, split) for split in ("train", "val"))
+        for data in (train_set, val_set) if config.attribute else ():
+            data.keep(config.attribute)
+        model = replace(config.model, image_size=train_set.image_size, crop=train_set.crop)
+        return replace(config, model=model), train_set, val_set
+    size, crop, root = config.model.image_size, config.model.crop, config.data_folder
+    if config.data_root is None:
+        with accelerator.main_process_first():
+            write_dataset(root, num_images=SYNTHETIC_FACES, image_size=size, seed=0)
+    labelled = find_dataset(root, None if config.dataset == "synthetic" else config.dataset)
+    if config.attribute:
+        labelled = labelled.keeping(config.attribute)
+    accelerator.print(labelled)
+    train_set = labelled.open("train", size, crop, config.data_fraction, config.cache_dir)
+    val_set = labelled.open("val", size, crop, 1.0, config.cache_dir)
+    return config, train_set, val_set
 
 
 def seed_everything(*numbers: int) -> None:
@@ -54,7 +80,7 @@ class BatchOrder:
 
 
 class Interrupted(Exception):
-    """A stop was asked for while a step waited for its images."""
+    """A stop was requested while a step waited for its images."""
 
 
 def to_device(
@@ -107,7 +133,7 @@ def load_batches(
     ends the reading threads.
 
     Raises:
-        Interrupted: if ``stopping`` says so while a batch is waited for, as from a disk that hangs.
+        Interrupted: if ``stopping`` becomes true while it waits for a batch: a disk may hang.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     first = step * config.grad_accum
@@ -128,4 +154,4 @@ def load_batches(
                     raise Interrupted
             step, micro = divmod(number, config.grad_accum)
             seed_everything(config.seed, step, micro * world + rank)
-            yield to_device(batch.result(), accelerator, config.flip and dataset.flips)
+            yield to_device(batch.result(), accelerator, dataset.flips)

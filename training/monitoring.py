@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -22,7 +24,7 @@ from checkpoint import replace_file
 from flags import flags_of
 from layers import widest
 from training.batches import seed_everything
-from training.run import TrainingRun
+from training.run import CheckpointFiles, TrainingRun
 
 
 @torch.no_grad()
@@ -37,15 +39,15 @@ def validate(run: TrainingRun, number: int | None = None) -> dict[str, float]:
     stride = batch_size * accelerator.num_processes
     first = accelerator.process_index * batch_size
     for start in range(first, max(total, first + 1), stride):  # once at least: all must take part
-        shown = range(start, min(start + batch_size, total))
-        indices = list(shown) or [0]
+        rows = range(start, min(start + batch_size, total))
+        indices = list(rows) or [0]
         images, attributes = run.validation_images(indices)
         seed_everything(0, start)
         with accelerator.autocast():
             t = None if timesteps is None else timesteps[indices].to(images.device)
             terms, _, _ = model(images, attributes, loss, t)
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.to(widest(value.device)) * len(shown)
+            sums[name] = sums.get(name, 0.0) + value.to(widest(value.device)) * len(rows)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums)
     losses = {name: float(value) / total for name, value in sums.items()}
@@ -53,8 +55,45 @@ def validate(run: TrainingRun, number: int | None = None) -> dict[str, float]:
 
 
 def summary(run: TrainingRun, losses: dict[str, float], final: bool = False) -> str:
-    """What a validation found, in words."""
+    """The results of a validation in words."""
     return f"validation loss {losses['total']:.4f}{run.stage.summary(losses, final)}"
+
+
+def dry_run(run: TrainingRun, training_step: Callable[[TrainingRun, Iterator], dict]) -> None:
+    """Two training steps, the second timed, and a validation batch; no checkpoint, no log."""
+    with closing(run.batches()) as batches:
+        training_step(run, batches)  # the first step allocates
+        started = time.perf_counter()
+        metrics = training_step(run, batches)
+        seconds = time.perf_counter() - started
+    losses = validate(run, min(run.config.batch_size, run.num_validation_images))
+    if not run.accelerator.is_main_process:
+        return
+    parameters = sum(p.numel() for p in run.raw_model.parameters()) / 1e6
+    rate = run.images_per_step / seconds
+    precision = run.accelerator.mixed_precision
+    print(run.first_line())
+    print(f"{parameters:.1f} M parameters on {run.accelerator.device}, precision {precision}")
+    print(f"training loss {float(metrics['terms']['total']):.4f}, validation loss {losses['total']:.4f}")
+    print(f"{rate:.1f} images/s, {len(run.train_set) / rate / 60:.1f} minutes an epoch")
+    if run.accelerator.device.type == "cuda":
+        print(f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory at most")
+    print("dry run: no checkpoint and no log was written")
+
+
+def last_words(run: TrainingRun, files: CheckpointFiles) -> str:
+    """The end of a run: its files, and the commands that one would type next."""
+    config, best = run.config, files.folder / run.stage.best
+    log = Path(config.log_dir) / Path(run.log).name
+    written = {best: "for the other scripts", files.last: "for --resume", log: "what was logged"}
+    lines = [f"done: {run.step} steps, {run.seconds / 60:.1f} minutes"]
+    lines += [f"  {path}: {use}" for path, use in written.items() if path.exists()]
+    lines += ["next:"]
+    if best.exists():
+        lines += [f"  {run.stage.next_command(config, best)}"]
+    if any(log.rglob("events.out.tfevents*")):
+        lines += [f"  tensorboard --logdir {shlex.quote(config.log_dir)}"]
+    return "\n".join(lines)
 
 
 def git_revision() -> str:
@@ -143,7 +182,7 @@ PROJECT = "attribute-face-diffusion"  # the runs' name where a tracker keeps tho
 
 
 def start_tracker(run: TrainingRun, folder: Path) -> None:
-    """Start what --report_to asks for, for the run in this folder.
+    """Start the tracker of --report_to, for the run in this folder.
 
     Raises:
         ValueError: if it does not start.
@@ -259,9 +298,9 @@ class Logger:
         indices = range(min(num_images, len(run.val_set)))
         images, attributes = run.validation_images(indices)
         with run.accelerator.autocast():
-            shown = run.stage.pictures(run, images, attributes)
+            grids = run.stage.pictures(run, images, attributes)
         with writing_to(self.folder):
-            arrays = {title: pictures.cpu().numpy() for title, pictures in shown.items()}
+            arrays = {title: pictures.cpu().numpy() for title, pictures in grids.items()}
             for tracker in run.accelerator.trackers:
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images(arrays, run.step, **layout)

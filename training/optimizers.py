@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW, or Muon for a network's matrices."""
+"""Optimisers: AdamW, and Muon for a network's matrices."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from devices import choose_precision
-
 MOMENTUM = 0.95
-SMALLEST_SIDE = 32  # of a matrix that Muon takes
+SMALLEST_SIDE = 32  # of a matrix that Muon takes, by eye
 # Coefficients of a X + b X X^T X + c (X X^T)^2 X. Applied five times, it brings singular values between
 # 0.01 and 1 to about 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor, bf16: bool) -> Tensor:
     """An approximation of U V^T for each matrix U S V^T of a batch (N, R, C), by five Newton-Schulz
-    steps. It computes in bfloat16 if the processor supports it."""
+    steps, in bfloat16 or in the precision of the matrices."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    fast = choose_precision("auto", x.device.type) == "bf16"
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(torch.bfloat16 if fast else x.dtype)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(torch.bfloat16 if bf16 else x.dtype)
     for _ in range(5):
         square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
@@ -43,6 +40,7 @@ class Muon(torch.optim.AdamW):
         hidden: the modules between a network's first and last layer. Muon takes their weights that have
             at least SMALLEST_SIDE rows and columns.
         lr, weight_decay: as of AdamW.
+        bf16: whether it orthogonalises in bfloat16.
     """
 
     def __init__(
@@ -51,7 +49,9 @@ class Muon(torch.optim.AdamW):
         hidden: Iterable[nn.Module],
         lr: float,
         weight_decay: float,
+        bf16: bool,
     ):
+        self.bf16 = bf16
         layers = [m for m in hidden if isinstance(m, nn.Conv2d | nn.Linear)]
         taken = {id(m.weight) for m in layers if min(m.weight.flatten(1).shape) >= SMALLEST_SIDE}
         matrices: list[nn.Parameter] = []
@@ -83,20 +83,25 @@ class Muon(torch.optim.AdamW):
             update = p.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
             by_shape.setdefault((*update.shape, p.device), []).append((p, update))
             p.grad = None
-        for (rows, columns, _), found in by_shape.items():
+        for (rows, columns, _), pairs in by_shape.items():
             scale = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
-            moves = orthogonalised(torch.stack([update for _, update in found]))
-            for (p, _), move in zip(found, moves, strict=True):
+            moves = orthogonalise(torch.stack([update for _, update in pairs]), self.bf16)
+            for (p, _), move in zip(pairs, moves, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(move.view(p.shape), alpha=scale)
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter], hidden: Iterable[nn.Module], lr: float, weight_decay: float
+    parameters: Iterable[nn.Parameter],
+    hidden: Iterable[nn.Module],
+    lr: float,
+    weight_decay: float,
+    bf16: bool,
 ) -> torch.optim.Optimizer:
-    """AdamW for everything (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
+    """AdamW for everything (Loshchilov & Hutter 2017, arXiv:1711.05101). Only Muon reads ``hidden`` and
+    ``bf16``."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-# (all parameters, hidden modules, learning rate, weight decay) -> an optimiser
+# name -> optimiser of (parameters, hidden, lr, weight_decay, bf16)
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"muon": Muon, "adamw": adamw}

@@ -23,8 +23,8 @@ from training.stages import STAGES
 if TYPE_CHECKING:
     from train import TrainConfig
 
-# What `accelerate config` and `accelerate launch` may ask for, and train.py does not do.
-NOT_DONE = {
+# What `accelerate config` and `accelerate launch` may set, and train.py does not support.
+NOT_SUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -33,14 +33,14 @@ NOT_DONE = {
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The Accelerator for the device and precision asked for.
+    """The Accelerator for the device and the precision of the flags.
 
-    Flags decide. Of accelerate's environment only the processes count. So a run is the same however it
-    is launched.
+    Of accelerate's environment only the number of processes counts. So a run is the same however it is
+    launched.
 
     Raises:
-        ValueError: where that environment asks for another device, or for what is not done here; where
-            what --report_to needs is not installed.
+        ValueError: if that environment names another device, or a feature that train.py lacks; if the
+            library of --report_to is not installed.
     """
     device = devices.choose_device(config.device)
     tracker = None if config.report_to == "none" else config.report_to
@@ -49,7 +49,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"--report_to {tracker} needs a library that is not here: pip install {tracker}, or give "
             "another --report_to"
         )
-    for variable, name in NOT_DONE.items():
+    for variable, name in NOT_SUPPORTED.items():
         if os.environ.get(variable, "").lower() in ("true", "1", "yes"):
             raise ValueError(
                 f"accelerate is set to use {name} ({variable}), and train.py does not: answer no in "
@@ -69,18 +69,18 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=config.log_dir,
         dynamo_backend="no",  # --compile compiles, and keeps the names of the weights
     )
-    found = accelerator.device.type
-    if found != device:
-        way_out = (
-            f"give --device {found}, or unset it" if found in ("cpu", "cuda", "mps") else "unset it"
-        )
+    actual = accelerator.device.type
+    if actual != device:
+        way_out = "unset it"
+        if actual in ("cpu", "cuda", "mps"):
+            way_out = f"give --device {actual}, or unset it"
         raise ValueError(
-            f"--device {config.device} is {device} here, and accelerate is set to use {found} "
+            f"--device {config.device} is {device} here, and accelerate is set to use {actual} "
             f"(ACCELERATE_USE_CPU or ACCELERATE_TORCH_DEVICE): {way_out}"
         )
-    asked = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if asked.lower() != "no" and accelerator.is_main_process:
-        print(f"ACCELERATE_DYNAMO_BACKEND={asked} is not used: --compile compiles the UNet")
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no" and accelerator.is_main_process:
+        print(f"ACCELERATE_DYNAMO_BACKEND={backend} is not used: --compile compiles the UNet")
     return accelerator
 
 
@@ -89,31 +89,32 @@ class StopRequest:
     stops at once. Afterwards the signals do what they did before. A thread gets no signals."""
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.asked = accelerator, False
+        self.accelerator = accelerator
+        self.requested = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._ask)
+                self.before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
     def __bool__(self) -> bool:
         if self.accelerator.num_processes == 1:
-            return self.asked
-        if self.asked:  # one process's signal stops all at the same step
+            return self.requested
+        if self.requested:  # one process's signal stops all at the same step
             self.accelerator.set_trigger()
-        self.asked = self.accelerator.check_trigger()
-        return self.asked
+        self.requested = self.accelerator.check_trigger()
+        return self.requested
 
 
 @contextmanager

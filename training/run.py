@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
+import devices
 import flags
 from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
 from config import ADJUSTABLE, FREE, Flag
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
 # The flags that choose the data, and the settings that follow from it.
 DATA_FLAGS = ("data_root", "dataset", "data_fraction", "attribute", "latents", "judge")
-OF_DATA = ("images", "attribute_names", "one_hot", "prior_rows", "first_stage", "first_stage_config")
-OF_DATA += ("first_stage_judge", "judge")
-FOLLOWS = ("guidable", "prior_rows")  # from other settings, which say more
+DATA_SETTINGS = ("images", "attribute_names", "one_hot", "flip", "prior_rows")
+DATA_SETTINGS += ("first_stage", "first_stage_config", "first_stage_judge", "judge")
+FOLLOWS = ("guidable", "prior_rows")  # from other settings: a difference is not told twice
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
@@ -52,12 +53,19 @@ class CheckpointFiles:
         self.folder, self.prefix = Path(config.save_dir), STAGES[config.stage].prefix
         self.last = self.folder / f"{self.prefix}last.pth"  # --resume continues from this file
 
-    def epochs(self, up_to: float = float("inf")) -> list[Path]:
-        """The kept epoch checkpoints up to epoch ``up_to``, oldest first."""
+    def of_epoch(self, epoch: int) -> Path:
+        """The checkpoint kept of an epoch."""
+        return self.folder / f"{self.prefix}epoch_{epoch:04d}.pth"
+
+    def epochs(self) -> list[Path]:
+        """The kept checkpoints of epochs, oldest first."""
         pattern = re.compile(rf"{self.prefix}epoch_(\d+)\.pth")
-        found = {path: pattern.fullmatch(path.name) for path in self.folder.glob("*.pth")}
-        numbered = sorted((int(match[1]), path) for path, match in found.items() if match)
-        return [path for number, path in numbered if number <= up_to]
+        numbered = []
+        for path in self.folder.glob("*.pth"):
+            match = pattern.fullmatch(path.name)
+            if match:
+                numbered.append((int(match[1]), path))
+        return [path for _, path in sorted(numbered)]
 
     def saved(self) -> list[Path]:
         """The checkpoints, newest first."""
@@ -70,26 +78,42 @@ class CheckpointFiles:
         Raises:
             FileNotFoundError: if there is none.
         """
-        asked = Path(self.config.resume or "")
-        if not self.config.resume or (str(asked) in ("latest", "last") and not asked.exists()):
-            found, where = self.saved(), self.last
-        elif asked.is_dir():
-            others = CheckpointFiles(replace(self.config, save_dir=str(asked)))
-            found, where = others.saved(), others.last
+        resume = Path(self.config.resume or "")
+        if not self.config.resume or (str(resume) in ("latest", "last") and not resume.exists()):
+            paths, place = self.saved(), self.last
+        elif resume.is_dir():
+            others = CheckpointFiles(replace(self.config, save_dir=str(resume)))
+            paths, place = others.saved(), others.last
         else:
-            found, where = [asked] if asked.is_file() else [], asked
-        if not found:
+            paths, place = [resume] if resume.is_file() else [], resume
+        if not paths:
             raise FileNotFoundError(
-                f"no checkpoint at {where} to resume from: leave --resume out to start afresh"
+                f"no checkpoint at {place} to resume from: leave --resume out to start afresh"
             )
-        return found
+        return paths
 
-    def keep_epoch(self, run: TrainingRun, epoch: int) -> None:
-        """Save an epoch's checkpoint. Delete those before the last ``keep_last``; None keeps all."""
-        run.save(self.folder / f"{self.prefix}epoch_{epoch:04d}.pth")
-        keep = self.config.keep_last
-        for old in self.epochs(epoch)[:-keep] if keep else ():
-            old.unlink()
+    def check(self, main: bool) -> None:
+        """Refuse what cannot work before anything is drawn, decoded or written.
+
+        Args:
+            main: whether this is the main process, which writes.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: if there is nothing to resume, or a run that is not
+                to be resumed; if a folder cannot be written to; if no module can have these flags.
+        """
+        config = self.config
+        writes = main and not config.dry_run
+        if config.resume is not None:
+            self.to_resume()
+        elif writes and self.last.exists():
+            raise ValueError(
+                f"{self.last} exists: go on from it with --resume, or choose another --save_dir"
+            )
+        if writes:
+            flags.check_writable(config.save_dir, "--save_dir")
+            flags.check_writable(config.log_dir, "--log_dir")
+        STAGES[config.stage].check(config)
 
 
 class TrainingRun:
@@ -111,8 +135,12 @@ class TrainingRun:
         self.ema = EMA(model, config.ema_decay)
         self.stage.prepare(model, config)
         trained = [p for p in model.parameters() if p.requires_grad]
+        # Decided once: where bf16 is fast, Muon orthogonalises in it. The recipe records it.
+        precision = devices.choose_precision("auto", accelerator.device.type)
+        self.muon_precision = "bf16" if precision == "bf16" else "no"
         make = OPTIMIZERS[config.optimizer]
-        optimizer = make(trained, self.stage.hidden(model), config.lr, config.weight_decay)
+        hidden, decay = self.stage.hidden(model), config.weight_decay
+        optimizer = make(trained, hidden, config.lr, decay, self.muon_precision == "bf16")
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw_model = accelerator.unwrap_model(self.model)
         self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
@@ -147,6 +175,16 @@ class TrainingRun:
             return seconds
 
         return read
+
+    def first_line(self) -> str:
+        """The size of a step, the learning rate, the precision, and where the weights come from."""
+        config, processes = self.config, self.accelerator.num_processes
+        parts = f"{config.batch_size} x {config.grad_accum} accumulated x {processes} processes"
+        text = f"{self.images_per_step} images a step ({parts}), learning rate {config.lr:g}"
+        text += f", precision {self.accelerator.mixed_precision}"
+        text += f"; starts from {self.origin}" if self.origin else ""
+        judge = getattr(self.raw_model.config, "judge", "")
+        return f"{text}; likeness is judged by {judge}" if judge else text
 
     def batches(
         self, stopping: Callable[[], bool] = lambda: False
@@ -184,7 +222,7 @@ class TrainingRun:
         if self.skipped >= MAX_SKIPPED:
             raise ValueError(
                 f"the loss or its gradient was not finite {MAX_SKIPPED} steps in a row, up to step "
-                f"{self.step}: the last checkpoint is intact; --resume with a lower --lr or --grad_clip"
+                f"{self.step}: the last checkpoint is intact; --resume with a lower --lr"
             )
 
     # ---------------------------------------------------------------- checkpoints
@@ -199,7 +237,9 @@ class TrainingRun:
             if facts.help and facts.resume != FREE:
                 recipe[each.name] = getattr(self.config, each.name)
         recipe["mixed_precision"] = str(self.accelerator.mixed_precision)
-        recipe["flip"] = self.config.flip and self.train_set.flips
+        if self.config.optimizer == "muon":
+            recipe["muon_precision"] = self.muon_precision
+        recipe["flip"] = self.train_set.flips
         recipe |= self.loss_config.to_dict() | self.raw_model.config.to_dict()
         if isinstance(self.train_set, LatentDataset):
             recipe["first_stage"] = self.train_set.first_stage["hash"]
@@ -299,17 +339,18 @@ class TrainingRun:
                 f"{path} is of --stage {state['stage']}, this run is of --stage {self.config.stage}: "
                 f"resume with --stage {state['stage']}"
             )
-        trained, flags_then = state["recipe"], state.get("flags", {})
+        recorded, flags_then = state["recipe"], state.get("flags", {})
         facts = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
         parts = (self.config, self.loss_config, self.raw_model.config)
         defaults = {each.name: each.default for part in parts for each in fields(part)}
         defaults["optimizer"] = "adamw"  # of runs from before there was a choice
+        defaults["muon_precision"] = self.muon_precision  # of runs from before it was recorded
         differences, remedies = [], []
         for key, value in self.recipe().items():
-            before = trained.get(key, defaults.get(key))  # a field newer than the file: its default
+            before = recorded.get(key, defaults.get(key))  # a field newer than the file: its default
             if before == value or (key in FOLLOWS and differences):
                 continue
-            if key in facts and facts[key].resume == ADJUSTABLE:
+            if key == "muon_precision" or (key in facts and facts[key].resume == ADJUSTABLE):
                 if self.accelerator.is_main_process:
                     print(f"{key} was {before} so far, and is {value} from here on")
                 continue
@@ -323,18 +364,21 @@ class TrainingRun:
 
     def remedies(self, key: str, before: Any, flags_then: dict[str, Any]) -> list[str]:
         """The flags with which a setting is again what it was."""
-        processes = self.accelerator.num_processes
+        kind, processes = type(self.config), self.accelerator.num_processes
         if key == "batches_per_step" and before % processes == 0:
             return [f"--grad_accum {before // processes}"]
         if key == "batches_per_step":
             return [f"a number of processes that divides {before}"]
-        if key not in OF_DATA:
-            return [flags.typed(type(self.config), key, before)]
-        flags_now = flags.flags_of(self.config)
-        changed = [name for name in DATA_FLAGS if flags_then.get(name) != flags_now.get(name)]
-        if not flags_then or not changed:
-            return ["the same data"]
-        return [flags.typed(type(self.config), name, flags_then.get(name)) for name in changed]
+        if key in DATA_SETTINGS:
+            flags_now = flags.flags_of(self.config)
+            changed = [name for name in DATA_FLAGS if flags_then.get(name) != flags_now.get(name)]
+            if not flags_then or not changed:
+                return ["the same data"]
+            return [flags.typed(kind, name, flags_then.get(name)) for name in changed]
+        for name, behind in flags.by_flag(kind).items():
+            if key in (setting.path[-1] for setting in behind):
+                return [flags.typed(kind, name, before)]
+        return [f"{key} = {before!r} in config.py"]  # a setting without a flag
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
         """Write the EMA weights to the stage's file. A stage that keeps only the best writes them only

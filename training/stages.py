@@ -57,7 +57,7 @@ class Stage(Protocol):
         """The loss's configuration."""
 
     def start_from(self, path: str, model: Any) -> str:
-        """Take over another model's weights, as far as they fit. Returns what a run says of it."""
+        """Take over another model's weights, as far as they fit. Returns one line about it."""
         return ""
 
     def prepare(self, model: nn.Module, config: TrainConfig) -> None:
@@ -87,7 +87,7 @@ class Stage(Protocol):
         """Write the file for inference."""
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
-        """What one types next, to use the file for inference."""
+        """The command that uses the file for inference."""
 
 
 def spread_timesteps(number: int, num_timesteps: int) -> Tensor:
@@ -208,7 +208,7 @@ class GuideStage(NoisyStage):
         attributes. An attribute counts as present if it is more likely than in the training set. The
         cleanest quartile also gives the accuracy of each attribute."""
         model: Any = run.ema.model
-        found: dict[str, float] = {}
+        results: dict[str, float] = {}
         total, steps = run.num_validation_images, model.schedule.num_timesteps
         for q in range(4):
             logits, rows = [], []
@@ -218,14 +218,14 @@ class GuideStage(NoisyStage):
                 x0 = model.first_stage.encode(images)
                 t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
                 with run.accelerator.autocast():
-                    seen = model.network(model.schedule.q_sample(x0, t, torch.randn_like(x0)), t)
-                logits.append(seen - model.prior)
+                    x_t = model.schedule.q_sample(x0, t, torch.randn_like(x0))
+                    logits.append(model.network(x_t, t) - model.prior)
                 rows.append(attributes)
             accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
-            found[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
+            results[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
             if q == 0:
                 cleanest = zip(run.val_set.attribute_names, accuracy.tolist(), strict=True)
-        return found | {f"cleanest_quartile/{name}": value for name, value in cleanest}
+        return results | {f"cleanest_quartile/{name}": value for name, value in cleanest}
 
     def summary(self, losses: dict[str, float], final: bool) -> str:
         quartiles = [f"{v:.3f}" for name, v in losses.items() if name.startswith("balanced_accuracy")]
@@ -275,9 +275,10 @@ class AutoencoderStage(Stage):
         save_atomically(state | {"autoencoder": model.autoencoder.state_dict()} | facts, path)
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
-        size, crop = config.model.image_size, config.model.crop
-        command = f"python encode_latents.py --first_stage {quote(str(path))} --image_size {size}"
-        return f"{command} --crop {crop} --data_root {quote(config.data_folder)}"
+        command = f"python encode_latents.py --first_stage {quote(str(path))}"
+        return (
+            f"{command} --image_size {config.model.image_size} --data_root {quote(config.data_folder)}"
+        )
 
 
 STAGES: dict[str, Stage] = {
