@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 # A field of TrainConfig differs from that of the checkpoint: what a resumed run does then.
 SAME, ADJUSTABLE, FREE = "refuse", "say so and go on", "not recorded"
@@ -66,7 +66,7 @@ class Flag:
     resume: str = SAME
     required: bool = False
     bare: str | None = None  # what the flag means without a value, where it may stand alone
-    old: str = ""  # the flag's name before; it is still understood
+    old: str = ""  # the flag's name before; it still sets this field
     default_text: str = ""  # the default in words, where it depends on other settings
     positional: bool = False
 
@@ -187,6 +187,8 @@ def check(owner: Config, each: Field) -> None:
 @dataclass(frozen=True)
 class Config:
     """A configuration: plain values that never change. ValueError for one that breaks its limits."""
+
+    gone: ClassVar[tuple[str, ...]] = ()  # old flags; a YAML file may still name them
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -145,8 +145,10 @@ def add_flag(add: Callable[..., Any], name: str, behind: list[Setting]) -> None:
         add(name, default=argparse.SUPPRESS, **options)
         return
     add(f"--{name}", required=facts.required, default=argparse.SUPPRESS, **options)
-    for old in (setting.facts.old for setting in behind if setting.facts.old):
-        add(f"--{old}", dest=name, default=argparse.SUPPRESS, **options | {"help": argparse.SUPPRESS})
+    options["help"] = argparse.SUPPRESS
+    for setting in behind:
+        if setting.facts.old:  # it fills this field only
+            add(f"--{setting.facts.old}", default=argparse.SUPPRESS, **options)
 
 
 def make_parser(kind: type[Config], description: str | None) -> Parser:
@@ -190,24 +192,37 @@ def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None 
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--config")
         path = first.parse_known_args(argv)[0].config
-        flags = [] if path is None else config_flags(path, parser)
+        flags = [] if path is None else config_flags(path, parser, kind.gone)
         given = vars(parser.parse_args([*flags, *argv]))
-        behind = by_flag(kind)
-        values = {s.path: given[name] for name in given.keys() & behind.keys() for s in behind[name]}
+        values = {}
+        for name, behind in by_flag(kind).items():
+            for setting in behind:
+                for each in (name, setting.facts.old):
+                    if each in given:
+                        values[setting.path] = given[each]
         return build(kind, values)
     except ValueError as error:
         parser.error(str(error))
 
 
-def config_flags(path: str, parser: Parser) -> list[str]:
-    """The flags that a YAML file of flag names and values stands for.
+def config_flags(path: str, parser: Parser, gone: Sequence[str]) -> list[str]:
+    """The flags that a YAML file of flag names and values stands for. Those in ``gone`` are left out,
+    and named on stderr.
 
     Raises:
         ValueError: if it is no such file, or sets what is no flag.
     """
     actions = {name[2:]: action for name, action in parser._option_string_actions.items()}
-    flags = []
-    for name, value in plain_yaml(path).items():
+    values, flags = plain_yaml(path), []
+    unused = [name for name in gone if name in values]
+    if unused:
+        print(
+            f"{path} sets what is no flag any more, and is not used: {', '.join(unused)}",
+            file=sys.stderr,
+        )
+    for name, value in values.items():
+        if name in unused:
+            continue
         if name not in actions or name in ("help", "config") or name.startswith("no-"):
             near = difflib.get_close_matches(str(name), actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""

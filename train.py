@@ -49,6 +49,13 @@ class TrainConfig(DeviceConfig):
     """Flags of train.py. FREE: a resumed run may change it. ADJUSTABLE: it may, and says so. All others
     must stay the same."""
 
+    gone = (
+        *("attr_weight", "free_bits", "kl_weight", "attribute_maps", "num_heads", "zero_terminal_snr"),
+        *("adversarial_start", "adversarial_weight", "kl_warmup", "latent_attr_weight"),
+        *("latent_kl_weight", "latent_channels", "vae_blocks"),
+        *("crop", "download", "flip", "grad_clip", "keep_last"),
+    )
+
     # What is trained
     stage: str = flag(
         "diffusion", "the model; a first stage for latents; a guide", choices=STAGES, resume=FREE

@@ -65,7 +65,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 TINY_FLAGS = [
-    *("--image_size", "32", "--channels", "16", "32", "--num_heads", "2", "--patch_size", "2"),
+    *("--image_size", "32", "--channels", "16", "32", "--patch_size", "2"),
     *("--latent_dim", "16", "--batch_size", "4", "--blocks_per_level", "1", "--device", "cpu"),
     *("--mixed_precision", "no", "--warmup_steps", "2", "--val_images", "4"),
 ]

@@ -95,7 +95,14 @@ def test_help_names_every_flag_its_default_and_choices(capsys):
 def test_what_flags_of_writes_gives_the_same_configuration(kind, tmp_path):
     argv = ["--seed", "3", "--device", "cpu"]
     if kind is TrainConfig:
-        argv += ["--channels", "8", "16", "--no-flip", "--self_attention_levels", "--shared_film"]
+        argv += [
+            "--channels",
+            "8",
+            "16",
+            "--no-bottleneck_attention",
+            "--self_attention_levels",
+            "--shared_film",
+        ]
         argv += ["--lr", "1e-05", "--image_size", "32"]
     if kind is ManipulateConfig:
         argv += ["--attributes", "Smiling=1", "--from", "Male=1", "--to", "Male=0", "--cfg_scale", "3"]
@@ -109,8 +116,8 @@ def test_what_flags_of_writes_gives_the_same_configuration(kind, tmp_path):
 def test_a_setting_as_one_types_it():
     for name, value, typed in (
         ("channels", [16, 32], "--channels 16 32"),
-        ("flip", True, "--flip"),
-        ("flip", False, "--no-flip"),
+        ("bottleneck_attention", True, "--bottleneck_attention"),
+        ("bottleneck_attention", False, "--no-bottleneck_attention"),
         ("shared_film", False, "no --shared_film"),
         ("lr", 1e-5, "--lr 1e-05"),
         ("self_attention_levels", [], "--self_attention_levels"),
@@ -172,10 +179,21 @@ def test_a_terminal_that_lacks_letters_shows_their_codes():
 
 def test_the_command_line_overrides_the_file(tmp_path):
     path = tmp_path / "some.yaml"
-    path.write_text("lr: 0.5\nbatch_size: 3\nattribute_maps: false\nchannels: [8, 16]\n")
+    path.write_text("lr: 0.5\nbatch_size: 3\nbottleneck_attention: false\nchannels: [8, 16]\n")
     given = parsed(TrainConfig, "--config", str(path), "--batch_size", "4")
     assert (given.lr, given.batch_size) == (0.5, 4)
-    assert given.model.attribute_maps is False and given.model.channels == (8, 16)
+    assert given.model.bottleneck_attention is False and given.model.channels == (8, 16)
+
+
+def test_a_file_of_before_may_have_flags_that_are_gone_and_old_names(tmp_path, capsys):
+    """An old name sets its own field only: the UNet keeps its channels."""
+    path = tmp_path / "config.yaml"
+    path.write_text("channels: [8, 16]\nvae_channels: [4, 8]\nflip: true\nfree_bits: 0.02\n")
+    given = parsed(TrainConfig, "--config", str(path))
+    assert given.model.channels == (8, 16) and given.first_stage.vae_channels == (4, 8)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no flag any more" in line and line.endswith("free_bits, flip")
+    assert not {*TrainConfig.gone} & flags.by_flag(TrainConfig).keys()
 
 
 def test_configurations_are_frozen_and_check_themselves():
@@ -204,8 +222,8 @@ def test_configurations_are_frozen_and_check_themselves():
 def test_every_flag_of_training_says_what_a_resumed_run_may_do():
     """What is not said to be free or adjustable must be the same, and is in the recipe."""
     kinds = {SAME, ADJUSTABLE, FREE}
-    for place in flags.places(TrainConfig):
-        assert place.facts.resume in kinds
+    for setting in flags.settings(TrainConfig):
+        assert setting.facts.resume in kinds
     own = {
         each.name: each.metadata["flag"].resume
         for each in fields(TrainConfig)

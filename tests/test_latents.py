@@ -31,7 +31,7 @@ from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VAE_FLAGS = ["--stage", "first_stage", "--vae_channels", "8", "16", "--latent_channels", "3"]
+VAE_FLAGS = ["--stage", "first_stage", "--channels", "8", "16"]
 
 
 def small_vae() -> SpatialVAE:
@@ -280,8 +280,8 @@ def test_encoded_images_are_those_of_the_first_stage(latents, faces, first_stage
     stage.load_state_dict(first_stage_weights(latents))
     every = data.__getitems__(range(len(data)))["image"].flatten(0, 1)
     x0 = stage.encode(every, sample=True)
-    torch.testing.assert_close(x0.mean((0, 2, 3)), torch.zeros(3), atol=0.05, rtol=0)
-    torch.testing.assert_close(x0.std((0, 2, 3)), torch.ones(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(x0.mean((0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
+    torch.testing.assert_close(x0.std((0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -339,7 +339,7 @@ def test_a_folder_of_something_else_is_refused_by_name(latents, encoding, tmp_pa
 # ---------------------------------------------------------------- diffusion in it
 
 
-SMALL = ["--channels", "16", "32", "--num_heads", "2", "--latent_dim", "8", "--batch_size", "4"]
+SMALL = ["--channels", "16", "32", "--latent_dim", "8", "--batch_size", "4"]
 SMALL += ["--blocks_per_level", "1", "--device", "cpu", "--mixed_precision", "no", "--val_images", "4"]
 
 

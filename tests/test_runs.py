@@ -235,7 +235,10 @@ def saved(flags, tmp_path_factory):
     [
         (["--grad_accum", "4"], "batches_per_step = 2, this run has 4: resume with --grad_accum 2, or"),
         (["--channels", "16", "64"], "resume with --channels 16 32, or"),
-        (["--no-flip", "--zero_terminal_snr"], "resume with --flip no --zero_terminal_snr, or"),
+        (
+            ["--no-bottleneck_attention", "--shared_film"],
+            "resume with --bottleneck_attention no --shared_film, or",
+        ),
         (
             ["--cfg_dropout", "0"],
             "cfg_dropout = 0.1, this run has 0.0: resume with --cfg_dropout 0.1, or",

@@ -231,7 +231,7 @@ WRONG = {
     "missing data root": (train, "--data_root {tmp}/nowhere", "nowhere"),
     "rows do not match": (train, "--data_root {tmp}/short", "list_attr_celeba.txt"),
     "size not divisible": (train, "--data_root {faces} --image_size 36", "36 is not divisible by 8"),
-    "heads do not divide": (train, "--data_root {faces} --image_size 32 --num_heads 7", "7"),
+    "heads do not divide": (train, "--data_root {faces} --image_size 32 --channels 32 66", "66"),
     "resume from nothing": (train, "--data_root {faces} --resume {tmp}/none.pth", "none.pth"),
     "unknown configuration key": (train, "--config {tmp}/typo.yaml", "did you mean batch_size"),
     "configuration that runs code": (train, "--config {tmp}/code.yaml", "not plain YAML"),

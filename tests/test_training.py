@@ -31,7 +31,7 @@ import train
 from checkpoint import load_checkpoint
 from config import LossConfig
 from train import TrainConfig, training_step
-from training.batches import BatchOrder, seed_everything
+from training.batches import BatchOrder, load_datasets, seed_everything
 from training.monitoring import Logger, validate
 from training.process import make_accelerator
 from training.run import MAX_SKIPPED, TrainingRun, learning_rate
@@ -48,7 +48,7 @@ def run_training(flags, folder, *more):
 def make_run(flags, *more) -> TrainingRun:
     config = train.parse_args([*flags, *more])
     accelerator = make_accelerator(config)
-    config, train_set, val_set = train.load_datasets(config, accelerator)
+    config, train_set, val_set = load_datasets(config, accelerator)
     return TrainingRun(config, accelerator, train_set, val_set)
 
 
@@ -427,13 +427,13 @@ def test_speed_and_memory_flags_reach_the_unet_and_not_the_average(flags, monkey
 
 
 def test_resume_falls_back_past_a_damaged_checkpoint(flags, tmp_path, capsys):
-    more = ["--max_steps", "20", "--save_interval", "1", "--keep_last", "2"]
+    more = ["--max_steps", "20", "--save_interval", "1"]
     path = run_training(flags, tmp_path, *more)
     epochs = sorted(path.parent.glob("epoch_*.pth"))
-    assert [each.name for each in epochs] == ["epoch_0002.pth", "epoch_0003.pth"]
+    assert [each.name for each in epochs] == ["epoch_0001.pth", "epoch_0002.pth", "epoch_0003.pth"]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    epochs[1].write_bytes(b"")
+    epochs[2].write_bytes(b"")
     capsys.readouterr()
     run_training(flags, tmp_path, *more, "--resume")
     said = capsys.readouterr().err
@@ -453,7 +453,7 @@ def test_a_run_ends_with_its_files_and_commands_that_can_be_typed(
     folder = tmp_path / "with space"
     more = ["--stage", stage, "--max_steps", "1"]
     if stage == "first_stage":
-        more += ["--vae_channels", "8", "16", "--perceptual_weight", "0"]
+        more += ["--channels", "8", "16", "--perceptual_weight", "0"]
     run_training(flags, folder, *more)
     ended, commands = capsys.readouterr().out.split("next:\n")
     files = [
