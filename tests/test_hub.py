@@ -123,16 +123,12 @@ def test_to_a_stub_of_the_hub_and_back(make_model, tmp_path, monkeypatch):
     assert torch.equal(drawn(model), drawn(again))
 
 
-def test_the_command_line_writes_such_a_folder(checkpoint, tmp_path, capsys):
+def test_the_command_line_writes_such_a_folder(checkpoint, tmp_path):
     def run(*options):
-        options = ["--checkpoint", str(checkpoint), "--hub", "--out", *map(str, options)]
+        options = ["--checkpoint", str(checkpoint), "--out", *map(str, options)]
         flags.run(lambda: export.export(export.parse_args(options)))
 
     run(tmp_path / "folder", "--half")
     assert "3 steps" in (tmp_path / "folder" / "README.md").read_text()
     half, whole = (load_model(path).state_dict() for path in (tmp_path / "folder", checkpoint))
     assert all(torch.equal(half[name], weight.half().to(weight)) for name, weight in whole.items())
-    with pytest.raises(SystemExit):
-        run(tmp_path / "model.pth")
-    said = capsys.readouterr().err.strip()
-    assert "--hub writes a folder" in said and "\n" not in said
