@@ -36,7 +36,7 @@ DATASETS = ("celeba", "celebahq", "mnist", "cifar10", "parquet", "folder")
 CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
 SPLITS = ("train", "val", "test")
 REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
-CFG_SCALE = 1.5  # of new faces, where nothing else is asked for
+CFG_SCALE = 1.5  # of new faces, by default
 STEERED_SCALE, EDIT_CFG_SCALE = 6.0, 2.0  # of edits: a guide ends them, and without one 6 burns them
 GUIDE_ON = ("x_t", "x0")  # what a guide reads: the noisy image, or the image as predicted
 DATASET_HELP = "what --data_root holds; none given: as its files say"
@@ -403,19 +403,19 @@ class SamplingConfig(Config):
 
 
 def refuse_ignored_requests(
-    sampling: SamplingConfig, unconditional: bool, asked: dict[str, Any]
+    sampling: SamplingConfig, unconditional: bool, requests: dict[str, Any]
 ) -> None:
-    """Raise ValueError where pictures would not show what is asked for.
+    """Raise ValueError if pictures would ignore a request.
 
     Args:
-        sampling: a cfg_scale of 0 draws as if nothing was asked for.
+        sampling: a cfg_scale of 0 ignores every request.
         unconditional: whether --unconditional is given.
-        asked: flag -> what else asks for something.
+        requests: the values of other flags that are requests, by flag.
     """
     if sampling.cfg_scale == 0:
         raise ValueError("--cfg_scale 0 ignores every request: use --unconditional; no guidance is 1")
-    for name, given in asked.items():
-        if unconditional and given:
+    for name, request in requests.items():
+        if unconditional and request:
             raise ValueError(f"--unconditional draws without any request: leave --{name} out")
     if unconditional and sampling.cfg_scale is not None:
         raise ValueError("--unconditional guides towards nothing: leave --cfg_scale out")

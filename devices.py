@@ -27,17 +27,21 @@ class DeviceConfig(Config):
 
 
 def choose_device(name: str) -> str:
-    """'cuda', 'mps' or 'cpu' for a flag's value. 'auto' is cuda where there is one, else cpu: nobody has
-    seen mps work yet, so it must be asked for.
+    """'cuda', 'mps' or 'cpu' for a flag's value. 'auto' is cuda where there is one, else cpu. It is never
+    mps, which nobody has tried yet.
 
     Raises:
         ValueError: without such a device.
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    usual = "cuda" if there["cuda"] else "cpu"
-    if name != "auto" and not there[name]:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    usual = "cuda" if available["cuda"] else "cpu"
+    if name != "auto" and not available[name]:
         raise ValueError(f"--device {name}, but torch sees none here: use --device {usual}")
     return usual if name == "auto" else name
 

@@ -9,6 +9,7 @@ OUTPUT_DIR.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import devices
 import flags
@@ -40,6 +41,25 @@ def parse_args(argv: list[str] | None = None) -> EncodeConfig:
     return flags.parse(EncodeConfig, __doc__, argv)
 
 
+def describe(config: EncodeConfig, first_stage: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder of latents. A folder with another manifest is left alone."""
+    from training.encoding import names_hash
+
+    train_set = sets["train"]
+    return {
+        "first_stage": first_stage,
+        "image_size": config.image_size,
+        "crop": config.crop,
+        "attribute_names": list(train_set.attribute_names),
+        "flips": train_set.flips,
+        "one_hot": train_set.one_hot,
+        "splits": {
+            split: {"count": len(data), "images": names_hash(data.filenames)}
+            for split, data in sets.items()
+        },
+    }
+
+
 def encode(config: EncodeConfig) -> None:
     """Encode what is missing, then measure the latents and write the first stage."""
     import numpy as np
@@ -49,7 +69,7 @@ def encode(config: EncodeConfig) -> None:
     from checkpoint import load_first_stage, load_weights, weights_hash
     from image_data.datasets import find_dataset
     from progress import progress_bar
-    from training.encoding import LatentWriter, encode_images, names_hash
+    from training.encoding import LatentWriter, encode_images
 
     flags.check_writable(config.output_dir)
     device = devices.choose_device(config.device)
@@ -66,28 +86,15 @@ def encode(config: EncodeConfig) -> None:
     stage = build_first_stage(kind, stage_config)
     load_weights(stage.autoencoder, weights, config.first_stage)
     stage.to(device)
-    found = find_dataset(config.data_root, config.dataset)
+    labelled = find_dataset(config.data_root, config.dataset)
     if first:
-        print(found)
-    size, crop, where = config.image_size, config.crop, config.cache_dir
-    sets = {split: found.open(split, size, crop, cache_dir=where) for split in SPLITS}
-    manifest = {
-        "first_stage": {
-            "kind": kind,
-            "config": stage_config,
-            "hash": weights_hash(weights),
-            "judge": judge,
-        },
-        "image_size": size,
-        "crop": crop,
-        "attribute_names": list(sets["train"].attribute_names),
-        "flips": sets["train"].flips,
-        "one_hot": sets["train"].one_hot,
-        "splits": {
-            split: {"count": len(data), "images": names_hash(data.filenames)}
-            for split, data in sets.items()
-        },
+        print(labelled)
+    sets = {
+        split: labelled.open(split, config.image_size, config.crop, cache_dir=config.cache_dir)
+        for split in SPLITS
     }
+    facts = {"kind": kind, "config": stage_config, "hash": weights_hash(weights), "judge": judge}
+    manifest = describe(config, facts, sets)
     with processes.main_process_first():  # it makes the folder, and the others find it
         writer = LatentWriter(config.output_dir, manifest)
     todo = [(split, *shard) for split in SPLITS for shard in writer.missing(split)]

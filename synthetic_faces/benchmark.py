@@ -245,9 +245,9 @@ def score_folder(
     folder = Path(folder)
     edits = read_pictures(folder, benchmark.ids, benchmark.facts["image_size"])
     reader = load_judge(judge, tuple(COLUMNS), WHOLE)[0] if judge else load_probe()
-    found = score_edits(benchmark.requests, benchmark.sources, benchmark.truths, edits, reader)
+    scores = score_edits(benchmark.requests, benchmark.sources, benchmark.truths, edits, reader)
     by = f"{judge or PROBE}, hash {file_hash(judge or PROBE)}"
-    report = {"benchmark": benchmark.facts, "judge": by, **found}
+    report = {"benchmark": benchmark.facts, "judge": by, **scores}
     text = json.dumps(report, indent=1) + "\n"
     replace_file(folder / "score.json", lambda file: file.write(text.encode()))
     return report

@@ -100,7 +100,7 @@ def read_ahead(
     read: Callable[[list[int]], dict[str, Tensor]], order: Iterator[list[int]], threads: int
 ) -> Generator[Future, None, None]:
     """``read`` of every item of an endless ``order``, in that order, as futures. Each thread reads two
-    items ahead. Without threads, an item is read when it is asked for.
+    items ahead. Without threads, an item is read when it is needed.
 
     Threads suffice, as a batch is copied outside the interpreter's lock. Processes would have to send it
     through shared memory, which is small in containers, and could be killed one by one.

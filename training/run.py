@@ -31,7 +31,7 @@ from training.stages import STAGES, Stage
 if TYPE_CHECKING:
     from train import TrainConfig
 
-MAX_SKIPPED = 20  # steps with a non-finite loss or gradient in a row before training stops
+MAX_SKIPPED = 20  # steps in a row without a finite gradient, before training stops; by eye
 # The flags that choose the data, and the settings that follow from it.
 DATA_FLAGS = ("data_root", "dataset", "data_fraction", "attribute", "latents", "judge")
 DATA_SETTINGS = ("images", "attribute_names", "one_hot", "flip", "prior_rows")
