@@ -27,7 +27,7 @@ class DeviceConfig(Config):
 
 
 def choose_device(name: str) -> str:
-    """'cuda', 'mps' or 'cpu' for a flag's value. 'auto' is cuda where there is one, else cpu. It is never
+    """'cuda', 'mps' or 'cpu' for a flag's value. 'auto' is cuda where there is one, else cpu, and never
     mps, which nobody has tried yet.
 
     Raises:
