@@ -261,6 +261,18 @@ def test_validation_images_and_precision_may_change(flags, saved, capsys):
     assert "mixed_precision was no so far, and is bf16 from here on" in said
 
 
+def test_another_precision_of_muon_is_told_and_an_old_file_has_none(flags, saved, tmp_path, capsys):
+    run = make_run(flags, "--grad_accum", "2")
+    before, run.muon_precision = run.muon_precision, "another"
+    run.load(saved)
+    assert f"muon_precision was {before} so far, and is another from here on" in capsys.readouterr().out
+    state = load_checkpoint(saved)
+    del state["recipe"]["muon_precision"]
+    torch.save(state, tmp_path / "old.pth")
+    run.load(tmp_path / "old.pth")
+    assert "muon_precision" not in capsys.readouterr().out
+
+
 def test_resume_takes_a_file_a_folder_or_the_latest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own, other = tmp_path / "own", tmp_path / "other"
