@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -25,8 +25,8 @@ CELEBA_ATTRIBUTES: tuple[str, ...] = (
     "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
 HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
-# One of each pair denies the other in edits (``settle``): together they are on less than 5 % of CelebA's
-# pictures that have one of them. Bald heads with gray hair are not so rare.
+# One of each pair denies the other in edits (``with_implied``). Of CelebA's pictures with one of them,
+# less than 5 % have both. Bald heads with gray hair are not so rare.
 EXCLUSIVE = (
     *combinations(HAIR_COLOURS, 2),
     *(("No_Beard", beard) for beard in ("Goatee", "Mustache", "Sideburns")),
@@ -101,44 +101,45 @@ def request_rows(names: Sequence[str], requests: Sequence[Mapping[str, float]]) 
     return torch.stack([create_attribute_vector(columns, **request) for request in requests])
 
 
-def columns_of(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Where the wanted names stand among ``names``, in rising order. ValueError for an unknown name."""
-    (row,) = request_rows(names, [dict.fromkeys(wanted, 1)])
+def columns_of(names: Sequence[str], chosen: Sequence[str]) -> list[int]:
+    """Where the chosen names stand among ``names``, in rising order. ValueError for an unknown name."""
+    (row,) = request_rows(names, [dict.fromkeys(chosen, 1)])
     return row.nonzero()[:, 0].tolist()
 
 
-def nearest_names(name: str, known) -> str:
-    """The known names most like `name`, whatever their case, as "A, B"; empty if none is."""
-    by_lower = {other.lower(): other for other in known}
+def nearest_names(name: str, names: Iterable[str]) -> str:
+    """The names most like `name`, whatever their case, as "A, B"; empty if none is."""
+    by_lower = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     return ", ".join(by_lower[lower] for lower in close)
 
 
-def settle(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
-    """Requests for edits (N, A) with what they imply. What is asked for denies what it excludes
-    (EXCLUSIVE): hair that becomes blond is no longer black, and a goatee ends *No_Beard*. Hair that
-    stops being blond gets the next colour that is read.
+def with_implied(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
+    """Requests for edits (N, A) with what they imply. An attribute that is asked for denies those that
+    it excludes (EXCLUSIVE): hair that becomes blond is no longer black, and a goatee ends *No_Beard*.
+    Hair that stops being blond gets the most likely other colour.
 
     Args:
         named: +1, -1 and 0 for what is not named.
         read: (N, A), what the photographs show.
         names: of the attributes.
     """
-    settled = named.clone()
+    implied = named.clone()
     for pair in EXCLUSIVE:
         if {*pair} <= {*names}:
             columns = [names.index(name) for name in pair]
-            for there, denied in (columns, columns[::-1]):
-                settled[(named[:, there] > 0) & (named[:, denied] == 0), denied] = -1
+            for present, denied in (columns, columns[::-1]):
+                implied[(named[:, present] > 0) & (named[:, denied] == 0), denied] = -1
     columns = [names.index(colour) for colour in HAIR_COLOURS if colour in names]
     if len(columns) < 2:
-        return settled
-    asked, colours = named[:, columns], settled[:, columns]
-    loses = (asked < 0).any(1, keepdim=True) & (asked == colours).all(1, keepdim=True)  # not bald
+        return implied
+    request, colours = named[:, columns], implied[:, columns]
+    decided = (request != colours).any(1, keepdim=True)  # another colour is asked for, or a bald head
+    loses = (request < 0).any(1, keepdim=True) & ~decided
     following = read[:, columns].masked_fill(colours != 0, -torch.inf).argmax(1, keepdim=True)
     is_next = torch.arange(len(columns), device=named.device) == following
-    settled[:, columns] = torch.where(loses & is_next & (colours == 0), 1.0, colours)
-    return settled
+    implied[:, columns] = torch.where(loses & is_next & (colours == 0), 1.0, colours)
+    return implied
 
 
 def deny_other_classes(rows: Tensor) -> Tensor:
@@ -221,11 +222,11 @@ class AttributePrior(nn.Module):
     def frequencies(self, requests: Tensor) -> Tensor:
         """How often each attribute occurs in the rows that agree with a request: (B, A) -> (B, A)."""
         requests, which = torch.unique(requests, dim=0, return_inverse=True)
-        rows, found = self.rows(), []
+        rows, frequencies = self.rows(), []
         for part in requests.split(max(1, MOST_PAIRS // len(rows))):
             weights = self.agreeing(part, rows)
-            found.append(weights @ (rows > 0).to(weights.dtype) / weights.sum(1, keepdim=True))
-        return torch.cat(found).float()[which]
+            frequencies.append(weights @ (rows > 0).to(weights.dtype) / weights.sum(1, keepdim=True))
+        return torch.cat(frequencies).float()[which]
 
     def complete(self, requests: Tensor, uniform: Tensor) -> Tensor:
         """A sample of p(rest | named): each request's zeros are copied from one row that agrees with it.
@@ -239,13 +240,13 @@ class AttributePrior(nn.Module):
         """
         if not len(self.counts):
             return requests
-        rows, found = self.rows(), []
+        rows, completed = self.rows(), []
         size = max(1, MOST_PAIRS // len(rows))
         for part, share in zip(requests.split(size), uniform.split(size), strict=True):
             ends = self.agreeing(part, rows).cumsum(1)  # (B, R)
             drawn = torch.searchsorted(ends, share.to(ends)[:, None] * ends[:, -1:], right=True)
-            found.append(torch.where(part == 0, rows[drawn[:, 0].clamp(max=len(rows) - 1)], part))
-        return torch.cat(found)
+            completed.append(torch.where(part == 0, rows[drawn[:, 0].clamp(max=len(rows) - 1)], part))
+        return torch.cat(completed)
 
     def nearest(self, request: Tensor, start: Tensor) -> Tensor:
         """A request (1, A) completed from the row that agrees with it and, among those, is most like the

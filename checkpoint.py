@@ -1,7 +1,7 @@
 """Checkpoints: EMA weights, atomic saving, loading with weights_only=True, and a module from its file.
 
-Files from strangers enter here. What they ask for is checked here, before memory is allocated for it. So
-the model code needs no such checks.
+Files from strangers enter here. Their contents are checked before memory is allocated for them. So the
+model code needs no such checks.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ import textwrap
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from autoencoder_model import build_first_stage, pretrained_vae
+from autoencoder_model import build_first_stage
 from config import PRETRAINED, ModelConfig
 
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
 MOST_BLOCKS = 32  # per level of a first stage
-IN_FOLDER = "model.safetensors"  # the weights in a folder of ``ConditionalDiffusion.save_pretrained``
+IN_FOLDER = "model.safetensors"  # the weights in a folder of ``hub.save``
 FACTS = ("step", "validation_loss")  # about a model's training, in files for inference
-OF_DATA = ("attribute_names", "one_hot", "prior_rows", "guidable", "first_stage_judge")  # of a model
 
 
 class EMA:
@@ -95,7 +93,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def find_weights(path: str | Path) -> Path:
     """The file that a name stands for: a path, the name of a model in pretrained/, or a folder of
-    ``ConditionalDiffusion.save_pretrained``."""
+    ``hub.save``."""
     named = PRETRAINED / f"{path}.safetensors"
     if named.is_file() and not Path(path).exists():
         return named
@@ -145,19 +143,22 @@ def _from_safetensors(path: Path) -> dict[str, Any]:
     return {**json.loads(metadata["facts"]), metadata["part"]: weights}
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, part: str = "", advice: str = "") -> dict[str, Any]:
     """A checkpoint's contents, on the CPU; only plain tensors and plain types are unpickled.
+
+    Args:
+        part: what the file must hold, such as "judge".
+        advice: how one gets such a file, for the errors.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a checkpoint of this project, or damaged.
+        ValueError: if it is not a checkpoint of this project, or damaged, or has no such part.
     """
     path = find_weights(path)
     if not path.is_file():
         names = ", ".join(sorted(each.stem for each in PRETRAINED.glob("*.safetensors")))
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: train one with train.py, check the path, or name one of {names}"
-        )
+        usual = f"train one with train.py, check the path, or name one of {names}"
+        raise FileNotFoundError(f"no {part or 'checkpoint'} at {path}: {advice or usual}")
     try:
         if path.suffix == ".safetensors":
             state = _from_safetensors(path)
@@ -170,9 +171,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         reason = str(error).split("\n")[0][:100]
         raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        found = reprlib.repr(found)
-        raise ValueError(f"{path} is not a checkpoint of this project: expected {FORMAT}, found {found}")
+        label = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(
+            f"{path} is not a checkpoint of this project: expected {FORMAT}, found {reprlib.repr(label)}"
+        )
+    if part and part not in state:
+        raise ValueError(f"{path} holds no {part}: {advice}")
     return state
 
 
@@ -231,101 +235,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
     model.load_state_dict(weights)
 
 
-def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
-    """Copy another model's weights into ``model``, as far as they fit. Attributes go by their names: one
-    that the other model does not know starts afresh. The VAE's decoder is compared from its end, the
-    side of the image, so that what it has in common with a shorter or longer one is taken. What belongs
-    to the data stays: the first stage, and how frequent attributes are (the prior).
-
-    Returns:
-        what was taken and what was not, in words.
-
-    Raises:
-        ValueError: if nothing fits.
-    """
-    own, theirs, axes = model.state_dict(), other.state_dict(), attribute_axes(model)
-    theirs = from_the_end(theirs, "autoencoder.decoder.", own)
-    own = {n: w for n, w in own.items() if "prior" not in n and not n.startswith("first_stage.")}
-    names, known = list(model.config.attribute_names), list(other.config.attribute_names)
-    shared = [name for name in names if name in known]
-    to, of = (torch.tensor([each.index(name) for name in shared]).long() for each in (names, known))
-    taken, left = 0, []
-    for name, weight in own.items():
-        found, axis = theirs.get(name), axes.get(name)
-        if found is not None and axis is not None and found.ndim == weight.ndim:
-            found = found.index_select(axis, of)
-            if found.shape == weight.index_select(axis, to).shape:
-                found = weight.clone().index_copy(axis, to, found)
-        if found is None or found.shape != weight.shape:
-            left.append(name)
-        else:
-            weight.copy_(found)
-            taken += weight.numel()
-    if not taken:
-        raise ValueError(f"{path} has no weight that fits this model: leave --init_from out")
-    total = sum(weight.numel() for weight in own.values())
-    text = [f"{path}: {taken / 1e6:.2f} of {total / 1e6:.2f} M weights"]
-    if left:
-        text.append(f"new: {_some(whole_parts(left, own.keys() - {*left}))}")
-    if len(shared) < len(names):
-        text.append(f"new attributes: {_some([name for name in names if name not in shared])}")
-    before, now = other.config.to_dict(), model.config.to_dict()
-    for name in now:
-        if name not in OF_DATA and before[name] != now[name]:
-            there, here = (reprlib.repr(each[name]).replace("'", "") for each in (before, now))
-            text.append(f"{name} {there} there, {here} here")
-    return "; ".join(text)
-
-
-def from_the_end(weights: dict[str, Tensor], prefix: str, own: Iterable[str]) -> dict[str, Tensor]:
-    """Weights whose numbered layers, below ``prefix``, are renumbered so that the last of them has the
-    number of the last one in ``own``."""
-
-    def number(name: str) -> int:
-        return int(name[len(prefix) :].partition(".")[0]) if name.startswith(prefix) else -1
-
-    shift = max(map(number, own), default=-1) - max(map(number, weights), default=-1)
-
-    def renamed(name: str) -> str:
-        layer = number(name)
-        return name.replace(f"{prefix}{layer}.", f"{prefix}{layer + shift}.") if layer >= 0 else name
-
-    return {renamed(name): weight for name, weight in weights.items()}
-
-
-def whole_parts(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The outermost modules that hold weights of these names, and none of the others."""
-    shared = {name[:end] for name in others for end, letter in enumerate(name) if letter == "."}
-    parts = []
-    for name in names:
-        steps = name.split(".")
-        paths = [".".join(steps[: end + 1]) for end in range(len(steps))]
-        parts.append(next(path for path in paths if path not in shared))
-    return [*dict.fromkeys(parts)]
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    """The first of these names, and how many there are more."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def attribute_axes(model: nn.Module) -> dict[str, int]:
-    """For each weight that has an entry for every attribute, the axis along which they lie. Models of
-    one and of two attributes differ there."""
-    with torch.device("meta"):
-        one, two = (
-            type(model)(replace(model.config, attribute_names=names)).state_dict()
-            for names in (("a",), ("a", "b"))
-        )
-    return {
-        name: axis
-        for name in one
-        for axis, (a, b) in enumerate(zip(one[name].shape, two[name].shape, strict=True))
-        if a != b
-    }
-
-
 def save_model(model: nn.Module, path: str | Path, key: str = "model", **facts: Any) -> None:
     """Write what inference needs: weights under ``key``, the configuration, and plain ``facts`` about
     the training."""
@@ -381,16 +290,36 @@ def check_first_stage_config(config: dict) -> None:
             raise ValueError(f"first_stage_config has {name} = {reprlib.repr(blocks)}: too much")
 
 
-def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor], str]:
-    """Kind, configuration and weights of a first stage, and the name of the network that judged likeness
-    in its training. ``path`` is a checkpoint of ``train.py --stage first_stage`` (a .pth file), or an
+class StoredFirstStage(NamedTuple):
+    """A first stage from its file.
+
+    Attributes:
+        kind: a name in ``FIRST_STAGES``.
+        config: what rebuilds it.
+        module: the first stage with its weights.
+        judge: the network that judged likeness in its training, "" if none did.
+    """
+
+    kind: str
+    config: dict
+    module: nn.Module
+    judge: str
+
+
+def load_first_stage(path: str | Path) -> StoredFirstStage:
+    """A first stage from a checkpoint of ``train.py --stage first_stage`` (a .pth file), or from an
     ``AutoencoderKL``: a folder in diffusers' format or a name on the hub.
 
     Raises:
         FileNotFoundError, ValueError: if there is none.
     """
     if not str(path).endswith(".pth"):
-        return "sd-vae", *pretrained_vae(str(path)), ""
+        from latent_vae import pretrained_vae
+
+        config, weights = pretrained_vae(str(path))
+        module = build_first_stage("sd-vae", config)
+        load_weights(module.autoencoder, weights, path)
+        return StoredFirstStage("sd-vae", config, module, "")
     state = load_checkpoint(path)
     if "autoencoder" not in state:
         raise ValueError(f"{path} holds no first stage: train one with train.py --stage first_stage")
@@ -400,7 +329,9 @@ def load_first_stage(path: str | Path) -> tuple[str, dict, dict[str, Tensor], st
         with torch.device("meta"):
             expected = build_first_stage("vae", config).autoencoder.state_dict()
         check_shapes(expected, weights, path)
-    return "vae", config, weights, str(judge)
+        module = build_first_stage("vae", config)
+        module.autoencoder.load_state_dict(weights)
+    return StoredFirstStage("vae", config, module, str(judge))
 
 
 def weights_hash(weights: dict[str, Tensor]) -> str:

@@ -1,38 +1,62 @@
-"""ConditionalDiffusion: UNet, VAE and noise schedule in one module, with its joint loss and the methods
-a user calls. Images go in and come out as uint8 (B, H, W, 3); attributes are rows (B, A) in [-1, 1]."""
+"""ConditionalDiffusion: UNet, VAE and noise schedule in one module; its joint loss and its sampling.
+
+Images go in and come out as uint8 (B, H, W, 3); attributes are rows (B, A) in [-1, 1]. Photographs are
+edited by ``editing.Editor(model)``.
+"""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from attributes import AttributePrior, deny_other_classes, request_rows
 from autoencoder_model import AttributeVAE, build_first_stage
-from checkpoint import IN_FOLDER, find_weights, load, save_model
-from config import CFG_SCALE, LossConfig, ModelConfig, SamplingConfig
-from editing import EditAt, Editor, Progress, with_bar
-from guidance import (
-    Guide,
-    classifier_free,
-    classifier_guided,
-    dynamic_threshold,
-    guidance_interval,
-    through_x0,
-)
-from model_card import model_card
+from checkpoint import load
+from config import LossConfig, ModelConfig, SamplingConfig
+from guidance import GUIDANCE, Conditions, Guide
 from noise_schedule import Denoiser, NoiseSchedule
-from samplers import SAMPLERS, Generator, Steps, last, rand, randn_like, sampling_grid
+from samplers import (
+    SAMPLERS,
+    Generator,
+    Progress,
+    Steps,
+    last,
+    rand,
+    randn_like,
+    resolve,
+    timestep_grid,
+    with_bar,
+)
 from unet_model import ConditionalUNet
 
 DEFAULT_SAMPLING = SamplingConfig()
 Attributes: TypeAlias = Tensor | Mapping[str, float] | Sequence[Mapping[str, float]] | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What an extra term of the joint loss sees of a batch.
+
+    Attributes:
+        x0, x_t: the images and the noisy images (B, C, H, W).
+        x0_hat: the network's prediction of x0, with its gradient.
+        t: timesteps (B,).
+        attributes: rows (B, A) before dropping.
+    """
+
+    x0: Tensor
+    x_t: Tensor
+    x0_hat: Tensor
+    t: Tensor
+    attributes: Tensor
+
+
+LossTerm: TypeAlias = Callable[[Predicted], Tensor]  # -> a scalar, the mean over the batch
 
 
 def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float) -> Tensor:
@@ -50,29 +74,32 @@ def drop_attributes(attributes: Tensor, cfg_dropout: float, attr_dropout: float)
 
 
 def vae_levels(side: int) -> tuple[int, ...]:
-    """Widths of the VAE's levels, finest first: one to four. Each halves x0's side, the others than the
-    first down to 4 at least."""
+    """Widths of the VAE's levels, finest first: one to four. Each level halves x0's side. There are as
+    many as leave a side of at least 4."""
     levels = 0
     while levels < 4 and side % 2 ** (levels + 1) == 0 and side >> (levels + 1) >= 4:
         levels += 1
     return (32, 64, 128, 256)[: max(levels, 1)]
 
 
-class ConditionalDiffusion(nn.Module, ModelHubMixin):
-    """The whole model. ``forward`` is the joint training loss; the other public methods sample and edit.
-    huggingface_hub's mixin adds ``save_pretrained(folder)`` and ``push_to_hub("user/name")``. Their
-    folder holds the weights' file and a model card. A README.md that is there is kept.
+class ConditionalDiffusion(nn.Module):
+    """The whole model. ``forward`` is the joint training loss; the other public methods sample.
 
     Sampling methods take ``generator`` (a torch.Generator, on any device) for repeatable noise,
     ``latent`` (B, latent_dim) or None for no semantic latent, ``complete`` (see ``complete_rows``) and
-    ``progress`` for a progress bar (see ``editing.Progress``).
+    ``progress`` for a progress bar (see ``samplers.Progress``).
+
+    Attributes:
+        facts: what its file says of its training.
+        extra_losses: further terms of the joint loss: name -> (weight, term). Whoever trains the model
+            sets them. They are in no checkpoint.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.facts: dict[str, Any] = {}  # what its file says of its training
-        self._hub_mixin_config = None  # no config.json: the weights' file holds the configuration
+        self.facts: dict[str, Any] = {}
+        self.extra_losses: dict[str, tuple[float, LossTerm]] = {}
         self.schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
         self.first_stage = build_first_stage(config.first_stage, config.first_stage_config)
         stride = self.first_stage.factor * config.patch_size * 2 ** (len(config.channels) - 1)
@@ -115,40 +142,24 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        device: str | torch.device = "cpu",
-        **download: Any,
+        cls, name: str | Path, *, device: str | torch.device = "cpu", **download: Any
     ) -> ConditionalDiffusion:
-        """The model in a folder of ``save_pretrained``, in any other place that ``load_model`` takes,
-        or on the Hugging Face hub under "user/name". In evaluation mode.
+        """The model of this name, in evaluation mode: see ``hub.find``, which raises, too."""
+        import hub
 
-        Args:
-            download: ``revision``, ``token`` and so on, as ``hf_hub_download`` takes them.
+        return load(cls, "model", hub.find(name, **download), device)
 
-        Raises:
-            FileNotFoundError: if it is neither here nor there.
-            ValueError: as ``load_checkpoint`` and ``build``.
-        """
-        path = find_weights(pretrained_model_name_or_path)
-        if not path.exists() and not Path(pretrained_model_name_or_path).exists():
-            name = str(pretrained_model_name_or_path)
-            try:
-                path = Path(hf_hub_download(name, IN_FOLDER, **download))
-            except (OSError, ValueError) as error:  # no network, no such name, not a name at all
-                reason = " ".join(str(error).split())
-                raise FileNotFoundError(
-                    f"no model {name}: there is no such file or folder, and the hub gave none "
-                    f"({textwrap.shorten(reason, 200)})"
-                ) from None
-        return load(cls, "model", path, device)
+    def save_pretrained(self, folder: str | Path) -> None:
+        """``hub.save``."""
+        import hub
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_model(self, save_directory / IN_FOLDER, **self.facts)
+        hub.save(self, folder)
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        return model_card(self.config, self.facts, sum(p.numel() for p in self.parameters()))
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """``hub.push``."""
+        import hub
+
+        return hub.push(self, name, **options)
 
     # ---------------------------------------------------------------- training
 
@@ -160,7 +171,8 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
         t: Tensor | None = None,
         eps: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Joint loss = diffusion + ae_weight (reconstruction + kl_weight kl + attr_weight attributes).
+        """Joint loss = diffusion + ae_weight (reconstruction + kl_weight kl + attr_weight attributes)
+        + the weighted ``extra_losses``.
 
         Args:
             images: uint8 (B, H, W, 3), or the moments of a latent first stage.
@@ -184,14 +196,21 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
         )
         target = self.schedule.target(self.config.prediction, x0, eps, t)
         error = (output.float() - target).pow(2).mean((1, 2, 3))  # (B,)
-        weight = (loss.loss_weighting, self.config.prediction, t, loss.snr_gamma)
-        per_sample = error * self.schedule.loss_weight(*weight)
+        per_sample = error * self.schedule.loss_weight(
+            loss.loss_weighting, self.config.prediction, t, loss.snr_gamma
+        )
         terms["diffusion"] = per_sample.mean()
         terms["total"] = terms["diffusion"] + loss.ae_weight * (
             terms["reconstruction"]
             + loss.kl_weight * terms["kl"]
             + loss.attr_weight * terms["attributes"]
         )
+        if self.extra_losses:
+            x0_hat, _ = self.schedule.to_x0_eps(self.config.prediction, output.float(), x_t, t)
+            predicted = Predicted(x0, x_t, x0_hat, t, attributes)
+            for name, (weight, term) in self.extra_losses.items():
+                terms[name] = term(predicted)
+                terms["total"] = terms["total"] + weight * terms[name]
         return terms, per_sample.detach(), t
 
     # ---------------------------------------------------------------- conditions and denoisers
@@ -209,22 +228,25 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
     def guided_denoiser(
         self,
         attributes: Tensor,
+        sampling: SamplingConfig,
         latent: Tensor | None = None,
-        cfg_scale: float = 1.0,
-        rescale: float = 0.0,
-        base: Tensor | None = None,
+        guide: Guide | None = None,
     ) -> Denoiser:
-        """Classifier-free guidance from ``base`` (default: the unconditional, all-zero rows) towards
-        ``attributes``, in one batch. cfg_scale 1 turns it off and costs a single pass. Both branches get
-        the latent, which says who is in the picture. So guidance amplifies only the attributes."""
-        if cfg_scale == 1:  # rescale has no effect then, either
-            return self.denoiser(attributes, latent)
-        base = torch.zeros_like(attributes) if base is None else base
-        if cfg_scale == 0:
-            return self.denoiser(base, latent)
-        latents = None if latent is None else latent.repeat(2, 1)
-        both = self.denoiser(torch.cat([base, attributes]), latents)
-        return classifier_free(both, self.schedule, cfg_scale, rescale)
+        """The network, guided towards attribute rows (B, A) as ``sampling.guidance`` says (see
+        ``guidance.GUIDANCE``). All branches get the latent, which says who is in the picture. So
+        guidance amplifies only the attributes.
+
+        Raises:
+            ValueError: for a guide_scale without a guide, or a guide that does not fit.
+        """
+
+        def denoiser(rows: Tensor) -> Denoiser:
+            copies = len(rows) // len(attributes)
+            return self.denoiser(rows, None if latent is None else latent.repeat(copies, 1))
+
+        guide_rows = None if guide is None else attributes[:, self.check_guide(guide)]
+        conditions = Conditions(denoiser, attributes, self.schedule, guide, guide_rows)
+        return GUIDANCE[sampling.guidance].wrap(conditions, sampling)
 
     def attribute_rows(self, attributes: Attributes, batch_size: int | None = None) -> Tensor:
         """Attribute rows float32 (B, A) in [-1, 1], on the model's device.
@@ -310,31 +332,17 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
         complete: bool = True,
     ) -> Steps:
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
-        schedule, clip = self.schedule, self.first_stage.clip_x0
+        sampling = resolve(sampling, self.schedule, self.config.guidable)
+        assert sampling.num_inference_steps and sampling.spacing  # resolved
         if complete and latent is None:  # a latent already sets the rest of the face
             rows = self.complete_rows(attributes, len(x_T), generator)
         else:
             rows = self.attribute_rows(attributes, len(x_T))
-        amplified = bool(rows.any()) and self.config.guidable
-        cfg_scale = CFG_SCALE if sampling.cfg_scale is None else sampling.cfg_scale
-        cfg_scale = cfg_scale if amplified else 1.0
-        denoise = self.guided_denoiser(rows, latent, cfg_scale, sampling.rescale)
-        scale = sampling.guide_scale
-        denoise = self.steered(denoise, rows, guide, scale, sampling.guide_on)
-        low, high = (share * schedule.num_timesteps for share in sampling.guidance_interval)
-        if (cfg_scale not in (0, 1) or scale) and (low > 0 or high < schedule.num_timesteps):
-            unguided = self.guided_denoiser(rows, latent, min(cfg_scale, 1.0))
-            denoise = guidance_interval(denoise, unguided, low, high)
-        if sampling.dynamic_threshold is not None:
-            if not clip:
-                raise ValueError(
-                    f"dynamic_threshold {sampling.dynamic_threshold} is for pixels, which end at 1: the "
-                    f"latents of first stage {self.config.first_stage} have no such bound, leave it out"
-                )
-            denoise = dynamic_threshold(denoise, schedule, sampling.dynamic_threshold)
-        sampler, grid = SAMPLERS[sampling.sampler], sampling_grid(sampling, schedule)
-        options = sampler.options(eta=sampling.eta)
-        steps = sampler.steps(denoise, schedule, x_T, grid, clip, generator, **options)
+        denoise = self.guided_denoiser(rows, sampling, latent, guide)
+        sampler = SAMPLERS[sampling.sampler]
+        grid = timestep_grid(self.schedule, sampling.num_inference_steps, sampling.spacing)
+        clip, options = self.first_stage.clip_x0, sampler.options(eta=sampling.eta)
+        steps = sampler.steps(denoise, self.schedule, x_T, grid, clip, generator, **options)
         yield from with_bar(steps, "sampling", grid, progress)
 
     def check_guide(self, guide: Guide) -> list[int]:
@@ -359,30 +367,6 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
         if unknown:
             raise ValueError(f"the guide reads {unknown[0]}, which the model does not have")
         return [names.index(name) for name in guide.config.attribute_names]
-
-    def steered(
-        self,
-        denoise: Denoiser,
-        rows: Tensor,
-        guide: Guide | None,
-        guide_scale: float,
-        guide_on: str = "x_t",
-    ) -> Denoiser:
-        """A denoiser steered towards attribute rows (B, A) by a guide that predicts some of them. The
-        guide sees ``x_t``, or with guide_on ``x0`` the network's x0_hat, as an image without noise.
-
-        Raises:
-            ValueError: for a scale without a guide, or a guide that does not fit.
-        """
-        if guide is None:
-            if guide_scale:
-                raise ValueError(f"guide_scale {guide_scale} needs a guide, and got none")
-            return denoise
-        asked = rows[:, self.check_guide(guide)]
-        log_prob = partial(guide.log_prob, attributes=asked)
-        if guide_on == "x0":
-            log_prob = through_x0(denoise, partial(guide.log_prob, t=0, attributes=asked))
-        return classifier_guided(denoise, self.schedule, log_prob, guide_scale)
 
     def sample(
         self,
@@ -422,14 +406,15 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
         batch_size: int,
         image_size: tuple[int, int] | None = None,
         attributes: Attributes = None,
-        cfg_scale: float = 1.0,
+        cfg_scale: float | None = 1.0,
         num_inference_steps: int = 50,
         eta: float = 0.0,
         **options: Any,
     ) -> Tensor:
         """``sample`` by DDIM, with num_inference_steps network evaluations in 1 ... T. eta = 0 is
         deterministic given the noise, eta = 1 is as noisy as DDPM. cfg_scale 0 is unconditional, 1
-        conditional, and more amplifies the attributes. Further options are those of ``sample``."""
+        conditional, and more amplifies the attributes; None is the usual scale. Further options are
+        those of ``sample``."""
         sampling = SamplingConfig("ddim", num_inference_steps, "trailing", eta, cfg_scale)
         return self.sample(batch_size, image_size, attributes, sampling, **options)
 
@@ -438,7 +423,7 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
         batch_size: int,
         image_size: tuple[int, int] | None = None,
         attributes: Attributes = None,
-        cfg_scale: float = 1.0,
+        cfg_scale: float | None = 1.0,
         num_inference_steps: int | None = None,
         **options: Any,
     ) -> Tensor:
@@ -500,26 +485,11 @@ class ConditionalDiffusion(nn.Module, ModelHubMixin):
     def predict_attributes(self, images: Tensor, guide: Guide | None = None) -> Tensor:
         """Predicted attributes (B, A) in [-1, 1] of images uint8 (B, S, S, 3): the expectation 2 p - 1
         of an attribute with probability p. The VAE's head predicts them, or a guide those it knows."""
-        seen = torch.tanh(self.autoencoder.attribute_logits(self.encode_latent(images)) / 2)
+        logits = self.autoencoder.attribute_logits(self.encode_latent(images))
+        attributes = torch.tanh(logits / 2)
         if guide is not None:
-            seen[:, self.check_guide(guide)] = guide.predict_attributes(images)
-        return seen
-
-    def invert(self, images: Tensor, attributes: Tensor, *args: Any, **options: Any) -> Tensor:
-        """``Editor.invert``."""
-        return Editor(self).invert(images, attributes, *args, **options)
-
-    def prepare_edit(self, *args: Any, **options: Any) -> EditAt:
-        """``Editor.prepare_edit``."""
-        return Editor(self).prepare_edit(*args, **options)
-
-    def manipulate_attributes(self, *args: Any, **options: Any) -> Tensor:
-        """``Editor.edit``."""
-        return Editor(self).edit(*args, **options)
-
-    def interpolate_between_images(self, images: Tensor, *args: Any, **options: Any) -> Tensor:
-        """``Editor.interpolate``."""
-        return Editor(self).interpolate(images, *args, **options)
+            attributes[:, self.check_guide(guide)] = guide.predict_attributes(images)
+        return attributes
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> ConditionalDiffusion:

@@ -1,42 +1,33 @@
-"""Editing photographs: ``Editor(model)`` inverts, edits and interpolates them.
-
-``ConditionalDiffusion`` offers these methods, too.
-"""
+"""Editing photographs: ``Editor(model)`` inverts, edits and interpolates them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
 
-from attributes import settle
+from attributes import with_implied
 from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
-from guidance import Guide, classifier_free, towards, weighed_with_input
+from diffusion_model import Attributes, ConditionalDiffusion
+from guidance import LEAST_SIGNAL, Guide, classifier_free
 from noise_schedule import Denoiser, NoiseSchedule
-from progress import progress_bar
-from samplers import Generator, Steps, ddim, last, randn_like, timestep_grid
-
-if TYPE_CHECKING:
-    from diffusion_model import Attributes, ConditionalDiffusion
+from samplers import Generator, Progress, Steps, ddim, last, randn_like, timestep_grid, with_bar
 
 DEFAULT_EDITING = EditConfig()
 EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
-# Whether to show a progress bar, or what shows one: (steps, label, their number) -> the same steps.
-Progress = bool | Callable[[Steps, str, int], Steps]
 
-# What an edit of an attribute needs, where nothing else is asked for: the share of the timesteps from
-# which it starts, and the log odds at which the guide is content. Only much noise hides hair and hats.
-# An expression needs little, and then more of the photograph stays. Measured: docs/results.md, "Edits
+# What an edit of an attribute needs, if the settings leave it open: t_start, the share of the timesteps
+# from which it starts, and the log odds at which the guide is content. Only much noise hides hair and
+# hats. An expression needs little, and then more of the photograph stays. Measured: docs/log.md, "Edits
 # of photographs".
-DEPTH, MARGIN = 0.85, 6.0
+USUAL = (0.85, 6.0)
 LOCAL, HAIR = (0.65, 5.0), (0.9, 6.0)
 NEEDS = {
     **dict.fromkeys(("Smiling", "Mouth_Slightly_Open", "Eyeglasses", "Narrow_Eyes", "Pale_Skin"), LOCAL),
@@ -44,35 +35,25 @@ NEEDS = {
     **dict.fromkeys(("Bangs", "Wearing_Hat"), HAIR),
     "Young": (0.95, 8.0),
 }
-STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``
-EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; half or twice this value gives similar edits
+STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``; by eye
+EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; by eye: half or twice this value looks alike
+FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade; by eye
 
 
-def with_bar(steps: Steps, label: str, grid: list[int], progress: Progress) -> Steps:
-    """The same steps behind a progress bar, in the terminal or of the caller's own."""
-    if not isinstance(progress, bool):
-        return progress(steps, label, len(grid) - 1)
-    return progress_bar(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
-
-
-def suited(editing: EditConfig, named: Iterable[str]) -> EditConfig:
-    """``editing`` with a depth and a margin. Where none is asked for, it is the largest that one of the
-    ``named`` attributes needs."""
-    needs = [NEEDS.get(name, (DEPTH, MARGIN)) for name in named] or [(DEPTH, MARGIN)]
-    depth, margin = map(max, zip(*needs, strict=True))
+def resolve(editing: EditConfig, named: Iterable[str], has_guide: bool) -> EditConfig:
+    """The same settings with nothing left open. t_start and the margin are the largest that one of the
+    ``named`` attributes needs. cfg_scale depends on whether a guide steers."""
+    needs = [NEEDS.get(name, USUAL) for name in named] or [USUAL]
+    t_start = max(start for start, _ in needs)
+    margin = max(log_odds for _, log_odds in needs)
+    steered = has_guide and editing.guide_scale > 0
+    cfg_scale = STEERED_SCALE if steered else EDIT_CFG_SCALE
     return replace(
         editing,
-        depth=depth if editing.depth is None else editing.depth,
+        t_start=t_start if editing.t_start is None else editing.t_start,
         margin=margin if editing.margin is None else editing.margin,
+        cfg_scale=cfg_scale if editing.cfg_scale is None else editing.cfg_scale,
     )
-
-
-def with_scale(editing: EditConfig, has_guide: bool) -> EditConfig:
-    """``editing`` with a scale. Where none is asked for, it depends on whether a guide steers."""
-    if editing.cfg_scale is not None:
-        return editing
-    steered = has_guide and editing.guide_scale > 0
-    return replace(editing, cfg_scale=STEERED_SCALE if steered else EDIT_CFG_SCALE)
 
 
 def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -103,18 +84,127 @@ def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[f
     """The smallest strength at which an edit's margin is 0 or more, to STRENGTH_TOLERANCE, and that
     edit. Brent's method finds this root between strengths 0 and 1 with about seven edits. If the margin
     is negative at strength 1, the edit at strength 1 is returned."""
-    tried: dict[float, tuple[float, Tensor]] = {}
+    edits: dict[float, Tensor] = {}
+    margins: dict[float, float] = {}
 
     def margin_at(strength: float) -> float:
-        if strength not in tried:
-            edited = edit_at(strength)
-            tried[strength] = margin(edited), edited
-        return tried[strength][0]
+        if strength not in edits:
+            edits[strength] = edit_at(strength)
+            margins[strength] = margin(edits[strength])
+        return margins[strength]
 
     if margin_at(0.0) < 0 <= margin_at(1.0):
         brentq(margin_at, 0.0, 1.0, xtol=STRENGTH_TOLERANCE)
-    strength = min((each for each, (found, _) in tried.items() if found >= 0), default=1.0)
-    return strength, tried[strength][1]
+    enough = [strength for strength, value in margins.items() if value >= 0]
+    smallest = min(enough, default=1.0)
+    return smallest, edits[smallest]
+
+
+# -------------------------------------------------------------------- guidance of edits
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How a guide steers an edit.
+
+    Attributes:
+        guide: reads x_t.
+        columns: of the attributes that it reads.
+        goal: (B, len(columns)), +1 or -1 for a named attribute, and 0 for the others.
+        source_odds: ``guide.log_odds`` (B, len(columns)) of the sources, or of a single one, with the
+            same noise, for each timestep.
+        editing: resolved.
+    """
+
+    guide: Guide
+    columns: Sequence[int]
+    goal: Tensor
+    source_odds: Mapping[int, Tensor]
+    editing: EditConfig
+
+
+def towards(
+    denoiser: Callable[[Tensor], Denoiser],
+    base: Tensor,
+    target: Tensor,
+    schedule: NoiseSchedule,
+    steering: Steering,
+    strength: float,
+) -> Denoiser:
+    """Guidance of an edit that ends where the guide sees what is asked for, and holds the rest.
+
+    x0_hat = x0_base + m cfg_scale (x0_target - x0_base) + noise_t^2 / signal_t grad(guide_scale sum over
+    the goal of m_i log p_i(x_t) - hold sum over held of (p(x_t) - p(source x_t))^2), where p is the
+    guide's probability of an attribute. m_i in [0, 1] says how much of a named attribute is missing. It
+    is 1 where its log odds are FADE or more below their aim, and falls to 0 at the aim. At strength 1
+    the aim is editing.margin, at 0 what the source has. The gradients are those of Dhariwal & Nichol
+    2021, arXiv:2105.05233.
+
+    m is the largest m_i. Of several named attributes, each moves in the target row by its m_i / m, so
+    an attribute that is complete is not overdone. cfg_scale is divided by the norm of the m_i / m, so
+    that the step is as long as for one attribute.
+
+    Args:
+        denoiser: attribute rows (2B, A) -> the denoiser under them.
+        base, target: rows (B, A): what the picture shows, and what is asked for. What is equal in sign
+            in both is held.
+    """
+    guide, columns, goal = steering.guide, steering.columns, steering.goal
+    source_odds, editing = steering.source_odds, steering.editing
+    named = goal != 0
+    any_named = named.any(1, keepdim=True)
+    held = (base.sign() == target.sign())[:, columns]
+
+    def gradient_and_missing(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """The guide's gradient at x_t, and m_i (B, len(columns))."""
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_(True)
+            odds = guide.log_odds(x, t)
+            start = source_odds[t] * goal
+            aim = torch.lerp(start, torch.full_like(start, editing.margin), strength)
+            missing = named * ((aim - odds.detach() * goal) / FADE).clamp(0, 1)
+            progress = (missing * F.logsigmoid(goal * odds)).sum(1)
+            moved = (held * (odds.sigmoid() - source_odds[t].sigmoid()).square()).sum(1)
+            objective = editing.guide_scale * progress - editing.hold * moved
+            (gradient,) = torch.autograd.grad(objective.sum(), x)
+        return gradient, missing
+
+    def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        gradient, missing = gradient_and_missing(x_t, t)
+        most = torch.where(any_named, missing.amax(1, keepdim=True), 1.0)
+        relative = missing / most.clamp(min=1e-6)
+        share = torch.ones_like(target)
+        share[:, columns] = torch.where(named, relative, 1.0).to(share.dtype)
+        rows = torch.cat([base, torch.lerp(base, target, share)])
+        x0_base, x0_target = denoiser(rows)(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
+        signal, noise = schedule.signal_and_noise(t, x_t)
+        scale = editing.cfg_scale * most / relative.norm(dim=1, keepdim=True).clamp(min=1)
+        x0_hat = x0_base + scale.view(-1, 1, 1, 1) * (x0_target - x0_base)
+        if float(signal) >= LEAST_SIGNAL:
+            x0_hat = x0_hat + noise * noise / signal * gradient
+        return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
+
+    return guided
+
+
+def weighed_with_input(denoiser: Denoiser, schedule: NoiseSchedule, error_std: float) -> Denoiser:
+    """x0_hat as the precision-weighted mean of two estimates of x0: the posterior mean of two
+    independent Gaussian measurements. One is the network's x0_hat, with an error of standard deviation
+    ``error_std``. The other is x_t / signal_t, with an error of standard deviation noise_t / signal_t.
+
+    Near the clean image, x_t counts more. Editing needs this: there the network's eps_hat is its error
+    divided by almost no noise, which would spoil the inversion.
+    """
+
+    def weighed(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        x0_hat, _ = denoiser(x_t, t)
+        signal2, noise2 = schedule.squares_at(t, x_t)
+        weight = error_std**2 * signal2.sqrt() / (error_std**2 * signal2 + noise2)
+        share = weight * signal2.sqrt()  # of x_t / signal_t, which may be infinite
+        x0_hat = weight.to(x_t.dtype) * x_t + (1 - share).to(x_t.dtype) * x0_hat
+        return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
+
+    return weighed
 
 
 # -------------------------------------------------------------------- with inversion, and without
@@ -127,11 +217,19 @@ def invert_ddim(
     return last(with_bar(ddim(denoise, schedule, x0, grid[::-1]), "inverting", grid, progress))
 
 
+def edit_grid(schedule: NoiseSchedule, editing: EditConfig) -> list[int]:
+    """The timesteps that an edit visits: num_inference_steps of them from t_start T down, then -1."""
+    assert editing.t_start is not None  # resolved
+    steps = round(editing.num_inference_steps / editing.t_start)
+    whole = timestep_grid(schedule, min(steps, schedule.num_timesteps))
+    return whole[-1 - editing.num_inference_steps :]
+
+
 def flow_edit(
     target: Denoiser,
     schedule: NoiseSchedule,
     x0: Tensor,
-    seen: Sequence[Tensor],
+    x0_hats: Sequence[Tensor],
     noise: Sequence[Tensor],
     grid: list[int],
 ) -> Steps:
@@ -148,7 +246,7 @@ def flow_edit(
 
     Args:
         target: the denoiser under what is asked for.
-        seen: for each step x0_hat of the picture, by the denoiser under what it shows.
+        x0_hats: for each step x0_hat of the picture, by the denoiser under what it shows.
         noise: for each step the noise eps, in the shape of x0.
         grid: falling timesteps, -1 last.
     """
@@ -156,7 +254,7 @@ def flow_edit(
     for step, (t, s) in enumerate(pairwise(grid)):
         x0_hat, _ = target(schedule.q_sample(x0 + change, t, noise[step]), t)
         ratio = math.exp(float(schedule.half_log_snr(t) - schedule.half_log_snr(s)))
-        change = ratio * change + (1 - ratio) * (x0_hat - seen[step])
+        change = ratio * change + (1 - ratio) * (x0_hat - x0_hats[step])
         yield step, s, x0 + change, x0_hat
 
 
@@ -167,7 +265,7 @@ class Editor:
         self.model, self.schedule, self.first_stage = model, model.schedule, model.first_stage
 
     def near_clean(self, denoise: Denoiser) -> Denoiser:
-        """The denoiser in the form that editing needs: ``weighed_with_input``."""
+        """The denoiser in the form that inversion needs: ``weighed_with_input``."""
         return weighed_with_input(denoise, self.schedule, EDIT_ERROR_STD)
 
     def own(self, attributes: Tensor, latent: Tensor | None) -> Denoiser:
@@ -204,8 +302,7 @@ class Editor:
         """Compute once what edits of these photographs share. Return ``edit`` as a function of the
         strength alone. A single source may have many targets.
 
-        Edits start at a share ``depth`` of the timesteps. The composition stays, because only more
-        noise would hide it.
+        Edits start at the timestep t_start T. Less noise keeps more of the composition.
         """
         model, schedule = self.model, self.schedule
         if source_attributes is None:
@@ -215,32 +312,28 @@ class Editor:
         named = model.attribute_rows(target_attributes, len(x0) if len(x0) > 1 else None)
         number = len(named)
         names = model.config.attribute_names
-        in_any_row = (named != 0).any(0).tolist()
-        asked_for = [name for name, asked in zip(names, in_any_row, strict=True) if asked]
-        editing = suited(with_scale(editing, guide is not None), asked_for)
-        depth, cfg_scale = editing.depth, editing.cfg_scale
-        assert depth is not None and cfg_scale is not None
-
-        steps = round(editing.num_inference_steps / depth)
-        grid = timestep_grid(schedule, min(steps, schedule.num_timesteps))
-        grid = grid[-1 - editing.num_inference_steps :]  # those up to the depth
+        named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
+        editing = resolve(editing, [names[i] for i in named_columns], guide is not None)
+        cfg_scale = editing.cfg_scale
+        assert cfg_scale is not None  # resolved
+        grid = edit_grid(schedule, editing)
         noise = [randn_like(x0, generator).expand(number, -1, -1, -1) for _ in grid[:-1]]
         x0, read = x0.expand(number, -1, -1, -1), read.expand(number, -1)
 
         oppose = editing.oppose and not model.config.one_hot  # a class has no opposite
         base = torch.where(named == 0, read, -named.sign()) if oppose else read
-        asked = settle(named, read, names)
-        target = torch.where(asked == 0, read, asked)
+        request = with_implied(named, read, names)
+        target = torch.where(request == 0, read, request)
         own = model.denoiser(base)
         noisy = {t: schedule.q_sample(x0, t, eps) for t, eps in zip(grid[:-1], noise, strict=True)}
-        seen = [own(x_t, t)[0] for t, x_t in noisy.items()]
+        x0_hats = [own(x_t, t)[0] for t, x_t in noisy.items()]
         steered = guide if editing.guide_scale else None
         if steered is not None:
             columns = model.check_guide(steered)
-            wanted = named.sign()[:, columns]
+            goal = named.sign()[:, columns]
             once = len(source_image)  # a single photograph is read once for all its targets
             odds = {t: steered.log_odds(x_t[:once], t) for t, x_t in noisy.items()}
-            steering = schedule, steered, columns, wanted, odds, editing
+            steering = Steering(steered, columns, goal, odds, editing)
 
         @torch.no_grad()
         def edit_at(strength: float) -> Tensor:
@@ -249,11 +342,11 @@ class Editor:
             if strength == 0:  # no edit: the photograph itself
                 return self.first_stage.decode(x0)
             if steered is None:
-                both = model.denoiser(torch.cat([base, target]))
-                denoise = classifier_free(both, schedule, strength * cfg_scale)
+                pair = model.denoiser(torch.cat([base, target]))
+                denoise = classifier_free(pair, strength * cfg_scale)
             else:
-                denoise = towards(model.denoiser, base, target, *steering, strength)
-            steps = flow_edit(denoise, schedule, x0, seen, noise, grid)
+                denoise = towards(model.denoiser, base, target, schedule, steering, strength)
+            steps = flow_edit(denoise, schedule, x0, x0_hats, noise, grid)
             edited = last(with_bar(steps, "editing", grid, progress))
             return self.first_stage.decode(localised(x0, edited, editing.localise))
 
@@ -274,7 +367,7 @@ class Editor:
         """Edit photographs by named attributes: ``flow_edit`` from the source's prediction towards the
         target's, with guidance of scale strength * cfg_scale. So the edit is continuous in strength,
         from the source at 0 to the full edit at 1. With a guide, strength says how far the edit goes in
-        the guide's log odds, and guidance ends there (``guidance.towards``).
+        the guide's log odds, and guidance ends there (``towards``).
 
         Args:
             source_image: uint8 (B, S, S, 3).
@@ -320,8 +413,8 @@ class Editor:
             )
         model = self.model
         x0, latent = model.encode_images(images), model.encode_latent(images)
-        seen = model.predict_attributes(images) if attributes is None else attributes
-        rows = model.attribute_rows(seen, 2)
+        rows = model.predict_attributes(images) if attributes is None else attributes
+        rows = model.attribute_rows(rows, 2)
         grid = timestep_grid(self.schedule, num_inference_steps)
         own = self.own(rows, latent)
         x_T = invert_ddim(own, self.schedule, x0, grid, progress)

@@ -65,8 +65,7 @@ def encode(config: EncodeConfig) -> None:
     import numpy as np
     from accelerate import PartialState
 
-    from autoencoder_model import build_first_stage
-    from checkpoint import load_first_stage, load_weights, weights_hash
+    from checkpoint import load_first_stage, weights_hash
     from image_data.datasets import find_dataset
     from progress import progress_bar
     from training.encoding import LatentWriter, encode_images
@@ -77,15 +76,13 @@ def encode(config: EncodeConfig) -> None:
     first, number = processes.is_main_process, processes.num_processes
     if first and number > 1:
         print(f"{number} processes")
-    kind, stage_config, weights, judge = load_first_stage(config.first_stage)
-    if config.own_scale and kind != "sd-vae":
+    stored = load_first_stage(config.first_stage)
+    if config.own_scale and stored.kind != "sd-vae":
         raise ValueError(
             f"--own_scale is for an AutoencoderKL, and {config.first_stage} is a first stage of "
             "train.py, whose latents have no scale but the measured one: leave it out"
         )
-    stage = build_first_stage(kind, stage_config)
-    load_weights(stage.autoencoder, weights, config.first_stage)
-    stage.to(device)
+    stage = stored.module.to(device)
     labelled = find_dataset(config.data_root, config.dataset)
     if first:
         print(labelled)
@@ -93,7 +90,12 @@ def encode(config: EncodeConfig) -> None:
         split: labelled.open(split, config.image_size, config.crop, cache_dir=config.cache_dir)
         for split in SPLITS
     }
-    facts = {"kind": kind, "config": stage_config, "hash": weights_hash(weights), "judge": judge}
+    facts = {
+        "kind": stored.kind,
+        "config": stored.config,
+        "hash": weights_hash(stage.autoencoder.state_dict()),
+        "judge": stored.judge,
+    }
     manifest = describe(config, facts, sets)
     with processes.main_process_first():  # it makes the folder, and the others find it
         writer = LatentWriter(config.output_dir, manifest)

@@ -22,10 +22,10 @@ import flags  # first: it refuses an old Python in one line
 import numpy as np
 
 from config import (
-    CFG_SCALE,
     DATASET_HELP,
     DATASETS,
     DEFAULT_MODEL,
+    GUIDANCE,
     PRETRAINED,
     REQUEST,
     EditConfig,
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from diffusion_model import ConditionalDiffusion
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
-GUIDANCE = ("free", "guide", "both")
 
 
 @dataclass(frozen=True)
@@ -250,9 +249,8 @@ def settings(config: ManipulateConfig, model: ModelConfig) -> tuple[SamplingConf
         sampling = replace(sampling, cfg_scale=0.0)
     if config.guidance == "guide":
         editing = replace(editing, cfg_scale=0.0)
-    scale = model.sampling_scale(sampling.cfg_scale, CFG_SCALE)
-    guide_scale = config.guide_scale if config.guidance in ("guide", "both") else 0.0
-    return replace(sampling, cfg_scale=scale, guide_scale=guide_scale), editing
+    guide_scale = 0.0 if config.guidance == "free" else config.guide_scale
+    return replace(sampling, guidance=config.guidance, guide_scale=guide_scale), editing
 
 
 def find_source(config: ManipulateConfig) -> Path | None:
@@ -428,7 +426,9 @@ def interpolate(work: Work) -> dict[str, Any]:
 
 def interpolate_photographs(work: Work, images: Tensor) -> dict[str, Any]:
     """A strip and a GIF from one photograph to another: images uint8 (2, S, S, 3)."""
-    frames = work.model.interpolate_between_images(
+    from editing import Editor
+
+    frames = Editor(work.model).interpolate(
         images,
         work.config.interpolation_steps,
         work.editing.num_inference_steps,
@@ -447,15 +447,16 @@ def prepare_edit(
     together, so that an edit does not depend on what else is asked for."""
     import torch
 
-    from editing import suited
+    from editing import Editor, resolve
 
     rows_of: dict[tuple[EditConfig, int], list[int]] = {}
     for i, row in enumerate(targets.tolist()):
         named = [name for name, value in zip(work.names, row, strict=True) if value]
-        rows_of.setdefault((suited(editing, named), len(named)), []).append(i)
+        needs = resolve(editing, named, work.guide is not None)
+        rows_of.setdefault((needs, len(named)), []).append(i)
     how = {"source_attributes": has, "guide": work.guide, "progress": True}
     edits = [
-        work.model.prepare_edit(
+        Editor(work.model).prepare_edit(
             image, targets[rows], needs, generator=work.generator.clone_state(), **how
         )
         for (needs, _), rows in rows_of.items()
@@ -471,8 +472,7 @@ def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
     Args:
         image: the photograph's square, uint8 (1, S, S, 3).
     """
-
-    from editing import suited
+    from editing import resolve
 
     full = work.config.manipulation_strength
     has = work.read(image)
@@ -492,8 +492,8 @@ def edit(work: Work, source: Photograph, image: Tensor) -> dict[str, Any]:
     save_grid(work.out / "edit_strength.png", shown, labels, len(strengths), title=f"Edited: {how}")
     made: dict[str, Any] = {"row": row, "images": save_each(edited, work.out / "edits")}
     made["attributes"] = edits
-    needs = [suited(work.editing, request) for request in edits]
-    made |= {"depth": [each.depth for each in needs], "margin": [each.margin for each in needs]}
+    needs = [resolve(work.editing, request, work.guide is not None) for request in edits]
+    made |= {"t_start": [each.t_start for each in needs], "margin": [each.margin for each in needs]}
     if work.attributes and len(edits) == 3:
         made["pairs"] = save_pairs(work, image, has, targets[:2], edits[:2])
     if work.config.paste_back:
@@ -592,18 +592,20 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     from attributes import parse_request
     from classifiers.guide import load_guide
     from diffusion_model import load_model
-    from editing import with_scale
-    from samplers import settled
+    from editing import resolve as resolve_editing
+    from guidance import GUIDANCE
+    from samplers import resolve
 
     requests = [parse_request(items) for items in (config.attributes, config.start, config.end)]
     device = devices.choose_device(config.device)
     model = load_model(config.checkpoint, device)
     print(f"model: {config.checkpoint}")
     sampling, editing = settings(config, model.config)
-    sampling = settled(sampling, model.schedule)
+    sampling = resolve(sampling, model.schedule, model.config.guidable)
     guide = None
     if config.guide_file and (config.guidance != "free" or reads_photographs):
-        guide = load_guide(config.guide_file, device)
+        load_it = load_model if GUIDANCE[config.guidance].guide == "model" else load_guide
+        guide = load_it(config.guide_file, device)
         model.check_guide(guide)
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     if guide is not None and config.guidance == "guide":
@@ -612,7 +614,8 @@ def load(config: ManipulateConfig, reads_photographs: bool) -> Work:
     draws = config.makes("generate") or config.makes("interpolate")
     if draws and not (config.open or config.unconditional or model.config.prior_rows):
         print(f"{config.checkpoint} has no attribute rows: what is not named is left to the network")
-    editing = with_scale(editing, guide is not None)
+    cfg_scale = resolve_editing(editing, (), guide is not None).cfg_scale
+    editing = replace(editing, cfg_scale=cfg_scale)
     generator = torch.Generator().manual_seed(config.seed)
     return Work(config, model, guide, sampling, editing, generator, *requests)
 

@@ -21,11 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import SamplingConfig
+from config import CFG_SCALE, SamplingConfig
 from noise_schedule import Denoiser, NoiseSchedule
+from progress import progress_bar
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
 Generator: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+# Whether to show a progress bar, or what shows one: (steps, label, their number) -> the same steps.
+Progress: TypeAlias = bool | Callable[[Steps, str, int], Steps]
 # log(signal / noise) where sampling starts in Karras et al. 2022, arXiv:2206.00364
 NOISIEST = -math.log(80)
 
@@ -56,9 +59,9 @@ def log_snr(schedule: NoiseSchedule, number: int) -> np.ndarray:
     than ``NOISIEST``, because nothing of the image shows there."""
     steps = np.arange(schedule.num_timesteps)
     values = schedule.half_log_snr(torch.from_numpy(steps)).numpy()  # they fall with t
-    wanted = np.linspace(max(values[-1], NOISIEST), values[0], number)
-    wanted[0] = values[-1]  # sampling starts at the last timestep
-    return _distinct(np.interp(wanted, values[::-1], steps[::-1]))
+    levels = np.linspace(max(values[-1], NOISIEST), values[0], number)
+    levels[0] = values[-1]  # sampling starts at the last timestep
+    return _distinct(np.interp(levels, values[::-1], steps[::-1]))
 
 
 # (schedule, number of steps) -> timesteps, falling
@@ -240,23 +243,23 @@ def dpm_solver(
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler, and the timesteps that suit it: their spacing, and how many. None is all."""
+    """A sampler, and the timesteps that suit it: their spacing, and how many (None: all T)."""
 
     steps: Callable[..., Steps]
     spacing: str = "trailing"
     num_steps: int | None = 20
 
-    def options(self, **given: float) -> dict[str, float]:
-        """The given options that this sampler takes.
+    def options(self, **options: float) -> dict[str, float]:
+        """Those of the options that this sampler takes.
 
         Raises:
             ValueError: for an option that it does not take, unless the value is 0.
         """
-        takes = inspect.signature(self.steps).parameters
-        for name, value in given.items():
-            if value and name not in takes:
+        parameters = inspect.signature(self.steps).parameters
+        for name, value in options.items():
+            if value and name not in parameters:
                 raise ValueError(f"{self.steps.__name__} takes no {name}, got {name} {value:g}")
-        return {name: value for name, value in given.items() if name in takes}
+        return {name: value for name, value in options.items() if name in parameters}
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -266,18 +269,39 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def sampling_grid(sampling: SamplingConfig, schedule: NoiseSchedule) -> list[int]:
-    """``timestep_grid`` of these settings. What they leave open is what suits the sampler."""
+def resolve(sampling: SamplingConfig, schedule: NoiseSchedule, guidable: bool) -> SamplingConfig:
+    """The same settings with nothing left open. The spacing and the number of steps are those that suit
+    the sampler. cfg_scale is CFG_SCALE, or 1 for a model that was always trained under its attributes.
+
+    Args:
+        schedule: of the model.
+        guidable: whether the model was trained without condition, too.
+
+    Raises:
+        ValueError: for more steps than the schedule has timesteps, or a cfg_scale other than 1 where the
+            model is not guidable.
+    """
     sampler, T = SAMPLERS[sampling.sampler], schedule.num_timesteps
     number = sampling.num_inference_steps or min(sampler.num_steps or T, T)
-    return timestep_grid(schedule, number, sampling.spacing or sampler.spacing)
+    spacing = sampling.spacing or sampler.spacing
+    timestep_grid(schedule, number, spacing)  # refuses too many steps
+    cfg_scale = sampling.cfg_scale
+    if cfg_scale is None:
+        cfg_scale = CFG_SCALE if guidable else 1.0
+    if cfg_scale != 1 and not guidable:
+        what = f"cfg_scale {cfg_scale:g}" if cfg_scale else "drawing without any request"
+        raise ValueError(
+            f"{what} is for models trained without condition, too, and this one "
+            "was trained with --cfg_dropout 0: draw under requests, at cfg_scale 1"
+        )
+    return replace(sampling, num_inference_steps=number, spacing=spacing, cfg_scale=cfg_scale)
 
 
-def settled(sampling: SamplingConfig, schedule: NoiseSchedule) -> SamplingConfig:
-    """The same settings with the spacing and the number of steps that ``sampling_grid`` takes."""
-    number = len(sampling_grid(sampling, schedule)) - 1
-    spacing = sampling.spacing or SAMPLERS[sampling.sampler].spacing
-    return replace(sampling, spacing=spacing, num_inference_steps=number)
+def with_bar(steps: Steps, label: str, grid: list[int], progress: Progress) -> Steps:
+    """The same steps behind a progress bar, in the terminal or of the caller's own."""
+    if not isinstance(progress, bool):
+        return progress(steps, label, len(grid) - 1)
+    return progress_bar(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
 
 
 def last(steps: Steps) -> Tensor:

@@ -82,7 +82,7 @@ def manipulate_drawn(checkpoint: Path | str, folder: Path) -> str:
     return command(
         *("manipulate.py", "--checkpoint", checkpoint, "--output_dir", folder, "--num_samples", 16),
         *("--source_image", clear_face(), "--attributes", "Eyeglasses=1", "Smiling=1", "Bangs=1"),
-        *("--edit_guide_scale", 0, "--depth", 0.9),  # nearest to the truth
+        *("--edit_guide_scale", 0, "--t_start", 0.9),  # nearest to the truth
     )
 
 

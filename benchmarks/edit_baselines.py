@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import devices
 import flags
-from config import CFG_SCALE, count, flag, weight
+from config import CFG_SCALE, SamplingConfig, count, flag, weight
 from devices import DeviceConfig
 from manipulate import ManipulateConfig
 from synthetic_faces.benchmark import EDIT_BENCHMARK
@@ -81,7 +81,7 @@ def sdedit(config: EditBaselinesConfig) -> Edit:
         target = model.predict_attributes(images)
         target[:, model.config.attribute_names.index(name)] = 1 if value else -1
         x_t = schedule.q_sample(x0, grid[0], randn_like(x0, generator))
-        denoise = model.guided_denoiser(target, None, config.sdedit_scale)
+        denoise = model.guided_denoiser(target, SamplingConfig(cfg_scale=config.sdedit_scale))
         clip = model.first_stage.clip_x0
         return model.first_stage.decode(last(ddpm(denoise, schedule, x_t, grid, clip, generator)))
 
@@ -94,13 +94,14 @@ def ours(config: EditBaselinesConfig, **editing: float) -> Edit:
     import torch
 
     from classifiers.guide import load_guide
+    from editing import Editor
 
     default = ManipulateConfig(checkpoint=config.checkpoint)
     model, guide = load(config), default.guide_file and load_guide(default.guide_file)
     generator = torch.Generator().manual_seed(config.seed)
     how = {"guide": guide, "generator": generator, "strength": default.manipulation_strength}
     how |= editing
-    return lambda images, name, value: model.manipulate_attributes(images, {name: value}, **how)
+    return lambda images, name, value: Editor(model).edit(images, {name: value}, **how)
 
 
 def ours_mild(config: EditBaselinesConfig) -> Edit:

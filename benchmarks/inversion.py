@@ -39,12 +39,13 @@ class InversionConfig(Config):
 
 def round_trip(model, images, rows, latent, steps: int, cfg_scale: float, plain: bool):
     """Images uint8 (B, S, S, 3) after inversion and the way back."""
+    from config import SamplingConfig
     from editing import Editor
     from samplers import ddim, last, timestep_grid
 
     schedule, grid = model.schedule, timestep_grid(model.schedule, steps)
-
-    own, guided = model.denoiser(rows, latent), model.guided_denoiser(rows, latent, cfg_scale)
+    sampling = SamplingConfig(cfg_scale=cfg_scale)
+    own, guided = model.denoiser(rows, latent), model.guided_denoiser(rows, sampling, latent)
     if not plain:
         editor = Editor(model)
         own, guided = editor.near_clean(own), editor.near_clean(guided)

@@ -149,8 +149,8 @@ class GuidanceClassifier(nn.Module):
         return terms | {"total": terms["attributes"]}, per_sample.detach(), t
 
     def log_prob(self, x_t: Tensor, t: int, attributes: Tensor) -> Tensor:
-        """log p(y | x_t) (B,): the sum over attributes of |a| log p(attribute as the sign of a says); a
-        row (B, A) of zeros asks for nothing and gives 0."""
+        """log p(y | x_t) (B,): the sum over attributes of |a| log p(present) where a > 0, and of
+        |a| log p(absent) where a < 0. A row (B, A) of zeros asks for nothing and gives 0."""
         logits = self.network(x_t, torch.full((len(x_t),), t, device=x_t.device))
         return (attributes.abs() * F.logsigmoid(attributes.sign() * logits)).sum(1)
 
@@ -172,7 +172,7 @@ class GuidanceClassifier(nn.Module):
 
 
 def load_guide(path: str | Path, device: str | torch.device = "cpu") -> GuidanceClassifier:
-    """The guide in a checkpoint of ``train.py --stage guide``, frozen.
+    """The guide in a checkpoint of ``train.py --stage guide``, frozen, in evaluation mode.
 
     Raises:
         FileNotFoundError, ValueError: as ``checkpoint.load``.

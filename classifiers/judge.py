@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from checkpoint import file_hash, find_weights, load_checkpoint, load_weights, refusing
+from checkpoint import file_hash, load_checkpoint, load_weights, refusing
 from devices import autocast
 from image_data.cached import random_flip
 from progress import progress_bar
@@ -143,22 +143,18 @@ def train_judge(train_set, epochs: int, seed: int = 0, device="cpu") -> Judge:
 def load_judge(
     path: str | Path, attribute_names: Sequence[str], crop: int, device: str = "cpu"
 ) -> tuple[Judge, dict]:
-    """The judge in a file, and what reports say of it: its hash and its balanced accuracy on the test
-    split. Of the attributes that it reads, it keeps these.
+    """The judge in a file, reduced to these attributes, and what reports say of it: its hash and its
+    balanced accuracy on the test split.
 
     Raises:
         FileNotFoundError, ValueError: where there is none, or one for other attributes.
     """
-    if not find_weights(path).is_file():
-        raise FileNotFoundError(f"no judge at {path}: make one with evaluate.py --train_judge")
-    state = load_checkpoint(path)
-    if "judge" not in state:
-        raise ValueError(f"{path} holds no judge: make one with evaluate.py --train_judge")
+    state = load_checkpoint(path, "judge", "make one with evaluate.py --train_judge")
     with refusing(path, "judge"):
-        known = list(state["attribute_names"])
-        if [name for name in known if name in attribute_names] != list(attribute_names):
+        names = list(state["attribute_names"])
+        if [name for name in names if name in attribute_names] != list(attribute_names):
             raise ValueError(
-                f"{path} reads {len(known)} attributes, the checkpoint has other "
+                f"{path} reads {len(names)} attributes, the checkpoint has other "
                 f"{len(attribute_names)}: train a judge on the checkpoint's data"
             )
         if state["crop"] != crop:
@@ -166,9 +162,9 @@ def load_judge(
                 f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
                 f"cropped to {crop}: train a judge on the checkpoint's data"
             )
-        model = Judge(len(known)).to(device, memory_format=torch.channels_last)
+        model = Judge(len(names)).to(device, memory_format=torch.channels_last)
         load_weights(model, state["judge"], path)
-        rows = [known.index(name) for name in attribute_names]
+        rows = [names.index(name) for name in attribute_names]
         model.head.weight.data, model.head.bias.data = model.head.weight[rows], model.head.bias[rows]
         accuracy = torch.tensor(state["balanced_accuracy"])[rows].nanmean()
     return model.eval(), {"hash": file_hash(path), "test_balanced_accuracy": float(accuracy)}

@@ -60,9 +60,7 @@ def load_probe(path: str | Path = PROBE) -> Probe:
     Raises:
         FileNotFoundError, ValueError: where there is none.
     """
-    state = load_checkpoint(path)
-    if "judge" not in state:
-        raise ValueError(f"{path} holds no probe: make one with benchmarks/probe.py --out")
+    state = load_checkpoint(path, "judge", "make a probe with benchmarks/probe.py --out")
     probe = Probe()
     load_weights(probe, state["judge"], path)
     return probe.eval()

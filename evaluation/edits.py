@@ -23,7 +23,7 @@ from attributes import attr_dict, deny_other_classes
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig, in_file_name
-from editing import suited, with_scale
+from editing import Editor, resolve
 from evaluation.metrics import frechet_distance, mean_of, psnr
 from evaluation.reading import in_parallel, read
 from evaluation.samples import SampleEvaluation
@@ -145,7 +145,8 @@ class EditEvaluation:
         """Every way of editing that is compared, with a name."""
         for asked in self.config.edit_cfg_scale or (None,):
             editing = replace(self.config.editing, num_inference_steps=self.num_steps, cfg_scale=asked)
-            editing = with_scale(editing, self.guide is not None)
+            cfg_scale = resolve(editing, (), self.guide is not None).cfg_scale
+            editing = replace(editing, cfg_scale=cfg_scale)
             name = f"cfg {editing.cfg_scale:g}"
             if self.guide and editing.guide_scale:
                 name += f", guide {editing.guide_scale:g}"
@@ -191,7 +192,7 @@ class EditEvaluation:
             generators = sample_generators(self.config.seed, range(first, first + len(batch)))
             how = {"guide": self.guide, "generator": generators}
             with self.work.autocast:
-                edit_at = self.model.prepare_edit(batch, target, editing, **how)
+                edit_at = Editor(self.model).prepare_edit(batch, target, editing, **how)
                 done = [edit_at(strength).cpu() for strength in strengths]
             bar.update(len(batch) * PartialState().num_processes)
             return done
@@ -261,8 +262,8 @@ class EditEvaluation:
             means["median_gain"] = float(gain.median())
         means |= self.frechet(edited, task)
         curve = dict(zip(map(str, self.config.strengths), flips, strict=True))
-        how = suited(editing, [task.name])
-        facts = {"task": str(task), "faces": len(source), "depth": how.depth, "margin": how.margin}
+        how = resolve(editing, [task.name], self.guide is not None)
+        facts = {"task": str(task), "faces": len(source), "t_start": how.t_start, "margin": how.margin}
         return {**facts, **means, "flip_rate_over_strength": curve}
 
     def bounds(self, task: Task) -> dict | None:
@@ -304,7 +305,7 @@ class EditEvaluation:
         def evenness(pair: Tensor) -> tuple[float, float]:
             with self.work.autocast:
                 rows = self.model.predict_attributes(pair, self.guide)
-                way = self.model.interpolate_between_images(pair, frames, self.num_steps, rows).cpu()
+                way = Editor(self.model).interpolate(pair, frames, self.num_steps, rows).cpu()
             distance = self.judge.perceptual(way[:-1], way[1:])
             return float(distance.max() / distance.mean()), float(psnr(way[[0, -1]], pair).min())
 

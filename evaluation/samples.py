@@ -46,7 +46,7 @@ from figures.grids import save_grid
 from guidance import Guide
 from image_data.labelled import LabelledImages
 from progress import progress_bar
-from samplers import SAMPLERS, settled
+from samplers import SAMPLERS, resolve
 
 if TYPE_CHECKING:
     from evaluate import EvaluateConfig
@@ -66,8 +66,7 @@ def sampling_settings(config: EvaluateConfig, model: ConditionalDiffusion) -> li
         ValueError: for a sampler that takes no eta, more steps than the model has timesteps, or a
             guidance scale that the model was not trained for.
     """
-    asked = config.cfg_scale or (DEFAULT_SCALES if model.config.guidable else (1.0,))
-    scales = [model.config.sampling_scale(scale, 1.0) for scale in asked]
+    scales = config.cfg_scale or (DEFAULT_SCALES if model.config.guidable else (1.0,))
     numbers = config.num_inference_steps or (None,)
     settings = []
     for combination in product(config.sampler, numbers, scales, config.guide_scale):
@@ -80,7 +79,7 @@ def sampling_settings(config: EvaluateConfig, model: ConditionalDiffusion) -> li
             cfg_scale=cfg_scale,
             guide_scale=guide_scale,
         )
-        settings.append(settled(setting, model.schedule))
+        settings.append(resolve(setting, model.schedule, model.config.guidable))
     return settings
 
 

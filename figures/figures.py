@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 import devices
 from attributes import parse_request
-from autoencoder_model import build_first_stage
-from checkpoint import build, load_checkpoint, load_first_stage, load_weights, refusing
-from config import CFG_SCALE, SPLITS, ModelConfig, SamplingConfig, in_file_name
+from checkpoint import build, load_checkpoint, load_first_stage, refusing
+from config import SPLITS, ModelConfig, SamplingConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
 from evaluation.drawing import draw
 from evaluation.reading import in_batches
@@ -33,7 +32,7 @@ from figures.unet_drawing import save_unet_drawing
 from image_data.cached import ImageDataset
 from image_data.datasets import find_dataset
 from image_data.labelled import LabelledImages
-from samplers import sample_generators, settled
+from samplers import resolve, sample_generators
 
 if TYPE_CHECKING:
     from visualize import VisualizeConfig
@@ -77,13 +76,13 @@ class Sources:
         path = str(self.config.checkpoint)
         state = load_checkpoint(path)
         if "autoencoder" in state:
-            kind, how, weights, _ = load_first_stage(path)
-            stage = build_first_stage(kind, how)
-            load_weights(stage.autoencoder, weights, path)
+            stored = load_first_stage(path)
             with refusing(path, "first stage"):
                 known = ("attribute_names", "image_size", "crop")
                 data = {name: state["trained_on"][name] for name in known}
-                return FirstStageAlone(ModelConfig(**data, first_stage=kind), stage.to(self.device))
+                return FirstStageAlone(
+                    ModelConfig(**data, first_stage=stored.kind), stored.module.to(self.device)
+                )
         model = build(ConditionalDiffusion, "model", state, path)
         return model.to(self.device, memory_format=torch.channels_last)
 
@@ -133,9 +132,10 @@ class Sources:
     @cached_property
     def sampling(self) -> SamplingConfig:
         """How faces are drawn: by the flags, as far as the model allows."""
-        sampling = settled(self.config.sampling, self.model.schedule)
-        asked = 0.0 if self.config.unconditional else sampling.cfg_scale
-        return replace(sampling, cfg_scale=self.model.config.sampling_scale(asked, CFG_SCALE))
+        sampling = self.config.sampling
+        if self.config.unconditional:
+            sampling = replace(sampling, cfg_scale=0.0)
+        return resolve(sampling, self.model.schedule, self.model.config.guidable)
 
     def generators(self, number: int) -> list[torch.Generator]:
         """A generator for each of so many images."""

@@ -20,13 +20,13 @@ from PIL import Image, ImageDraw
 import flags
 from attributes import parse_request
 from config import CFG_SCALE
-from editing import Progress
 from figures.grids import caption, heat_map, readable, save_gif, save_image
 from image_data.photograph import Photograph
 from image_data.picture import open_picture
 from page.leaks import STYLE, leak_meter
 from page.studio import Studio, command
 from page.visitors import Result, Source, Stopped, Visitor, Visitors
+from samplers import Progress
 
 if TYPE_CHECKING:
     from manipulate import ManipulateConfig

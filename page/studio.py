@@ -25,12 +25,12 @@ from checkpoint import file_hash, find_weights
 from classifiers.guide import load_guide
 from classifiers.judge import load_judge
 from classifiers.probe import load_probe
-from config import CFG_SCALE, PRETRAINED
+from config import PRETRAINED
 from diffusion_model import load_model
-from editing import Progress, with_scale
+from editing import Editor
 from image_data.face_finder import align_to_face, find_faces
 from image_data.photograph import Photograph
-from samplers import sample_generators, settled
+from samplers import Progress, resolve, sample_generators
 
 if TYPE_CHECKING:
     from app import AppConfig
@@ -148,12 +148,11 @@ class Studio:
     ) -> np.ndarray:
         """A square uint8 (S, S, 3), edited towards all attributes of ``config`` at once."""
         image = torch.from_numpy(square)[None]
-        editing = with_scale(config.editing, self.guide is not None)
         with self._computing():
-            edit_at = self.model.prepare_edit(
+            edit_at = Editor(self.model).prepare_edit(
                 image,
                 parse_request(config.attributes),
-                editing,
+                config.editing,
                 self.model.predict_attributes(image, self.guide),
                 self.guide,
                 torch.Generator().manual_seed(config.seed),
@@ -187,9 +186,7 @@ class Studio:
                 images = torch.from_numpy(np.stack(squares))
                 seen = self.model.predict_attributes(images, self.guide)
                 steps = config.editing.num_inference_steps
-                found = self.model.interpolate_between_images(
-                    images, frames, steps, seen, progress=progress
-                )
+                found = Editor(self.model).interpolate(images, frames, steps, seen, progress=progress)
             else:
                 start, end = parse_request(config.start), parse_request(config.end)
                 rows = self.model.complete_ends(start, end, generator.clone_state())
@@ -218,8 +215,7 @@ class Studio:
         return json.dumps(facts, indent=2, default=str) + "\n"
 
     def _sampling(self, config: ManipulateConfig):
-        scale = self.model.config.sampling_scale(config.sampling.cfg_scale, CFG_SCALE)
-        return settled(replace(config.sampling, cfg_scale=scale), self.model.schedule)
+        return resolve(config.sampling, self.model.schedule, self.model.config.guidable)
 
     def _computing(self):
         return devices.autocast(self.script.mixed_precision, self.device)

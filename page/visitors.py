@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from editing import Progress
-from samplers import Steps
+from samplers import Progress, Steps
 
 if TYPE_CHECKING:
     from manipulate import ManipulateConfig

@@ -24,7 +24,7 @@ from attributes import (
     attr_dict,
     create_attribute_vector,
     parse_request,
-    settle,
+    with_implied,
 )
 from celeba_dataset import CelebADataset, download_celeba, load_and_preprocess_image
 from config import CROPS, SPLITS
@@ -527,15 +527,15 @@ def test_an_edit_of_hair_takes_the_other_colours_away_or_the_next_one():
     named[1, 1] = -1  # not black any more
     named[2, 0] = -1  # no smile: nothing to do with hair
     named[3, 1:] = torch.tensor([-1.0, 1.0, 0.0, 0.0])
-    settled = settle(named, read, names)
-    assert settled.tolist() == [
+    implied = with_implied(named, read, names)
+    assert implied.tolist() == [
         [0, -1, 1, -1, -1],
         [0, -1, 0, 1, 0],
         [-1, 0, 0, 0, 0],
         [0, -1, 1, -1, -1],
     ]
     others = named[:, :2]  # black hair alone excludes no colour
-    assert torch.equal(settle(others, read[:, :2], names[:2]), others)
+    assert torch.equal(with_implied(others, read[:, :2], names[:2]), others)
 
 
 def test_what_is_asked_for_denies_what_never_goes_with_it():
@@ -551,8 +551,8 @@ def test_what_is_asked_for_denies_what_never_goes_with_it():
             [-1, 0, 0, 0, 0],
         ]
     )
-    settled = settle(named, torch.zeros(6, 5), names)
-    assert settled.tolist() == [
+    implied = with_implied(named, torch.zeros(6, 5), names)
+    assert implied.tolist() == [
         [1, -1, 0, 0, 0],
         [-1, 1, 0, 0, 0],
         [0, 0, 1, -1, -1],
@@ -562,7 +562,7 @@ def test_what_is_asked_for_denies_what_never_goes_with_it():
     ]
     assert not named[0, 1]  # a request is not written to
     bald = torch.tensor([[1.0, 0.0]])  # which does not say that what is left is not gray
-    assert torch.equal(settle(bald, torch.zeros(1, 2), ("Bald", "Gray_Hair")), bald)
+    assert torch.equal(with_implied(bald, torch.zeros(1, 2), ("Bald", "Gray_Hair")), bald)
     names = ("Bald", *HAIR_COLOURS)
     named = torch.tensor([[1.0, 0, -1, 0, 0]])  # bald and not blond: no other colour comes
-    assert settle(named, torch.zeros(1, 5), names).tolist() == [[1, -1, -1, -1, 0]]
+    assert with_implied(named, torch.zeros(1, 5), names).tolist() == [[1, -1, -1, -1, 0]]

@@ -17,8 +17,9 @@ from checkpoint import save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
 from diffusion_model import load_model
+from editing import Editor
 from evaluate import EvaluateConfig
-from evaluation import counterfactuals
+from evaluation import counterfactuals, edits
 from evaluation.counterfactuals import (
     CounterfactualEvaluation,
     correlation_difference,
@@ -30,6 +31,13 @@ from evaluation.metrics import frechet_distance
 from synthetic_faces.dataset import write_dataset
 
 # -------------------------------------------------------------------- figures
+
+
+@pytest.fixture(autouse=True)
+def own_editor(monkeypatch):
+    """A model that edits by itself needs no Editor."""
+    own = lambda model: model if hasattr(model, "prepare_edit") else Editor(model)  # noqa: E731
+    monkeypatch.setattr(edits, "Editor", own)
 
 
 def test_cout_is_the_share_of_pixels_that_an_edit_needs():

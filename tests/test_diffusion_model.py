@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from toys import measured, toy_batch
@@ -8,6 +11,7 @@ from attributes import attr_dict, create_attribute_vector
 from celeba_dataset import load_and_preprocess_image
 from config import LossConfig, ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion, drop_attributes
+from editing import Editor
 from noise_schedule import NoiseSchedule, stratified_timesteps
 
 
@@ -32,6 +36,38 @@ def test_total_is_the_weighted_sum_of_what_is_logged(make_model):
     torch.testing.assert_close(per_sample.mean(), terms["diffusion"].detach())
     assert t.shape == per_sample.shape == (4,)
     assert all(value > 0 for value in terms.values())
+
+
+def test_extra_terms_see_the_prediction_and_train_the_network(make_model):
+    def texture(predicted):
+        assert predicted.x0_hat.shape == predicted.x_t.shape == (4, 3, 16, 16)
+        assert torch.equal(predicted.attributes, rows) and predicted.t.shape == (4,)
+        return (predicted.x0_hat - predicted.x0).diff(dim=3).square().mean()
+
+    def run(**extra):
+        model.extra_losses = extra
+        model.zero_grad()
+        torch.manual_seed(0)
+        terms, _, _ = model(images(4), rows, LossConfig())
+        terms["total"].backward()
+        return terms, model.unet.stem.weight.grad.clone()
+
+    model, rows = make_model(), torch.ones(4, 3)
+    plain, gradient = run()
+    terms, changed = run(texture=(0.3, texture))
+    assert terms.keys() - plain.keys() == {"texture"} and terms["texture"] > 0
+    torch.testing.assert_close(terms["total"], plain["total"] + 0.3 * terms["texture"])
+    assert not torch.equal(gradient, changed)
+    terms, same = run(texture=(0.0, texture))
+    assert terms["total"] == plain["total"] and torch.equal(gradient, same)
+    assert not any("texture" in name for name in model.state_dict())
+
+
+def test_the_core_needs_no_hub_and_no_editing():
+    """What ``import diffusion_model`` brings."""
+    code = "import sys, diffusion_model; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"huggingface_hub", "hub", "editing", "flags", "image_data"} & {*modules.stdout.split()}
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -159,9 +195,9 @@ def test_interpolation_shares_one_noise_and_meets_its_ends(make_model, sampler):
         (lambda m: m.ddim_sample(1, num_inference_steps=0), "num_inference_steps"),
         (lambda m: m.ddim_sample(1, num_inference_steps=5000), "5000"),
         (lambda m: m.interpolate_between_attributes(torch.ones(1, 3), torch.ones(1, 3), 1), "2 steps"),
-        (lambda m: m.manipulate_attributes(images(1), torch.ones(1, 3), strength=1.2), "strength"),
-        (lambda m: m.manipulate_attributes(images(1).float(), torch.ones(1, 3)), "uint8"),
-        (lambda m: m.manipulate_attributes(images(1, 32), torch.ones(1, 3)), "16x16 images, got 32x32"),
+        (lambda m: Editor(m).edit(images(1), torch.ones(1, 3), strength=1.2), "strength"),
+        (lambda m: Editor(m).edit(images(1).float(), torch.ones(1, 3)), "uint8"),
+        (lambda m: Editor(m).edit(images(1, 32), torch.ones(1, 3)), "16x16 images, got 32x32"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(make_model, call, message):
@@ -250,7 +286,7 @@ def test_the_readme_s_examples_run_as_written(make_model, tmp_path):
 
     source_image = load_and_preprocess_image(path)
     target_attrs = create_attribute_vector(attr_dict, Smiling=1, Eyeglasses=1)
-    manipulated = model.manipulate_attributes(
+    manipulated = Editor(model).edit(
         source_image, target_attrs.unsqueeze(0), strength=0.8, num_inference_steps=2
     )
     assert manipulated.shape == (1, 64, 64, 3)

@@ -7,7 +7,7 @@ import torch
 from toys import measured, toy_batch
 
 from config import EditConfig
-from editing import Editor, flow_edit, localised, slerp, suited, with_scale
+from editing import Editor, flow_edit, localised, resolve, slerp
 from noise_schedule import NoiseSchedule
 from samplers import ddim, last, timestep_grid
 
@@ -21,7 +21,7 @@ def faces_and_rows():
 def edited(trained, sources, target, strengths, source=None, **options):
     editing = EditConfig(num_inference_steps=30, **options)
     generator = torch.Generator().manual_seed(0)
-    edit_at = trained.prepare_edit(sources, target, editing, source, generator=generator)
+    edit_at = Editor(trained).prepare_edit(sources, target, editing, source, generator=generator)
     return [edit_at(strength) for strength in strengths]
 
 
@@ -41,7 +41,7 @@ def test_an_edit_changes_what_is_named_and_keeps_the_rest(trained, faces_and_row
 
 def test_the_noise_of_a_picture_leads_back_to_it(trained, faces_and_rows):
     sources, rows = faces_and_rows
-    x_T = trained.invert(sources, rows, num_inference_steps=30)
+    x_T = Editor(trained).invert(sources, rows, num_inference_steps=30)
     own = Editor(trained).near_clean(trained.denoiser(rows, None))
     with torch.no_grad():
         x0 = last(ddim(own, trained.schedule, x_T, timestep_grid(trained.schedule, 30)))
@@ -111,34 +111,36 @@ def test_what_is_named_is_changed_whatever_was_read(trained, faces_and_rows):
     assert colour[0] < colour[1] - 0.5
 
 
-def test_edits_take_as_many_steps_as_asked_up_to_their_depth(trained, faces_and_rows, monkeypatch):
+def test_edits_take_as_many_steps_as_asked_from_t_start_on(trained, faces_and_rows, monkeypatch):
     visited = []
     monkeypatch.setattr(trained, "denoiser", lambda *_: lambda x, t: visited.append(t) or (x, x))
-    for depth in (0.5, 1.0):
+    for t_start in (0.5, 1.0):
         visited.clear()
         sources, rows = faces_and_rows
-        edited(trained, sources, rows, [1.0], rows, depth=depth)
+        edited(trained, sources, rows, [1.0], rows, t_start=t_start)
         share = max(visited) / trained.schedule.num_timesteps
-        assert depth - 0.1 < share <= depth and len({*visited}) == 30
+        assert t_start - 0.1 < share <= t_start and len({*visited}) == 30
 
 
-def test_what_is_named_and_a_guide_decide_what_is_not_asked_for():
-    """The deepest of the attributes named counts; what is asked for always does."""
-    plain = EditConfig()
-    assert suited(plain, ["Smiling"]).depth < suited(plain, ["Pointy_Nose"]).depth
-    both = suited(plain, ["Smiling", "Blond_Hair"]).depth
-    assert both == suited(plain, ["Blond_Hair"]).depth > suited(plain, []).depth
-    asked = suited(EditConfig(depth=0.3, margin=1.0), ["Blond_Hair"])
-    assert (asked.depth, asked.margin) == (0.3, 1.0)
-    assert with_scale(plain, True).cfg_scale > with_scale(plain, False).cfg_scale
-    only_reads = EditConfig(guide_scale=0)
-    assert with_scale(only_reads, True).cfg_scale == with_scale(plain, False).cfg_scale
-    assert with_scale(EditConfig(cfg_scale=1), True).cfg_scale == 1
+def test_what_is_named_and_a_guide_decide_what_is_left_open():
+    """The attribute that needs most counts; what is set always does."""
+
+    def resolved(*named: str, guide: bool = False, **options: float) -> EditConfig:
+        return resolve(EditConfig(**options), named, guide)
+
+    assert resolved("Smiling").t_start < resolved("Pointy_Nose").t_start == resolved().t_start
+    both = resolved("Smiling", "Blond_Hair").t_start
+    assert both == resolved("Blond_Hair").t_start > resolved().t_start
+    given = resolved("Blond_Hair", t_start=0.3, margin=1.0)
+    assert (given.t_start, given.margin) == (0.3, 1.0)
+    assert resolved(guide=True).cfg_scale > resolved().cfg_scale
+    assert resolved(guide=True, guide_scale=0).cfg_scale == resolved().cfg_scale
+    assert resolved(guide=True, cfg_scale=1).cfg_scale == 1
 
 
 def test_a_configuration_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="depth"):
-        EditConfig(depth=0)
+    with pytest.raises(ValueError, match="t_start"):
+        EditConfig(t_start=0)
     with pytest.raises(ValueError, match="edit_guide_scale"):
         EditConfig(guide_scale=-1)
 
@@ -148,13 +150,13 @@ def test_the_way_between_two_photographs_meets_both(trained, faces_and_rows):
     red = int((rows[:, 0] > 0).nonzero()[0, 0])
     green = int((rows[:, 0] < 0).nonzero()[0, 0])
     both = sources[[red, green]]
-    frames = trained.interpolate_between_images(both, 9, 30, rows[[red, green]])
+    frames = Editor(trained).interpolate(both, 9, 30, rows[[red, green]])
     assert torch.equal(frames[0], both[0]) and torch.equal(frames[-1], both[1])
     colour = measured(frames)[:, 0]
     assert colour[0] > 0.9 and colour[-1] < -0.9
     assert frames.float().diff(dim=0).abs().mean((1, 2, 3)).max() < 60, "no jump"
     with pytest.raises(ValueError, match="2 images"):
-        trained.interpolate_between_images(sources[:1])
+        Editor(trained).interpolate(sources[:1])
 
 
 def test_slerp_keeps_the_norm_of_noise():

@@ -36,6 +36,7 @@ from config import (
     SamplingConfig,
 )
 from diffusion_model import ConditionalDiffusion
+from editing import Editor
 from evaluation.counterfactuals import cout
 from evaluation.drawing import draw
 from evaluation.edits import EditJudge, Task
@@ -209,11 +210,10 @@ def test_the_loss_of_a_first_stage_under_autocast(gpu):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "guide_on"), [*((name, "x_t") for name in SAMPLERS), ("ddim", "x0")]
+    ("sampler", "guidance"), [*((name, "both") for name in SAMPLERS), ("ddim", "guide")]
 )
-def test_sampling(gpu, sampler, guide_on):
-    more = {"guidance_interval": (0.1, 0.9), "dynamic_threshold": 0.9, "rescale": 0.5}
-    sampling = SamplingConfig(sampler, 2, cfg_scale=2.0, guide_scale=1.0, guide_on=guide_on, **more)
+def test_sampling(gpu, sampler, guidance):
+    sampling = SamplingConfig(sampler, 2, cfg_scale=2.0, guide_scale=1.0, guidance=guidance)
 
     def work(model, guide):
         generators = sample_generators(0, range(2))
@@ -235,10 +235,10 @@ def test_edits(gpu, guided, first_stage):
     def work(model, guide):
         guide, how = guide if guided else None, EditConfig(num_inference_steps=2)
         generator = torch.Generator().manual_seed(0)
-        edit_at = model.prepare_edit(
+        edit_at = Editor(model).prepare_edit(
             PICTURES[:1], [{"Smiling": 1}, {"Male": 1}], how, guide=guide, generator=generator
         )
-        edited = model.manipulate_attributes(PICTURES, {"Young": 0}, guide=guide, editing=how)
+        edited = Editor(model).edit(PICTURES, {"Young": 0}, guide=guide, editing=how)
         return torch.cat([edit_at(0.0), edit_at(0.5), edited])
 
     assert_as_on_the_cpu(gpu, work, lambda: small_model(first_stage), lambda: small_guide(first_stage))
@@ -248,8 +248,8 @@ INTERPOLATIONS = {
     "requests": lambda model: model.interpolate_between_attributes(
         {"Male": 1}, {"Male": 0}, 3, SamplingConfig(num_inference_steps=2)
     ),
-    "photographs": lambda model: model.interpolate_between_images(PICTURES, 3, 2),
-    "inversion": lambda model: model.invert(PICTURES, ROWS, num_inference_steps=2),
+    "photographs": lambda model: Editor(model).interpolate(PICTURES, 3, 2),
+    "inversion": lambda model: Editor(model).invert(PICTURES, ROWS, num_inference_steps=2),
     "reconstruction": lambda model: model.reconstruct(PICTURES),
     "ddpm": lambda model: model.ddpm_sample(2, num_inference_steps=2),
 }
@@ -374,6 +374,6 @@ def test_apple_s_gpus_get_no_float64(gpu, monkeypatch):
         sampling = SamplingConfig("dpm_solver", 2, guide_scale=1.0, eta=0.5)
         model.sample(2, None, {"Male": 1}, sampling, guide=guide)
         model.interpolate_between_attributes({"Male": 1}, {"Male": 0}, 2, sampling, guide=guide)
-        model.interpolate_between_images(PICTURES, 2, 2)
-        model.manipulate_attributes(PICTURES, {"Male": 1}, guide=guide, num_inference_steps=2)
+        Editor(model).interpolate(PICTURES, 2, 2)
+        Editor(model).edit(PICTURES, {"Male": 1}, guide=guide, num_inference_steps=2)
         model.attribute_prior.frequencies(gpu.put(ROWS))

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from config import EditConfig
-from guidance import (
-    classifier_free,
-    classifier_guided,
-    dynamic_threshold,
-    guidance_interval,
-    through_x0,
-    towards,
-    weighed_with_input,
-)
+from config import EditConfig, SamplingConfig
+from editing import towards, weighed_with_input
+from guidance import GUIDANCE, Conditions, classifier_free, classifier_guided
 from noise_schedule import NoiseSchedule
 from samplers import ddim, last, timestep_grid
 
@@ -59,7 +51,7 @@ class PairDenoiser:
 @pytest.mark.parametrize("cfg_scale", SCALES)
 def test_guidance_extrapolates_from_base_to_conditional(schedule, cfg_scale, t):
     x_t, denoiser = noise(3, 3, 4, 5), PairDenoiser(schedule)
-    guided = classifier_free(denoiser, schedule, cfg_scale)(x_t, t)
+    guided = classifier_free(denoiser, cfg_scale)(x_t, t)
     assert denoiser.asked == [((6, 3, 4, 5), t)]  # both branches in one pass
     base, conditional = denoiser.branch(x_t, t, False), denoiser.branch(x_t, t, True)
     for ours, b, c in zip(guided, base, conditional, strict=True):
@@ -67,46 +59,21 @@ def test_guidance_extrapolates_from_base_to_conditional(schedule, cfg_scale, t):
         torch.testing.assert_close(ours, (1 - cfg_scale) * b + cfg_scale * c, rtol=1e-10, atol=1e-9)
 
 
-@pytest.mark.parametrize("rescale", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("cfg_scale", SCALES)
-def test_guided_predictions_stay_consistent_with_x_t(schedule, cfg_scale, rescale):
+def test_guided_predictions_stay_consistent_with_x_t(schedule, cfg_scale):
     x_t = noise(3, 3, 4, 5)
     for t in (0, 400, 999):
-        x0_hat, eps_hat = classifier_free(PairDenoiser(schedule), schedule, cfg_scale, rescale)(x_t, t)
+        x0_hat, eps_hat = classifier_free(PairDenoiser(schedule), cfg_scale)(x_t, t)
         torch.testing.assert_close(schedule.q_sample(x0_hat, t, eps_hat), x_t, rtol=0, atol=1e-9)
 
 
 def test_a_sampler_takes_a_guided_denoiser_and_asks_once_a_step(schedule):
     denoiser, grid = PairDenoiser(schedule), timestep_grid(schedule, 10)
     x_T = noise(2, 3, 4, 5)
-    guided = last(ddim(classifier_free(denoiser, schedule, 1.0), schedule, x_T, grid))
+    guided = last(ddim(classifier_free(denoiser, 1.0), schedule, x_T, grid))
     assert denoiser.asked == [((4, 3, 4, 5), t) for t in grid[:-1]]
     alone = last(ddim(lambda x_t, t: denoiser.branch(x_t, t, True), schedule, x_T, grid))
     torch.testing.assert_close(guided, alone, rtol=1e-8, atol=1e-8)  # scale 1 is no guidance
-
-
-# ---------------------------------------------------------------- rescale
-
-
-@pytest.mark.parametrize("rescale", [0.3, 0.7, 1.0])
-def test_rescale_is_that_of_lin_et_al(schedule, rescale):
-    """Equations 15 and 16 on x0_hat, sample by sample, written in numpy."""
-    x_t, denoiser = noise(3, 3, 4, 5), PairDenoiser(schedule)
-    plain, _ = classifier_free(denoiser, schedule, 4.0)(x_t, 400)
-    ours, _ = classifier_free(denoiser, schedule, 4.0, rescale)(x_t, 400)
-    conditional, _ = denoiser.branch(x_t, 400, True)
-    for x_plain, x_cond, x_ours in zip(plain.numpy(), conditional.numpy(), ours.numpy(), strict=True):
-        rescaled = x_plain * np.std(x_cond) / np.std(x_plain)
-        expected = rescale * rescaled + (1 - rescale) * x_plain
-        np.testing.assert_allclose(x_ours, expected, rtol=1e-10, atol=1e-12)
-        if rescale == 1:
-            assert np.std(x_ours) == pytest.approx(np.std(x_cond), rel=1e-10)
-
-
-def test_rescale_changes_nothing_at_scale_1(schedule):
-    x_t, denoiser = noise(3, 3, 4, 5), PairDenoiser(schedule)
-    ours = classifier_free(denoiser, schedule, 1.0, 1.0)(x_t, 400)
-    torch.testing.assert_close(ours, denoiser.branch(x_t, 400, True), rtol=1e-10, atol=1e-10)
 
 
 # ---------------------------------------------------------------- Gaussian classes
@@ -150,7 +117,7 @@ def test_guided_score_is_that_of_the_sharpened_density(schedule, cfg_scale, t):
     log_p, log_p_y = log_densities(schedule, x_t, t)
     [score] = torch.autograd.grad((cfg_scale * log_p_y + (1 - cfg_scale) * log_p).sum(), x_t)
     alpha_bar = schedule.alpha_bar[t]
-    x0_hat, eps_hat = classifier_free(class_denoiser(schedule), schedule, cfg_scale)(x_t.detach(), t)
+    x0_hat, eps_hat = classifier_free(class_denoiser(schedule), cfg_scale)(x_t.detach(), t)
     torch.testing.assert_close(eps_hat, -(1 - alpha_bar).sqrt() * score, rtol=1e-9, atol=1e-9)
     tweedie = (x_t.detach() + (1 - alpha_bar) * score) / alpha_bar.sqrt()
     torch.testing.assert_close(x0_hat, tweedie, rtol=1e-7, atol=1e-8)
@@ -160,7 +127,7 @@ def test_guided_score_is_that_of_the_sharpened_density(schedule, cfg_scale, t):
 def test_guided_samples_centre_where_the_closed_form_says(schedule, cfg_scale):
     """Between two Gaussians of one width the sharpened density is a Gaussian about base + w (asked -
     base), the same quantile of which DDIM reaches from x_T."""
-    guided = classifier_free(class_denoiser(schedule, one_class_base=True), schedule, cfg_scale)
+    guided = classifier_free(class_denoiser(schedule, one_class_base=True), cfg_scale)
     mean, quantile = MEANS[0] + cfg_scale * (MEANS[1] - MEANS[0]), noise(20, 1, 1, 1)
     alpha_bar = schedule.alpha_bar[-1]
     x_T = alpha_bar.sqrt() * mean + (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt() * quantile
@@ -192,26 +159,6 @@ def test_weighing_keeps_inversion_sane_where_the_network_errs(schedule):
     plain = last(ddim(wrong, schedule, x0, grid))
     weighed = last(ddim(weighed_with_input(wrong, schedule, 0.1), schedule, x0, grid))
     assert weighed.std() < 1.5 < 2 < plain.std()
-
-
-def test_guidance_acts_within_its_interval_only(schedule):
-    guided = classifier_free(PairDenoiser(schedule), schedule, 3.0)
-    plain = PairDenoiser(schedule)
-    x_t, within = noise(2, 3, 4, 5), guidance_interval(guided, plain, 200, 600)
-    for t in (0, 199, 601, 999):
-        torch.testing.assert_close(within(x_t, t), plain(x_t, t), rtol=0, atol=0)
-    for t in (200, 400, 600):
-        torch.testing.assert_close(within(x_t, t), guided(x_t, t), rtol=0, atol=0)
-
-
-def test_dynamic_threshold_divides_by_the_quantile_where_that_exceeds_1(schedule):
-    small, large = noise(1, 3, 8, 8).clamp(-0.9, 0.9), 4 * noise(1, 3, 8, 8, seed=1)
-    x0, x_t = torch.cat([small, large]), noise(2, 3, 8, 8, seed=2)
-    x0_hat, eps_hat = dynamic_threshold(lambda x, t: (x0, x), schedule, 0.9)(x_t, 300)
-    torch.testing.assert_close(x0_hat[0], small[0])
-    s = np.quantile(large.abs().numpy(), 0.9)
-    torch.testing.assert_close(x0_hat[1], large[0].clamp(-s, s) / s)
-    torch.testing.assert_close(schedule.q_sample(x0_hat, 300, eps_hat), x_t)
 
 
 # ------------------------------------------------------------------ classifier guidance
@@ -281,18 +228,52 @@ def test_sampling_under_classifier_guidance_ends_in_the_class(schedule):
     assert abs(float(x0.std()) - STD) < 0.03
 
 
-def test_guidance_through_x0_takes_the_gradient_through_the_denoiser(schedule):
-    def denoiser(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        return 0.3 * x_t + 1, x_t
+# ------------------------------------------------------------------ the kinds of guidance
 
-    def log_prob(x0: Tensor) -> Tensor:
-        return 2 * x0.flatten(1).sum(1)
 
-    x_t = noise(2, 3, 2, 2)
-    guided = classifier_guided(denoiser, schedule, through_x0(denoiser, log_prob), 1.5)
-    _, noise_std = schedule.signal_and_noise(300, x_t)
-    expected = x_t - noise_std * 1.5 * (0.3 * 2)
-    torch.testing.assert_close(guided(x_t, 300)[1], expected)
+def conditions(schedule, guide=None) -> Conditions:
+    """A network that answers rows of zeros differently, and a guide of its first attribute."""
+    pair = PairDenoiser(schedule)
+
+    def denoiser(rows: Tensor):
+        def denoise(x_t: Tensor, t: int):
+            halves = [
+                pair.branch(x, t, bool(row.any())) for x, row in zip(x_t.split(1), rows, strict=True)
+            ]
+            return tuple(map(torch.cat, zip(*halves, strict=True)))
+
+        return denoise
+
+    rows = torch.tensor([[1.0, 0.0]])
+    return Conditions(denoiser, rows, schedule, guide, None if guide is None else rows[:, :1])
+
+
+def test_each_kind_of_guidance_is_what_its_name_says(schedule, t=400):
+    class Guide(TwoGaussians):
+        def log_prob(self, x_t, t, attributes):
+            return attributes[:, 0] * super().log_prob(x_t, t)
+
+    guide, x_t = Guide(schedule), noise(1, 3, 2, 2)
+    pair = PairDenoiser(schedule)
+    base, conditional = (lambda x, t, c=c: pair.branch(x, t, c) for c in (False, True))
+
+    def log_prob(x, t):
+        return TwoGaussians(schedule).log_prob(x, t)
+
+    sampling = SamplingConfig(cfg_scale=2.0, guide_scale=1.5)
+    amplified = lambda x, t: tuple(  # noqa: E731
+        b + 2 * (c - b) for b, c in zip(base(x, t), conditional(x, t), strict=True)
+    )
+    expected = {
+        "free": amplified,
+        "guide": classifier_guided(base, schedule, log_prob, 1.5),
+        "both": classifier_guided(amplified, schedule, log_prob, 1.5),
+    }
+    for name, kind in GUIDANCE.items():
+        guided = kind.wrap(conditions(schedule, guide if kind.guide else None), sampling)
+        torch.testing.assert_close(guided(x_t, t), expected[name](x_t, t))
+    with pytest.raises(ValueError, match=r"guide_scale 1\.5 needs a guide"):
+        GUIDANCE["both"].wrap(conditions(schedule), sampling)
 
 
 class MeanGuide:

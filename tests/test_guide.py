@@ -14,7 +14,7 @@ import train
 from classifiers.guide import AttributeClassifier, GuidanceClassifier, load_guide
 from config import LossConfig, ModelConfig
 from diffusion_model import ConditionalDiffusion
-from editing import STRENGTH_TOLERANCE
+from editing import STRENGTH_TOLERANCE, Editor
 
 
 def small(names=("Above", "Left"), **changes) -> GuidanceClassifier:
@@ -147,7 +147,7 @@ def test_counterfactual_finds_the_least_strength_that_flips(
         return lambda strength: torch.full_like(image, round(250 * strength))
 
     monkeypatch.setattr(GuidanceClassifier, "read_logits", read_logits)
-    monkeypatch.setattr(ConditionalDiffusion, "prepare_edit", prepare_edit)
+    monkeypatch.setattr(Editor, "prepare_edit", prepare_edit)
     monkeypatch.setattr(ConditionalDiffusion, "predict_attributes", lambda self, images, guide: None)
     without_prior = load_guide(guide)
     without_prior.prior.zero_()

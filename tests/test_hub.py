@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard, hub_mixin
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
-import diffusion_model
 import export
 import flags
+import hub
 from attributes import CELEBA_ATTRIBUTES
 from checkpoint import IN_FOLDER, load_checkpoint, save_model
 from config import SamplingConfig
@@ -103,18 +105,17 @@ def test_to_a_stub_of_the_hub_and_back(make_model, tmp_path, monkeypatch):
             return type("Url", (), {"repo_id": repo_id})
 
         def upload_folder(self, repo_id, folder_path, **more):
-            (tmp_path / repo_id).parent.mkdir()
-            folder_path.rename(tmp_path / repo_id)
+            shutil.copytree(folder_path, tmp_path / repo_id)
             return "url"
 
     def download(name, filename, **more):
         assert more == {"revision": "main"}
         return str(tmp_path / name / filename)
 
-    monkeypatch.setattr(hub_mixin, "HfApi", Hub)
-    monkeypatch.setattr(diffusion_model, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     model = make_model()
-    model.push_to_hub("someone/faces")
+    assert model.push_to_hub("someone/faces") == "url"
     assert sorted(path.name for path in (tmp_path / "someone/faces").iterdir()) == [
         "README.md",
         IN_FOLDER,

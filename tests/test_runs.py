@@ -17,12 +17,13 @@ from test_training import make_run, one_line, run_training
 from torch.utils.tensorboard import SummaryWriter
 
 import train
-from checkpoint import load_checkpoint, replace_file, take_over
+from checkpoint import load_checkpoint, replace_file
 from diffusion_model import load_model
 from synthetic_faces.dataset import parallel_draw
 from train import TrainConfig
 from training import batches, process
 from training.batches import Interrupted, load_batches
+from training.init_from import take_over
 from training.monitoring import Logger
 from training.process import StopRequest, keep_freed_memory, make_accelerator
 from training.run import CheckpointFiles

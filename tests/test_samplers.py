@@ -13,7 +13,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DPMSol
 from test_noise_schedule import VARIANTS
 from torch import Tensor
 
-from config import SamplingConfig
+from config import CFG_SCALE, SamplingConfig
 from noise_schedule import NoiseSchedule
 from samplers import (
     SAMPLERS,
@@ -22,8 +22,8 @@ from samplers import (
     ddpm,
     dpm_solver,
     last,
+    resolve,
     sample_generators,
-    settled,
     timestep_grid,
 )
 
@@ -242,14 +242,21 @@ def test_samplers_take_the_same_arguments(name):
     assert inspect.isgeneratorfunction(SAMPLERS[name].steps) and SAMPLERS[name].spacing in SPACINGS
 
 
-def test_ddpm_takes_all_timesteps_and_the_others_20_unless_told():
+def test_what_is_left_open_suits_the_sampler_and_the_model():
     long, short = NoiseSchedule("cosine", 50), NoiseSchedule("cosine", 8)
-    taken = {name: settled(SamplingConfig(name), long).num_inference_steps for name in SAMPLERS}
-    assert taken == {"ddpm": 50, "ddim": 20, "dpm_solver": 20}
-    assert settled(SamplingConfig("ddpm", 7), long).num_inference_steps == 7
-    assert settled(SamplingConfig("dpm_solver"), short).num_inference_steps == 8
+    steps = {name: resolve(SamplingConfig(name), long, True).num_inference_steps for name in SAMPLERS}
+    assert steps == {"ddpm": 50, "ddim": 20, "dpm_solver": 20}
+    assert resolve(SamplingConfig("ddpm", 7), long, True).num_inference_steps == 7
+    few = resolve(SamplingConfig("dpm_solver"), short, True)
+    assert (few.num_inference_steps, few.spacing, few.cfg_scale) == (8, "log_snr", CFG_SCALE)
+    assert resolve(few, short, True) == few
+    assert resolve(SamplingConfig(cfg_scale=0.0), short, True).cfg_scale == 0
+    assert resolve(SamplingConfig(), short, False).cfg_scale == 1
     with pytest.raises(ValueError, match="got 9"):
-        settled(SamplingConfig("ddim", 9), short)
+        resolve(SamplingConfig("ddim", 9), short, True)
+    for scale, message in ((2.0, "cfg_scale 2 is for"), (0.0, "drawing without any request is for")):
+        with pytest.raises(ValueError, match=message):
+            resolve(SamplingConfig(cfg_scale=scale), short, False)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 20])

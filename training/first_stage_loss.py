@@ -11,15 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoder_model import (
-    PixelFirstStage,
-    SpatialVAE,
-    attribute_loss,
-    draw_posterior,
-    kl_to_prior,
-)
+from autoencoder_model import PixelFirstStage, attribute_loss, draw_posterior, kl_to_prior
 from classifiers.likeness import perceptual_distance
 from config import FirstStageConfig, FirstStageLossConfig
+from latent_vae import SpatialVAE
 from layers import Norm
 
 

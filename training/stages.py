@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from attributes import CELEBA_ATTRIBUTES, AttributePrior
-from checkpoint import load, load_weights, save_atomically, save_model, take_over
+from checkpoint import load, load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages
-from config import CFG_SCALE, Config, FirstStageConfig, LossConfig, ModelConfig
+from config import Config, FirstStageConfig, LossConfig, ModelConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
 from image_data.encoded import LatentDataset
 from training.batches import Dataset, seed_everything
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
+from training.init_from import take_over
 
 if TYPE_CHECKING:
     from train import TrainConfig
@@ -172,7 +173,7 @@ class DiffusionStage(NoisyStage):
 
         def draw(rows: Tensor) -> Tensor:
             generator = torch.Generator().manual_seed(0)
-            return model.ddim_sample(len(images), None, rows, CFG_SCALE, 25, generator=generator)
+            return model.ddim_sample(len(images), None, rows, None, 25, generator=generator)
 
         if model.config.one_of_two:
             (name,) = model.config.attribute_names

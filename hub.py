@@ -1,13 +1,21 @@
-"""The model card: what a model's file says of it, for people who find it on the Hugging Face hub."""
+"""Models as folders and on the Hugging Face hub: found, saved, uploaded, with a model card."""
 
 from __future__ import annotations
 
 import json
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
 
 from attributes import CELEBA_ATTRIBUTES
+from checkpoint import IN_FOLDER, find_weights, save_model
 from config import CFG_SCALE, ModelConfig
+
+if TYPE_CHECKING:
+    from diffusion_model import ConditionalDiffusion
 
 TEXT = """---
 {metadata}
@@ -87,7 +95,7 @@ def model_card(config: ModelConfig, facts: dict[str, float], num_parameters: int
     like_celeba = set(names) <= set(CELEBA_ATTRIBUTES)
     example = "Smiling" if "Smiling" in names else names[0]
     metadata = ModelCardData(
-        tags=["diffusion", "image-generation", "attribute-conditioned", "model_hub_mixin"],
+        tags=["diffusion", "image-generation", "attribute-conditioned"],
         license="other",
         license_name="terms-of-the-training-data",
     )
@@ -104,3 +112,58 @@ def model_card(config: ModelConfig, facts: dict[str, float], num_parameters: int
         celeba=CELEBA_LICENCE if like_celeba else "",
     )
     return ModelCard(text)
+
+
+def find(name: str | Path, **download: Any) -> Path:
+    """The weights' file of a model: in a folder of ``save``, in any other place that ``load_model``
+    takes, or on the Hugging Face hub under "user/name".
+
+    Args:
+        download: ``revision``, ``token`` and so on, as ``hf_hub_download`` takes them.
+
+    Raises:
+        FileNotFoundError: if it is neither here nor there.
+    """
+    path = find_weights(name)
+    if path.exists() or Path(name).exists():
+        return path
+    try:
+        return Path(hf_hub_download(str(name), IN_FOLDER, **download))
+    except (OSError, ValueError) as error:  # no network, no such name, not a name at all
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"no model {name}: there is no such file or folder, and the hub gave none "
+            f"({textwrap.shorten(reason, 200)})"
+        ) from None
+
+
+def save(model: ConditionalDiffusion, folder: str | Path) -> None:
+    """Write the weights' file and a model card into a folder. A README.md that is there is kept."""
+    folder = Path(folder)
+    save_model(model, folder / IN_FOLDER, **model.facts)
+    readme = folder / "README.md"
+    if not readme.exists():
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        model_card(model.config, model.facts, parameters).save(readme)
+
+
+def push(
+    model: ConditionalDiffusion,
+    name: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    **upload: Any,
+) -> str:
+    """Upload what ``save`` writes to the hub, under "user/name". Returns the address.
+
+    Args:
+        private: whether a new repository is private; by default as the account's settings say.
+        token: of the account; by default the one stored by ``hf auth login``.
+        upload: ``commit_message``, ``revision`` and so on, as ``HfApi.upload_folder`` takes them.
+    """
+    api = HfApi(token=token)
+    repository = api.create_repo(name, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder)
+        return api.upload_folder(repo_id=repository, folder_path=folder, **upload)

@@ -1,0 +1,162 @@
+"""The autoencoders of latent diffusion: our own, and diffusers'. A model in pixels needs neither."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layers import Norm
+
+
+class AttentionGate(nn.Module):
+    """Channel attention, then spatial attention (Woo et al. 2018, arXiv:1807.06521). The first scales
+    each channel, from the means of the channels. The second scales each position, from the mean and
+    maximum over channels. Starts as the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(8, channels // 8)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+        self.where = nn.Conv2d(2, 1, 7, padding=3)
+        for layer in (self.excite, self.where):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        which = self.excite(F.silu(self.squeeze(x.mean((2, 3)))))  # (B, C)
+        x = x * (2 * torch.sigmoid(which))[:, :, None, None]
+        where = self.where(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
+        return x * (2 * torch.sigmoid(where))  # (B, C, H, W)
+
+
+class AttentionBlock(nn.Module):
+    """x + gate(conv(silu(norm(conv(silu(norm(x)))))))."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1, self.norm2 = Norm(channels), Norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.gate = AttentionGate(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gate(self.conv2(self.norm2(self.conv1(self.norm1(x)))))
+
+
+class SpatialVAE(nn.Module):
+    """x (B, 3, S, S) -> mean and log-variance of a latent (B, latent_channels, S / f, S / f) -> x_hat. A
+    head predicts the attributes from the latent. This is the project's own first stage (Rombach et al.
+    2022, arXiv:2112.10752, section 3.1).
+
+    Args:
+        channels: width of each level, finest first; f = 2 ** len(channels). The first halving is a pixel
+            unshuffle, so no convolution runs at the full side.
+        latent_channels: channels of the latent.
+        blocks_per_level: residual blocks of each level, in the encoder and again in the decoder.
+        num_attributes: A.
+    """
+
+    latent_mean, latent_std = 0.0, 1.0
+    HEAD_SIDE = 8  # the attribute head gets the latent averaged to this side
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128),
+        latent_channels: int = 4,
+        blocks_per_level: int = 1,
+        num_attributes: int = 40,
+    ):
+        super().__init__()
+        self.latent_channels, self.factor = latent_channels, 2 ** len(channels)
+        encoder: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels[0], 3, padding=1)]
+        for level, c in enumerate(channels):
+            if level:
+                encoder.append(nn.Conv2d(channels[level - 1], c, 3, stride=2, padding=1))
+            encoder += [AttentionBlock(c) for _ in range(blocks_per_level)]
+        wide = channels[-1]
+        self.encoder = nn.Sequential(
+            *encoder, Norm(wide), nn.Conv2d(wide, 2 * latent_channels, 3, padding=1)
+        )
+        decoder: list[nn.Module] = [nn.Conv2d(latent_channels, wide, 3, padding=1)]
+        for level, c in reversed(list(enumerate(channels))):
+            decoder += [AttentionBlock(c) for _ in range(blocks_per_level)]
+            if level:
+                up = nn.Conv2d(c, channels[level - 1], 3, padding=1)
+                decoder += [nn.Upsample(scale_factor=2.0), up]
+        self.last = nn.Conv2d(channels[0], 12, 3, padding=1)
+        self.decoder = nn.Sequential(*decoder, Norm(channels[0]), self.last, nn.PixelShuffle(2))
+        self.attribute_head = nn.Linear(latent_channels * self.HEAD_SIDE**2, num_attributes)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, C, S / f, S / f).
+
+        Raises:
+            ValueError: if f does not divide S.
+        """
+        if x.shape[2] % self.factor or x.shape[3] % self.factor:
+            size = f"{x.shape[2]}x{x.shape[3]}"
+            raise ValueError(f"image size {size} is not divisible by the first stage's {self.factor}")
+        moments = self.encoder(x.contiguous(memory_format=torch.channels_last)).float()
+        mean, logvar = moments.chunk(2, dim=1)
+        return mean, logvar.clamp(-20, 10)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, C, S / f, S / f) -> x_hat float32 (B, 3, S, S)."""
+        return self.decoder(z.contiguous(memory_format=torch.channels_last)).float()
+
+    def attribute_logits(self, z: Tensor) -> Tensor:
+        """z -> logits of each attribute's presence, float32 (B, A)."""
+        return self.attribute_head(F.adaptive_avg_pool2d(z, self.HEAD_SIDE).flatten(1)).float()
+
+
+class StableDiffusionVAE(nn.Module):
+    """diffusers' ``AutoencoderKL`` as a first stage: Stable Diffusion's, with f = 8 and four channels,
+    or any other in diffusers' format. ``config`` holds plain values and is enough to build it."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        from diffusers import AutoencoderKL
+
+        self.vae = AutoencoderKL.from_config(config)
+        self.latent_channels = self.vae.config.latent_channels
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if not self.vae.config.scaling_factor > 0:
+            raise ValueError(f"scaling_factor is {self.vae.config.scaling_factor}: it must be positive")
+        self.latent_mean = self.vae.config.get("shift_factor") or 0.0  # of Stable Diffusion 3 on
+        self.latent_std = 1 / self.vae.config.scaling_factor
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``SpatialVAE.encode``."""
+        posterior = self.vae.encode(x).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """As ``SpatialVAE.decode``."""
+        return self.vae.decode(z).sample.float()
+
+
+def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
+    """Config and weights for a ``StableDiffusionVAE``, from an ``AutoencoderKL``. ``name`` is a folder
+    in diffusers' format, or a name on the hub.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    from diffusers import AutoencoderKL
+
+    try:
+        vae = AutoencoderKL.from_pretrained(name)
+    except Exception as error:  # a wrong config.json may raise any error
+        raise FileNotFoundError(
+            f"no AutoencoderKL at {name!r} ({textwrap.shorten(str(error), 100)}): give a folder with "
+            "config.json and diffusion_pytorch_model.safetensors, such as the vae/ of Stable Diffusion "
+            "v1.5, or its name on the hub"
+        ) from None
+    config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+    return config, {f"vae.{name}": weight for name, weight in vae.state_dict().items()}
