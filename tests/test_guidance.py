@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from config import EditConfig, SamplingConfig
-from editing import towards, weighed_with_input
+from editing import Steering, towards, weighed_with_input
 from guidance import GUIDANCE, Conditions, classifier_free, classifier_guided
 from noise_schedule import NoiseSchedule
 from samplers import ddim, last, timestep_grid
@@ -289,8 +289,8 @@ def edit_guidance(schedule, t, x_t, source, strength=1.0, **options):
     guide, editing = MeanGuide(), EditConfig(cfg_scale=3.0, margin=4.0, **options)
     base, target, wanted = torch.tensor([[[-1.0, 1.0]], [[1.0, 1.0]], [[1.0, 0.0]]])
     odds, pair = {t: guide.log_odds(source, t)}, PairDenoiser(schedule)
-    of = (guide, [0, 1], wanted, odds, editing, strength)
-    return towards(lambda rows: pair, base, target, schedule, *of)(x_t, t)[0]
+    steering = Steering(guide, [0, 1], wanted, odds, editing)
+    return towards(lambda rows: pair, base, target, schedule, steering, strength)(x_t, t)[0]
 
 
 def test_the_guidance_of_an_edit_is_classifier_free_until_the_guide_is_content(schedule, t=400):
@@ -328,8 +328,8 @@ def test_each_of_several_wanted_attributes_fades_when_it_is_there(schedule, t=40
     for mean, share, scale in ((2.0, 0.0, 3.0), (-2.0, 1.0, 3 / math.sqrt(2))):
         x_t = noise(1, 3, 8, 8)
         x_t += mean - x_t.mean()
-        of = (guide, [0, 1], wanted, {t: guide.log_odds(x_t, t)}, editing, 1.0)
-        found, _ = towards(under, base, -base, schedule, *of)(x_t, t)
+        steering = Steering(guide, [0, 1], wanted, {t: guide.log_odds(x_t, t)}, editing)
+        found, _ = towards(under, base, -base, schedule, steering, 1.0)(x_t, t)
         torch.testing.assert_close(rows[-1], torch.tensor([[-1.0, -1.0], [2 * share - 1, 1.0]]))
         from_base, from_target = (pair.branch(x_t, t, which)[0] for which in (False, True))
         torch.testing.assert_close(found, from_base + scale * (from_target - from_base))
