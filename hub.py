@@ -47,9 +47,9 @@ The {what}: {names}.
 
 ## Limits
 
-- It was trained at {pixels}, and draws well at that size alone.
+- It was trained at {pixels}, and draws well only at that size.
 - It knows its training set: what went together there goes together in its pictures.
-- What its pictures are worth is not said here: `evaluate.py` measures it.{limits}
+- This card does not say how good its pictures are: `evaluate.py` measures that.{limits}
 
 ## Licence
 
