@@ -19,10 +19,10 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "pretrained" / "REA
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
 HISTORY = ROOT / "docs" / "log.md"  # it names files and flags that are gone
 OTHERS = ROOT / "docs" / "coming_from.md"  # its left column is of other programs
-# Flags of accelerate and TensorBoard
-OF_OTHERS = ("multi_gpu", "num_processes", "num_machines", "machine_rank", "main_process_ip")
-OF_OTHERS += ("main_process_port", "cpu", "logdir")
-CODE = [path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & {*path.parts}]
+# Flags that are no settings, and those of accelerate and TensorBoard
+OF_OTHERS = "help config logdir cpu multi_gpu num_processes num_machines machine_rank".split()
+OF_OTHERS += ["main_process_ip", "main_process_port"]
+CODE = [*ROOT.glob("*.py"), *(path for path in ROOT.glob("[a-z]*/*.py") if path.parent.name != "tests")]
 
 
 def anchors(page: Path) -> set[str]:
@@ -56,7 +56,7 @@ def test_files_and_flags_that_are_named_exist():
     files = {path.relative_to(ROOT).as_posix() for path in CODE}
     files |= {path.name for path in CODE} | {f"tests/{path.name}" for path in ROOT.glob("tests/*.py")}
     for page in set(PAGES) - {HISTORY, OTHERS}:
-        for name in {*re.findall(r"(?<![\w-])--([a-z]\w+)", TEXT[page])} - flags():
+        for name in {*re.findall(r"(?<![\w-])--(?:no-)?([a-z]\w+)", TEXT[page])} - flags():
             pytest.fail(f"{page.name} names --{name}")
         for name in {*re.findall(r"`([\w/]+\.py)`", TEXT[page])} - files:
             pytest.fail(f"{page.name} names {name}")
