@@ -48,7 +48,7 @@ def flags() -> set[str]:
     for path in CODE:
         code = path.read_text(encoding="utf-8")
         names |= {*re.findall(r"^    (\w+): .*= (?:flag|count|share|weight)\(", code, re.MULTILINE)}
-        names |= {*re.findall(r"name=\"(\w+)\"", code), *re.findall(r"\"--([\w-]+)", code)}
+        names |= {*re.findall(r"(?:name|old)=\"(\w+)\"", code), *re.findall(r"\"--([\w-]+)", code)}
     return names
 
 
