@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_links_lead_to_files_and_headings(page):
         assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
 
 
+@cache
 def flags() -> set[str]:
     """Every flag of the project: fields of configurations, and what is added by hand."""
     names = set(OF_OTHERS)
