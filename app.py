@@ -11,41 +11,32 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import flags  # first: it refuses an old Python in one line
 
 # isort: split
-from config import DEFAULT_MODEL, count, flag
-from devices import DeviceConfig
+from config import Config, count, flag, nested
+from settings import ModelFiles
 
-if TYPE_CHECKING:
-    from manipulate import ManipulateConfig
-
+# Files of visitors who have gone are looked for this often. By eye: with RETURN_SECONDS they are deleted
+# within two minutes.
 SWEEP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class AppConfig(DeviceConfig):
+class AppConfig(Config):
     """Flags of app.py."""
 
-    checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
-    guide: str | None = flag(None, "of train.py --stage guide: steers edits, and reads photographs")
     judge: str | None = flag(
         None,
-        "of evaluate.py --train_judge: says what edits changed; none given: a pretrained model's probe",
+        "of evaluate.py judge: says what edits changed",
+        default_text="a pretrained model's probe",
     )
+    # who may visit
     host: str = flag("127.0.0.1", "who may visit: 127.0.0.1 this machine alone, 0.0.0.0 every machine")
     port: int = count(7860, "of the page", low=0, high=65535)
     max_upload: float = flag(20.0, "largest file that a visitor may send, in MB", above=0)
-
-    @property
-    def script(self) -> ManipulateConfig:
-        """The flags with which manipulate.py does what the page does."""
-        from manipulate import ManipulateConfig
-
-        shared = {name: getattr(self, name) for name in ("checkpoint", "guide", "device")}
-        return ManipulateConfig(mixed_precision=self.mixed_precision, **shared)
+    files: ModelFiles = nested(ModelFiles)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> AppConfig:
@@ -70,13 +61,13 @@ def serve(config: AppConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="faces_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        from page.layout import CSS, THEME, Page
-        from page.studio import Studio
+        from page.layout import Page
+        from page.parts import CSS, THEME
         from page.visitors import Visitors
+        from page.worker import Worker
 
-        studio = Studio(config)
         visitors = Visitors(Path(folder))
-        page = Page(studio, visitors, Path(folder))
+        page = Page(Worker(config.files, config.judge), visitors)
         page.blocks.queue(max_size=64)
         with visitors.sweeping(SWEEP_SECONDS):
             page.blocks.launch(

@@ -292,14 +292,15 @@ def typed(kind: type[Config], name: str, value: Any) -> str:
     return " ".join([f"--{name}", *(shlex.quote(as_text(each)) for each in values)])
 
 
-def command(script: str, config: Config) -> str:
-    """The command that runs a script with this configuration. Flags at their defaults are left out."""
-    defaults = flags_of(type(config)())
-    options = [
-        typed(type(config), name, value)
-        for name, value in flags_of(config).items()
-        if value != defaults.get(name)
-    ]
+def command(script: str, *configs: Config) -> str:
+    """The command that runs a script with these configurations. Flags at their defaults are left out."""
+    options = []
+    for config in configs:
+        kind = type(config)
+        defaults = flags_of(kind())
+        for name, value in flags_of(config).items():
+            if value != defaults.get(name):
+                options.append(typed(kind, name, value))
     return " ".join([f"python {script}", *options])
 
 

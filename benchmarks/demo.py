@@ -139,8 +139,8 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     from celeba_dataset import CelebADataset
     from config import SamplingConfig
     from diffusion_model import load_model
-    from evaluation.drawing import draw
     from evaluation.metrics import balanced_accuracy
+    from studio import draw
 
     probe = train_probe(*draw_labelled(config.num_probe_images, 64, seed=0))
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")

@@ -23,7 +23,7 @@ import devices
 import flags
 from config import CFG_SCALE, SamplingConfig, count, flag, weight
 from devices import DeviceConfig
-from manipulate import ManipulateConfig
+from settings import ModelFiles
 from synthetic_faces.benchmark import EDIT_BENCHMARK
 
 # images uint8 (B, S, S, 3), the attribute, and whether it is to be there -> edits in the same form
@@ -93,15 +93,13 @@ def ours(config: EditBaselinesConfig, **editing: float) -> Edit:
     ``editing`` replaces fields of its EditConfig."""
     import torch
 
-    from classifiers.guide import load_guide
+    import studio
     from editing import Editor
 
-    default = ManipulateConfig(checkpoint=config.checkpoint)
-    model, guide = load(config), default.guide_file and load_guide(default.guide_file)
-    generator = torch.Generator().manual_seed(config.seed)
-    how = {"guide": guide, "generator": generator, "strength": default.manipulation_strength}
-    how |= editing
-    return lambda images, name, value: Editor(model).edit(images, {name: value}, **how)
+    model = load(config)
+    guide = studio.load_guide_of(ModelFiles(checkpoint=config.checkpoint), model)
+    options = {"guide": guide, "generator": torch.Generator().manual_seed(config.seed), **editing}
+    return lambda images, name, value: Editor(model).edit(images, {name: value}, **options)
 
 
 def ours_mild(config: EditBaselinesConfig) -> Edit:

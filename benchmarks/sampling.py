@@ -34,10 +34,10 @@ from celeba_dataset import CelebADataset
 from classifiers.judge import load_judge
 from config import CACHE_HELP, Config, ModelConfig, SamplingConfig, count, flag, weight
 from diffusion_model import ConditionalDiffusion, load_model
-from evaluation.drawing import draw
 from evaluation.metrics import frechet_distance, with_error
 from evaluation.reading import read
 from figures.plots import save_curves
+from studio import draw
 
 EVALUATIONS = (10, 20, 50, 100)
 SOLVERS = {

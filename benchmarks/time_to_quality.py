@@ -41,11 +41,11 @@ from checkpoint import EMA, load_checkpoint
 from classifiers.judge import load_judge
 from config import CACHE_HELP, CFG_SCALE, FEWEST_SAMPLES, Config, SamplingConfig, count, flag
 from diffusion_model import load_model
-from evaluation.drawing import draw
 from evaluation.metrics import balanced_accuracy, distances
 from evaluation.reading import read
 from figures.grids import save_grid
 from image_data.cached import random_flip
+from studio import draw
 from synthetic_faces.dataset import write_dataset
 from training.process import keep_freed_memory
 

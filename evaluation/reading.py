@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from progress import progress_bar
+from studio import in_parallel
 
 if TYPE_CHECKING:
     from classifiers.judge import Judge
 
-Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
@@ -23,19 +22,6 @@ def say(text: str) -> None:
     """Print on the main process only."""
     if PartialState().is_main_process:
         print(text)
-
-
-def in_parallel(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """[work(part) for part in parts], with the parts shared among the processes.
-
-    Every process must call this, and every process gets all results. So what follows is the same in all
-    of them.
-    """
-    processes = PartialState()
-    number = processes.num_processes
-    own = [work(part) for part in parts[processes.process_index :: number]]
-    done = gather_object([own])  # done[p]: what process p did
-    return [done[i % number][i // number] for i in range(len(parts))]
 
 
 def in_batches(

@@ -29,7 +29,6 @@ from classifiers.judge import Judge, train_judge
 from classifiers.likeness import perceptual_distance
 from config import FEWEST_SAMPLES, REQUESTS, ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion
-from evaluation.drawing import draw_batches
 from evaluation.features import make_features
 from evaluation.metrics import (
     balanced_accuracy,
@@ -47,6 +46,7 @@ from guidance import Guide
 from image_data.labelled import LabelledImages
 from progress import progress_bar
 from samplers import SAMPLERS, resolve
+from studio import draw_batches
 
 if TYPE_CHECKING:
     from evaluate import EvaluateConfig

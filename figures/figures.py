@@ -24,7 +24,6 @@ from attributes import parse_request
 from checkpoint import build, load_checkpoint, load_first_stage, refusing
 from config import SPLITS, ModelConfig, SamplingConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
-from evaluation.drawing import draw
 from evaluation.reading import in_batches
 from figures.grids import caption, labelled_grid, readable, save_gif, save_grid
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
@@ -33,6 +32,7 @@ from image_data.cached import ImageDataset
 from image_data.datasets import find_dataset
 from image_data.labelled import LabelledImages
 from samplers import resolve, sample_generators
+from studio import draw
 
 if TYPE_CHECKING:
     from visualize import VisualizeConfig

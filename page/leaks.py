@@ -9,8 +9,8 @@ import numpy as np
 
 from figures.grids import readable
 
-SEEN = 0.15  # a change of this much is shown
-MOST_LEAKS = 8  # rows of what nobody asked for
+LEAST_CHANGE = 0.15  # a leak of this much is shown; by eye: smaller ones are the reader's own noise
+MOST_LEAKS = 8  # rows of what nobody asked for, by eye: more hide what was asked for
 
 STYLE = """
 table.leaks {width: 100%; border-collapse: collapse; margin: 0; border: none}
@@ -30,37 +30,35 @@ table.leaks td.bar {width: 42%}
 
 
 def leak_meter(
-    names: Sequence[str], before: np.ndarray, after: np.ndarray, asked: Mapping[str, float]
+    names: Sequence[str], before: np.ndarray, after: np.ndarray, request: Mapping[str, float]
 ) -> str:
     """HTML of what moved: first what was asked for, then leaks, the largest first.
 
     Args:
         names: of the attributes (A,).
         before, after: how sure the reader is of each, 0 ... 1 (A,).
-        asked: name -> what was asked for, above 0.5 there, below not.
+        request: name -> what was asked for, above 0.5 present, below absent.
     """
     change = after - before
-    wanted = [i for i, name in enumerate(names) if name in asked]
-    others = [int(i) for i in np.argsort(-np.abs(change)) if names[i] not in asked]
-    leaks = [i for i in others if abs(change[i]) >= SEEN]
+    requested = [i for i, name in enumerate(names) if name in request]
+    others = [int(i) for i in np.argsort(-np.abs(change)) if names[i] not in request]
+    leaks = [i for i in others if abs(change[i]) >= LEAST_CHANGE]
     crossed = sum((before[i] > 0.5) != (after[i] > 0.5) for i in others)
-    was, now = before.tolist(), after.tolist()
-    rows = [_row(names[i], was[i], now[i], "asked", _verdict(now[i], asked[names[i]])) for i in wanted]
-    rows += [_row(names[i], was[i], now[i], "leak", "leak") for i in leaks[:MOST_LEAKS]]
-    if not wanted:
-        first = "The reader does not know what was asked for."
-    else:
-        believed = sum((after[i] > 0.5) == (asked[names[i]] > 0.5) for i in wanted)
-        first = f"An independent reader believes {believed} of {len(wanted)} asked for."
+    believed = [(after[i] > 0.5) == (request[names[i]] > 0.5) for i in requested]
+    was, now, rows = before.tolist(), after.tolist(), []
+    for i, is_believed in zip(requested, believed, strict=True):
+        verdict = "believed" if is_believed else "not believed"
+        rows.append(_row(names[i], was[i], now[i], "asked", verdict))
+    for i in leaks[:MOST_LEAKS]:
+        rows.append(_row(names[i], was[i], now[i], "leak", "leak"))
+    first = "The reader does not know what was asked for."
+    if requested:
+        first = f"An independent reader believes {sum(believed)} of {len(requested)} asked for."
     rest = f"{crossed} of {len(others)} others changed sides."
     more = len(leaks) - MOST_LEAKS
-    more_line = f"<p>{more} more moved by {SEEN:.0%} or more.</p>" if more > 0 else ""
+    more_line = f"<p>{more} more moved by {LEAST_CHANGE:.0%} or more.</p>" if more > 0 else ""
     table = f'<table class="leaks"><caption>{first} {rest}</caption>{"".join(rows)}</table>'
     return table + more_line
-
-
-def _verdict(after: float, wanted: float) -> str:
-    return "believed" if (after > 0.5) == (wanted > 0.5) else "not believed"
 
 
 def _row(name: str, before: float, after: float, kind: str, word: str) -> str:

@@ -21,7 +21,6 @@ from checkpoint import save_atomically
 from classifiers.judge import Judge, load_judge
 from config import SamplingConfig
 from evaluation import metrics
-from evaluation.drawing import draw
 from evaluation.features import FEATURE_SPACES, FeatureSpace
 from evaluation.metrics import (
     distances,
@@ -33,6 +32,7 @@ from evaluation.metrics import (
     pooled_accuracy_by_chance,
     with_error,
 )
+from studio import draw
 from synthetic_faces.dataset import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]

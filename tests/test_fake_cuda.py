@@ -38,10 +38,10 @@ from config import (
 from diffusion_model import ConditionalDiffusion
 from editing import Editor
 from evaluation.counterfactuals import cout
-from evaluation.drawing import draw
 from evaluation.edits import EditJudge, Task
 from evaluation.reading import read
 from samplers import SAMPLERS, sample_generators
+from studio import draw
 from training import monitoring
 from training.encoding import encode_images
 from training.first_stage_loss import FirstStageTraining

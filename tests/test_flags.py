@@ -38,21 +38,22 @@ def test_without_flags_a_script_has_its_configuration_s_defaults(kind):
 
 def test_a_flag_fills_every_field_of_its_name():
     """Sampling and editing each have a number of steps with a default of its own, and one flag."""
-    assert parsed(ManipulateConfig).sampling.num_inference_steps is None
-    assert parsed(ManipulateConfig).editing.num_inference_steps == 25
+    assert parsed(ManipulateConfig).generate.sampling.num_inference_steps is None
+    assert parsed(ManipulateConfig).edit.editing.num_inference_steps == 25
     given = parsed(ManipulateConfig, "--num_inference_steps", "3", "--t_start", "0.5")
-    assert given.sampling.num_inference_steps == given.editing.num_inference_steps == 3
-    assert given.editing.t_start == 0.5
-    assert parsed(ManipulateConfig, "--depth", "0.5").editing.t_start == 0.5, "its old name"
+    sampling, editing = given.generate.sampling, given.edit.editing
+    assert sampling.num_inference_steps == editing.num_inference_steps == 3
+    assert editing.t_start == 0.5
+    assert parsed(ManipulateConfig, "--depth", "0.5").edit.editing.t_start == 0.5, "its old name"
     both = parsed(TrainConfig, "--image_size", "32")
     assert both.model.image_size == both.first_stage.image_size == 32
 
 
 def test_new_faces_and_edits_have_a_guidance_scale_each():
     given = parsed(ManipulateConfig, "--cfg_scale", "2")
-    assert (given.sampling.cfg_scale, given.editing.cfg_scale) == (2, None)
+    assert (given.generate.sampling.cfg_scale, given.edit.editing.cfg_scale) == (2, None)
     given = parsed(ManipulateConfig, "--edit_cfg_scale", "2")
-    assert (given.sampling.cfg_scale, given.editing.cfg_scale) == (None, 2)
+    assert (given.generate.sampling.cfg_scale, given.edit.editing.cfg_scale) == (None, 2)
 
 
 def test_only_the_named_flags_of_a_nested_configuration_are_the_script_s():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-import classifiers.guide
 import manipulate
+import studio
 import train
 from classifiers.guide import AttributeClassifier, GuidanceClassifier, load_guide
 from config import LossConfig, ModelConfig
@@ -137,10 +137,10 @@ def test_guidance_changes_faces_and_scale_0_does_not(checkpoint, guide, tmp_path
 def test_counterfactual_finds_the_least_strength_that_flips(
     checkpoint, guide, faces, tmp_path, monkeypatch, threshold, strength, flips
 ):
-    """With a guide whose log odds pass MARGIN at the threshold."""
+    """With a guide whose log odds pass FLIP_MARGIN at the threshold."""
 
     def read_logits(self, images):  # whose brightness says the strength
-        log_odds = 5 * (images.float().mean() / 250 - threshold) + manipulate.MARGIN
+        log_odds = 5 * (images.float().mean() / 250 - threshold) + studio.FLIP_MARGIN
         return torch.full((len(images), 40), -float(log_odds))
 
     def prepare_edit(self, image, *args, **options):
@@ -151,7 +151,7 @@ def test_counterfactual_finds_the_least_strength_that_flips(
     monkeypatch.setattr(ConditionalDiffusion, "predict_attributes", lambda self, images, guide: None)
     without_prior = load_guide(guide)
     without_prior.prior.zero_()
-    monkeypatch.setattr(classifiers.guide, "load_guide", lambda *_: without_prior)
+    monkeypatch.setattr(studio, "load_guide", lambda *_: without_prior)
     flags = ["--mode", "counterfactual", "--attributes", "Smiling=0", "--data_root", str(faces)]
     made = run_manipulate(checkpoint, tmp_path, *flags, "--guide", str(guide))["counterfactual"]
     assert made["flipped"] is flips
@@ -163,7 +163,7 @@ def test_counterfactual_shows_the_change(checkpoint, guide, faces, tmp_path):
     flags += ["--data_root", str(faces), "--guidance", "both"]
     made = run_manipulate(checkpoint, tmp_path, *flags)["counterfactual"]
     assert 0 <= made["strength"] <= 1
-    assert made["flipped"] == (made["margin"] >= manipulate.MARGIN)
+    assert made["flipped"] == (made["margin"] >= studio.FLIP_MARGIN)
     with Image.open(tmp_path / "counterfactual.png") as row:
         assert row.width > 3 * 128
 

