@@ -454,3 +454,425 @@ class EditConfig(Config):
     )
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
     localise: float = share(0.2, "share of the largest change below which the source stays; 0: off")
+
+
+# -------------------------------------------------------------------- scripts
+
+REPORT_TO = ("tensorboard", "wandb", "none")  # metrics.jsonl is written in any case
+
+
+@dataclass(frozen=True)
+class DeviceConfig(Config):
+    """Where and how precisely a script computes."""
+
+    device: str = flag(
+        "auto",
+        "where to compute; auto: cuda where there is one",
+        choices=("auto", "cpu", "cuda", "mps"),
+        resume=FREE,
+    )
+    mixed_precision: str = flag(
+        "auto",
+        "auto: bf16 where the processor has it",
+        choices=("auto", "no", "bf16", "fp16"),
+        resume=ADJUSTABLE,  # what it comes to is recorded
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(DeviceConfig):
+    """Flags of train.py."""
+
+    stage: str = flag(
+        "diffusion", "the model; a first stage for latents; a guide", choices=STAGES, resume=FREE
+    )
+    data_root: str | None = flag(
+        None, "folder of labelled images; none given: draws synthetic faces", resume=FREE
+    )
+    dataset: str | None = flag(None, DATASET_HELP, choices=(*DATASETS, "synthetic"), resume=FREE)
+    download: bool = flag(False, "fetch CelebA into --data_root first", resume=FREE)
+    data_fraction: float = flag(1.0, "share of the training images to use", above=0, high=1, resume=FREE)
+    flip: bool = flag(True, "mirror images at random")
+    latents: str | None = flag(None, "folder of encode_latents.py: train in those latents", resume=FREE)
+    attribute: tuple[str, ...] = flag(
+        (), "learn these alone, one or several; none given: all", metavar=NAME, resume=FREE
+    )
+    judge: str = flag(
+        "./checkpoints/judge.pth", "judge of a first stage's likeness, in place of VGG16", resume=FREE
+    )
+    cache_dir: str = flag("data/cache", CACHE_HELP, resume=FREE)
+    num_workers: int = count(0, "threads that read ahead; 0: none", low=0, resume=FREE)
+    batch_size: int = count(16, "images of a process in one forward pass")
+    grad_accum: int = count(1, "batches of an optimiser step", resume=FREE)
+    epochs: int = count(100, "passes over the training images", resume=ADJUSTABLE)
+    max_steps: int | None = count(None, "end after this many optimiser steps", resume=ADJUSTABLE)
+    max_minutes: float | None = flag(
+        None, "end after this time, the learning rate annealed", above=0, resume=ADJUSTABLE
+    )
+    optimizer: str = flag("muon", "what moves the weights", choices=OPTIMIZERS)
+    lr: float = flag(1e-3, "learning rate after the warm-up", above=0, resume=ADJUSTABLE)
+    warmup_steps: int = count(200, "steps of linear warm-up", low=0, resume=ADJUSTABLE)
+    weight_decay: float = weight(0.01, "share of the learning rate by which weights shrink in a step")
+    grad_clip: float = flag(
+        1.0, "largest norm of the gradient; a longer one is shortened", above=0, resume=ADJUSTABLE
+    )
+    ema_decay: float = share(0.9999, "decay of the averaged weights")
+    compile: bool = flag(False, "torch.compile the UNet; pays on long runs", resume=FREE)
+    gradient_checkpointing: bool = flag(False, "less memory, a third more time", resume=FREE)
+    save_dir: str = flag("./checkpoints", "folder of checkpoints", resume=FREE)
+    log_dir: str = flag("./logs", "folder of logs", resume=FREE)
+    report_to: str = flag(
+        "tensorboard", "who shows curves and pictures; wandb is extra", choices=REPORT_TO, resume=FREE
+    )
+    save_interval: int = count(10, "epochs between kept checkpoints", resume=FREE)
+    keep_last: int | None = count(None, "kept checkpoints; none given: all", resume=FREE)
+    sample_interval: int = count(5, "epochs between sample grids", resume=FREE)
+    val_images: int = count(1024, "images of a validation pass", resume=ADJUSTABLE)
+    init_from: str | None = flag(
+        None,
+        "start from what fits of this model's weights; a path, or a name in pretrained/",
+        resume=FREE,
+    )
+    resume: str | None = flag(
+        None, "go on from SAVE_DIR's latest checkpoint, or from this file", resume=FREE, bare=""
+    )
+    seed: int = count(0, "another seed, another run", low=0)
+    dry_run: bool = flag(False, "two steps, timed: no checkpoint, no log", resume=FREE)
+    model: ModelConfig = nested(ModelConfig)
+    loss: LossConfig = nested(LossConfig)
+    first_stage: FirstStageConfig = nested(FirstStageConfig)
+    first_stage_loss: FirstStageLossConfig = nested(FirstStageLossConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for wrong, message in (
+            (
+                self.dataset == "synthetic" and self.data_root,
+                "--dataset synthetic draws its own faces: leave --data_root out",
+            ),
+            (
+                self.dataset not in (None, "synthetic") and not self.data_root,
+                f"--dataset {self.dataset} needs --data_root, the folder that holds it",
+            ),
+            (
+                self.download and self.dataset not in (None, "celeba"),
+                f"--download fetches CelebA, not {self.dataset}: fetch that by hand",
+            ),
+            (
+                self.download and not self.data_root,
+                "--download needs --data_root, the folder to download into",
+            ),
+            (
+                self.latents
+                and (self.data_root or self.stage == "first_stage" or self.data_fraction < 1),
+                "--latents is a dataset of its own: no --data_root, no --data_fraction, and no "
+                "--stage first_stage",
+            ),
+            (
+                self.init_from and self.stage == "first_stage",
+                "--init_from is for the model and the guide: leave it out with --stage first_stage",
+            ),
+            (
+                self.compile and self.stage != "diffusion",
+                f"--compile is for the UNet: leave it out with --stage {self.stage}",
+            ),
+            (
+                self.gradient_checkpointing and self.stage != "diffusion",
+                f"--gradient_checkpointing is for the UNet: leave it out with --stage {self.stage}",
+            ),
+        ):
+            if wrong:
+                raise ValueError(message)
+
+    @property
+    def data_folder(self) -> str:
+        """The folder of images: that of synthetic faces, if none is given."""
+        return self.data_root or f"data/synthetic_faces_{self.model.image_size}"
+
+
+MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
+GUIDANCE = ("free", "guide", "both")
+
+
+@dataclass(frozen=True)
+class ManipulateConfig(DeviceConfig):
+    """Flags of manipulate.py."""
+
+    checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
+    mode: str = flag("all", "what to make", choices=MODES)
+    output_dir: str = flag("./outputs", "folder to write to")
+    data_root: str | None = flag(None, "folder of images: its first test image is edited by default")
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    source_image: str | None = flag(None, "photograph to edit")
+    target_image: str | None = flag(None, "photograph to interpolate to, from --source_image")
+    landmarks: tuple[float, ...] | None = flag(
+        None,
+        "x y of left eye, right eye, nose, left and right mouth corner of --source_image, in pixels: "
+        "aligns it as CelebA's are",
+        metavar="XY",
+    )
+    face: int = count(
+        1, "which face of --source_image, 1 the largest; 0: no search, cropped at the centre", low=0
+    )
+    paste_back: bool = flag(False, "also write edits in the whole --source_image")
+    attributes: tuple[str, ...] = flag(
+        (), "what to ask for, such as Smiling=1 Male=0: 1 there, 0 not, 0.5 open", metavar=REQUEST
+    )
+    start: tuple[str, ...] = flag(
+        (), "where an interpolation starts, such as Smiling=0", name="from", metavar=REQUEST
+    )
+    end: tuple[str, ...] = flag((), "where it ends, such as Smiling=1", name="to", metavar=REQUEST)
+    open: bool = flag(False, "leave what is not named to the network: often shapeless")
+    unconditional: bool = flag(False, "new faces without any request")
+    num_samples: int | None = count(
+        None, "new faces of each request or class; none given: 8 of each class, else 8 in all"
+    )
+    guidance: str = flag(
+        "free", "what steers new faces: classifier-free guidance, --guide, or both", choices=GUIDANCE
+    )
+    guide: str | None = flag(
+        None, "classifier of train.py --stage guide: it steers, and reads photographs"
+    )
+    guide_scale: float = weight(3.0, "weight of the guide's gradient in new faces")
+    manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
+    interpolation_steps: int = count(10, "frames of a strip", low=2)
+    seed: int = count(0, "another seed, other faces", low=0)
+    sampling: SamplingConfig = nested(SamplingConfig)
+    editing: EditConfig = nested(EditConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.start) != bool(self.end):
+            raise ValueError("--from and --to go together: name the attributes at both ends")
+        if self.target_image and self.mode not in ("interpolate", "all"):
+            raise ValueError(f"--target_image is for --mode interpolate, and this is {self.mode}")
+        if self.landmarks and not self.source_image:
+            raise ValueError("--landmarks are those of --source_image: give it, too")
+        if self.face > 1 and (self.landmarks or not self.source_image):
+            raise ValueError(
+                f"--face {self.face} is searched for in --source_image: give it, and no --landmarks"
+            )
+        if self.mode == "counterfactual" and not self.attributes:
+            raise ValueError("--mode counterfactual needs --attributes: what is to flip: Smiling=0")
+        if self.editing.cfg_scale == 0:
+            raise ValueError("--edit_cfg_scale 0 ignores every request; no guidance is 1")
+        if self.sampling.cfg_scale is not None and self.mode in ("edit", "counterfactual"):
+            raise ValueError(
+                f"--cfg_scale is of new faces, and this is --mode {self.mode}: use --edit_cfg_scale"
+            )
+        if self.unconditional and self.mode not in ("generate", "all"):
+            raise ValueError(f"--unconditional draws new faces, and this is --mode {self.mode}")
+        if self.unconditional and self.guidance != "free":
+            raise ValueError("--unconditional guides towards nothing: leave --guidance out")
+        asked = {"attributes": self.attributes, "from": self.start, "open": self.open}
+        refuse_ignored_requests(self.sampling, self.unconditional, asked)
+        if self.guidance == "guide" and self.guide_scale == 0:
+            raise ValueError("--guidance guide --guide_scale 0 asks for nothing: use --unconditional")
+
+    def makes(self, mode: str) -> bool:
+        """Whether this mode is asked for. "all" leaves out counterfactuals, which must be told what to
+        flip."""
+        if self.mode != "all":
+            return mode == self.mode
+        return mode == "generate" or (mode != "counterfactual" and not self.unconditional)
+
+    @property
+    def guide_file(self) -> str | None:
+        """The guide's file: the one given, or that of a pretrained model, or the usual one if a guide is
+        needed."""
+        own = f"{self.checkpoint}_guide"
+        if self.guide is None and (PRETRAINED / f"{own}.safetensors").is_file():
+            return own
+        needed = self.guidance != "free" or self.mode == "counterfactual"
+        return self.guide or ("./checkpoints/guide_best.pth" if needed else None)
+
+
+@dataclass(frozen=True)
+class AppConfig(DeviceConfig):
+    """Flags of app.py."""
+
+    checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
+    guide: str | None = flag(None, "of train.py --stage guide: steers edits, and reads photographs")
+    judge: str | None = flag(
+        None,
+        "of evaluate.py judge: says what edits changed; none given: a pretrained model's probe",
+    )
+    host: str = flag("127.0.0.1", "who may visit: 127.0.0.1 this machine alone, 0.0.0.0 every machine")
+    port: int = count(7860, "of the page", low=0, high=65535)
+    max_upload: float = flag(20.0, "largest file that a visitor may send, in MB", above=0)
+
+    @property
+    def script(self) -> ManipulateConfig:
+        """The flags with which manipulate.py does what the page does."""
+        shared = {name: getattr(self, name) for name in ("checkpoint", "guide", "device")}
+        return ManipulateConfig(mixed_precision=self.mixed_precision, **shared)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(DeviceConfig):
+    """Flags of evaluate.py."""
+
+    checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
+    data_root: str = flag("", "folder of labelled images", required=True)
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    judge: str = flag("./checkpoints/judge.pth", "the classifier that measures")
+    train_judge: bool = flag(False, "train the judge and write it there")
+    judge_epochs: int = count(12, "passes over the training images")
+    inception_weights: str | None = flag(None, "torch-fidelity's file, or 'download': its features, too")
+    num_samples: int | None = count(
+        None,
+        "images for each setting and kind of request; none given: 1000, or what the split has",
+        low=FEWEST_SAMPLES,
+    )
+    requests: tuple[str, ...] = flag(REQUESTS, "what is asked for", choices=REQUESTS)
+    open: bool = flag(False, "leave what is not named to the network: often shapeless")
+    cfg_scale: tuple[float, ...] | None = weight(
+        None, "scales to compare; none given: 1, 1.5, 2 and 3 as far as it was trained for"
+    )
+    sampler: tuple[str, ...] = flag(("dpm_solver",), "solvers to compare", choices=SAMPLERS)
+    num_inference_steps: tuple[int, ...] | None = count(
+        None, "numbers to compare; none given: 20, all T with ddpm; 25 for edits"
+    )
+    guide: str | None = flag(
+        None, "classifier of train.py --stage guide: it steers, reads sources of edits, is explained"
+    )
+    guide_scale: tuple[float, ...] = weight((0.0,), "weights of the guide's gradient to compare")
+    attribute_split: str = flag(
+        "val", "whose attribute rows are asked for; whose photographs are explained", choices=SPLITS
+    )
+    reference_split: str = flag("test", "whose images are compared with", choices=SPLITS)
+    batch_size: int = count(50, "images drawn at once")
+    output_dir: str = flag("./outputs/evaluation", "folder to write to")
+    cache_dir: str = flag("data/cache", CACHE_HELP)
+    seed: int = count(0, "another seed, other samples", low=0)
+    edit: bool = flag(False, "judge edits instead of new faces")
+    edit_attributes: tuple[str, ...] = flag(
+        (), "what to edit; none given: every attribute", metavar=NAME
+    )
+    edit_cfg_scale: tuple[float, ...] = weight((), "strengths of guidance of edits to compare")
+    edit_sources: int = count(32, "faces for each attribute and direction", low=2)
+    strengths: tuple[float, ...] = share((0.5, 1.0), "strengths of each edit; the last is judged")
+    counterfactual: tuple[str, ...] = flag(
+        (), "edit each photograph against what --guide reads, as papers on explanations do", metavar=NAME
+    )
+    face_network: str | None = flag(
+        None,
+        "TorchScript file, RGB (B, 3, S, S) in [-1, 1] -> embeddings (B, D): its features, and FVA, FS",
+    )
+    sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))
+    editing: EditConfig = nested(EditConfig, only=("depth", "guide_scale", "hold", "margin", "localise"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        edits = "--counterfactual" if self.counterfactual else "--edit" if self.edit else None
+        if edits and len(self.num_inference_steps or ()) > 1:
+            raise ValueError(f"{edits} takes one number of steps, got {self.num_inference_steps}")
+        if edits and self.cfg_scale:
+            raise ValueError(f"--cfg_scale is of new faces: with {edits} use --edit_cfg_scale")
+        if self.counterfactual and not self.guide:
+            raise ValueError(
+                "--counterfactual needs --guide, the classifier that is explained, such as "
+                f"{DEFAULT_MODEL}_guide"
+            )
+        if any(self.guide_scale) and not self.guide:
+            raise ValueError("--guide_scale needs --guide, the classifier that steers")
+        if edits and any(self.guide_scale):
+            raise ValueError(f"--guide_scale is of new faces: with {edits} use --edit_guide_scale")
+        if self.attribute_split == self.reference_split:
+            split = self.reference_split
+            raise ValueError(f"--attribute_split and --reference_split are both {split}: they differ")
+
+
+@dataclass(frozen=True)
+class VisualizeConfig(DeviceConfig):
+    """Flags of visualize.py."""
+
+    what: str = flag(
+        "all", "the figure, or all that the flags allow", choices=(*FIGURES, "all"), positional=True
+    )
+    checkpoint: str | None = flag(None, "model of train.py")
+    data_root: str | None = flag(None, "folder of labelled images")
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    log_dir: str | None = flag(
+        None, "logs of train.py: of the last run in this folder, or of the run whose folder it is"
+    )
+    output_dir: str = flag("./outputs/figures", "folder to write to")
+    attributes: tuple[str, ...] = flag(
+        (), "what is varied, coloured by or asked for, each alone: NAME or NAME=VALUE", metavar=REQUEST
+    )
+    unconditional: bool = flag(False, "denoising and animation without any request")
+    num_samples: int = count(8, "images in a row")
+    num_points: int = count(1000, "points of the latent space", low=50)
+    cache_dir: str = flag("data/cache", CACHE_HELP)
+    seed: int = count(0, "another seed, other samples", low=0)
+    sampling: SamplingConfig = nested(SamplingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unconditional and self.what not in ("denoising", "animation"):
+            raise ValueError(f"--unconditional is for denoising and animation, and this is {self.what}")
+        refuse_ignored_requests(self.sampling, self.unconditional, {"attributes": self.attributes})
+
+
+@dataclass(frozen=True)
+class EncodeConfig(DeviceConfig):
+    """Flags of encode_latents.py."""
+
+    data_root: str = flag("", "folder of labelled images", required=True)
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    first_stage: str = flag(
+        "./checkpoints/first_stage.pth", "of train.py --stage first_stage, or an AutoencoderKL"
+    )
+    own_scale: bool = flag(
+        False, "scale latents as the AutoencoderKL's configuration says, not as they are measured"
+    )
+    output_dir: str = flag("./latents", "folder to write, or to go on with")
+    image_size: int = count(128, "side of the square images", high=4096)
+    crop: int = flag(178, CROP_HELP, choices=CROPS)
+    batch_size: int = count(32, "images encoded at once")
+    cache_dir: str = flag("data/cache", CACHE_HELP)
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """Flags of export.py."""
+
+    checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
+    out: str = flag("", "a .safetensors or .pth file, or a folder", required=True)
+    hub: bool = flag(False, "the folder is for the Hugging Face hub, not for diffusers")
+    half: bool = flag(False, "write the weights in half precision")
+
+
+@dataclass(frozen=True)
+class SyntheticFacesConfig(Config):
+    """Flags of ``python -m synthetic_faces``."""
+
+    out: str = flag("data/synthetic_faces", "folder to create")
+    num_images: int = count(6000, "faces to draw", high=999_999)
+    image_size: int = count(64, "side of the square images", low=16)
+    seed: int = count(0, "another seed, other faces", low=0)
+    balanced: bool = flag(False, "every attribute about half the time, not as in CelebA")
+    floor: float = flag(0.0, "raise the frequency of rare attributes to about this", low=0, high=0.5)
+    num_workers: int | None = count(None, "processes; none given: one for each processor")
+
+
+EDIT_BENCHMARK = "data/edit_benchmark"  # where it is made and looked for
+
+
+@dataclass(frozen=True)
+class MakeBenchmarkConfig(Config):
+    """Flags of ``python -m synthetic_faces.benchmark make``."""
+
+    out: str = flag(EDIT_BENCHMARK, "folder to create")
+    sources: int = count(5, "faces for each attribute and direction")
+    image_size: int = count(64, "side of the square images", low=32, high=4096)
+    seed: int = count(0, "another seed, other faces", low=0)
+
+
+@dataclass(frozen=True)
+class ScoreEditsConfig(Config):
+    """Flags of ``python -m synthetic_faces.benchmark score``."""
+
+    edits: str = flag("", "folder of edited pictures, 000.png, 001.png, ...", required=True)
+    benchmark: str = flag(EDIT_BENCHMARK, "folder of the benchmark")
+    judge: str | None = flag(None, "of evaluate.py judge; none given: the probe in pretrained/")

@@ -150,10 +150,10 @@ def load_judge(
         FileNotFoundError, ValueError: where there is none, or one for other attributes.
     """
     if not find_weights(path).is_file():
-        raise FileNotFoundError(f"no judge at {path}: make one with evaluate.py --train_judge")
+        raise FileNotFoundError(f"no judge at {path}: make one with evaluate.py judge")
     state = load_checkpoint(path)
     if "judge" not in state:
-        raise ValueError(f"{path} holds no judge: make one with evaluate.py --train_judge")
+        raise ValueError(f"{path} holds no judge: make one with evaluate.py judge")
     with refusing(path, "judge"):
         known = list(state["attribute_names"])
         if [name for name in known if name in attribute_names] != list(attribute_names):
@@ -164,7 +164,7 @@ def load_judge(
         if state["crop"] != crop:
             raise ValueError(
                 f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
-                f"cropped to {crop}: train a judge on the checkpoint's data"
+                f"cropped to {crop}: train another with evaluate.py judge --crop {crop}"
             )
         model = Judge(len(known)).to(device, memory_format=torch.channels_last)
         load_weights(model, state["judge"], path)

@@ -151,11 +151,12 @@ def mean_error(values: Tensor) -> float:
 
 
 def mean_of(name: str, values: Tensor) -> dict[str, float]:
-    """The mean of values (N,) and its error (95 %), under these names; nothing of no values."""
+    """The mean of values (N,) under a name, and its error (95 %). Without values both are left out, of
+    one value the error."""
     if not len(values):
         return {}
-    found = {name: float(values.float().mean())}
-    return found | ({f"{name}_error": mean_error(values.float())} if len(values) > 1 else {})
+    mean = {name: float(values.mean())}
+    return mean | ({f"{name}_error": mean_error(values)} if len(values) > 1 else {})
 
 
 def distances(fake: Tensor, real: Tensor) -> dict[str, float]:

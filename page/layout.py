@@ -717,7 +717,7 @@ class Page:
     def no_meter(self) -> str:
         if self.studio.reader:
             return said("After an edit: what an independent reader saw change.")
-        return said("No independent reader: train one with evaluate.py --train_judge, and give --judge.")
+        return said("No independent reader: train one with evaluate.py judge, and give --judge.")
 
     def showing(self, visitor: Visitor, result: Result) -> dict:
         """Everything that shows a result."""
