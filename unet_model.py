@@ -91,7 +91,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V: (B, heads, N, D), (B, heads, M, D) twice -> (B, heads, N, D).
 
     It uses the fused kernel, so memory grows with N + M. On a CPU, small N x M are written out instead:
-    in bfloat16 this trains 3 to 6 times faster (benchmarks/attention.py).
+    in bfloat16 this trains 3 to 6 times faster (docs/log.md).
     """
     if not query.is_cpu or query.shape[2] * key.shape[2] > WRITTEN_OUT:
         return F.scaled_dot_product_attention(query, key, value)

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from attributes import attr_dict, deny_other_classes
+from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig, in_file_name
@@ -80,12 +81,12 @@ class EditJudge:
     ) -> dict[str, Tensor]:
         """``edit_figures`` (N,), the cosine, and the PSNR where ``mask`` (H, W) is true: there this edit
         should change nothing."""
-        on_device = [None if x is None else x.to(self.device) for x in (source, edited, truth)]
-        a, b, right = on_device
+        a, b = source.to(self.device), edited.to(self.device)
+        right = None if truth is None else truth.to(self.device)
         figures = edit_figures(self.judge, a, b, task.column, task.direction, right, self.one_hot)
-        features = [read(self.judge, x)[0] for x in (source, edited)]
+        before, after = (read(self.judge, x)[0] for x in (source, edited))
         return figures | {
-            "cosine": self.cosine(*features, task),
+            "cosine": self.cosine(before, after, task),
             "psnr_outside": psnr(source, edited, mask),
         }
 
@@ -93,6 +94,18 @@ class EditJudge:
         """How often the judge sees in images what was requested."""
         logits = read(self.judge, images)[1]
         return float((logits[:, task.column].sign() == task.direction).float().mean())
+
+
+def check_flips(guide: GuidanceClassifier, file: str, names: Sequence[str]) -> None:
+    """Raise ValueError for an attribute of which the guide in a file cannot say whether it flips."""
+    if guide.config.one_hot:
+        raise ValueError(f"{file} reads classes, which do not flip: leave --smallest out")
+    unread = [name for name in names if name not in guide.config.attribute_names]
+    if unread:
+        raise ValueError(
+            f"{file} does not read {unread[0]}: with --smallest name some of "
+            f"{list(guide.config.attribute_names)} in --edit_attributes"
+        )
 
 
 class EditEvaluation(Evaluation):
@@ -124,8 +137,8 @@ class EditEvaluation(Evaluation):
         ways = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
         edited = config.edit_attributes or names
         self.tasks = [Task(name, names.index(name), way) for name in edited for way in ways]
-        if config.smallest:
-            self.check_guide_reads(edited)
+        if config.smallest and self.guide is not None:
+            check_flips(self.guide, str(config.guide), edited)
         self.truth = counterfactuals(config.data_root, of_model.image_size, of_model.crop)
         self.edit_judge = EditJudge(self.judge, self.reference["judge"], of_model.one_hot)
         self.protocol |= {
@@ -137,20 +150,6 @@ class EditEvaluation(Evaluation):
             "sources_read_by": "the guide" if self.guide else "the VAE",
             "true_counterfactuals": self.truth is not None,
         }
-
-    def check_guide_reads(self, names: Sequence[str]) -> None:
-        """Raise ValueError for an attribute of which the guide cannot say that it flips."""
-        readable_names = self.guide.config.attribute_names
-        if self.guide.config.one_hot:
-            raise ValueError(
-                f"{self.config.guide} reads classes, which do not flip: leave --smallest out"
-            )
-        unread = [name for name in names if name not in readable_names]
-        if unread:
-            raise ValueError(
-                f"{self.config.guide} does not read {unread[0]}: with --smallest name some of "
-                f"{list(readable_names)} in --edit_attributes"
-            )
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
@@ -221,6 +220,7 @@ class EditEvaluation(Evaluation):
         """The images after the smallest edit with which the guide sees what was requested, and the
         strengths (N,). An edit that never flips has strength 1."""
         guide = self.guide
+        assert guide is not None  # --smallest needs one
         column = guide.config.attribute_names.index(task.name)
 
         def margin(edited: Tensor) -> float:

@@ -35,12 +35,16 @@ from image_data.datasets import find_dataset
 from image_data.labelled import LabelledImages
 from samplers import sample_generators, settled
 
-if TYPE_CHECKING:
-    from visualize import VisualizeConfig
-
-SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
+TO_VARY = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
 FRAMES = 10  # of a strip
-MOST_STEPS = 100  # of a reverse chain that are kept
+MOST_STEPS = 100  # of a reverse chain that are kept: as many as a film of twelve seconds shows
+CURVES = {  # group of metrics.jsonl -> what its plot shows
+    "loss": "What training minimises: the total, and each of its terms",
+    "diffusion_by_timestep": "The error of the prediction, from the least noise to the most",
+    "validation": "The same losses on images that training never sees",
+    "optimisation": "The learning rate, and the length of the gradient",
+    "speed": "How many images training sees in a second",
+}
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,12 @@ class Sources:
 
     @cached_property
     def shown(self) -> list[str]:
-        """The attributes to vary: those of --attributes, else those of SHOWN that the model has, else
+        """The attributes to vary: those of --attributes, else those of TO_VARY that the model has, else
         its first ones."""
         if self.requests:
             return list(dict.fromkeys(name for request in self.requests for name in request))
         names = self.opened.config.attribute_names
-        known = [name for name in SHOWN if name in names]
+        known = [name for name in TO_VARY if name in names]
         return known or list(names[: 10 if self.opened.config.one_hot else 6])
 
     @property
@@ -343,23 +347,26 @@ def curves(sources: Sources) -> list[Path]:
         FileNotFoundError: if the folder holds no run.
     """
     folder = Path(str(sources.config.log_dir))
-    found = [folder / "metrics.jsonl", *sorted(folder.glob("*/metrics.jsonl"))]
-    found = [path for path in found if path.is_file()]
-    if not found:
+    runs = [folder / "metrics.jsonl", *sorted(folder.glob("*/metrics.jsonl"))]
+    runs = [path for path in runs if path.is_file()]
+    if not runs:
         raise FileNotFoundError(f"no metrics.jsonl in {folder}: give the --log_dir of a training run")
-    title = "/".join(found[-1].resolve().parts[-3:-1])
+    run = "/".join(runs[-1].resolve().parts[-3:-1])
     groups: dict[str, dict[str, list]] = {}  # group -> name -> points (step, value)
-    for line in found[-1].read_text(encoding="utf-8").splitlines():
+    for line in runs[-1].read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         for tag, value in values.items():
             group, _, name = tag.partition("/")
             if name and value is not None:  # None was not finite; step and seconds have no group
                 points = groups.setdefault(group, {}).setdefault(name.replace("_", " "), [])
                 points.append((values["step"], value))
-    return [
-        save_curves(sources.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], title)
-        for group, named in groups.items()
-    ]
+    files = []
+    for group, named in groups.items():
+        words = group.replace("_", " ")
+        title = f"{CURVES.get(group, words.capitalize())} ({run})"
+        path = sources.out / f"curves_{group}.png"
+        files.append(save_curves(path, named, "step", [words], title))
+    return files
 
 
 def architecture(sources: Sources) -> list[Path]:

@@ -27,7 +27,7 @@ from synthetic_faces.attributes import attributes_are_possible
 from synthetic_faces.dataset import counterfactuals, draw_parameters, write_dataset
 
 EVERYWHERE = torch.ones(32, 32, dtype=torch.bool)
-NAMES_OF_SMALLEST = ["cfg 6, guide 3", "cfg 6, guide 3, smallest"]
+NAMES_OF_SMALLEST = ["cfg 6, guide 5", "cfg 6, guide 5, smallest"]
 SMILE = Task("Smiling", attr_dict["Smiling"], 1)
 
 
@@ -134,7 +134,7 @@ def test_the_smallest_edit_is_the_weakest_that_the_guide_sees():
     work.autocast, work.writes = nullcontext(), False
 
     def prepare_edit(source, target, editing, **options):
-        return lambda strength: (source + 100 * strength).to(torch.uint8)
+        return lambda strength: (source + 100 * strength).clamp(0, 255).to(torch.uint8)
 
     work.model = SimpleNamespace(prepare_edit=prepare_edit, config=SimpleNamespace(one_hot=False))
     source = torch.tensor([20, 200, 0]).view(3, 1, 1, 1).expand(3, 1, 1, 3).float()
@@ -147,7 +147,7 @@ def test_the_smallest_edit_is_the_weakest_that_the_guide_sees():
 
 @pytest.fixture(scope="module")
 def options(checkpoint, tmp_path_factory):
-    """Flags of evaluate.py edits: drawn faces, a judge of one epoch, two steps; and an untrained guide."""
+    """Flags of evaluate.py edits: drawn faces, a judge of one epoch, two steps; an untrained guide."""
     root = tmp_path_factory.mktemp("edits")
     write_dataset(root / "faces", num_images=100, image_size=32, seed=0, num_workers=1)
     torch.manual_seed(0)
