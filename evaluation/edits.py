@@ -136,10 +136,11 @@ class EditEvaluation(Evaluation):
             raise ValueError(f"no attribute {unknown[0]} in {config.data_root}: name some of {names}")
         ways = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
         edited = config.edit_attributes or names
-        self.tasks = [Task(name, names.index(name), way) for name in edited for way in ways]
+        tasks = [Task(name, names.index(name), way) for name in edited for way in ways]
         if config.smallest and self.guide is not None:
             check_flips(self.guide, str(config.guide), edited)
         self.truth = counterfactuals(config.data_root, of_model.image_size, of_model.crop)
+        self.tasks = [task for task in tasks if len(self.sources(task)[0])]
         self.edit_judge = EditJudge(self.judge, self.reference["judge"], of_model.one_hot)
         self.protocol |= {
             "sources": self.protocol["reference"],
@@ -270,45 +271,29 @@ class EditEvaluation(Evaluation):
             "frechet_real": frechet_distance(real[:number], right),
         }
 
-    def no_edit(self, task: Task) -> dict[str, Any] | None:
-        """The figures of the sources as they are. None where there is no face to edit."""
-        source = self.sources(task)[0]
-        if not len(source):
-            return None
-        figures = self.edit_judge.measure(source, source, task, self.mask(task))
-        means = {name: float(values.mean()) for name, values in figures.items()}
-        return {"task": str(task), "faces": len(source), **means, **self.frechet(source, task)}
-
-    def judge_task(self, name: str, editing: EditConfig, task: Task) -> dict[str, Any] | None:
-        """Every figure of one way of editing, for one attribute and direction. Writes a picture. None
-        where there is no face to edit."""
-        source, _ = self.sources(task)
-        if not len(source):
-            return None
-        strip = self.edit(source, task, editing)
-        figures = self.judge_edits(name, editing, task, strip[-1])
-        rates = [self.edit_judge.flip_rate(edited, task) for edited in strip[:-1]]
-        rates.append(figures["flip_rate"])
-        curve = dict(zip(map(str, self.config.strengths), rates, strict=True))
-        return figures | {"flip_rate_over_strength": curve}
-
-    def judge_smallest(self, name: str, editing: EditConfig, task: Task) -> dict[str, Any] | None:
-        """The same of the smallest edits, with their mean strength."""
-        source, _ = self.sources(task)
-        if not len(source):
-            return None
-        edited, strengths = self.smallest(source, task, editing)
-        return self.judge_edits(name, editing, task, edited) | summary({"strength": strengths})
-
-    def judge_edits(self, name: str, editing: EditConfig, task: Task, edited: Tensor) -> dict[str, Any]:
-        """What was done in a task, and every figure of its edits. Writes a picture of them."""
+    def figures(self, task: Task, edited: Tensor, name: str = "") -> dict[str, Any]:
+        """Every figure of edited sources. Writes a picture of them under the name of how they were
+        edited; none without a name."""
         source, truth = self.sources(task)
-        figures = self.edit_judge.measure(source, edited, task, self.mask(task), truth)
-        if self.writes:
-            self.picture(name, task, edited, figures["flip_rate"] + figures["cosine"])
+        each = self.edit_judge.measure(source, edited, task, self.mask(task), truth)
+        if self.writes and name:
+            self.picture(name, task, edited, each["flip_rate"] + each["cosine"])
+        facts = {"task": str(task), "faces": len(source)}
+        return {**facts, **summary(each), **self.frechet(edited, task)}
+
+    def judge_task(self, name: str, editing: EditConfig, task: Task, smallest: bool) -> dict[str, Any]:
+        """The figures of one way of editing, for one attribute and direction: at the last of
+        --strengths, with the flip rate at each; or at the smallest strength that flips."""
+        source, _ = self.sources(task)
         full = suited(editing, [task.name])
-        facts = {"task": str(task), "faces": len(source), "depth": full.depth, "margin": full.margin}
-        return {**facts, **summary(figures), **self.frechet(edited, task)}
+        facts: dict[str, Any] = {"depth": full.depth, "margin": full.margin}
+        if smallest:
+            edited, strengths = self.smallest(source, task, editing)
+            return self.figures(task, edited, name) | facts | summary({"strength": strengths})
+        strip = self.edit(source, task, editing)
+        rates = [self.edit_judge.flip_rate(edited, task) for edited in strip]
+        curve = dict(zip(map(str, self.config.strengths), rates, strict=True))
+        return self.figures(task, strip[-1], name) | facts | {"flip_rate_over_strength": curve}
 
     def picture(self, name: str, task: Task, edited: Tensor, score: Tensor) -> None:
         """Write the best, the median and the worst edit by a score (N,): source, edit, where they
@@ -346,23 +331,22 @@ class EditEvaluation(Evaluation):
         unevenness, ends = zip(*in_parallel(evenness, images.split(2)), strict=True)
         return {"largest_step_over_mean": sum(unevenness) / number, "worst_end_psnr": min(ends)}
 
-    # ---------------------------------------------------------------- the report
-
     def run(self) -> str:
         """Judge every way of editing. edits.json and edits.md grow as it goes. Returns the latter."""
         report: dict[str, Any] = {"protocol": self.protocol, "interpolation": self.interpolation()}
-        report["edits"] = [{"name": "no edit", "tasks": [*filter(None, map(self.no_edit, self.tasks))]}]
+        no_edit = [self.figures(task, self.sources(task)[0]) for task in self.tasks]
+        report["edits"] = [{"name": "no edit", "tasks": no_edit}]
         ways = []
         for name, editing in self.variants():
-            ways.append((name, editing, self.judge_task))
+            ways.append((name, editing, False))
             if self.config.smallest:
-                ways.append((f"{name}, smallest", editing, self.judge_smallest))
+                ways.append((f"{name}, smallest", editing, True))
         total, hidden = len(ways) * len(self.tasks), not self.writes
         with tqdm(total=total, desc="editing", unit="task", disable=hidden) as bar:
-            for name, editing, judge in ways:
+            for name, editing, smallest in ways:
                 tasks = []
                 for task in self.tasks:
-                    tasks += filter(None, [judge(name, editing, task)])
+                    tasks.append(self.judge_task(name, editing, task, smallest))
                     bar.update()
                 report["edits"].append({"name": name, "editing": asdict(editing), "tasks": tasks})
                 if self.writes:
