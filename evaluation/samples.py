@@ -155,28 +155,13 @@ class SampleEvaluation(Evaluation):
     # ---------------------------------------------------------------- drawing
 
     def draw(
-        self,
-        then: Callable[[Tensor], Result],
-        rows: Tensor,
-        sampling: SamplingConfig,
-        bar: tqdm | None,
-        seed: int,
-        numbers: list[int] | None = None,
+        self, then: Callable[[Tensor], Result], rows: Tensor, sampling: SamplingConfig, **options: Any
     ) -> list[Result]:
-        """``then`` of every batch of images drawn under attribute rows (N, A)."""
-        return draw_batches(
-            then,
-            self.model,
-            rows,
-            sampling,
-            self.autocast,
-            seed,
-            self.config.batch_size,
-            bar,
-            numbers,
-            guide=self.guide,
-            complete=not self.config.open,
-        )
+        """``then`` of every batch of images drawn under attribute rows (N, A). ``options`` are those of
+        ``draw_batches``."""
+        options |= {"guide": self.guide, "complete": not self.config.open}
+        options |= {"batch_size": self.config.batch_size}
+        return draw_batches(then, self.model, rows, sampling, self.autocast, **options)
 
     def measure(self, sampling: SamplingConfig, request: str, bar: tqdm) -> dict[str, Any]:
         """Every figure of one setting under one kind of request. Writes its pictures."""
@@ -186,7 +171,7 @@ class SampleEvaluation(Evaluation):
             kept = images if next(first) < IN_PICTURE else images[:0]  # the rest leaves the memory
             return {space: read(images) for space, read in self.spaces.items()}, kept.cpu()
 
-        drawn = self.draw(features_of, rows, sampling, bar, self.config.seed)
+        drawn = self.draw(features_of, rows, sampling, bar=bar, seed=self.config.seed)
         features = {space: torch.cat([each[space] for each, _ in drawn]) for space in self.spaces}
         logits = self.judge.read_logits(features["judge"])
         spread = mean_of("diversity", self.diversity(rows, sampling, bar))
@@ -209,16 +194,17 @@ class SampleEvaluation(Evaluation):
         """Write a grid of samples, and a grid of the samples nearest to training images above those."""
         suspects = closest.argsort()[:CLOSEST]
         rows = self.requests[request][suspects]
-        again = self.draw(Tensor.cpu, rows, sampling, None, self.config.seed, suspects.tolist())
+        seeds = {"seed": self.config.seed, "numbers": suspects.tolist()}
+        again = self.draw(Tensor.cpu, rows, sampling, **seeds)
         if not self.writes:
             return
-        name = f"{request}_{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
-        title = f"{sampling.sampler}, {sampling.num_inference_steps} steps, "
-        title += f"guidance {sampling.cfg_scale:g}"
-        if sampling.guide_scale:
-            name += f"_guide{sampling.guide_scale:g}"
-            title += f", guide {sampling.guide_scale:g}"
-        conditional = sampling.cfg_scale or sampling.guide_scale  # else the network sees no request
+        s = sampling
+        name = f"{request}_{s.sampler}_{s.num_inference_steps}_cfg{s.cfg_scale:g}"
+        title = f"{s.sampler}, {s.num_inference_steps} steps, guidance {s.cfg_scale:g}"
+        if s.guide_scale:
+            name += f"_guide{s.guide_scale:g}"
+            title += f", guide {s.guide_scale:g}"
+        conditional = s.cfg_scale or s.guide_scale  # else the network sees no request
         title = f"{f'Request {request}' if conditional else 'Unconditional'}: {title}"
         path = self.output_dir / f"samples_{name}.png"
         save_grid(path, images.numpy(), [""] * len(images), 16, title=title)
@@ -234,7 +220,8 @@ class SampleEvaluation(Evaluation):
         """For each of the first rows, how far apart samples of that one row lie, over how far apart
         reference images lie (ALIKE,)."""
         alike = rows[:ALIKE].repeat_interleave(ALIKE, 0)
-        drawn = self.draw(self.judge.read_features, alike, sampling, bar, self.config.seed + 2)
+        seed = self.config.seed + 2  # other noise than that of the samples
+        drawn = self.draw(self.judge.read_features, alike, sampling, bar=bar, seed=seed)
         groups = torch.cat(drawn).view(ALIKE, ALIKE, -1)
         reference = self.reference["judge"]
         some = reference[:: max(1, len(reference) // 500)]
