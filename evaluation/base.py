@@ -83,14 +83,18 @@ class Evaluation:
         self.autocast = devices.autocast(config.mixed_precision, device)
         self.spaces: dict[str, Callable[[Tensor], Tensor]] = {"judge": self.judge.read_features}
 
-    @cached_property
-    def reference(self) -> dict[str, Tensor]:
-        """Features of the reference images, in every feature space."""
-        images, label = self.reference_set.images, f"{self.config.reference_split} split"
+    def read(self, images, label: str) -> dict[str, Tensor]:
+        """Features (N, D) of images uint8 (N, H, W, 3) in every feature space. ``label`` names them in
+        the progress bars."""
         return {
             space: torch.cat(in_batches(features, images, 50, f"{space}, {label}"))
             for space, features in self.spaces.items()
         }
+
+    @cached_property
+    def reference(self) -> dict[str, Tensor]:
+        """Features of the reference images."""
+        return self.read(self.reference_set.images, f"{self.config.reference_split} split")
 
     @cached_property
     def train_features(self) -> Tensor:

@@ -283,9 +283,7 @@ class SampleEvaluation(Evaluation):
         """The same figures for held-out photographs, which is what a perfect model would score."""
         number = min(self.number, len(self.held_out))
         images, rows = self.held_out.images[:number], self.rows[:number]
-        features = {
-            space: torch.cat(in_batches(read, images, 50)) for space, read in self.spaces.items()
-        }
+        features = self.read(images, f"{self.config.attribute_split} split")
         logits = self.judge.read_logits(features["judge"])
         seen: dict[str, Any] = {"balanced_accuracy": float(balanced_accuracy(logits, rows).nanmean())}
         if self.model.config.one_hot:
