@@ -695,7 +695,7 @@ class AppConfig(DeviceConfig):
     guide: str | None = flag(None, "of train.py --stage guide: steers edits, and reads photographs")
     judge: str | None = flag(
         None,
-        "of evaluate.py judge: says what edits changed; none given: a pretrained model's probe",
+        "of evaluate.py --train_judge: says what edits changed; none given: a pretrained model's probe",
     )
     host: str = flag("127.0.0.1", "who may visit: 127.0.0.1 this machine alone, 0.0.0.0 every machine")
     port: int = count(7860, "of the page", low=0, high=65535)
@@ -875,4 +875,4 @@ class ScoreEditsConfig(Config):
 
     edits: str = flag("", "folder of edited pictures, 000.png, 001.png, ...", required=True)
     benchmark: str = flag(EDIT_BENCHMARK, "folder of the benchmark")
-    judge: str | None = flag(None, "of evaluate.py judge; none given: the probe in pretrained/")
+    judge: str | None = flag(None, "of evaluate.py --train_judge; none given: the probe in pretrained/")
