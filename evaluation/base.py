@@ -20,19 +20,19 @@ from config import ModelConfig
 from diffusion_model import load_model
 from evaluation.metrics import balanced_accuracy
 from evaluation.reading import in_batches, read, say
-from image_data.datasets import Found
+from image_data.labelled import LabelledImages
 
 if TYPE_CHECKING:
     from evaluate import JudgeConfig, MeasureConfig
 
 
-def make_judge(config: JudgeConfig, data: Found, device: str) -> float:
+def make_judge(config: JudgeConfig, data: LabelledImages, device: str) -> float:
     """Train the judge on the training split, test it, and write it with its accuracies to --judge.
 
     Returns:
         its balanced accuracy on the test split, the mean over attributes.
     """
-    seen = ModelConfig(data.labelled.names, image_size=config.image_size, crop=config.crop)
+    seen = ModelConfig(data.names, image_size=config.image_size, crop=config.crop)
     test, train = (data.open_for(seen, split, config.cache_dir) for split in ("test", "train"))
     judge = train_judge(train, config.judge_epochs, config.seed, device)
     accuracy = balanced_accuracy(read(judge, test.images)[1], test.attributes)
@@ -59,7 +59,7 @@ class Evaluation:
         FileNotFoundError, ValueError: for files that are missing, or do not fit the model.
     """
 
-    def __init__(self, config: MeasureConfig, data: Found, device: str):
+    def __init__(self, config: MeasureConfig, data: LabelledImages, device: str):
         self.config, self.data = config, data
         self.model = load_model(config.checkpoint, device)
         self.guide = load_guide(config.guide, device) if config.guide else None

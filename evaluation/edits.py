@@ -30,7 +30,7 @@ from evaluation.metrics import frechet_distance, psnr
 from evaluation.reading import in_parallel, read
 from evaluation.tables import edits_table, plot_strengths, write_report
 from figures.grids import heat_map, readable, save_grid
-from image_data.datasets import Found
+from image_data.labelled import LabelledImages
 from samplers import sample_generators
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class EditEvaluation(Evaluation):
     def __init__(
         self,
         config: EditsConfig,
-        data: Found,
+        data: LabelledImages,
         device: str,
         counterfactuals: Callable[[str, int, int], Turned | None],
     ):

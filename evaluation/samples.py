@@ -35,7 +35,7 @@ from evaluation.metrics import (
 from evaluation.reading import Result, in_batches, say
 from evaluation.tables import plot_sweeps, samples_table, write_report
 from figures.grids import save_grid
-from image_data.datasets import Found
+from image_data.labelled import LabelledImages
 from samplers import SAMPLERS, settled
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class SampleEvaluation(Evaluation):
 
     config: SamplesConfig
 
-    def __init__(self, config: SamplesConfig, data: Found, device: str):
+    def __init__(self, config: SamplesConfig, data: LabelledImages, device: str):
         super().__init__(config, data, device)
         self.settings = self.sampling_settings()
         split = config.attribute_split

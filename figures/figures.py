@@ -31,7 +31,8 @@ from figures.grids import caption, labelled_grid, readable, save_gif, save_grid
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
 from figures.unet_drawing import save_unet_drawing
 from image_data.cached import ImageDataset
-from image_data.datasets import Found, find_dataset
+from image_data.datasets import find_dataset
+from image_data.labelled import LabelledImages
 from samplers import sample_generators, settled
 
 TO_VARY = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
@@ -216,7 +217,7 @@ def attributes(sources: Sources) -> list[Path]:
         correlation = np.atleast_2d(np.corrcoef(rows["train"].T))
     correlation[constant] = correlation[:, constant] = 0  # not defined for what never varies
     correlation = correlation[np.ix_(order, order)]
-    root = sources.data.labelled.root.name
+    root = sources.data.root.name
     balance, together = sources.out / "attribute_balance.png", sources.out / "attribute_correlation.png"
     title = f"How often each attribute is present ({root})"
     return [
