@@ -33,7 +33,7 @@ class AppConfig(DeviceConfig):
     guide: str | None = flag(None, "of train.py --stage guide: steers edits, and reads photographs")
     judge: str | None = flag(
         None,
-        "of evaluate.py --train_judge: says what edits changed; none given: a pretrained model's probe",
+        "of evaluate.py judge: says what edits changed; none given: a pretrained model's probe",
     )
     host: str = flag("127.0.0.1", "who may visit: 127.0.0.1 this machine alone, 0.0.0.0 every machine")
     port: int = count(7860, "of the page", low=0, high=65535)

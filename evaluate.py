@@ -31,7 +31,6 @@ from config import (
     REQUESTS,
     SAMPLERS,
     SPLITS,
-    DeviceConfig,
     EditConfig,
     SamplingConfig,
     count,
@@ -40,6 +39,7 @@ from config import (
     share,
     weight,
 )
+from devices import DeviceConfig
 
 # -------------------------------------------------------------------- settings
 
@@ -97,7 +97,7 @@ class SamplesConfig(MeasureConfig):
         None, "numbers to compare; none given: 20, all T with ddpm"
     )
     inception_weights: str | None = flag(None, "torch-fidelity's file, or 'download': its features, too")
-    sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))  # noqa: RUF009
+    sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +117,7 @@ class EditsConfig(MeasureConfig):
     edit_cfg_scale: tuple[float, ...] = weight((), "strengths of guidance of edits to compare")
     strengths: tuple[float, ...] = share((0.5, 1.0), "strengths of each edit; the last is measured")
     smallest: bool = flag(False, "measure the smallest strength, too, with which the guide sees a flip")
-    editing: EditConfig = nested(  # noqa: RUF009
+    editing: EditConfig = nested(
         EditConfig,
         only=("num_inference_steps", "depth", "guide_scale", "hold", "margin", "localise"),
     )

@@ -26,12 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import devices
 import flags
 from classifiers.guide import load_guide
-from config import CFG_SCALE, EDIT_BENCHMARK, DeviceConfig, ManipulateConfig, count, flag, weight
+from config import CFG_SCALE, count, flag, weight
+from devices import DeviceConfig
 from diffusion_model import load_model
 from evaluation.tables import table
+from manipulate import ManipulateConfig
 from samplers import ddpm, last, randn_like, timestep_grid
 from synthetic_faces.attributes import COLUMNS
-from synthetic_faces.benchmark import FLOOR, read_benchmark, score_folder
+from synthetic_faces.benchmark import EDIT_BENCHMARK, FLOOR, read_benchmark, score_folder
 from synthetic_faces.dataset import draw_parameters, render
 
 # images uint8 (B, S, S, 3), the attribute, and whether it is to be there -> edits in the same form

@@ -24,8 +24,9 @@ import devices
 import flags
 from attributes import CELEBA_ATTRIBUTES
 from checkpoint import EMA
-from config import LossConfig, TrainConfig
+from config import LossConfig
 from diffusion_model import ConditionalDiffusion
+from train import TrainConfig
 
 
 def count_step(config, images, device: str) -> dict[str, float]:

@@ -31,6 +31,7 @@ from evaluation.reading import in_parallel, read
 from evaluation.tables import edits_table, plot_strengths, write_report
 from figures.grids import heat_map, readable, save_grid
 from image_data.labelled import LabelledImages
+from progress import progress_bar
 from samplers import sample_generators
 
 if TYPE_CHECKING:
@@ -203,7 +204,9 @@ class EditEvaluation(Evaluation):
             return result
 
         hidden = not self.writes
-        with tqdm(total=len(images), desc=str(task), leave=False, unit="image", disable=hidden) as bar:
+        with progress_bar(
+            total=len(images), desc=str(task), leave=False, unit="image", disable=hidden
+        ) as bar:
             return in_parallel(one_batch, range(0, len(images), size))
 
     def edit(self, images: Tensor, task: Task, editing: EditConfig) -> list[Tensor]:
@@ -342,7 +345,7 @@ class EditEvaluation(Evaluation):
             if self.config.smallest:
                 ways.append((f"{name}, smallest", editing, True))
         total, hidden = len(ways) * len(self.tasks), not self.writes
-        with tqdm(total=total, desc="editing", unit="task", disable=hidden) as bar:
+        with progress_bar(total=total, desc="editing", unit="task", disable=hidden) as bar:
             for name, editing, smallest in ways:
                 tasks = []
                 for task in self.tasks:

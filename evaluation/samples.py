@@ -36,6 +36,7 @@ from evaluation.reading import Result, in_batches, say
 from evaluation.tables import plot_sweeps, samples_table, write_report
 from figures.grids import save_grid
 from image_data.labelled import LabelledImages
+from progress import progress_bar
 from samplers import SAMPLERS, settled
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class SampleEvaluation(Evaluation):
         report["settings"] = []
         pairs = [*product(self.settings, self.requests)]
         total = (len(self.rows) + ALIKE**2) * len(pairs)
-        with tqdm(total=total, desc="sampling", unit="image", disable=not self.writes) as bar:
+        with progress_bar(total=total, desc="sampling", unit="image", disable=not self.writes) as bar:
             for sampling, request in pairs:
                 report["settings"].append(self.measure(sampling, request, bar))
                 if self.writes:

@@ -63,7 +63,7 @@ class ScoreEditsConfig(Config):
 
     edits: str = flag("", "folder of edited pictures, 000.png, 001.png, ...", required=True)
     benchmark: str = flag(EDIT_BENCHMARK, "folder of the benchmark")
-    judge: str | None = flag(None, "of evaluate.py --train_judge; none given: the probe in pretrained/")
+    judge: str | None = flag(None, "of evaluate.py judge; none given: the probe in pretrained/")
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ SCRIPTS += ["encode_latents", "visualize", "export"]
 def test_help_needs_no_torch(script):
     code = (
         f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
-        f"try: runpy.run_module('{script}', run_name='__main__')\n"
+        f"try: runpy.run_module('{script}', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as stop: assert stop.code in (0, None)\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
