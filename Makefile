@@ -42,12 +42,10 @@ lint: .venv/installed-dev
 # The quick form of each, on synthetic faces; each file's docstring has the full command.
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/train_memory.py
-	$(BIN)/python benchmarks/data_loading.py --num_workers 0
 	$(BIN)/python benchmarks/train_step.py --batch_size 4 --rounds 2
 	$(BIN)/python benchmarks/sampling.py --batch_size 2 --num_inference_steps 5 --rounds 2
 	$(BIN)/python benchmarks/time_to_quality.py --minutes 0.5 --num_samples 64 --num_inference_steps 10 \
 		--judge_epochs 1 --output_dir outputs/quick_time_to_quality
-	$(BIN)/python benchmarks/latent_training.py --batch_size 2 --rounds 2
 	$(BIN)/python benchmarks/probe.py
 
 # Whole workflows: `make latent DATA=/path/to/celeba`. The same command goes on where it was stopped. RUN is
@@ -64,8 +62,8 @@ train = $(BIN)/python train.py $(2) --save_dir "$(RUN)/$(1)" --log_dir "$(RUN)/$
 
 # Faces at 128 pixels in the latents of a first stage of our own: judge, first stage, encoding, diffusion.
 latent: .venv/installed
-	test -f "$(RUN)/judge.pth" || $(BIN)/python evaluate.py --train_judge --checkpoint none \
-		--judge "$(RUN)/judge.pth" --data_root "$(DATA)"
+	test -f "$(RUN)/judge.pth" || $(BIN)/python evaluate.py judge --judge "$(RUN)/judge.pth" \
+		--data_root "$(DATA)"
 	$(call train,vae,--config configs/celeba128-vae.yaml --image_size $(SIZE) --data_root "$(DATA)" \
 		--judge "$(RUN)/judge.pth")
 	$(BIN)/python encode_latents.py --data_root "$(DATA)" --image_size $(SIZE) \

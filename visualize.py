@@ -72,7 +72,7 @@ def parse_args(argv: Sequence[str] | None = None) -> VisualizeConfig:
 
 
 def visualize(config: VisualizeConfig) -> None:
-    """Draw the figure asked for, or all that the flags allow, and print its files.
+    """Draw one figure, or all that the flags allow, and print its files.
 
     Raises:
         ValueError: if a flag is missing that the figure needs, or the checkpoint has no such figure.
@@ -81,26 +81,26 @@ def visualize(config: VisualizeConfig) -> None:
     from figures.figures import FIGURES, Sources
 
     if config.what == "all":
-        wanted = [name for name, figure in FIGURES.items() if not figure.lacks(config)]
-        if not wanted:
+        names = [name for name, figure in FIGURES.items() if not figure.lacks(config)]
+        if not names:
             raise ValueError("all needs something to draw from: --checkpoint, --data_root or --log_dir")
     else:
-        wanted = [config.what]
-        lacking = FIGURES[config.what].lacks(config)
-        if lacking:
-            raise ValueError(f"{config.what} needs {' and '.join(f'--{flag}' for flag in lacking)}")
+        names = [config.what]
+        missing = FIGURES[config.what].lacks(config)
+        if missing:
+            raise ValueError(f"{config.what} needs {' and '.join(f'--{flag}' for flag in missing)}")
     flags.check_writable(config.output_dir)
     sources = Sources(config)
-    suited = [name for name in wanted if FIGURES[name].suits(sources)]
-    if not suited:
-        alone = [name for name, figure in FIGURES.items() if figure.of_first_stage]
+    possible = [name for name in names if FIGURES[name].suits(sources)]
+    if not possible:
+        of_first_stage = [name for name, figure in FIGURES.items() if figure.of_first_stage]
         raise ValueError(
             f"{config.checkpoint} is a first stage, not a model: with --data_root, it has the figures "
-            f"{' and '.join(alone)}"
+            f"{' and '.join(of_first_stage)}"
         )
-    if sources.requests and any("checkpoint" in FIGURES[name].needs for name in suited):
+    if sources.requests and any("checkpoint" in FIGURES[name].needs for name in possible):
         request_rows(sources.opened.config.attribute_names, sources.requests)  # refuses unknown names
-    for name in suited:
+    for name in possible:
         for path in FIGURES[name].draw(sources):
             print(f"{name}: {path}")
 

@@ -16,21 +16,40 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo_page import Section, write_page
-
 import devices
 import flags
 from config import Config, count, flag
+from figures.figures import CURVES
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("outputs/demo")
 FACES = Path("data/demo_faces")
 CHECKPOINT = OUT / "checkpoints" / "best_model.pth"
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+img { max-width: max(100%, 40rem); height: auto; display: block; }
+figure { margin: 1.5rem 0; overflow-x: auto; } figcaption { color: #444; margin-top: .3rem; }
+code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3;
+       padding: .5rem .8rem; font-size: .85rem; }
+.numbers { columns: 16rem; column-gap: 3rem; }
+.numbers div { display: flex; justify-content: space-between; gap: 1rem; }
+"""
+CAPTIONS = {  # of the pictures that manipulate.py and visualize.py write
+    "samples.png": "New faces. What was requested stands under each.",
+    "interpolation.gif": "From one request to another, as a film.",
+    "interpolation.png": "The same, frame by frame: one noise, attributes in between.",
+    "edit.png": "A face, each attribute changed on its own, and all together.",
+    "edit_strength.png": "The same edits over their strength.",
+    **{f"curves_{group}.png": text for group, text in CURVES.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -54,17 +73,38 @@ def command(*arguments: object) -> str:
     return " ".join(["python", *argv])
 
 
-def show(name: str, text: str, commands: list[str], *folders: Path) -> Section:
-    """A section of the page for the folders that manipulate.py wrote to."""
-    captions = {
-        "samples.png": "New faces. What was asked for stands under each.",
-        "interpolation.gif": "From one request to another, as a film.",
-        "interpolation.png": "The same, frame by frame: one noise, attributes in between.",
-        "edit.png": "A face, each attribute changed alone, and all together.",
-        "edit_strength.png": "The same edits over their strength.",
-    }
-    pictures = [(folder / file, caption) for folder in folders for file, caption in captions.items()]
-    return Section(name, text, commands, pictures)
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: commands as a user would type them, and the folders of their pictures."""
+
+    title: str
+    text: str
+    commands: Sequence[str]
+    folders: Sequence[Path]
+
+    def html(self) -> str:
+        """The section, with those pictures of CAPTIONS that its folders hold."""
+        parts = [f"<h2>{escape(self.title)}</h2><p>{escape(self.text)}</p>"]
+        for file in (folder / name for folder in self.folders for name in CAPTIONS):
+            if file.is_file():
+                link, caption = escape(file.relative_to(OUT).as_posix()), escape(CAPTIONS[file.name])
+                picture = f'<a href="{link}"><img src="{link}" alt="{caption}"></a>'
+                parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+        return "\n".join([*parts, *(f"<code>{escape(command)}</code>" for command in self.commands)])
+
+
+def write_page(text: str, sections: Sequence[Section], numbers: dict[str, dict[str, float]]) -> None:
+    """Write index.html: an introduction, sections, and tables (title -> name -> value)."""
+    title = "Attribute-conditioned face diffusion"
+    parts = [f"<h1>{title}</h1><p>{escape(text)}</p>", *(section.html() for section in sections)]
+    for name, values in numbers.items():
+        rows = (f"<div><span>{escape(k)}</span><span>{v:.3f}</span></div>" for k, v in values.items())
+        parts.append(f'<h2>{escape(name)}</h2><div class="numbers">{"".join(rows)}</div>')
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    body = "\n".join(parts)
+    html = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+    (OUT / "index.html").write_text(html, encoding="utf-8")
 
 
 def clear_face() -> Path:
@@ -90,8 +130,8 @@ def pretrained_drawn() -> Section:
     """Pictures by the pretrained model of drawn faces."""
     folder = OUT / "drawn64"
     made = manipulate_drawn("drawn64", folder)
-    text = "Each was asked for by three attributes. The edits start from a face that a program drew."
-    return show("Drawn faces, by the pretrained model", text, [made], folder)
+    text = "Each was requested by three attributes. The edits start from a face that a program drew."
+    return Section("Drawn faces, by the pretrained model", text, [made], [folder])
 
 
 def pretrained_celeba() -> Section:
@@ -107,7 +147,7 @@ def pretrained_celeba() -> Section:
         ),
     ]
     text = "Nobody in these pictures exists: the model edits a face that it drew itself."
-    return show("CelebA's faces, by the pretrained model", text, made, folder, edits)
+    return Section("CelebA's faces, by the pretrained model", text, made, [folder, edits])
 
 
 def trained_here(faces: str, minutes: float | None) -> tuple[Section, float]:
@@ -124,9 +164,8 @@ def trained_here(faces: str, minutes: float | None) -> tuple[Section, float]:
     draw = manipulate_drawn(CHECKPOINT, folder)
     curves = command("visualize.py", "curves", "--log_dir", OUT / "logs", "--output_dir", folder)
     text = f"After {took:.1f} minutes of training on this machine, from nothing."
-    section = show("Drawn faces, by the model trained here", text, [faces, train, draw, curves], folder)
-    plots = [(path, "The losses of the training.") for path in sorted(folder.glob("curves*.png"))]
-    return Section(section.title, text, section.commands, [*section.pictures, *plots]), took
+    commands = [faces, train, draw, curves]
+    return Section("Drawn faces, by the model trained here", text, commands, [folder]), took
 
 
 def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, dict[str, float]]:
@@ -146,18 +185,18 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")
     attributes = held_out.attributes[: config.num_samples]
     sampling = SamplingConfig(num_inference_steps=10)
-    found = {}
+    accuracies = {}
     for name, path in checkpoints.items():
         with tqdm(total=len(attributes), desc=f"faces to judge: {name}", unit="img") as bar:
             model, autocast = load_model(path), devices.autocast("auto", "cpu")
             samples = draw(model, attributes, sampling, autocast, bar=bar)
-        found[name] = balanced_accuracy(predict(probe, samples), attributes)
+        accuracies[name] = balanced_accuracy(predict(probe, samples), attributes)
     faces = torch.from_numpy(held_out.images[:].copy())
-    found["held-out faces"] = balanced_accuracy(predict(probe, faces), held_out.attributes)
+    accuracies["held-out faces"] = balanced_accuracy(predict(probe, faces), held_out.attributes)
     tables = {}
-    for name, values in found.items():
+    for name, values in accuracies.items():
         named = sorted(zip(held_out.attribute_names, values.tolist(), strict=True))
-        tables[name] = {each: value for each, value in named if value == value}  # nan: never asked for
+        tables[name] = {each: value for each, value in named if value == value}  # NaN: never requested
     return tables
 
 
@@ -178,8 +217,6 @@ def main() -> None:
     mean = {name: sum(values.values()) / len(values) for name, values in accuracies.items()}
     seconds = round(time.time() - started, 1)
     write_page(
-        OUT / "index.html",
-        "Attribute-conditioned face diffusion",
         f"Made on this machine in {seconds / 60:.0f} minutes, installation included.",
         [*sections, here],
         {

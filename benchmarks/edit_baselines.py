@@ -17,14 +17,25 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import torch
+from PIL import Image
+from tqdm import tqdm
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import devices
 import flags
 from config import CFG_SCALE, SamplingConfig, count, flag, weight
 from devices import DeviceConfig
+from diffusion_model import load_model
+from editing import Editor
+from evaluation.tables import table
+from samplers import ddpm, last, randn_like, timestep_grid
 from settings import ModelFiles
-from synthetic_faces.benchmark import EDIT_BENCHMARK
+from studio import load_guide_of
+from synthetic_faces.attributes import COLUMNS
+from synthetic_faces.benchmark import EDIT_BENCHMARK, FLOOR, read_benchmark, score_folder
+from synthetic_faces.dataset import draw_parameters, render
 
 # images uint8 (B, S, S, 3), the attribute, and whether it is to be there -> edits in the same form
 Edit = Callable
@@ -38,13 +49,6 @@ def no_edit(config: EditBaselinesConfig) -> Edit:
 def mean_difference(config: EditBaselinesConfig) -> Edit:
     """The source plus (to remove: minus) the mean of drawn faces with the attribute less the mean of
     those without. The faces are drawn as those that drawn64 was trained on."""
-    import torch
-    from tqdm import tqdm
-
-    from synthetic_faces.attributes import COLUMNS
-    from synthetic_faces.benchmark import FLOOR, read_benchmark
-    from synthetic_faces.dataset import draw_parameters, render
-
     size = read_benchmark(config.benchmark).facts["image_size"]
     sums, numbers = torch.zeros(2, len(COLUMNS), size * size * 3), torch.zeros(2, len(COLUMNS), 1)
     for index in tqdm(range(config.num_faces), "averaging faces", unit="img", leave=False):
@@ -66,10 +70,6 @@ def mean_difference(config: EditBaselinesConfig) -> Edit:
 def sdedit(config: EditBaselinesConfig) -> Edit:
     """Noise up to a share of the timesteps, then denoising under the source's attributes with the named
     one turned around (Meng et al. 2021, arXiv:2108.01073)."""
-    import torch
-
-    from samplers import ddpm, last, randn_like, timestep_grid
-
     model = load(config)
     steps, schedule = config.num_inference_steps, model.schedule
     grid = timestep_grid(schedule, min(round(steps / config.sdedit_depth), schedule.num_timesteps))
@@ -91,13 +91,8 @@ def sdedit(config: EditBaselinesConfig) -> Edit:
 def ours(config: EditBaselinesConfig, **editing: float) -> Edit:
     """What manipulate.py does by default: with the guide of a pretrained model, where it has one.
     ``editing`` replaces fields of its EditConfig."""
-    import torch
-
-    import studio
-    from editing import Editor
-
     model = load(config)
-    guide = studio.load_guide_of(ModelFiles(checkpoint=config.checkpoint), model)
+    guide = load_guide_of(ModelFiles(checkpoint=config.checkpoint), model)
     options = {"guide": guide, "generator": torch.Generator().manual_seed(config.seed), **editing}
     return lambda images, name, value: Editor(model).edit(images, {name: value}, **options)
 
@@ -134,30 +129,20 @@ class EditBaselinesConfig(DeviceConfig):
 
 def load(config: EditBaselinesConfig):
     """The model, on the device. ValueError for one of another size or of fewer attributes."""
-    from diffusion_model import load_model
-    from synthetic_faces.attributes import NAMES
-    from synthetic_faces.benchmark import read_benchmark
-
     model = load_model(config.checkpoint, devices.choose_device(config.device))
-    ours, size = model.config, read_benchmark(config.benchmark).facts["image_size"]
-    if ours.image_size != size or {*NAMES} - {*ours.attribute_names}:
-        known = len({*NAMES} & {*ours.attribute_names})
+    of_model, size = model.config, read_benchmark(config.benchmark).facts["image_size"]
+    shared = len({*COLUMNS} & {*of_model.attribute_names})
+    if of_model.image_size != size or shared < len(COLUMNS):
         raise ValueError(
-            f"{config.checkpoint} draws {ours.image_size} pixels and knows {known} of {len(NAMES)} "
-            f"attributes; the benchmark has {size} pixels and all of them: give another --checkpoint"
+            f"{config.checkpoint} draws {of_model.image_size} pixels and knows {shared} of "
+            f"{len(COLUMNS)} attributes; the benchmark has {size} pixels and all of them: give another "
+            "--checkpoint"
         )
     return model
 
 
 def main() -> None:
     config = flags.parse(EditBaselinesConfig, __doc__)
-
-    import torch
-    from PIL import Image
-    from tqdm import tqdm
-
-    from evaluation.truth import truth_table
-    from synthetic_faces.benchmark import read_benchmark, score_folder
 
     flags.check_writable(config.output_dir)
     benchmark = read_benchmark(config.benchmark)
@@ -176,7 +161,7 @@ def main() -> None:
                     Image.fromarray(pixels).save(folder / f"{request['id']}.png")
                 bar.update(len(requests))
         rows[method] = score_folder(folder, benchmark)["table"]["all"]
-    print(truth_table(rows))
+    print(*table(["edits"], [([name], row) for name, row in rows.items()]), sep="\n")
     print(json.dumps({"benchmark": benchmark.facts, "edits": rows}))
 
 

@@ -1,6 +1,6 @@
 """Train a small CNN to read the 40 attributes of rendered faces, and report how well it reads them.
 
-    python benchmarks/synthetic_probe.py
+    python benchmarks/probe.py [--data_root /path/to/celeba]
 
 Prints the balanced accuracy of each attribute on identities that the probe never saw. The last line is
 one JSON object. `train_probe` also gives a judge for generated pictures. --out writes the probe:
@@ -138,19 +138,17 @@ def main() -> None:
     options = (config.epochs, config.dropout, config.weight_decay, config.seed)
     probe = train_probe(faces, attributes, *options)
     seconds = time.perf_counter() - start
-    found = {
-        name: balanced_accuracy(predict(probe, seen), truth) for name, (seen, truth) in tests.items()
-    }
-    first = next(iter(found.values()))
+    accuracies = {name: balanced_accuracy(predict(probe, x), y) for name, (x, y) in tests.items()}
+    first = next(iter(accuracies.values()))
     if config.out:
         save_probe(probe, config.out, first.tolist())
-    print(f"{'attribute':<22}" + "".join(f"{name:>14}" for name in found))
+    print(f"{'attribute':<22}" + "".join(f"{name:>14}" for name in accuracies))
     for column, name in enumerate(CELEBA_ATTRIBUTES):
-        print(f"{name:<22}" + "".join(f"{each[column]:>14.3f}" for each in found.values()))
+        print(f"{name:<22}" + "".join(f"{each[column]:>14.3f}" for each in accuracies.values()))
     summary = {
         "worst_balanced_accuracy": round(float(first.min()), 4),
         "worst_attribute": CELEBA_ATTRIBUTES[int(first.argmin())],
-        "mean_balanced_accuracy": {name: round(float(a.nanmean()), 4) for name, a in found.items()},
+        "mean_balanced_accuracy": {name: round(float(a.nanmean()), 4) for name, a in accuracies.items()},
         "num_images": len(faces),
         "processors": os.cpu_count(),
         "seconds": round(seconds, 1),  # for the faces and the training

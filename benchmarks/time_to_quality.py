@@ -10,8 +10,7 @@ EMA and allocator's setting, fused AdamW. Ours is configs/small.yaml.
 The peers are unconditional. Ours draws under the attribute rows of the validation split, guided and not,
 and unconditionally. One judge measures all models against the test split.
 
-Prints the table and saves a grid of each; the last line is one JSON object. What was measured is kept,
-so a run that was stopped goes on where it was.
+Prints the table and saves a grid of each; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -50,7 +49,6 @@ from synthetic_faces.dataset import write_dataset
 from training.process import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "configs/small.yaml"
 BATCH = 16  # of the peers
 TUNED_LR, TUNED_EMA = 1e-3, 0.998
 
@@ -63,9 +61,7 @@ class Options(Config):
     minutes: float = flag(15.0, "training time of each", above=0)
     num_samples: int = count(250, "behind each figure", low=FEWEST_SAMPLES)
     num_inference_steps: int = count(50, "of the peers' DDIM")
-    judge: str | None = flag(
-        None, "of evaluate.py --train_judge; none given: trains one in --output_dir"
-    )
+    judge: str | None = flag(None, "of evaluate.py judge; none given: trains one in --output_dir")
     judge_epochs: int = count(8, "passes over the training images")
     cache_dir: str = flag(str(ROOT / "data" / "cache"), CACHE_HELP)
     output_dir: str = flag("./outputs/time_to_quality", "folder to write to")
@@ -186,9 +182,9 @@ def draw_peer(peer, network, number: int, num_steps: int, tuned: bool):
 
 def train_ours(options: Options, root: Path, folder: Path):
     """The model that train.py gives, and how many images it saw."""
-    flags = ("--data_root", root, "--cache_dir", options.cache_dir, "--max_minutes", options.minutes)
-    where = ("--save_dir", folder, "--log_dir", folder / "logs")
-    command("train.py", "--config", SMALL, "--device", "cpu", *flags, *where)
+    data = ("--data_root", root, "--cache_dir", options.cache_dir, "--max_minutes", options.minutes)
+    files = ("--save_dir", folder, "--log_dir", folder / "logs")
+    command("train.py", "--config", "configs/small.yaml", "--device", "cpu", *data, *files)
     state = load_checkpoint(folder / "last.pth")
     return load_model(folder / "best_model.pth"), state["recipe"]["batch_size"] * state["step"]
 
@@ -197,69 +193,53 @@ def find_judge(options: Options, root: Path) -> Path:
     """The file of the judge, which is trained where there is none."""
     judge = Path(options.judge or Path(options.output_dir) / "judge.pth").resolve()
     if not judge.is_file():
-        data = ("--data_root", root, "--cache_dir", options.cache_dir, "--checkpoint", "none")
-        how = ("--judge", judge, "--judge_epochs", options.judge_epochs)
-        command("evaluate.py", "--train_judge", *data, *how)
+        data = ("--data_root", root, "--cache_dir", options.cache_dir)
+        command("evaluate.py", "judge", *data, "--judge", judge, "--judge_epochs", options.judge_epochs)
     return judge
 
 
 class Contest:
-    """What all are measured by, and the results so far. They are kept in a file, so that a run that was
-    stopped goes on with those that are missing."""
+    """What all are measured by, and the results so far: name -> figures."""
 
-    def __init__(self, options: Options, root: Path, judge: Path):
+    def __init__(self, options: Options, root: Path):
         self.options, self.out = options, Path(options.output_dir).resolve()
         self.out.mkdir(parents=True, exist_ok=True)
-        self.judge, facts = load_judge(judge, CELEBA_ATTRIBUTES, 178)
-        self.train_set, self.asked, real = (
+        self.judge, facts = load_judge(find_judge(options, root), CELEBA_ATTRIBUTES, 178)
+        self.train_set, val, test = (
             CelebADataset(root, split, 64, cache_dir=options.cache_dir)
             for split in ("train", "val", "test")
         )
-        self.rows = self.asked.attributes[: options.num_samples]
-        self.reference = read(self.judge, real.images)[0]
+        self.rows = val.attributes[: options.num_samples]
+        self.reference = read(self.judge, test.images)[0]
+        self.results: dict[str, dict] = {}
         self.protocol = {
             "minutes": options.minutes,
             "num_samples": len(self.rows),
-            "reference": len(real),
+            "reference": len(test),
             "judge": facts["hash"],
         }
-        self.file = self.out / "results.json"
-        kept = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
-        self.results = kept.get("results", {}) if kept.get("protocol") == self.protocol else {}
 
-    def lacks(self, name: str, how: dict) -> bool:
-        """Whether this contender, made like this, is still to be measured."""
-        kept = self.results.get(name, {}).get("how") == how
-        if kept:
-            print(f"{name}: measured before, kept in {self.file}")
-        return not kept
-
-    def measure(self, name: str, images, seen: int, how: dict) -> None:
-        """Measure one contender's images, and keep the result and a grid."""
+    def measure(self, name: str, images, seen: int) -> None:
+        """Measure one contender's images, and write a grid."""
         features, logits = read(self.judge, images)
-        row = distances(features, self.reference) | {"images_seen": seen, "how": how}
-        if name.startswith("ours"):  # the peers are asked for nothing
+        row = distances(features, self.reference) | {"images_seen": seen}
+        if name.startswith("ours"):  # the peers take no request
             row["attribute_balanced_accuracy"] = float(balanced_accuracy(logits, self.rows).nanmean())
         self.results[name] = row
-        self.file.write_text(
-            json.dumps({"protocol": self.protocol, "results": self.results}, indent=1), encoding="utf-8"
-        )
         print(f"{name}: Frechet {row['frechet']:.2f} after {seen} images", flush=True)
-        path = self.out / f"{name.replace(' ', '_')}.png"
-        title = f"{name}, {self.options.minutes:g} minutes"
-        shown = images[:32].numpy()
-        save_grid(path, shown, [""] * len(shown), 8, title=title)
+        path, first = self.out / f"{name.replace(' ', '_')}.png", images[:32].numpy()
+        save_grid(path, first, [""] * len(first), 8, title=f"{name}, {self.options.minutes:g} minutes")
 
     def summary(self) -> dict:
         """Print the table. Returns the figures of the last line."""
         print(f"{'':<26}{'images seen':>12}{'Frechet':>18}{'coverage':>10}")
         for name, row in self.results.items():
-            error = f"{row['frechet']:.2f} +- {row['frechet_error']:.2f}"
-            print(f"{name:<26}{row['images_seen']:>12}{error:>18}{row['coverage']:>10.3f}")
+            distance = f"{row['frechet']:.2f} +- {row['frechet_error']:.2f}"
+            print(f"{name:<26}{row['images_seen']:>12}{distance:>18}{row['coverage']:>10.3f}")
         unconditional, ours = (self.results[f"ours, cfg_scale {SCALES[i]:g}"] for i in (0, -1))
 
         def over_best(row: dict, kind: str) -> float:
-            peers = [row["frechet"] for name, row in self.results.items() if name.endswith(kind)]
+            peers = [peer["frechet"] for name, peer in self.results.items() if name.endswith(kind)]
             return round(row["frechet"] / min(peers), 4)
 
         return {
@@ -275,22 +255,17 @@ def main() -> None:
     synthetic = ROOT / "data" / "synthetic_faces_64"
     root = options.data_root or write_dataset(synthetic, num_images=6000, image_size=64, seed=0)
     root = Path(root).resolve()
-    contest = Contest(options, root, find_judge(options, root))
-    how = {"small": (ROOT / SMALL).read_text(encoding="utf-8"), "scales": SCALES}
-    if contest.lacks(f"ours, cfg_scale {SCALES[-1]:g}", json.loads(json.dumps(how))):
-        model, seen = train_ours(options, root, contest.out / time.strftime("run_%Y%m%d_%H%M%S"))
-        for scale in SCALES:
-            sampling = SamplingConfig(cfg_scale=scale)
-            images = draw(model, contest.rows, sampling, devices.autocast("auto", "cpu"))
-            contest.measure(f"ours, cfg_scale {scale:g}", images, seen, how)
+    contest = Contest(options, root)
+    model, seen = train_ours(options, root, contest.out / time.strftime("run_%Y%m%d_%H%M%S"))
+    for scale in SCALES:
+        sampling = SamplingConfig(cfg_scale=scale)
+        images = draw(model, contest.rows, sampling, devices.autocast("auto", "cpu"))
+        contest.measure(f"ours, cfg_scale {scale:g}", images, seen)
     for name, (kind, size, tuned) in PEERS.items():
-        how = {"size": size, "num_inference_steps": options.num_inference_steps}
-        if contest.lacks(name, how):
-            peer = kind(size)
-            images = contest.train_set.images
-            network, seen = train_peer(peer, images, options.minutes, tuned, name)
-            drawn = draw_peer(peer, network, len(contest.rows), options.num_inference_steps, tuned)
-            contest.measure(name, drawn, seen, how)
+        peer = kind(size)
+        network, seen = train_peer(peer, contest.train_set.images, options.minutes, tuned, name)
+        drawn = draw_peer(peer, network, len(contest.rows), options.num_inference_steps, tuned)
+        contest.measure(name, drawn, seen)
     print(json.dumps(contest.summary()))
 
 

@@ -15,23 +15,23 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import devices
 import flags
+from attributes import CELEBA_ATTRIBUTES
+from checkpoint import EMA
+from config import LossConfig
+from diffusion_model import ConditionalDiffusion
 from train import TrainConfig
 
 
 def count_step(config, images, device: str) -> dict[str, float]:
     """GiB of each part of a training step of a model on a batch: uint8 images, or moments. And its GFLOP
     for an image."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from checkpoint import EMA
-    from config import LossConfig
-    from diffusion_model import ConditionalDiffusion
-
     model = ConditionalDiffusion(config).to(device, memory_format=torch.channels_last)
     ema = EMA(model, 0.999)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -75,10 +75,6 @@ def count_step(config, images, device: str) -> dict[str, float]:
 
 def main() -> None:
     config = flags.parse(TrainConfig, __doc__)
-
-    import torch
-
-    from attributes import CELEBA_ATTRIBUTES
 
     model, side = replace(config.model, attribute_names=CELEBA_ATTRIBUTES), config.model.image_size
     images = torch.zeros(config.batch_size, side, side, 3, dtype=torch.uint8)

@@ -19,9 +19,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from denoising_diffusion_pytorch import Unet
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,6 +34,8 @@ import devices
 import flags
 from attributes import CELEBA_ATTRIBUTES
 from config import Config, ModelConfig, count, flag
+from training.process import keep_freed_memory
+from unet_model import ConditionalUNet
 
 CONFIG = ModelConfig(CELEBA_ATTRIBUTES)
 
@@ -39,14 +46,11 @@ class Options(Config):
 
     batch_size: int = count(16, "images of a step")
     rounds: int = count(3, "steps of each, in turn")
-    compile: bool = flag(False, "ours also under torch.compile")
     device: str = flag("auto", "cuda where there is one", choices=("auto", "cpu", "cuda"))
 
 
 def ours():
     """Our UNet at its defaults, without the latent token, which the peers have no place for."""
-    from unet_model import ConditionalUNet
-
     unet = ConditionalUNet(latent_dim=0)
     return unet, lambda x, t, rows: unet(x, t, rows)
 
@@ -54,8 +58,6 @@ def ours():
 def diffusers_unet(config: ModelConfig):
     """diffusers' text-conditioned UNet with the channels, blocks and cross-attention of ours, and the
     width of its context tokens."""
-    from diffusers import UNet2DConditionModel
-
     cross = [level in config.cross_attention_levels for level in range(len(config.channels))]
     width, folded = max(config.channels[0], 128), 3 * config.patch_size**2
     unet = UNet2DConditionModel(
@@ -75,8 +77,6 @@ def diffusers_unet(config: ModelConfig):
 
 def diffusers():
     """The same at our defaults, its tokens learned vectors times the attributes."""
-    import torch
-
     unet, width = diffusers_unet(CONFIG)
     tokens = torch.nn.Parameter(torch.randn(len(CONFIG.attribute_names), width))
     unet.register_parameter("tokens", tokens)
@@ -85,8 +85,6 @@ def diffusers():
 
 def ddpm_pytorch():
     """denoising-diffusion-pytorch's unconditional Unet at the same widths."""
-    from denoising_diffusion_pytorch import Unet
-
     first, *_ = CONFIG.channels
     unet = Unet(dim=first, dim_mults=tuple(c // first for c in CONFIG.channels), flash_attn=False)
     return unet, lambda x, t, rows: unet(x, t)
@@ -95,17 +93,13 @@ def ddpm_pytorch():
 class Contender:
     """A network, its optimiser, and one training step of it."""
 
-    def __init__(self, build: Callable, tuned: bool, compiled: bool, device: str, batch_size: int):
-        import torch
-
+    def __init__(self, build: Callable, tuned: bool, device: str, batch_size: int):
         torch.manual_seed(0)
         self.network, self.call = build()
         self.network.to(device)
         if tuned:
             self.network.to(memory_format=torch.channels_last)
-        if compiled:
-            self.network.compile()
-        self.tuned, self.compiled, self.device = tuned, compiled, device
+        self.tuned, self.device = tuned, device
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=tuned or None)
         generator = torch.Generator().manual_seed(0)
         side = CONFIG.image_size
@@ -116,8 +110,6 @@ class Contender:
 
     def step(self) -> None:
         """Forward, backward, clip, update."""
-        import torch
-
         with torch.autocast(self.device, torch.bfloat16, enabled=self.tuned):
             loss = (self.call(self.x, self.t, self.rows).float() - self.x).pow(2).mean()
         loss.backward()
@@ -126,17 +118,13 @@ class Contender:
         self.optimizer.zero_grad()
 
     def facts(self) -> dict[str, float]:
-        """Millions of parameters, GFLOP per image of forward and backward as torch counts them (not
-        where compiled), and on a GPU the GiB that a step takes at most."""
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
-
-        self.step()  # the first allocates, and compiles
+        """Millions of parameters, GFLOP per image of forward and backward as torch counts them, and on a
+        GPU the GiB that a step takes at most."""
+        self.step()  # the first allocates
         cuda = self.device == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        counter = FlopCounterMode(display=False)
-        with nullcontext() if self.compiled else counter:
+        with FlopCounterMode(display=False) as counter:
             self.step()
         return {
             "millions": sum(p.numel() for p in self.network.parameters()) / 1e6,
@@ -145,34 +133,27 @@ class Contender:
         }
 
 
-def _serve(pipe, *how) -> None:
+def serve(pipe, build: Callable, tuned: bool, device: str, batch_size: int) -> None:
     """In a process of its own: facts first, then a step's seconds for every True received."""
-    from training.process import keep_freed_memory
-
-    build, tuned, compiled, device, batch_size = how
     with keep_freed_memory(device if tuned else ""):  # as train.py does; what ships does not
-        contender = Contender(build, tuned, compiled, device, batch_size)
+        contender = Contender(build, tuned, device, batch_size)
         pipe.send(contender.facts())
         while pipe.recv():
-            pipe.send(_seconds(contender.step, device))
+            pipe.send(seconds_of(contender.step, device))
 
 
-def _seconds(what: Callable[[], object], device: str) -> float:
-    import torch
-
-    if device == "cuda":
-        torch.cuda.synchronize()
+def seconds_of(work: Callable[[], object], device: str) -> float:
+    """How long a call takes, the GPU's work included."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
     started = time.perf_counter()
-    what()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    work()
+    wait()
     return time.perf_counter() - started
 
 
 def ceiling(device: str) -> dict[str, float]:
     """GFLOP/s of the fastest bfloat16 convolution and matrix product of a few sizes."""
-    import torch
-    import torch.nn.functional as F
 
     def best(work: Callable[[], object], gflop: float) -> float:
         calls = 50 if device == "cuda" else 1  # to hide what a launch costs
@@ -182,7 +163,7 @@ def ceiling(device: str) -> dict[str, float]:
                 work()
 
         repeated()
-        return calls * gflop / min(_seconds(repeated, device) for _ in range(5))
+        return calls * gflop / min(seconds_of(repeated, device) for _ in range(5))
 
     rates = {"convolution": 0.0, "matmul": 0.0}
     with torch.inference_mode():
@@ -201,70 +182,66 @@ def ceiling(device: str) -> dict[str, float]:
     return rates
 
 
-CONTENDERS = {  # how it is built, whether under our precision and memory format, whether compiled
-    "ours": (ours, True, False),
-    "diffusers, as shipped": (diffusers, False, False),
-    "diffusers, our precision": (diffusers, True, False),
-    "denoising-diffusion-pytorch": (ddpm_pytorch, False, False),
-    "ours, compiled": (ours, True, True),
+CONTENDERS = {  # how it is built, and whether under our precision and memory format
+    "ours": (ours, True),
+    "diffusers, as shipped": (diffusers, False),
+    "diffusers, our precision": (diffusers, True),
+    "denoising-diffusion-pytorch": (ddpm_pytorch, False),
 }
 
 
-def measure(batch_size: int, rounds: int, device: str, compiled: bool) -> dict:
-    """Run all contenders in turn, print the table, return the figures."""
+def take_turns(batch_size: int, rounds: int, device: str) -> dict[str, dict[str, float]]:
+    """The facts of each contender, with its images per second: the median of rounds in turn."""
     spawn = multiprocessing.get_context("spawn")
     pipes, processes, facts, seconds = {}, [], {}, {}
-    for name, how in CONTENDERS.items():
-        if compiled or name != "ours, compiled":
-            pipes[name], theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs, *how, device, batch_size), daemon=True)
-            process.start()
-            processes.append(process)
-            theirs.close()  # so that a contender that dies ends the wait for it
-            facts[name], seconds[name] = pipes[name].recv(), []
-    if compiled:
-        facts["ours, compiled"]["gflop"] = facts["ours"]["gflop"]
+    for name, (build, tuned) in CONTENDERS.items():
+        pipes[name], other_end = spawn.Pipe()
+        arguments = (other_end, build, tuned, device, batch_size)
+        processes.append(spawn.Process(target=serve, args=arguments, daemon=True))
+        processes[-1].start()
+        other_end.close()  # so that a contender that dies ends the wait for it
+        facts[name], seconds[name] = pipes[name].recv(), []
     for _ in range(rounds):
         for name, pipe in pipes.items():
             pipe.send(True)
             seconds[name].append(pipe.recv())
-    for pipe in pipes.values():
+    for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(False)
-    for process in processes:
         process.join()
-    limits = ceiling(device)
-    rate, reached = {}, {}
-    print(f"{'':<30}{'M parameters':>13}{'GFLOP/image':>13}{'images/s':>10}{'GFLOP/s':>9}")
     for name, fact in facts.items():
-        rate[name] = batch_size / statistics.median(seconds[name])
-        reached[name] = rate[name] * fact["gflop"]
-        print(f"{name:<30}{fact['millions']:>13.1f}{fact['gflop']:>13.1f}", end="")
-        print(f"{rate[name]:>10.2f}{reached[name]:>9.0f}")
-    print(f"bfloat16 ceilings: {limits['convolution']:.0f} convolution, {limits['matmul']:.0f} matmul")
-    more = {}
-    if compiled:
-        more["compiled_over_eager"] = round(rate["ours, compiled"] / rate["ours"], 3)
-    if device == "cuda":
-        fastest = max(value for name, value in reached.items() if name.startswith("ours"))
-        more["model_flop_utilisation"] = round(fastest / limits["matmul"], 3)
-        more["peak_gib"] = {name: round(fact["peak_gib"], 2) for name, fact in facts.items()}
-    return more | {
-        "speedup_vs_diffusers_as_shipped": round(rate["ours"] / rate["diffusers, as shipped"], 3),
-        "speedup_vs_diffusers_same_precision": round(rate["ours"] / rate["diffusers, our precision"], 3),
-        "speedup_vs_ddpm_pytorch": round(rate["ours"] / rate["denoising-diffusion-pytorch"], 3),
-        "ceiling_fraction": round(reached["ours"] / limits["convolution"], 3),
-        "images_per_second": round(rate["ours"], 2),
-        "batch_size": batch_size,
-        "device": device,
-    }
+        fact["rate"] = batch_size / statistics.median(seconds[name])
+    return facts
 
 
 def main() -> None:
-    import torch
+    options = flags.parse(Options, __doc__)
+    device = devices.choose_device(options.device)
+    facts = take_turns(options.batch_size, options.rounds, device)
+    limits = ceiling(device)
+    print(f"{'':<30}{'M parameters':>13}{'GFLOP/image':>13}{'images/s':>10}{'GFLOP/s':>9}")
+    for name, fact in facts.items():
+        reached = fact["rate"] * fact["gflop"]
+        print(f"{name:<30}{fact['millions']:>13.1f}{fact['gflop']:>13.1f}", end="")
+        print(f"{fact['rate']:>10.2f}{reached:>9.0f}")
+    print(f"bfloat16 ceilings: {limits['convolution']:.0f} convolution, {limits['matmul']:.0f} matmul")
+    ours = facts["ours"]
+    reached = ours["rate"] * ours["gflop"]
 
-    args = flags.parse(Options, __doc__)
-    device = devices.choose_device(args.device)
-    result = measure(args.batch_size, args.rounds, device, args.compile)
+    def speedup(peer: str) -> float:
+        return round(ours["rate"] / facts[peer]["rate"], 3)
+
+    result: dict[str, object] = {
+        "speedup_vs_diffusers_as_shipped": speedup("diffusers, as shipped"),
+        "speedup_vs_diffusers_same_precision": speedup("diffusers, our precision"),
+        "speedup_vs_ddpm_pytorch": speedup("denoising-diffusion-pytorch"),
+        "ceiling_fraction": round(reached / limits["convolution"], 3),
+        "images_per_second": round(ours["rate"], 2),
+        "batch_size": options.batch_size,
+        "device": device,
+    }
+    if device == "cuda":
+        result["model_flop_utilisation"] = round(reached / limits["matmul"], 3)
+        result["peak_gib"] = {name: round(fact["peak_gib"], 2) for name, fact in facts.items()}
     print(json.dumps(result | {"torch": torch.__version__, "threads": torch.get_num_threads()}))
 
 

@@ -149,7 +149,7 @@ def load_judge(
     Raises:
         FileNotFoundError, ValueError: where there is none, or one for other attributes.
     """
-    state = load_checkpoint(path, "judge", "make one with evaluate.py --train_judge")
+    state = load_checkpoint(path, "judge", "make one with evaluate.py judge")
     with refusing(path, "judge"):
         names = list(state["attribute_names"])
         if [name for name in names if name in attribute_names] != list(attribute_names):
@@ -160,7 +160,7 @@ def load_judge(
         if state["crop"] != crop:
             raise ValueError(
                 f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
-                f"cropped to {crop}: train a judge on the checkpoint's data"
+                f"cropped to {crop}: train another with evaluate.py judge --crop {crop}"
             )
         model = Judge(len(names)).to(device, memory_format=torch.channels_last)
         load_weights(model, state["judge"], path)

@@ -59,7 +59,7 @@ def perceptual_stages(
         if not find_weights(judge).is_file():
             raise FileNotFoundError(
                 f"no judge at {judge} for the likeness of a first stage: make one with evaluate.py "
-                "--train_judge, or train without: --perceptual_weight 0"
+                "judge, or train without: --perceptual_weight 0"
             )
         network, facts = load_judge(judge, attribute_names, crop)
         stages, name = network.stages(), f"judge {facts['hash']}"

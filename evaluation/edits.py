@@ -1,17 +1,16 @@
-"""The judging of edits, behind evaluate.py --edit: does an edit do what was asked for, and nothing else?
+"""The judging of edits, behind evaluate.py edits: does an edit do what was requested, and nothing else?
 
-The judge, which steers nothing, reads the pictures. Synthetic faces also have a ground truth: the same
+The judge, which steers nothing, reads the pictures. Synthetic faces also have a truth: the same
 identity, drawn with the attribute turned around.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,21 +19,32 @@ from accelerate import PartialState
 from torch import Tensor
 
 from attributes import attr_dict, deny_other_classes
+from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig, in_file_name
-from editing import Editor, resolve
-from evaluation.metrics import frechet_distance, mean_of, psnr
+from editing import EditAt, Editor, resolve, smallest_edit
+from evaluation.base import Evaluation
+from evaluation.edit_figures import edit_figures, summary
+from evaluation.metrics import frechet_distance, psnr
 from evaluation.reading import in_parallel, read
-from evaluation.samples import SampleEvaluation
-from evaluation.tables import edits_table, plot_strengths
+from evaluation.tables import edits_table, plot_strengths, write_report
 from figures.grids import heat_map, readable, save_grid
+from image_data.labelled import LabelledImages
 from progress import progress_bar
 from samplers import sample_generators
-from synthetic_faces.dataset import counterfactuals
 
-MASK_SHARE = 0.25  # of the pixels: those that an edit changes most on average, and may change
-FEWEST_IN_A_SET = 8  # images that a Frechet distance is taken of
+if TYPE_CHECKING:
+    from evaluate import EditsConfig
+
+MASK_SHARE = 0.25  # of the pixels: those that an edit changes most on average, and may change; by eye
+FEWEST_IN_A_SET = 8  # images that a Frechet distance is taken of; with fewer its bias hides the rest
+FLIP_MARGIN = (
+    1.0  # log odds by which the smallest edit passes the guide's threshold, as in manipulate.py
+)
+
+# (file name, column) -> the true counterfactual uint8 (S, S, 3), or None where it is impossible
+Turned = Callable[[str, int], np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -47,12 +57,6 @@ class Task:
 
     def __str__(self) -> str:
         return f"{'add' if self.direction > 0 else 'remove'} {self.name}"
-
-
-def best_median_worst(score: Tensor) -> dict[str, int]:
-    """The images, by their place in a score (N,), that a picture shows of many."""
-    order = score.argsort(descending=True).tolist()
-    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
 
 
 class EditJudge:
@@ -73,78 +77,86 @@ class EditJudge:
         a, b = (x - (x @ w)[:, None] * w for x in (a, b))
         return F.cosine_similarity(a, b)
 
-    @torch.no_grad()
-    def perceptual(self, a: Tensor, b: Tensor) -> Tensor:
-        """``perceptual_distance`` (N,) of images uint8 (N, H, W, 3)."""
-        inputs = [self.judge.input(x.to(self.device)) for x in (a, b)]
-        return perceptual_distance(self.judge.stages(), *inputs).cpu()
-
-    def flips(self, logits: Tensor, task: Task) -> Tensor:
-        """Whether logits (N, A) say what was asked for, float (N,)."""
-        return (logits[:, task.column].sign() == task.direction).float()
-
-    def measure(self, source: Tensor, edited: Tensor, task: Task, mask: Tensor) -> dict[str, Tensor]:
-        """For each image (N,): whether it is as asked for, how many other attributes have changed, and
-        what is kept. ``mask`` (H, W) is true where this edit should change nothing."""
-        (before, was), (after, now) = (read(self.judge, x) for x in (source, edited))
-        changed = (now > 0) != (was > 0)
-        changed[:, task.column] = False
-        if self.one_hot:  # the class that was there must go
-            changed[was.argmax(1, keepdim=True) == torch.arange(was.shape[1])] = False
-        return {
-            "flip_rate": self.flips(now, task),
-            "attributes_changed": changed.sum(1).float(),
+    def measure(
+        self, source: Tensor, edited: Tensor, task: Task, mask: Tensor, truth: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """``edit_figures`` (N,), the cosine, and the PSNR where ``mask`` (H, W) is true: there this edit
+        should change nothing."""
+        a, b = source.to(self.device), edited.to(self.device)
+        right = None if truth is None else truth.to(self.device)
+        figures = edit_figures(self.judge, a, b, task.column, task.direction, right, self.one_hot)
+        before, after = (read(self.judge, x)[0] for x in (source, edited))
+        return figures | {
             "cosine": self.cosine(before, after, task),
-            "perceptual": self.perceptual(source, edited),
             "psnr_outside": psnr(source, edited, mask),
         }
 
-    def against_truth(
-        self, source: Tensor, edited: Tensor, truth: Tensor, task: Task
-    ) -> dict[str, Tensor]:
-        """For each image (N,): how near the true counterfactual come the edit and no edit at all."""
-        (_, wanted), (_, now) = (read(self.judge, x) for x in (truth, edited))
-        return {
-            "flip_rate_truth": self.flips(wanted, task),
-            "psnr_truth": psnr(edited, truth),
-            "psnr_no_edit": psnr(source, truth),
-            "perceptual_truth": self.perceptual(edited, truth),
-            "perceptual_no_edit": self.perceptual(source, truth),
-            "attributes_exact": ((now > 0) == (wanted > 0)).float().mean(1),
-        }
+    def flip_rate(self, images: Tensor, task: Task) -> float:
+        """How often the judge sees in images what was requested."""
+        logits = read(self.judge, images)[1]
+        return float((logits[:, task.column].sign() == task.direction).float().mean())
 
 
-class EditEvaluation:
+def check_flips(guide: GuidanceClassifier, file: str, names: Sequence[str]) -> None:
+    """Raise ValueError for an attribute of which the guide in a file cannot say whether it flips."""
+    if guide.config.one_hot:
+        raise ValueError(f"{file} reads classes, which do not flip: leave --smallest out")
+    unread = [name for name in names if name not in guide.config.attribute_names]
+    if unread:
+        raise ValueError(
+            f"{file} does not read {unread[0]}: with --smallest name some of "
+            f"{list(guide.config.attribute_names)} in --edit_attributes"
+        )
+
+
+class EditEvaluation(Evaluation):
     """Every way of editing, on the same faces of the reference split.
 
-    ``work`` holds the model, the judge, the guide and the data.
+    Args:
+        counterfactuals: (data_root, image_size, crop) -> what draws the truth of a face, or None for
+            photographs. ``synthetic_faces.dataset.counterfactuals``.
 
     Raises:
-        ValueError: for an attribute to edit that the data does not have.
+        ValueError: for an attribute that the data does not have, or that the guide of --smallest cannot
+            read.
     """
 
-    def __init__(self, work: SampleEvaluation):
-        self.work, self.config, self.model, self.guide = work, work.config, work.model, work.guide
-        self.held_out, names = work.reference_set, list(work.names)
-        unknown = [name for name in self.config.edit_attributes if name not in names]
-        if unknown:
-            root = self.config.data_root
-            raise ValueError(f"no attribute {unknown[0]} in {root}: name some of {names}")
-        wanted = self.config.edit_attributes or names
-        ways = (1,) if self.model.config.one_hot else (1, -1)  # one of the classes is always there
-        self.tasks = [Task(name, names.index(name), way) for name in wanted for way in ways]
-        steps = self.config.editing.num_inference_steps
-        (self.num_steps,) = self.config.num_inference_steps or (steps,)
+    config: EditsConfig
 
-    @cached_property
-    def judge(self) -> EditJudge:
-        """What reads the edits."""
-        return EditJudge(self.work.judge, self.work.reference["judge"], self.model.config.one_hot)
+    def __init__(
+        self,
+        config: EditsConfig,
+        data: LabelledImages,
+        device: str,
+        counterfactuals: Callable[[str, int, int], Turned | None],
+    ):
+        super().__init__(config, data, device)
+        of_model, names = self.model.config, list(self.names)
+        unknown = [name for name in config.edit_attributes if name not in names]
+        if unknown:
+            raise ValueError(f"no attribute {unknown[0]} in {config.data_root}: name some of {names}")
+        ways = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
+        edited = config.edit_attributes or names
+        tasks = [Task(name, names.index(name), way) for name in edited for way in ways]
+        if config.smallest and self.guide is not None:
+            check_flips(self.guide, str(config.guide), edited)
+        self.truth = counterfactuals(config.data_root, of_model.image_size, of_model.crop)
+        self.tasks = [task for task in tasks if len(self.sources(task)[0])]
+        self.edit_judge = EditJudge(self.judge, self.reference["judge"], of_model.one_hot)
+        self.protocol |= {
+            "sources": self.protocol["reference"],
+            "edit_sources": config.edit_sources,
+            "strengths": list(config.strengths),
+            "editing": asdict(config.editing),
+            "num_inference_steps": config.editing.num_inference_steps,
+            "sources_read_by": "the guide" if self.guide else "the VAE",
+            "true_counterfactuals": self.truth is not None,
+        }
 
     def variants(self) -> Iterator[tuple[str, EditConfig]]:
         """Every way of editing that is compared, with a name."""
-        for asked in self.config.edit_cfg_scale or (None,):
-            editing = replace(self.config.editing, num_inference_steps=self.num_steps, cfg_scale=asked)
+        for scale in self.config.edit_cfg_scale or (None,):
+            editing = replace(self.config.editing, cfg_scale=scale)
             cfg_scale = resolve(editing, (), self.guide is not None).cfg_scale
             editing = replace(editing, cfg_scale=cfg_scale)
             name = f"cfg {editing.cfg_scale:g}"
@@ -152,57 +164,81 @@ class EditEvaluation:
                 name += f", guide {editing.guide_scale:g}"
             yield name, editing
 
-    # ---------------------------------------------------------------- faces
-
-    @cached_property
-    def truth(self) -> Callable[[str, int], np.ndarray | None] | None:
-        """A function of a picture's file name and an attribute's column that draws the true
-        counterfactual uint8 (S, S, 3), or gives None where it is impossible. None for photographs."""
-        config = self.model.config
-        return counterfactuals(self.config.data_root, config.image_size, config.crop)
+    # ---------------------------------------------------------------- faces and their edits
 
     @cache  # noqa: B019, it lives as long as the program
     def sources(self, task: Task) -> tuple[Tensor, Tensor | None]:
         """Images uint8 (N, S, S, 3) that lack what is added, or have what is removed. For drawn faces,
         also their true counterfactuals."""
-        rows = (self.held_out.attributes[:, task.column] == -task.direction).nonzero()[:, 0].tolist()
+        faces = self.reference_set
+        rows = (faces.attributes[:, task.column] == -task.direction).nonzero()[:, 0].tolist()
         truths = None
         if self.truth:
             column = attr_dict[task.name]  # the model may have some of the attributes only
-            pairs = ((row, self.truth(self.held_out.filenames[row], column)) for row in rows)
+            pairs = ((row, self.truth(faces.filenames[row], column)) for row in rows)
             pairs = list(islice((p for p in pairs if p[1] is not None), self.config.edit_sources))
             rows, truths = [row for row, _ in pairs], [truth for _, truth in pairs]
             truths = torch.from_numpy(np.stack(truths)) if truths else None
         rows = np.array(rows[: self.config.edit_sources], dtype=int)
-        return torch.from_numpy(self.held_out.images[rows]), truths
+        return torch.from_numpy(faces.images[rows]), truths
 
-    def edit(
-        self, images: Tensor, task: Task, editing: EditConfig, strengths: Sequence[float]
-    ) -> list[Tensor]:
-        """The images after the edit, at each of the strengths. Every process gets all."""
-        target = torch.zeros(1, len(self.held_out.attribute_names))
+    def each_batch(self, images: Tensor, task: Task, editing: EditConfig, size: int, then) -> list:
+        """``then(edit_at)`` of every batch of images. The processes share the batches.
+
+        Args:
+            then: takes the edit of a batch as a function of its strength.
+        """
+        target = torch.zeros(1, len(self.names))
         target[0, task.column] = task.direction
         if self.model.config.one_hot:
             target = deny_other_classes(target)
-        share = -(-len(images) // PartialState().num_processes)  # so that each process gets some
-        size = min(self.config.batch_size, share)
+        number = PartialState().num_processes
 
-        def strip(first: int) -> list[Tensor]:
+        def one_batch(first: int) -> Any:
             batch = images[first : first + size]
             generators = sample_generators(self.config.seed, range(first, first + len(batch)))
-            how = {"guide": self.guide, "generator": generators}
-            with self.work.autocast:
-                edit_at = Editor(self.model).prepare_edit(batch, target, editing, **how)
-                done = [edit_at(strength).cpu() for strength in strengths]
-            bar.update(len(batch) * PartialState().num_processes)
-            return done
+            with self.autocast:
+                edit_at = Editor(self.model).prepare_edit(
+                    batch, target, editing, guide=self.guide, generator=generators
+                )
+                result = then(edit_at)
+            bar.update(len(batch) * number)
+            return result
 
-        hidden = not self.work.writes
+        hidden = not self.writes
         with progress_bar(
             total=len(images), desc=str(task), leave=False, unit="image", disable=hidden
         ) as bar:
-            parts = in_parallel(strip, range(0, len(images), size))
+            return in_parallel(one_batch, range(0, len(images), size))
+
+    def edit(self, images: Tensor, task: Task, editing: EditConfig) -> list[Tensor]:
+        """The images after the edit, at each of --strengths. Every process gets all."""
+        share = -(-len(images) // PartialState().num_processes)  # so that each process gets some
+
+        def at_each_strength(edit_at: EditAt) -> list[Tensor]:
+            return [edit_at(strength).cpu() for strength in self.config.strengths]
+
+        size = min(self.config.batch_size, share)
+        parts = self.each_batch(images, task, editing, size, at_each_strength)
         return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def smallest(self, images: Tensor, task: Task, editing: EditConfig) -> tuple[Tensor, Tensor]:
+        """The images after the smallest edit with which the guide sees what was requested, and the
+        strengths (N,). An edit that never flips has strength 1."""
+        guide = self.guide
+        assert guide is not None  # --smallest needs one
+        column = guide.config.attribute_names.index(task.name)
+
+        def margin(edited: Tensor) -> float:
+            odds = float((guide.read_logits(edited) - guide.prior)[0, column])
+            return odds * task.direction - FLIP_MARGIN
+
+        def smallest(edit_at: EditAt) -> tuple[float, Tensor]:
+            strength, edited = smallest_edit(edit_at, margin)
+            return strength, edited.cpu()
+
+        strengths, edits = zip(*self.each_batch(images, task, editing, 1, smallest), strict=True)
+        return torch.cat(edits), torch.tensor(strengths)
 
     # ---------------------------------------------------------------- figures
 
@@ -214,140 +250,112 @@ class EditEvaluation:
         without those, between faces that have the attribute and faces that lack it.
         """
         source, truth = self.sources(task)
+        images = self.reference_set.images
         if truth is not None:
             differ = (source.float() - truth.float()).abs().mean((0, 3))
         else:
-            column = self.held_out.attributes[:, task.column].numpy()
+            column = self.reference_set.attributes[:, task.column].numpy()
             if not ((column == 1).any() and (column == -1).any()):  # nothing to compare
-                return torch.ones(self.held_out.images.shape[1:3], dtype=torch.bool)
-            means = [self.held_out.images[column == sign].mean(0) for sign in (1, -1)]
+                return torch.ones(images.shape[1:3], dtype=torch.bool)
+            means = [images[column == sign].mean(0) for sign in (1, -1)]
             differ = torch.from_numpy(np.abs(means[0] - means[1]).mean(2))
         return differ <= differ.flatten().quantile(1 - MASK_SHARE)
 
     def frechet(self, edited: Tensor, task: Task) -> dict[str, float]:
-        """Frechet distance of the edits' features to those of training images that are as asked for, and
+        """Frechet distance of the edits' features to those of training images that are as requested, and
         that of as many held-out images. Few images raise both alike."""
-        train, held_out = self.work.train_features, self.work.reference["judge"]
-        asked = train[self.work.train.attributes[:, task.column] == task.direction]
-        real = held_out[self.held_out.attributes[:, task.column] == task.direction]
+        train, held_out = self.train_features, self.reference["judge"]
+        right = train[self.train.attributes[:, task.column] == task.direction]
+        real = held_out[self.reference_set.attributes[:, task.column] == task.direction]
         number = min(len(edited), len(real))
-        if number < FEWEST_IN_A_SET or len(asked) < FEWEST_IN_A_SET:
+        if number < FEWEST_IN_A_SET or len(right) < FEWEST_IN_A_SET:
             return {}
-        features = read(self.work.judge, edited[:number])[0]
+        features = read(self.judge, edited[:number])[0]
         return {
-            "frechet": frechet_distance(features, asked),
-            "frechet_real": frechet_distance(real[:number], asked),
+            "frechet": frechet_distance(features, right),
+            "frechet_real": frechet_distance(real[:number], right),
         }
 
-    def judge_task(self, name: str, editing: EditConfig, task: Task) -> dict | None:
-        """Every figure of one way of editing, for one attribute and direction. Writes a picture. None
-        where there is no face to edit."""
+    def figures(self, task: Task, edited: Tensor, name: str = "") -> dict[str, Any]:
+        """Every figure of edited sources. Writes a picture of them under the name of how they were
+        edited; none without a name."""
         source, truth = self.sources(task)
-        if not len(source):
-            return None
-        strip = self.edit(source, task, editing, self.config.strengths)
-        edited = strip[-1]
-        found = self.judge.measure(source, edited, task, self.mask(task))
-        if truth is not None:
-            found |= self.judge.against_truth(source, edited, truth, task)
-        if self.work.writes:
-            self.picture(name, task, source, edited, truth, found)
-        before = [self.judge.flips(read(self.work.judge, part)[1], task) for part in strip[:-1]]
-        flips = [float(each.mean()) for each in (*before, found["flip_rate"])]
-        means = {}
-        for key, values in found.items():
-            means |= mean_of(key, values)
-        if truth is not None:
-            gain = found["psnr_truth"] - found["psnr_no_edit"]
-            means["median_gain"] = float(gain.median())
-        means |= self.frechet(edited, task)
-        curve = dict(zip(map(str, self.config.strengths), flips, strict=True))
-        how = resolve(editing, [task.name], self.guide is not None)
-        facts = {"task": str(task), "faces": len(source), "t_start": how.t_start, "margin": how.margin}
-        return {**facts, **means, "flip_rate_over_strength": curve}
+        each = self.edit_judge.measure(source, edited, task, self.mask(task), truth)
+        if self.writes and name:
+            self.picture(name, task, edited, each["flip_rate"] + each["cosine"])
+        facts = {"task": str(task), "faces": len(source)}
+        return {**facts, **summary(each), **self.frechet(edited, task)}
 
-    def bounds(self, task: Task) -> dict | None:
-        """The figures of no edit at all."""
-        source = self.sources(task)[0]
-        if not len(source):
-            return None
-        found = self.judge.measure(source, source, task, self.mask(task))
-        means = {key: float(values.mean()) for key, values in found.items()} | self.frechet(source, task)
-        return {"task": str(task), "faces": len(source), **means}
+    def judge_task(self, name: str, editing: EditConfig, task: Task, smallest: bool) -> dict[str, Any]:
+        """The figures of one way of editing, for one attribute and direction: at the last of
+        --strengths, with the flip rate at each; or at the smallest strength that flips."""
+        source, _ = self.sources(task)
+        full = resolve(editing, [task.name], self.guide is not None)
+        facts: dict[str, Any] = {"t_start": full.t_start, "margin": full.margin}
+        if smallest:
+            edited, strengths = self.smallest(source, task, editing)
+            return self.figures(task, edited, name) | facts | summary({"strength": strengths})
+        strip = self.edit(source, task, editing)
+        rates = [self.edit_judge.flip_rate(edited, task) for edited in strip]
+        curve = dict(zip(map(str, self.config.strengths), rates, strict=True))
+        return self.figures(task, strip[-1], name) | facts | {"flip_rate_over_strength": curve}
 
-    def picture(
-        self,
-        name: str,
-        task: Task,
-        source: Tensor,
-        edited: Tensor,
-        truth: Tensor | None,
-        found: dict[str, Tensor],
-    ) -> None:
-        """Write the best, the median and the worst edit: source, edit, where they differ, the truth."""
+    def picture(self, name: str, task: Task, edited: Tensor, score: Tensor) -> None:
+        """Write the best, the median and the worst edit by a score (N,): source, edit, where they
+        differ, and the truth where it is known."""
+        source, truth = self.sources(task)
+        order = score.argsort(descending=True).tolist()
+        ranks = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
         images, labels = [], []
-        chosen = best_median_worst(found["flip_rate"] + found["cosine"])
-        for rank, i in chosen.items():
+        for rank, i in ranks.items():
             a, b = source[i].numpy(), edited[i].numpy()
             images += [a, b, heat_map(a, b)] + ([] if truth is None else [truth[i].numpy()])
             labels += [rank, "edited", "difference"] + ([] if truth is None else ["truth"])
         safe = f"{name}_{task}".replace(", ", "_").replace(" ", "_")
-        path = self.work.output_dir / "edits" / f"{in_file_name(safe)}.png"
+        path = self.output_dir / "edits" / f"{in_file_name(safe)}.png"
         title = f"{'Add' if task.direction > 0 else 'Remove'} {readable(task.name)}: {name}"
         save_grid(path, np.stack(images), labels, len(images) // 3, title=title)
 
     def interpolation(self, pairs: int = 8, frames: int = 9) -> dict[str, float]:
         """How evenly the way from one photograph to another goes, and whether it begins and ends at the
         photographs. Evenness is the largest perceptual distance between two frames over the mean one."""
-        number = min(pairs, len(self.held_out) // 2)
-        images = torch.from_numpy(self.held_out.images[: 2 * number].copy())
+        number = min(pairs, len(self.reference_set) // 2)
+        images = torch.from_numpy(self.reference_set.images[: 2 * number].copy())
+        steps, judge = self.config.editing.num_inference_steps, self.judge
 
+        @torch.no_grad()
         def evenness(pair: Tensor) -> tuple[float, float]:
-            with self.work.autocast:
+            with self.autocast:
                 rows = self.model.predict_attributes(pair, self.guide)
-                way = Editor(self.model).interpolate(pair, frames, self.num_steps, rows).cpu()
-            distance = self.judge.perceptual(way[:-1], way[1:])
-            return float(distance.max() / distance.mean()), float(psnr(way[[0, -1]], pair).min())
+                way = Editor(self.model).interpolate(pair, frames, steps, rows)
+            inputs = judge.input(way.to(self.edit_judge.device))
+            distance = perceptual_distance(judge.stages(), inputs[:-1], inputs[1:]).cpu()
+            ends = psnr(way[[0, -1]].cpu(), pair)
+            return float(distance.max() / distance.mean()), float(ends.min())
 
         unevenness, ends = zip(*in_parallel(evenness, images.split(2)), strict=True)
         return {"largest_step_over_mean": sum(unevenness) / number, "worst_end_psnr": min(ends)}
 
-    def protocol(self) -> dict:
-        """What the figures depend on."""
-        shared = ("checkpoint", "judge", "guide", "image_size", "crop", "data", "seed", "precision")
-        return {
-            **{name: self.work.protocol[name] for name in shared},
-            "sources": self.work.protocol["reference"],
-            "edit_sources": self.config.edit_sources,
-            "strengths": list(self.config.strengths),
-            "editing": asdict(self.config.editing),
-            "num_inference_steps": self.num_steps,
-            "sources_read_by": "the guide" if self.guide else "the VAE",
-            "true_counterfactuals": self.truth is not None,
-        }
-
     def run(self) -> str:
         """Judge every way of editing. edits.json and edits.md grow as it goes. Returns the latter."""
-        ways, output_dir = list(self.variants()), self.work.output_dir
-        report: dict[str, Any] = {"protocol": self.protocol(), "interpolation": self.interpolation()}
-        entries: list[dict[str, Any]] = [
-            {"name": "no edit", "tasks": [*filter(None, map(self.bounds, self.tasks))]}
-        ]
-        total, hidden = len(ways) * len(self.tasks), not self.work.writes
+        report: dict[str, Any] = {"protocol": self.protocol, "interpolation": self.interpolation()}
+        no_edit = [self.figures(task, self.sources(task)[0]) for task in self.tasks]
+        report["edits"] = [{"name": "no edit", "tasks": no_edit}]
+        ways = []
+        for name, editing in self.variants():
+            ways.append((name, editing, False))
+            if self.config.smallest:
+                ways.append((f"{name}, smallest", editing, True))
+        total, hidden = len(ways) * len(self.tasks), not self.writes
         with progress_bar(total=total, desc="editing", unit="task", disable=hidden) as bar:
-            for name, editing in ways:
+            for name, editing, smallest in ways:
                 tasks = []
                 for task in self.tasks:
-                    tasks += filter(None, [self.judge_task(name, editing, task)])
+                    tasks.append(self.judge_task(name, editing, task, smallest))
                     bar.update()
-                entries.append({"name": name, "editing": asdict(editing), "tasks": tasks})
-                report["edits"] = entries
-                if self.work.writes:
-                    output_dir.mkdir(parents=True, exist_ok=True)
-                    (output_dir / "edits.json").write_text(
-                        json.dumps(report, indent=1), encoding="utf-8"
-                    )
-                    (output_dir / "edits.md").write_text(edits_table(report), encoding="utf-8")
-        if self.work.writes:
-            plot_strengths(report, output_dir)
+                report["edits"].append({"name": name, "editing": asdict(editing), "tasks": tasks})
+                if self.writes:
+                    write_report(self.output_dir, "edits", report, edits_table(report))
+        if self.writes:
+            plot_strengths(report, self.output_dir)
         return edits_table(report)

@@ -7,7 +7,6 @@ To add one, write a function of the configuration and the judge, and give it an 
 from __future__ import annotations
 
 import pickle
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,17 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from classifiers.judge import Judge
 
 if TYPE_CHECKING:
-    from evaluate import EvaluateConfig
+    from evaluate import SamplesConfig
 
 Features = Callable[[Tensor], Tensor]  # images uint8 (B, H, W, 3) -> floats (B, D), on the CPU
 
 
-def judge_features(config: EvaluateConfig, judge: Judge) -> Features:
+def judge_features(config: SamplesConfig, judge: Judge) -> Features:
     """The 128 features from which the judge reads attributes."""
     return judge.read_features
 
 
-def inception_features(config: EvaluateConfig, judge: Judge) -> Features:
+def inception_features(config: SamplesConfig, judge: Judge) -> Features:
     """The 2048 features of Inception-v3 that Frechet distances are usually quoted in. The weights come
     from torch-fidelity's file, or are fetched where the flag says "download".
 
@@ -54,39 +53,6 @@ def inception_features(config: EvaluateConfig, judge: Judge) -> Features:
     return features
 
 
-def face_features(config: EvaluateConfig, judge: Judge) -> Features:
-    """The embeddings of a network that recognises people, from a TorchScript file. It takes RGB images
-    float (B, 3, S, S) in [-1, 1] at the model's size, and scales them itself as it needs.
-
-    Raises:
-        FileNotFoundError, ValueError: where there is no such file, or one of something else.
-    """
-    file, device = config.face_network or "", judge.head.weight.device
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"no face network at {file}: give --face_network a TorchScript file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer torch would rather export networks
-            network = torch.jit.load(file, map_location=device).eval()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{file} holds no network as torch.jit.save writes one: {reason}") from None
-
-    @torch.no_grad()
-    def features(images: Tensor) -> Tensor:
-        try:
-            found = network(images.permute(0, 3, 1, 2).to(device).float() / 127.5 - 1)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{file} cannot read {images.shape[1]} pixels: {reason}") from None
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
-            shape = tuple(getattr(found, "shape", ())) or type(found).__name__
-            raise ValueError(f"{file} gives {shape} for {len(images)} images: expected (B, D)")
-        return found.float().cpu()
-
-    return features
-
-
 @dataclass(frozen=True)
 class FeatureSpace:
     """How features are made, and when.
@@ -95,19 +61,18 @@ class FeatureSpace:
     applies: whether a configuration has what this needs.
     """
 
-    make: Callable[[EvaluateConfig, Judge], Features]
-    applies: Callable[[EvaluateConfig], bool] = lambda config: True
+    make: Callable[[SamplesConfig, Judge], Features]
+    applies: Callable[[SamplesConfig], bool] = lambda config: True
 
 
 FEATURE_SPACES: dict[str, FeatureSpace] = {
     "judge": FeatureSpace(judge_features),
     "inception": FeatureSpace(inception_features, lambda config: bool(config.inception_weights)),
-    "face": FeatureSpace(face_features, lambda config: bool(config.face_network)),
 }
 
 
-def make_features(config: EvaluateConfig, judge: Judge) -> dict[str, Features]:
-    """The features of every space that this configuration has what is needed for."""
+def make_features(config: SamplesConfig, judge: Judge) -> dict[str, Features]:
+    """The features of every space that applies to this configuration."""
     return {
         name: space.make(config, judge)
         for name, space in FEATURE_SPACES.items()

@@ -145,17 +145,15 @@ def with_error(
     return statistic(*map(torch.arange, sizes)), 1.96 * float(torch.tensor(values).double().std())
 
 
-def mean_error(values: Tensor) -> float:
-    """Half the width of a mean's 95 % interval, to which ``with_error`` of a mean tends."""
-    return 1.96 * float(values.std()) / len(values) ** 0.5
-
-
 def mean_of(name: str, values: Tensor) -> dict[str, float]:
-    """The mean of values (N,) and its error (95 %), under these names; nothing of no values."""
+    """The mean of values (N,) under a name, and half the width of its 95 % interval, to which
+    ``with_error`` of a mean tends. Without values both are left out, of one value the error."""
     if not len(values):
         return {}
-    found = {name: float(values.float().mean())}
-    return found | ({f"{name}_error": mean_error(values.float())} if len(values) > 1 else {})
+    mean = {name: float(values.mean())}
+    if len(values) > 1:
+        mean[f"{name}_error"] = 1.96 * float(values.std()) / len(values) ** 0.5
+    return mean
 
 
 def distances(fake: Tensor, real: Tensor) -> dict[str, float]:

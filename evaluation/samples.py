@@ -1,20 +1,15 @@
-"""The judging of samples, behind evaluate.py. They are drawn under attribute rows of a held-out split,
-and compared with the images of a reference split."""
+"""The judging of samples, behind evaluate.py samples. They are drawn under attribute rows of a held-out
+split, and compared with the images of a reference split."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -22,168 +17,108 @@ from torchmetrics.functional.image import (
 )
 from tqdm import tqdm
 
-import devices
 from attributes import AttributePrior
-from checkpoint import file_hash, save_atomically
-from classifiers.judge import Judge, train_judge
 from classifiers.likeness import perceptual_distance
-from config import FEWEST_SAMPLES, REQUESTS, ModelConfig, SamplingConfig
-from diffusion_model import ConditionalDiffusion
+from config import FEWEST_SAMPLES, REQUESTS, SamplingConfig
+from evaluation.base import Evaluation
 from evaluation.features import make_features
 from evaluation.metrics import (
     balanced_accuracy,
     distances,
-    mean_error,
+    mean_of,
     nearest,
     pooled_accuracy,
     pooled_accuracy_by_chance,
     with_error,
 )
-from evaluation.reading import Result, in_batches, read, say
-from evaluation.tables import plot_sweeps, samples_table
+from evaluation.reading import Result, in_batches, say
+from evaluation.tables import plot_sweeps, samples_table, write_report
 from figures.grids import save_grid
-from guidance import Guide
 from image_data.labelled import LabelledImages
 from progress import progress_bar
 from samplers import SAMPLERS, resolve
 from studio import draw_batches
 
 if TYPE_CHECKING:
-    from evaluate import EvaluateConfig
+    from evaluate import SamplesConfig
 
+# How much is looked at: by eye, so that a setting takes minutes and a picture fits a screen.
 NAMED = 3  # attributes in a short request
 DEFAULT_SAMPLES = 1000
 DEFAULT_SCALES = (1.0, 1.5, 2.0, 3.0)  # of classifier-free guidance
-SHOWN = 64  # samples in a picture
-GUESTS = 8  # rows, and samples of each, behind the diversity figure; pairs in the neighbour picture
+IN_PICTURE = 64  # samples in a picture
+ALIKE = 8  # rows, and samples of each, behind the diversity
+CLOSEST = 8  # pairs in the picture of nearest training images
 RECONSTRUCTED = 500  # held-out images, at most, that the autoencoders are measured on
 
 
-def sampling_settings(config: EvaluateConfig, model: ConditionalDiffusion) -> list[SamplingConfig]:
-    """Every combination of the samplers, step counts and guidance scales asked for.
+class SampleEvaluation(Evaluation):
+    """Every setting of drawing, under every kind of request.
+
+    Attributes:
+        held_out: the split whose attribute rows are requested.
+        rows: the attribute rows (N, A) of N samples, in turn where the split has fewer.
+        requests: the rows of each kind of request.
 
     Raises:
-        ValueError: for a sampler that takes no eta, more steps than the model has timesteps, or a
-            guidance scale that the model was not trained for.
-    """
-    scales = config.cfg_scale or (DEFAULT_SCALES if model.config.guidable else (1.0,))
-    numbers = config.num_inference_steps or (None,)
-    settings = []
-    for combination in product(config.sampler, numbers, scales, config.guide_scale):
-        name, number, cfg_scale, guide_scale = combination
-        SAMPLERS[name].options(eta=config.sampling.eta)
-        setting = replace(
-            config.sampling,
-            sampler=name,
-            num_inference_steps=number,
-            cfg_scale=cfg_scale,
-            guide_scale=guide_scale,
-        )
-        settings.append(resolve(setting, model.schedule, model.config.guidable))
-    return settings
-
-
-def make_judge(
-    config: EvaluateConfig, data: LabelledImages, model_config: ModelConfig, device: str
-) -> None:
-    """Train the judge on the training split, test it, and write it with its accuracies to --judge."""
-    test, train = (data.open_for(model_config, split, config.cache_dir) for split in ("test", "train"))
-    judge = train_judge(train, config.judge_epochs, config.seed, device)
-    accuracy = balanced_accuracy(read(judge, test.images)[1], test.attributes)
-    content = {
-        "judge": judge.state_dict(),
-        "attribute_names": list(train.attribute_names),
-        "balanced_accuracy": accuracy.tolist(),
-        "crop": model_config.crop,
-    }
-    save_atomically(content, config.judge)
-
-
-class SampleEvaluation:
-    """A model, its judge, and the images it is measured against.
-
-    Args:
-        data: what --data_root holds.
-        guide: steers the samples.
-        facts: what ``load_judge`` says of the judge.
-
-    Raises:
-        ValueError: where the held-out split has fewer than FEWEST_SAMPLES images.
+        ValueError: where the held-out split has fewer than FEWEST_SAMPLES images, or as
+            ``sampling_settings``.
     """
 
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        data: LabelledImages,
-        model: ConditionalDiffusion,
-        guide: Guide | None,
-        judge: Judge,
-        facts: dict,
-    ):
-        self.config, self.model, self.guide = config, model, guide
-        self.judge, self.facts = judge, facts
-        self.output_dir, self.writes = Path(config.output_dir), PartialState().is_main_process
-        self.autocast = devices.autocast(config.mixed_precision, model.device.type)
-        self.names = model.config.attribute_names
-        splits = (config.attribute_split, "train", config.reference_split)
-        self.held_out, self.train, self.reference_set = (
-            data.open_for(model.config, split, config.cache_dir) for split in splits
-        )
-        found = len(self.held_out)
-        if found < FEWEST_SAMPLES:
+    config: SamplesConfig
+
+    def __init__(self, config: SamplesConfig, data: LabelledImages, device: str):
+        super().__init__(config, data, device)
+        self.settings = self.sampling_settings()
+        split = config.attribute_split
+        self.held_out = data.open_for(self.model.config, split, config.cache_dir)
+        available = len(self.held_out)
+        if available < FEWEST_SAMPLES:
             raise ValueError(
-                f"{found} images in the {config.attribute_split} split: at least {FEWEST_SAMPLES} are "
-                "needed: choose another --attribute_split"
+                f"{available} images in the {split} split: at least {FEWEST_SAMPLES} are needed: "
+                "choose another --attribute_split"
             )
-        self.number = config.num_samples or min(DEFAULT_SAMPLES, found)
-        self.held_out_number = min(self.number, found)
-        self.rows = self.held_out.attributes[torch.arange(self.number) % found]
+        self.number = config.num_samples or min(DEFAULT_SAMPLES, available)
+        if self.number > available:
+            say(f"{self.number} samples: the {available} rows of the {split} split serve in turn")
+        self.rows = self.held_out.attributes[torch.arange(self.number) % available]
         self.requests = self.make_requests()
         self.prior = AttributePrior.of(self.train.attributes)
         share = (self.train.attributes > 0).double().mean(0)
         self.log_odds = share.clamp(1e-6, 1 - 1e-6).logit().float()  # (A,)
-
-    @cached_property
-    def spaces(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The feature spaces that apply: name -> features (B, D) of a batch of images."""
-        return make_features(self.config, self.judge)
-
-    @cached_property
-    def reference(self) -> dict[str, Tensor]:
-        """Features of the reference images, in every feature space."""
-        images, label = self.reference_set.images, f"{self.config.reference_split} split"
-        return {
-            space: torch.cat(in_batches(features, images, 50, f"{space}, {label}"))
-            for space, features in self.spaces.items()
-        }
-
-    @cached_property
-    def train_features(self) -> Tensor:
-        """The judge's features of the training images."""
-        if self.config.reference_split == "train":
-            return self.reference["judge"]
-        return read(self.judge, self.train.images, "training images")[0]
-
-    @cached_property
-    def protocol(self) -> dict:
-        """What the figures depend on."""
-        config, of_model, reference = self.config, self.model.config, self.reference_set
-        return {
-            "checkpoint": file_hash(config.checkpoint),
-            "judge": self.facts,
-            "first_stage_judge": of_model.first_stage_judge,
-            "guide": file_hash(config.guide) if config.guide else None,
-            "image_size": of_model.image_size,
-            "crop": of_model.crop,
+        self.spaces = make_features(config, self.judge)
+        self.protocol |= {
+            "first_stage_judge": self.model.config.first_stage_judge,
             "num_samples": self.number,
-            "attribute_split": config.attribute_split,
-            "reference": f"{config.reference_split}, {len(reference)} images",
-            "data": hashlib.sha256(reference.images.data).hexdigest()[:12],
+            "attribute_split": split,
             "eta": config.sampling.eta,
-            "seed": config.seed,
             "open": config.open,
-            "precision": devices.choose_precision(config.mixed_precision, self.model.device.type),
         }
+
+    def sampling_settings(self) -> list[SamplingConfig]:
+        """Every combination of the samplers, step counts and guidance scales to compare.
+
+        Raises:
+            ValueError: for a sampler that takes no eta, more steps than the model has timesteps, or a
+                guidance scale that the model was not trained for.
+        """
+        config, model = self.config, self.model
+        scales = config.cfg_scale or (DEFAULT_SCALES if model.config.guidable else (1.0,))
+        numbers = config.num_inference_steps or (None,)
+        settings = []
+        for name, number, scale, guide_scale in product(
+            config.sampler, numbers, scales, config.guide_scale
+        ):
+            SAMPLERS[name].options(eta=config.sampling.eta)
+            setting = replace(
+                config.sampling,
+                sampler=name,
+                num_inference_steps=number,
+                cfg_scale=scale,
+                guide_scale=guide_scale,
+            )
+            settings.append(resolve(setting, model.schedule, model.config.guidable))
+        return settings
 
     def make_requests(self) -> dict[str, Tensor]:
         """The attribute rows (N, A) of each kind of request: whole held-out rows, NAMED attributes of
@@ -200,108 +135,115 @@ class SampleEvaluation:
             kinds = [kind for kind in kinds if kind != "three"]
         return {kind: every[kind] for kind in kinds}
 
-    def run(self, settings: list[SamplingConfig]) -> str:
+    def run(self) -> str:
         """Measure every setting under every kind of request. report.json and report.md grow as it goes.
         Returns the latter."""
-        if self.number > len(self.held_out):
-            split, found = self.config.attribute_split, len(self.held_out)
-            say(f"{self.number} samples: the {found} rows of the {split} split are asked for in turn")
         real = self.real()  # before the long part, since it refuses too few images
         report: dict[str, Any] = {"protocol": self.protocol, "real": real, **self.autoencoders()}
         report["settings"] = []
-        wanted = [*product(settings, self.requests)]
-        total = (len(self.rows) + GUESTS**2) * len(wanted)
+        pairs = [*product(self.settings, self.requests)]
+        total = (len(self.rows) + ALIKE**2) * len(pairs)
         with progress_bar(total=total, desc="sampling", unit="image", disable=not self.writes) as bar:
-            for sampling, request in wanted:
+            for sampling, request in pairs:
                 report["settings"].append(self.measure(sampling, request, bar))
                 if self.writes:
-                    self.output_dir.mkdir(parents=True, exist_ok=True)
-                    (self.output_dir / "report.json").write_text(
-                        json.dumps(report, indent=1), encoding="utf-8"
-                    )
-                    (self.output_dir / "report.md").write_text(samples_table(report), encoding="utf-8")
+                    write_report(self.output_dir, "report", report, samples_table(report))
         if self.writes:
             plot_sweeps(report, self.output_dir)
         return samples_table(report)
 
-    def draw(
-        self,
-        then: Callable[[Tensor], Result],
-        rows: Tensor,
-        sampling: SamplingConfig,
-        bar: tqdm | None,
-        seed: int,
-        numbers: list[int] | None = None,
-    ) -> list[Result]:
-        """``then`` of every batch of images drawn under attribute rows (N, A)."""
-        return draw_batches(
-            then,
-            self.model,
-            rows,
-            sampling,
-            self.autocast,
-            seed,
-            self.config.batch_size,
-            bar,
-            numbers,
-            guide=self.guide,
-            complete=not self.config.open,
-        )
+    # ---------------------------------------------------------------- drawing
 
-    def measure(self, sampling: SamplingConfig, request: str, bar: tqdm) -> dict:
+    def draw(
+        self, then: Callable[[Tensor], Result], rows: Tensor, sampling: SamplingConfig, **options: Any
+    ) -> list[Result]:
+        """``then`` of every batch of images drawn under attribute rows (N, A). ``options`` are those of
+        ``draw_batches``."""
+        options |= {"guide": self.guide, "complete": not self.config.open}
+        options |= {"batch_size": self.config.batch_size}
+        return draw_batches(then, self.model, rows, sampling, self.autocast, **options)
+
+    def measure(self, sampling: SamplingConfig, request: str, bar: tqdm) -> dict[str, Any]:
         """Every figure of one setting under one kind of request. Writes its pictures."""
-        config, rows = self.config, self.requests[request]
-        shown = iter(range(0, len(rows), config.batch_size))
+        rows, first = self.requests[request], iter(range(0, len(self.rows), self.config.batch_size))
 
         def features_of(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            found = {space: features(images) for space, features in self.spaces.items()}
-            keep = next(shown) < SHOWN  # only the images of the picture stay in memory
-            return found, images.cpu() if keep else images[:0].cpu()
+            kept = images if next(first) < IN_PICTURE else images[:0]  # the rest leaves the memory
+            return {space: read(images) for space, read in self.spaces.items()}, kept.cpu()
 
-        drawn = self.draw(features_of, rows, sampling, bar, config.seed)
-        features = {space: torch.cat([found[space] for found, _ in drawn]) for space in self.spaces}
+        drawn = self.draw(features_of, rows, sampling, bar=bar, seed=self.config.seed)
+        features = {space: torch.cat([each[space] for each, _ in drawn]) for space in self.spaces}
         logits = self.judge.read_logits(features["judge"])
-        spread = self.diversity(rows, sampling, bar)
+        spread = mean_of("diversity", self.diversity(rows, sampling, bar))
         closest, which = nearest(features["judge"], self.train_features)
-        images = torch.cat([kept for _, kept in drawn])[:SHOWN]
+        images = torch.cat([kept for _, kept in drawn])[:IN_PICTURE]
         self.pictures(sampling, request, images, closest, which)
         return {
             "sampling": asdict(sampling),
             "request": request,
             **self.distances(features),
             "attributes": self.control(request, logits),
-            "diversity_of_one_row_over_reference": float(spread.mean()),
-            "diversity_error": mean_error(spread),
+            "diversity_of_one_row_over_reference": spread["diversity"],
+            "diversity_error": spread["diversity_error"],
             "median_distance_to_train": float(closest.median()),
         }
 
+    def pictures(
+        self, sampling: SamplingConfig, request: str, images: Tensor, closest: Tensor, which: Tensor
+    ) -> None:
+        """Write a grid of samples, and a grid of the samples nearest to training images above those."""
+        suspects = closest.argsort()[:CLOSEST]
+        rows = self.requests[request][suspects]
+        seeds = {"seed": self.config.seed, "numbers": suspects.tolist()}
+        again = self.draw(Tensor.cpu, rows, sampling, **seeds)
+        if not self.writes:
+            return
+        s = sampling
+        name = f"{request}_{s.sampler}_{s.num_inference_steps}_cfg{s.cfg_scale:g}"
+        title = f"{s.sampler}, {s.num_inference_steps} steps, guidance {s.cfg_scale:g}"
+        if s.guide_scale:
+            name += f"_guide{s.guide_scale:g}"
+            title += f", guide {s.guide_scale:g}"
+        conditional = s.cfg_scale or s.guide_scale  # else the network sees no request
+        title = f"{f'Request {request}' if conditional else 'Unconditional'}: {title}"
+        path = self.output_dir / f"samples_{name}.png"
+        save_grid(path, images.numpy(), [""] * len(images), 16, title=title)
+        pairs = torch.cat([*again, torch.tensor(self.train.images[which[suspects].numpy()])])
+        labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["training image"] * len(suspects)
+        title = "The samples closest to a training image, and that image"
+        path = self.output_dir / f"nearest_{name}.png"
+        save_grid(path, pairs.numpy(), labels, len(suspects), title=title)
+
+    # ---------------------------------------------------------------- figures
+
     def diversity(self, rows: Tensor, sampling: SamplingConfig, bar: tqdm) -> Tensor:
         """For each of the first rows, how far apart samples of that one row lie, over how far apart
-        reference images lie (GUESTS,)."""
-        alike = rows[:GUESTS].repeat_interleave(GUESTS, 0)
-        drawn = self.draw(self.judge.read_features, alike, sampling, bar, self.config.seed + 2)
-        groups = torch.cat(drawn).view(GUESTS, GUESTS, -1)
+        reference images lie (ALIKE,)."""
+        alike = rows[:ALIKE].repeat_interleave(ALIKE, 0)
+        seed = self.config.seed + 2  # other noise than that of the samples
+        drawn = self.draw(self.judge.read_features, alike, sampling, bar=bar, seed=seed)
+        groups = torch.cat(drawn).view(ALIKE, ALIKE, -1)
         reference = self.reference["judge"]
         some = reference[:: max(1, len(reference) // 500)]
         return torch.stack([torch.pdist(group).mean() for group in groups]) / torch.pdist(some).mean()
 
-    def control(self, request: str, logits: Tensor) -> dict:
+    def control(self, request: str, logits: Tensor) -> dict[str, Any]:
         """How well the judge sees a kind of request met, and how often it sees what nobody asked for."""
         rows = self.requests[request]
-        found: dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         if request == "whole":
-            found |= self.accuracy(logits, rows)
+            figures |= self.accuracy(logits, rows)
             if self.model.config.one_hot:
-                found |= self.class_accuracy(logits)
+                figures |= self.class_accuracy(logits)
         if request == "three":
-            few, error = with_error(lambda i: pooled_accuracy(logits[i], rows[i]), len(rows))
-            found |= {"named_accuracy": few, "named_accuracy_error": error}
-            found["named_accuracy_by_chance"] = pooled_accuracy_by_chance(logits, rows)
+            met, error = with_error(lambda i: pooled_accuracy(logits[i], rows[i]), len(rows))
+            figures |= {"named_accuracy": met, "named_accuracy_error": error}
+            figures["named_accuracy_by_chance"] = pooled_accuracy_by_chance(logits, rows)
         if request != "whole":
-            found["unasked"] = self.unasked(logits, rows)
-        return found
+            figures["unasked"] = self.unasked(logits, rows)
+        return figures
 
-    def accuracy(self, logits: Tensor, rows: Tensor) -> dict:
+    def accuracy(self, logits: Tensor, rows: Tensor) -> dict[str, Any]:
         """Balanced accuracy under whole rows: the mean over attributes, and that of each."""
         whole, error = with_error(
             lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
@@ -329,45 +271,19 @@ class SampleEvaluation:
         return logits + self.log_odds > 0
 
     def class_accuracy(self, logits: Tensor) -> dict[str, float]:
-        """How often the judge sees the class that was asked for, where attributes are classes."""
+        """How often the judge sees the class that was requested, where attributes are classes."""
         right = (logits.argmax(1) == self.rows[: len(logits)].argmax(1)).float()
-        return {"class_accuracy": float(right.mean()), "class_accuracy_error": mean_error(right)}
+        return mean_of("class_accuracy", right)
 
     def distances(self, features: dict[str, Tensor]) -> dict[str, dict]:
         """Every distance to the reference, in every feature space."""
         return {space: distances(features[space], self.reference[space]) for space in self.spaces}
 
-    def pictures(
-        self, sampling: SamplingConfig, request: str, images: Tensor, closest: Tensor, which: Tensor
-    ) -> None:
-        """Write a grid of samples, and a grid of the samples nearest to training images above those."""
-        suspects = closest.argsort()[:GUESTS]
-        rows = self.requests[request][suspects]
-        again = self.draw(Tensor.cpu, rows, sampling, None, self.config.seed, suspects.tolist())
-        if not self.writes:
-            return
-        name = f"{request}_{sampling.sampler}_{sampling.num_inference_steps}_cfg{sampling.cfg_scale:g}"
-        name += f"_guide{sampling.guide_scale:g}" if sampling.guide_scale else ""
-        heard = sampling.cfg_scale or sampling.guide_scale  # else the network sees no request
-        how = (
-            f"{sampling.sampler}, {sampling.num_inference_steps} steps, guidance {sampling.cfg_scale:g}"
-        )
-        how += f", guide {sampling.guide_scale:g}" if sampling.guide_scale else ""
-        title = f"{f'Request {request}' if heard else 'Unconditional'}: {how}"
-        path = self.output_dir / f"samples_{name}.png"
-        save_grid(path, images.numpy(), [""] * len(images), 16, title=title)
-        pairs = torch.cat([*again, torch.tensor(self.train.images[which[suspects].numpy()])])
-        labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["training image"] * GUESTS
-        title = "The samples closest to a training image, and that image"
-        path = self.output_dir / f"nearest_{name}.png"
-        save_grid(path, pairs.numpy(), labels, GUESTS, title=title)
-
-    def real(self) -> dict:
+    def real(self) -> dict[str, Any]:
         """The same figures for held-out photographs, which is what a perfect model would score."""
-        images, rows = self.held_out.images[: self.held_out_number], self.rows[: self.held_out_number]
-        features = {
-            space: torch.cat(in_batches(found, images, 50)) for space, found in self.spaces.items()
-        }
+        number = min(self.number, len(self.held_out))
+        images, rows = self.held_out.images[:number], self.rows[:number]
+        features = self.read(images, f"{self.config.attribute_split} split")
         logits = self.judge.read_logits(features["judge"])
         seen: dict[str, Any] = {"balanced_accuracy": float(balanced_accuracy(logits, rows).nanmean())}
         if self.model.config.one_hot:
@@ -380,6 +296,8 @@ class SampleEvaluation:
             "attributes": seen,
             "median_distance_to_train": float(closest.median()),
         }
+
+    # ---------------------------------------------------------------- the autoencoders
 
     def fidelity(self, reconstructions: Tensor) -> dict[str, float]:
         """How near reconstructions of the first N held-out images come to those images."""
@@ -420,5 +338,5 @@ class SampleEvaluation:
             "latent_dim": mu.shape[1],
             "attribute_balanced_accuracy": float(accuracy.nanmean()),
         }
-        found = {"autoencoder": self.fidelity(image) | semantic}
-        return found | {"first_stage": self.fidelity(same)} if latent else found
+        figures = {"autoencoder": self.fidelity(image) | semantic}
+        return figures | {"first_stage": self.fidelity(same)} if latent else figures

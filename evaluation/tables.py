@@ -1,62 +1,129 @@
-"""Reports as Markdown tables and plots."""
+"""Reports: the columns of every table, and the writing of a report as JSON, Markdown and plots."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from evaluation.features import FEATURE_SPACES
 from figures.plots import save_curves
 
-EDIT_COLUMNS = {  # a figure of a task -> its heading and format
-    "flip_rate": ("flip rate", "{:.2f}"),
-    "flip_rate_truth": ("of the truth", "{:.2f}"),
-    "attributes_changed": ("others changed", "{:.2f}"),
-    "cosine": ("cosine", "{:.3f}"),
-    "perceptual": ("perceptual", "{:.3f}"),
-    "psnr_outside": ("PSNR outside", "{:.1f}"),
-    "frechet": ("Frechet", "{:.1f}"),
-    "frechet_real": ("of real", "{:.1f}"),
-    "psnr_truth": ("PSNR to truth", "{:.1f}"),
-    "psnr_no_edit": ("of no edit", "{:.1f}"),
-    "median_gain": ("median gain", "{:+.1f}"),
-    "attributes_exact": ("attributes exact", "{:.3f}"),
+
+class Column(NamedTuple):
+    """A figure's heading, its format, and by what it is multiplied."""
+
+    heading: str
+    form: str
+    scale: float = 1.0
+
+
+COLUMNS: dict[str, Column] = {  # of every table, in this order: those that a row has are written
+    "strength": Column("strength", ".2f"),
+    "flip_rate": Column("flip rate", ".3f"),
+    "flip_rate_truth": Column("of the truth", ".3f"),
+    "attributes_changed": Column("others changed", ".2f"),
+    "cosine": Column("cosine", ".3f"),
+    "perceptual": Column("perceptual", ".3f"),
+    "psnr_outside": Column("PSNR outside", ".1f"),
+    "frechet": Column("Frechet", ".2f"),
+    "frechet_real": Column("of real", ".2f"),
+    "median_psnr_truth": Column("median dB to truth", ".2f"),
+    "psnr_truth": Column("mean dB to truth", ".2f"),
+    "psnr_no_edit": Column("of no edit", ".2f"),
+    "median_gain": Column("median gain", "+.2f"),
+    "gain": Column("mean gain", "+.2f"),
+    "perceptual_truth": Column("perceptual to truth", ".4f"),
+    "inside": Column("change inside", ".3f"),
+    "attributes_exact": Column("attributes exact", ".3f"),
+    "kernel": Column("kernel x 1000", ".1f", 1000),
+    "precision": Column("precision", ".3f"),
+    "recall": Column("recall", ".3f"),
+    "density": Column("density", ".3f"),
+    "coverage": Column("coverage", ".3f"),
+    "request_met": Column("request met", ".3f"),
+    "by_chance": Column("by chance", ".3f"),
+    "unasked": Column("unasked, off by", ".3f"),
 }
+Row = Mapping[str, Any]  # figure -> value; an error (95 %) under figure_error
 
-COUNTERFACTUAL_COLUMNS = {  # after the distances; a figure -> its heading and format
-    "fva": ("FVA", "{:.3f}"),
-    "fs": ("FS", "{:.3f}"),
-    "mnac": ("MNAC", "{:.2f}"),
-    "cd": ("CD", "{:.2f}"),
-    "cout": ("COUT", "{:.3f}"),
-}
+LEGEND = """*Request met*: for whole rows, the balanced accuracy; for three named attributes, their
+balanced accuracy, and beside it that of other images' requests; for classes, the share of images that
+show the class that was requested. *Unasked*: how far the share of images with an attribute that was left
+open lies from its share in training rows that agree with the request, the mean over attributes."""
 
 
-def samples_table(report: dict) -> str:
-    """The report of ``SampleEvaluation`` as Markdown."""
-    lines = ["# Evaluation", "", *(f"- {k}: {v}" for k, v in report["protocol"].items()), ""]
-    for space in [space for space in FEATURE_SPACES if space in report["real"]]:
-        columns = ["sampler", "spacing", "steps", "cfg", "guide", "request", "Frechet"]
-        columns += ["kernel x 1000", "precision", "recall", "density", "coverage", "request met"]
-        columns += ["unasked, off by"]
-        lines += [f"Features: {space}. Errors are half of a 95 % interval.", ""]
-        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        for entry in [*report["settings"], report["real"]]:
-            sampling, d, a = entry.get("sampling"), entry[space], entry["attributes"]
-            name = [report["protocol"]["attribute_split"] + " images", "", "", "", "", ""]
-            if sampling:
-                keys = ("sampler", "spacing", "num_inference_steps", "cfg_scale", "guide_scale")
-                name = [*(sampling[key] for key in keys), entry["request"]]
-            cells = [
-                *map(str, name),
-                f"{d['frechet']:.2f} ± {d['frechet_error']:.2f}",
-                f"{1000 * d['kernel']:.1f} ± {1000 * d['kernel_error']:.1f}",
-                *(f"{d[k]:.3f}" for k in ("precision", "recall", "density", "coverage")),
-                request_met(a),
-                unasked(a),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+def cell(row: Row, key: str) -> str:
+    """A figure of a row, with its error where there is one; nothing where the row lacks it."""
+    if row.get(key) is None:
+        return ""
+    _, form, scale = COLUMNS[key]
+    error = row.get(f"{key}_error")
+    text = f"{scale * row[key]:{form}}"
+    return text if error is None else f"{text} ± {scale * error:{form.lstrip('+')}}"
+
+
+def table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], Row]]) -> list[str]:
+    """Lines of a Markdown table.
+
+    Args:
+        heads: of the first columns, which are text.
+        rows: the texts of these columns, and the figures behind them.
+    """
+    keys = [key for key in COLUMNS if any(row.get(key) is not None for _, row in rows)]
+    headings = [*heads, *(COLUMNS[key].heading for key in keys)]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for texts, row in rows:
+        lines.append(f"| {' | '.join([*texts, *(cell(row, key) for key in keys)])} |")
+    return lines
+
+
+def write_report(folder: Path, name: str, report: dict[str, Any], text: str) -> None:
+    """Write a report as name.json and its text as name.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def protocol_lines(title: str, report: dict[str, Any]) -> list[str]:
+    return [f"# {title}", "", *(f"- {key}: {value}" for key, value in report["protocol"].items()), ""]
+
+
+# -------------------------------------------------------------------- samples
+
+
+def control_row(attributes: dict[str, Any]) -> dict[str, float]:
+    """The figures that say how well requests are met, and how far off the rest is."""
+    row = {}
+    for key in ("class_accuracy", "named_accuracy", "balanced_accuracy"):
+        if key in attributes:
+            row["request_met"] = attributes[key]
+            if f"{key}_error" in attributes:
+                row["request_met_error"] = attributes[f"{key}_error"]
+            break
+    if "named_accuracy_by_chance" in attributes:
+        row["by_chance"] = attributes["named_accuracy_by_chance"]
+    rates = attributes.get("unasked") or attributes.get("frequency") or {}
+    off = [abs(seen - expected) for seen, expected in rates.values()]
+    return row | ({"unasked": sum(off) / len(off)} if off else {})
+
+
+def samples_table(report: dict[str, Any]) -> str:
+    """The report of ``SampleEvaluation`` as Markdown: a table for each feature space."""
+    lines = protocol_lines("Evaluation", report)
+    keys = ("sampler", "spacing", "num_inference_steps", "cfg_scale", "guide_scale")
+    real = report["real"]
+    spaces = [key for key, value in real.items() if isinstance(value, dict) and "frechet" in value]
+    for space in spaces:
+        rows = []
+        for entry in report["settings"]:
+            texts = [*(str(entry["sampling"][key]) for key in keys), entry["request"]]
+            rows.append((texts, entry[space] | control_row(entry["attributes"])))
+        texts = [f"{report['protocol']['attribute_split']} images", *[""] * len(keys)]
+        rows.append((texts, real[space] | control_row(real["attributes"])))
+        heads = ["sampler", "spacing", "steps", "cfg", "guide", "request"]
+        lines += [f"Features: {space}. Errors are half of a 95 % interval.", "", *table(heads, rows), ""]
     lines += [LEGEND, ""]
     for key, name in (("autoencoder", "Semantic latent"), ("first_stage", "First stage")):
         if key in report:
@@ -65,118 +132,64 @@ def samples_table(report: dict) -> str:
     return "\n".join(lines)
 
 
-LEGEND = """*Request met*: for whole rows, the balanced accuracy; for three named attributes, their
-balanced accuracy, with that of other images' requests in brackets; for classes, the share of images that
-show the class asked for. *Unasked*: how far the share of images with an attribute that was left open
-lies from its share in training rows that agree with the request, the mean over attributes."""
-
-
-def request_met(attributes: dict) -> str:
-    """The cell that says how well a request is met."""
-    if "class_accuracy" in attributes:
-        return f"{attributes['class_accuracy']:.4f} ± {attributes['class_accuracy_error']:.4f}"
-    if "named_accuracy" in attributes:
-        chance = attributes["named_accuracy_by_chance"]
-        return f"{attributes['named_accuracy']:.3f} ({chance:.3f})"
-    return f"{attributes['balanced_accuracy']:.3f}" if "balanced_accuracy" in attributes else ""
-
-
-def unasked(attributes: dict) -> str:
-    """The cell that says how far off the frequency of what nobody asked for is."""
-    rates = attributes.get("unasked") or attributes.get("frequency") or {}
-    off = [abs(seen - expected) for seen, expected in rates.values()]
-    return f"{sum(off) / len(off):.3f}" if off else ""
-
-
-def plot_sweeps(report: dict, path: Path) -> None:
+def plot_sweeps(report: dict[str, Any], folder: Path) -> None:
     """Plot the Frechet distance, and how well requests are met, over what was varied: a guidance scale
     or the number of steps."""
     entries = report["settings"]
-    swept = {
+    labels = {
         "cfg_scale": "guidance scale",
         "guide_scale": "guide scale",
         "num_inference_steps": "network evaluations",
     }
-    varied = [key for key in swept if len({entry["sampling"][key] for entry in entries}) > 1]
+    varied = [key for key in labels if len({entry["sampling"][key] for entry in entries}) > 1]
     for key in varied:
         curves: dict[str, list] = {}
         for entry in entries:
-            s = entry["sampling"]
-            others = [f"{swept[other]} {s[other]:g}" for other in varied if other != key]
-            name = ", ".join([s["sampler"], *others, f"request {entry['request']}"])
-            found = entry["attributes"]
-            met = found.get("balanced_accuracy", found.get("named_accuracy", float("nan")))
-            curves.setdefault(name, []).append((s[key], entry["judge"]["frechet"], met))
-        save_curves(path / f"sweep_{key}.png", curves, swept[key], ["Fréchet distance", "request met"])
+            sampling = entry["sampling"]
+            others = [f"{labels[other]} {sampling[other]:g}" for other in varied if other != key]
+            name = ", ".join([sampling["sampler"], *others, f"request {entry['request']}"])
+            met = control_row(entry["attributes"]).get("request_met", float("nan"))
+            curves.setdefault(name, []).append((sampling[key], entry["judge"]["frechet"], met))
+        path = folder / f"sweep_{key}.png"
+        save_curves(path, curves, labels[key], ["Fréchet distance", "request met"])
 
 
-def edits_table(report: dict) -> str:
+# -------------------------------------------------------------------- edits
+
+
+def mean_of_tasks(tasks: Sequence[Row]) -> dict[str, float]:
+    """The mean of each figure over tasks, with its error where all of them have one."""
+    row = {}
+    for key in COLUMNS:
+        values = [task[key] for task in tasks if key in task]
+        errors = [task[f"{key}_error"] for task in tasks if f"{key}_error" in task]
+        if values:
+            row[key] = sum(values) / len(values)
+            if len(errors) == len(values):
+                row[f"{key}_error"] = math.hypot(*errors) / len(errors)
+    return row
+
+
+def edits_table(report: dict[str, Any]) -> str:
     """The report of ``EditEvaluation`` as Markdown: a table of means over attributes, and a table for
     each way of editing."""
     entries = report["edits"]
-    shown = [key for key in EDIT_COLUMNS if any(key in task for e in entries for task in e["tasks"])]
-    head = [EDIT_COLUMNS[key][0] for key in shown]
-
-    def cell(key: str, tasks: list[dict]) -> str:
-        values = [task[key] for task in tasks if key in task]
-        errors = [task[f"{key}_error"] for task in tasks if f"{key}_error" in task]
-        form = EDIT_COLUMNS[key][1].format
-        text = form(sum(values) / len(values)) if values else ""
-        if not errors or len(errors) < len(values):
-            return text
-        return f"{text} ± {form(math.hypot(*errors) / len(errors))}"
-
-    def line(first: str, tasks: list[dict]) -> str:
-        return f"| {first} | {' | '.join(cell(key, tasks) for key in shown)} |"
-
-    def start(title: str, first: str) -> list[str]:
-        return [f"## {title}", "", f"| {first} | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-
-    protocol = [f"- {key}: {value}" for key, value in report["protocol"].items()]
     between = ", ".join(f"{k} {v:.3g}" for k, v in report["interpolation"].items())
-    lines = ["# Edits", "", *protocol, "", f"Interpolation of photographs: {between}.", ""]
-    lines += [*start("Means over attributes", "edit"), *(line(e["name"], e["tasks"]) for e in entries)]
+    lines = [*protocol_lines("Edits", report), f"Interpolation of photographs: {between}.", ""]
+    means = [([entry["name"]], mean_of_tasks(entry["tasks"])) for entry in entries]
+    lines += ["## Means over attributes", "", *table(["edit"], means)]
     for entry in entries[1:]:
-        lines += ["", *start(entry["name"], "task")]
-        lines += [line(f"{task['task']} ({task['faces']})", [task]) for task in entry["tasks"]]
+        rows = [([f"{task['task']} ({task['faces']})"], task) for task in entry["tasks"]]
+        lines += ["", f"## {entry['name']}", "", *table(["task"], rows)]
     return "\n".join(lines) + "\n"
 
 
-def counterfactuals_table(report: dict) -> str:
-    """The report of ``CounterfactualEvaluation`` as Markdown: a table for each attribute."""
-    rows = [row for entry in report["counterfactuals"] for row in entry["rows"]]
-    spaces = [space for space in FEATURE_SPACES if any(f"frechet_{space}" in row for row in rows)]
-    columns = {"photographs": ("photographs", "{}"), "flip_rate": ("flip rate", "{:.3f}")}
-    for space in spaces:
-        name = "FID" if space == "inception" else f"Frechet, {space}"
-        columns[f"frechet_{space}"] = name, "{:.2f}"
-        columns[f"split_frechet_{space}"] = f"s{name}" if name == "FID" else "of halves", "{:.2f}"
-    columns |= COUNTERFACTUAL_COLUMNS
-    shown = {key: column for key, column in columns.items() if any(key in row for row in rows)}
-
-    def cell(row: dict, key: str) -> str:
-        text = shown[key][1].format(row[key]) if key in row else ""
-        error = row.get(f"{key}_error")
-        return text if error is None else f"{text} ± {shown[key][1].format(error)}"
-
-    lines = ["# Counterfactuals", "", *(f"- {k}: {v}" for k, v in report["protocol"].items())]
-    for entry in report["counterfactuals"]:
-        lines += ["", f"## {entry['attribute']}", "", "| edit | read by | "]
-        lines[-1] += " | ".join(heading for heading, _ in shown.values()) + " |"
-        lines += ["|---" * (len(shown) + 2) + "|"]
-        for row in entry["rows"]:
-            cells = [row["edit"], row["by"], *(cell(row, key) for key in shown)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def plot_strengths(report: dict, path: Path) -> None:
+def plot_strengths(report: dict[str, Any], folder: Path) -> None:
     """Plot the flip rate over strength, the mean over attributes, for every way of editing."""
     curves = {}
-    for entry in report["edits"][1:]:
-        rates = [task["flip_rate_over_strength"] for task in entry["tasks"]]
-        if not rates:
-            continue
-        mean = {key: sum(rate[key] for rate in rates) / len(rates) for key in rates[0]}
-        curves[entry["name"]] = [(float(strength), flips) for strength, flips in mean.items()]
-    save_curves(path / "flip_rate_over_strength.png", curves, "strength", ["flip rate"])
+    for entry in report["edits"]:
+        rates = [task.get("flip_rate_over_strength") for task in entry["tasks"]]
+        if all(rates) and rates:
+            points = ((key, sum(rate[key] for rate in rates) / len(rates)) for key in rates[0])
+            curves[entry["name"]] = [(float(strength), flips) for strength, flips in points]
+    save_curves(folder / "flip_rate_over_strength.png", curves, "strength", ["flip rate"])

@@ -24,22 +24,29 @@ from attributes import parse_request
 from checkpoint import build, load_checkpoint, load_first_stage, refusing
 from config import SPLITS, ModelConfig, SamplingConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
-from evaluation.reading import in_batches
 from figures.grids import caption, labelled_grid, readable, save_gif, save_grid
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
 from figures.unet_drawing import save_unet_drawing
 from image_data.cached import ImageDataset
 from image_data.datasets import find_dataset
 from image_data.labelled import LabelledImages
+from progress import progress_bar
 from samplers import resolve, sample_generators
 from studio import draw
 
 if TYPE_CHECKING:
     from visualize import VisualizeConfig
 
-SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
+TO_VARY = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
 FRAMES = 10  # of a strip
-MOST_STEPS = 100  # of a reverse chain that are kept
+MOST_STEPS = 100  # of a reverse chain that are kept: as many as a film of twelve seconds shows
+CURVES = {  # group of metrics.jsonl -> what its plot shows
+    "loss": "What training minimises: the total, and each of its terms",
+    "diffusion_by_timestep": "The error of the prediction, from the least noise to the most",
+    "validation": "The same losses on images that training never sees",
+    "optimisation": "The learning rate, and the length of the gradient",
+    "speed": "How many images training sees in a second",
+}
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,8 @@ class Sources:
         if "autoencoder" in state:
             stored = load_first_stage(path)
             with refusing(path, "first stage"):
-                known = ("attribute_names", "image_size", "crop")
-                data = {name: state["trained_on"][name] for name in known}
+                names = ("attribute_names", "image_size", "crop")
+                data = {name: state["trained_on"][name] for name in names}
                 return FirstStageAlone(
                     ModelConfig(**data, first_stage=stored.kind), stored.module.to(self.device)
                 )
@@ -100,9 +107,9 @@ class Sources:
     @cached_property
     def data(self) -> LabelledImages:
         """What --data_root holds. Prints a line on it."""
-        found = find_dataset(str(self.config.data_root), self.config.dataset)
-        print(found)
-        return found
+        data = find_dataset(str(self.config.data_root), self.config.dataset)
+        print(data)
+        return data
 
     @cached_property
     def held_out(self) -> ImageDataset:
@@ -111,19 +118,19 @@ class Sources:
 
     @cached_property
     def requests(self) -> list[dict[str, float]]:
-        """What --attributes asks for, each alone: NAME stands for NAME=1."""
-        given = self.config.attributes
-        return [parse_request([item if "=" in item else f"{item}=1"]) for item in given]
+        """Each of --attributes as a request of its own: NAME stands for NAME=1."""
+        items = self.config.attributes
+        return [parse_request([item if "=" in item else f"{item}=1"]) for item in items]
 
     @cached_property
-    def shown(self) -> list[str]:
-        """The attributes to vary: those of --attributes, else those of SHOWN that the model has, else
+    def to_vary(self) -> list[str]:
+        """The attributes to vary: those of --attributes, else those of TO_VARY that the model has, else
         its first ones."""
         if self.requests:
             return list(dict.fromkeys(name for request in self.requests for name in request))
         names = self.opened.config.attribute_names
-        known = [name for name in SHOWN if name in names]
-        return known or list(names[: 10 if self.opened.config.one_hot else 6])
+        usual = [name for name in TO_VARY if name in names]
+        return usual or list(names[: 10 if self.opened.config.one_hot else 6])
 
     @property
     def autocast(self) -> AbstractContextManager:
@@ -153,23 +160,23 @@ class Sources:
         return start, torch.where(named == 0, start, named)
 
     @property
-    def asked(self) -> list[dict[str, float]]:
-        """The requests of the reverse chain: those of --attributes, else one for each attribute shown.
-        Of an only attribute both: without it and with it. If unconditional, one that is empty."""
+    def chain_requests(self) -> list[dict[str, float]]:
+        """The requests of the reverse chain: those of --attributes, else one for each attribute to vary.
+        A model of one attribute has two: without it and with it. If unconditional, one that is empty."""
         if self.config.unconditional:
             return [{}]
         if not self.requests and self.model.config.one_of_two:
-            return [{self.shown[0]: value} for value in (0.0, 1.0)]
-        return self.requests or [{name: 1.0} for name in self.shown]
+            return [{self.to_vary[0]: value} for value in (0.0, 1.0)]
+        return self.requests or [{name: 1.0} for name in self.to_vary]
 
     @property
     def captions(self) -> list[str]:
         """What stands under each picture of the reverse chain."""
-        return ["unconditional"] if self.config.unconditional else [*map(caption, self.asked)]
+        return ["unconditional"] if self.config.unconditional else [*map(caption, self.chain_requests)]
 
     @cached_property
     def chain(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """The reverse chain under ``asked``, or MOST_STEPS of it, spread evenly.
+        """The reverse chain under ``chain_requests``, or MOST_STEPS of it, spread evenly.
 
         Returns:
             x_t and x0_hat as pictures, uint8 (steps, requests, H, W, 3), and the timesteps. The x0_hat
@@ -177,19 +184,20 @@ class Sources:
         """
         model, number = self.model, self.sampling.num_inference_steps or 1
         kept = {*np.linspace(0, number - 1, min(number, MOST_STEPS)).round().astype(int).tolist()}
-        rows, complete = model.attribute_rows(self.asked), not self.config.unconditional
+        rows, complete = model.attribute_rows(self.chain_requests), not self.config.unconditional
         generators = self.generators(len(rows))
         x_T = model.initial_noise(len(rows), generator=generators)
         decode = model.first_stage.decode
         noisy, clean, times = [decode(x_T)], [], [model.schedule.num_timesteps - 1]
         with self.autocast:
-            how = {"progress": True, "complete": complete}
-            for step, t, x_t, x0_hat in model.sample_steps(x_T, rows, self.sampling, generators, **how):
-                if step not in kept:
-                    continue
-                noisy.append(decode(x_t))
-                clean.append(decode(x0_hat))
-                times.append(t)
+            steps = model.sample_steps(
+                x_T, rows, self.sampling, generators, progress=True, complete=complete
+            )
+            for step, t, x_t, x0_hat in steps:
+                if step in kept:
+                    noisy.append(decode(x_t))
+                    clean.append(decode(x0_hat))
+                    times.append(t)
         clean = [clean[0], *clean]
         return torch.stack(noisy).cpu().numpy(), torch.stack(clean).cpu().numpy(), times
 
@@ -213,7 +221,7 @@ def attributes(sources: Sources) -> list[Path]:
     correlation[constant] = correlation[:, constant] = 0  # not defined for what never varies
     correlation = correlation[np.ix_(order, order)]
     root = sources.data.root.name
-    balance, together = (sources.out / f"attribute_{what}.png" for what in ("balance", "correlation"))
+    balance, together = sources.out / "attribute_balance.png", sources.out / "attribute_correlation.png"
     title = f"How often each attribute is present ({root})"
     return [
         save_bars(balance, shares, ordered, "share of images", title),
@@ -231,15 +239,15 @@ def samples(sources: Sources) -> list[Path]:
     labels = [", ".join(readable(n) for n, v in zip(names, row, strict=True) if v > 0) for row in rows]
     real = save_grid(sources.out / "real.png", images, labels, 8, title="Test images and what they show")
     drawn, titles = [], []
-    only = len(names) == 1 and not model.config.one_of_two  # no picture lacks it
-    lacks = not model.config.one_hot and not only  # each class has a row of its own
-    for name in sources.shown:
-        without, having = sources.without_and_with(name, number)
-        for asked, label in ((having, caption({name: 1})), (without, caption({name: 0}))):
-            if asked is without and not lacks:
-                continue
-            drawn.append(draw(model, asked, sources.sampling, sources.autocast, sources.config.seed))
-            titles += [label] * number
+    unlabelled = len(names) == 1 and not model.config.one_of_two  # no picture lacks its attribute
+    values = (1,) if model.config.one_hot or unlabelled else (1, 0)  # each class has a row of its own
+    for name in sources.to_vary:
+        ends = sources.without_and_with(name, number)
+        for value in values:
+            drawn.append(
+                draw(model, ends[value], sources.sampling, sources.autocast, sources.config.seed)
+            )
+            titles += [caption({name: value})] * number
     title = f"Faces with and without an attribute, from the same noise ({sources.origin})"
     path = sources.out / "samples.png"
     return [real, save_grid(path, torch.cat(drawn).numpy(), titles, number, title=title)]
@@ -269,10 +277,10 @@ def latent_space(sources: Sources) -> list[Path]:
     seed, names = sources.config.seed, sources.opened.config.attribute_names
     semantic = isinstance(sources.opened, ConditionalDiffusion)
     kind = "Semantic latents" if semantic else "Latents of the first stage"
-    images = sources.held_out.images[: sources.config.num_points]
-    with sources.autocast:
-        latents = torch.cat(in_batches(sources.opened.encode_latent, images, 100, "latents"))
-    latents = latents.float().cpu()
+    images = torch.from_numpy(sources.held_out.images[: sources.config.num_points].copy())
+    batches = progress_bar(images.split(100), "latents", leave=False, unit="batch")
+    with sources.autocast, torch.no_grad():
+        latents = torch.cat([sources.opened.encode_latent(batch) for batch in batches]).float().cpu()
     pca = PCA(2, random_state=seed)
     flat = pca.fit_transform(latents.numpy())
     share = pca.explained_variance_ratio_
@@ -281,7 +289,7 @@ def latent_space(sources: Sources) -> list[Path]:
     tsne = TSNE(2, perplexity=perplexity, random_state=seed, init="pca")
     points = {("PCA", *axes): flat, ("t-SNE", "", ""): tsne.fit_transform(latents.numpy())}
     files = []
-    for name in sources.shown:
+    for name in sources.to_vary:
         has = sources.held_out.attributes[: len(images), names.index(name)].numpy() > 0
         title = f"{kind} of {len(images)} test images ({sources.origin})"
         path = sources.out / f"latent_space_{in_file_name(name)}.png"
@@ -293,16 +301,16 @@ def denoising(sources: Sources) -> list[Path]:
     """Strips of x_t and of x0_hat along the reverse chain, two rows for each request. What was asked for
     stands under the first picture of both."""
     noisy, clean, times = sources.chain
-    shown = np.linspace(0, len(times) - 1, min(FRAMES, len(times))).round().astype(int)
+    frames = np.linspace(0, len(times) - 1, min(FRAMES, len(times))).round().astype(int)
     images, labels = [], []
     for i, name in enumerate(sources.captions):
         for row in (noisy, clean):
-            images += [row[step, i] for step in shown]
-            labels += [f"t = {times[step]}" if times[step] >= 0 else "end" for step in shown]
-            labels[-len(shown)] = name
+            images += [row[step, i] for step in frames]
+            labels += [f"t = {times[step]}" if times[step] >= 0 else "end" for step in frames]
+            labels[-len(frames)] = name
     title = f"From noise to an image; below, what the network predicts ({sources.origin})"
     path = sources.out / "denoising.png"
-    return [save_grid(path, np.stack(images), labels, len(shown), title=title)]
+    return [save_grid(path, np.stack(images), labels, len(frames), title=title)]
 
 
 def animation(sources: Sources) -> list[Path]:
@@ -320,7 +328,7 @@ def animation(sources: Sources) -> list[Path]:
 def interpolation(sources: Sources) -> list[Path]:
     """For each attribute a strip from faces without it to faces with it, all from one noise."""
     strips, labels = [], []
-    for name in sources.shown:
+    for name in sources.to_vary:
         with sources.autocast:
             strip = sources.model.interpolate_between_attributes(
                 *sources.without_and_with(name, 1),
@@ -343,23 +351,26 @@ def curves(sources: Sources) -> list[Path]:
         FileNotFoundError: if the folder holds no run.
     """
     folder = Path(str(sources.config.log_dir))
-    found = [folder / "metrics.jsonl", *sorted(folder.glob("*/metrics.jsonl"))]
-    found = [path for path in found if path.is_file()]
-    if not found:
+    runs = [folder / "metrics.jsonl", *sorted(folder.glob("*/metrics.jsonl"))]
+    runs = [path for path in runs if path.is_file()]
+    if not runs:
         raise FileNotFoundError(f"no metrics.jsonl in {folder}: give the --log_dir of a training run")
-    title = "/".join(found[-1].resolve().parts[-3:-1])
+    run = "/".join(runs[-1].resolve().parts[-3:-1])
     groups: dict[str, dict[str, list]] = {}  # group -> name -> points (step, value)
-    for line in found[-1].read_text(encoding="utf-8").splitlines():
+    for line in runs[-1].read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         for tag, value in values.items():
             group, _, name = tag.partition("/")
             if name and value is not None:  # None was not finite; step and seconds have no group
                 points = groups.setdefault(group, {}).setdefault(name.replace("_", " "), [])
                 points.append((values["step"], value))
-    return [
-        save_curves(sources.out / f"curves_{group}.png", named, "step", [group.replace("_", " ")], title)
-        for group, named in groups.items()
-    ]
+    files = []
+    for group, named in groups.items():
+        words = group.replace("_", " ")
+        title = f"{CURVES.get(group, words.capitalize())} ({run})"
+        path = sources.out / f"curves_{group}.png"
+        files.append(save_curves(path, named, "step", [words], title))
+    return files
 
 
 def architecture(sources: Sources) -> list[Path]:

@@ -35,8 +35,8 @@ def characters(file: str | None) -> frozenset[int]:
 
     try:
         pillow_font(12, file)  # fonts of coloured pictures have fixed sizes
-        found = FT2Font(file) if file else FT2Font(BytesIO(pillow_font(12).path.getvalue()))
-        return frozenset(found.get_charmap())
+        font = FT2Font(file) if file else FT2Font(BytesIO(pillow_font(12).path.getvalue()))
+        return frozenset(font.get_charmap())
     except Exception:  # a damaged font, for which both libraries raise many types
         return frozenset()
 
@@ -50,13 +50,13 @@ def legible(text: str) -> tuple[str, str | None]:
     """
     if text.isascii():
         return text, None
-    wanted = {ord(character) for character in text if not character.isspace()}
+    codes = {ord(character) for character in text if not character.isspace()}
     files = font_files()
     for file in (None, *files):
-        if wanted <= characters(file):
+        if codes <= characters(file):
             return text, file
-    there = characters(files[0])
-    return "".join(each if ord(each) in there else spelled(each) for each in text), files[0]
+    drawable = characters(files[0])
+    return "".join(each if ord(each) in drawable else spelled(each) for each in text), files[0]
 
 
 def spelled(character: str) -> str:
@@ -73,12 +73,12 @@ def make_legible(figure) -> None:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             labels = [label.get_text() for label in axis.get_ticklabels()]
-            shown = [legible(label)[0] for label in labels]
-            if shown != labels:
-                axis.set_ticklabels(shown)
+            drawable = [legible(label)[0] for label in labels]
+            if drawable != labels:
+                axis.set_ticklabels(drawable)
     for text in figure.findobj(Text):
-        shown, file = legible(text.get_text())
-        text.set_text(shown)
+        drawable, file = legible(text.get_text())
+        text.set_text(drawable)
         text.set_parse_math(False)
         if file:
             text.get_fontproperties().set_file(file)

@@ -63,7 +63,7 @@ class ScoreEditsConfig(Config):
 
     edits: str = flag("", "folder of edited pictures, 000.png, 001.png, ...", required=True)
     benchmark: str = flag(EDIT_BENCHMARK, "folder of the benchmark")
-    judge: str | None = flag(None, "of evaluate.py --train_judge; none given: the probe in pretrained/")
+    judge: str | None = flag(None, "of evaluate.py judge; none given: the probe in pretrained/")
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def score_folder(
     from checkpoint import file_hash, replace_file
     from classifiers.judge import load_judge
     from classifiers.probe import PROBE, load_probe
-    from evaluation.truth import score_edits
+    from evaluation.edit_figures import score_edits
 
     folder = Path(folder)
     edits = read_pictures(folder, benchmark.ids, benchmark.facts["image_size"])
@@ -260,10 +260,11 @@ def score(config: ScoreEditsConfig) -> None:
     benchmark = read_benchmark(config.benchmark)
     report = score_folder(config.edits, benchmark, config.judge)
 
-    from evaluation.truth import truth_table
+    from evaluation.tables import table
 
-    print(f"{in_words(benchmark.facts)}; read by {report['judge']}\n")
-    print(f"{truth_table(report['table'])}\n\nwritten: {config.edits}/score.json")
+    lines = table(["edits"], [([name], row) for name, row in report["table"].items()])
+    print(f"{in_words(benchmark.facts)}; read by {report['judge']}\n", *lines, "", sep="\n")
+    print(f"written: {config.edits}/score.json")
 
 
 COMMANDS: dict[str, tuple[type[Config], Callable[[Any], None]]] = {

@@ -16,7 +16,7 @@ from attributes import CELEBA_ATTRIBUTES
 from benchmarks import edit_baselines
 from checkpoint import save_model
 from classifiers.probe import load_probe
-from evaluation.truth import edit_figures
+from evaluation.edit_figures import edit_figures
 from synthetic_faces import benchmark
 from synthetic_faces.attributes import sample_identity
 from synthetic_faces.benchmark import STREAMS, read_benchmark
@@ -84,16 +84,16 @@ def test_a_folder_of_pictures_is_scored_the_same_twice(made, tmp_path, capsys, p
     assert printed[0] == printed[1]
     report = json.loads(printed[0][1])
     assert report["benchmark"] == read_benchmark(made).facts and len(report["edits"]) == 80
-    found = report["table"]["all"]
-    assert found == report["table"]["no edit" if part == "sources" else "the truth"]
+    row = report["table"]["all"]
+    assert row == report["table"]["no edit" if part == "sources" else "the truth"]
     if part == "sources":
-        assert found["gain"] == found["mean gain"] == found["others changed"] == 0
-        assert found["change inside"] is None and found["flip rate"] < 0.1
-        assert 20 < found["dB to truth"] < 40
+        assert row["median_gain"] == row["gain"] == row["attributes_changed"] == 0
+        assert "inside" not in row and row["flip_rate"] < 0.1
+        assert 20 < row["median_psnr_truth"] < 40
     else:
-        assert found["dB to truth"] == found["mean dB"] == 100 and found["gain"] > 50
-        assert found["change inside"] == 1 and found["perceptual"] < 1e-6
-        assert found["flip rate"] > 0.9
+        assert row["median_psnr_truth"] == row["psnr_truth"] == 100 and row["median_gain"] > 50
+        assert row["inside"] == 1 and row["perceptual_truth"] < 1e-6
+        assert row["flip_rate"] > 0.9
     rows = printed[0][0].splitlines()
     assert sum(row.startswith("| ") for row in rows) == 1 + 40 + 5
 
@@ -116,12 +116,16 @@ def test_figures_by_hand():
     truth[:, 0, 1] = 110  # attribute 1 is to come
     edited[0, 0, 1] = 110
     edited[0, 0, 2] = 110  # as much beside it, which adds attribute 2
-    found = edit_figures(source, truth, edited, torch.tensor([1, 1]), torch.tensor([1, 1]), Pixels())
-    assert found["flip"].tolist() == [1, 0] and found["others"].tolist() == [1, 0]
-    assert found["inside"][0] == 0.5 and np.isnan(found["inside"][1])
+    column = direction = torch.tensor([1, 1])
+    figures = edit_figures(Pixels(), source, edited, column, direction, truth)
+    assert figures["flip_rate"].tolist() == [1, 0]
+    assert figures["attributes_changed"].tolist() == [1, 0]
+    assert figures["inside"][0] == 0.5 and np.isnan(figures["inside"][1])
     expected = 10 * np.log10(255**2 * 16 / 400)  # one pixel of sixteen is off by 20
-    np.testing.assert_allclose(found["psnr"], expected, rtol=1e-5)
-    assert found["gain"].tolist() == [0, 0]
+    np.testing.assert_allclose(figures["psnr_truth"], expected, rtol=1e-5)
+    assert figures["gain"].tolist() == [0, 0]
+    turned = edit_figures(Pixels(), source, edited, column, -direction, truth)
+    assert turned["flip_rate"].tolist() == [0, 1] and turned["flip_rate_truth"].tolist() == [0, 0]
 
 
 def without_pictures(edits, made):
@@ -200,7 +204,7 @@ def test_baselines_write_edits_and_are_scored(made, make_model, tmp_path, capsys
     edit_baselines.main()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["edits"]
     assert [*rows] == [*methods]
-    assert rows["no_edit"]["gain"] == 0 and rows["mean_difference"]["change inside"] > 0.2
+    assert rows["no_edit"]["gain"] == 0 and rows["mean_difference"]["inside"] > 0.2
     config = flags.parse(edit_baselines.EditBaselinesConfig, "", [*map(str, options)])
     sources = torch.from_numpy(read_benchmark(made).sources[:2])
     for method in ("sdedit", "ours"):

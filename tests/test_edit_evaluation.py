@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,15 +13,22 @@ import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import evaluate
+import flags
 from attributes import CELEBA_ATTRIBUTES, attr_dict
 from celeba_dataset import CelebADataset
+from checkpoint import save_model
+from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
-from evaluation.edits import EditJudge, Task
+from config import EditConfig
+from diffusion_model import load_model
+from editing import Editor
+from evaluation.edits import EditEvaluation, EditJudge, Task
 from evaluation.metrics import psnr
 from synthetic_faces.attributes import attributes_are_possible
 from synthetic_faces.dataset import counterfactuals, draw_parameters, write_dataset
 
 EVERYWHERE = torch.ones(32, 32, dtype=torch.bool)
+NAMES_OF_SMALLEST = ["cfg 6, guide 5", "cfg 6, guide 5, smallest"]
 SMILE = Task("Smiling", attr_dict["Smiling"], 1)
 
 
@@ -47,10 +57,10 @@ def test_psnr_is_torchmetrics_s(pictures):
 
 
 def test_no_edit_keeps_everything(judge, pictures):
-    found = judge.measure(pictures, pictures, SMILE, EVERYWHERE)
-    assert not found["attributes_changed"].any()
-    torch.testing.assert_close(found["cosine"], torch.ones(6))
-    assert found["perceptual"].abs().max() < 1e-6 and (found["psnr_outside"] == 100).all()
+    figures = judge.measure(pictures, pictures, SMILE, EVERYWHERE)
+    assert not figures["attributes_changed"].any()
+    torch.testing.assert_close(figures["cosine"], torch.ones(6))
+    assert figures["perceptual"].abs().max() < 1e-6 and (figures["psnr_outside"] == 100).all()
 
 
 def test_the_target_is_not_counted_among_the_others(judge, pictures):
@@ -71,15 +81,16 @@ def test_the_target_is_not_counted_among_the_others(judge, pictures):
     network.features = features
     with torch.no_grad():
         network.head.weight[:, 0] = 1.0
-    found = judge.measure(pictures[:3], pictures[3:], SMILE, EVERYWHERE)
-    assert (found["flip_rate"] == 1).all() and (found["attributes_changed"] == 39).all()
+    figures = judge.measure(pictures[:3], pictures[3:], SMILE, EVERYWHERE)
+    assert (figures["flip_rate"] == 1).all() and (figures["attributes_changed"] == 39).all()
 
 
 def test_an_edit_that_is_the_truth_is_exact(judge, pictures):
     source, truth = pictures[:3], pictures[3:]
-    found = judge.against_truth(source, truth, truth, SMILE)
-    assert (found["psnr_truth"] == 100).all() and (found["attributes_exact"] == 1).all()
-    torch.testing.assert_close(found["psnr_no_edit"], psnr(source, truth))
+    figures = judge.measure(source, truth, SMILE, EVERYWHERE, truth)
+    assert (figures["psnr_truth"] == 100).all() and (figures["attributes_exact"] == 1).all()
+    torch.testing.assert_close(figures["psnr_no_edit"], psnr(source, truth))
+    assert (figures["inside"] == 1).all() and figures["perceptual_truth"].abs().max() < 1e-6
 
 
 def test_true_counterfactuals_are_the_same_face_with_one_change(faces, tmp_path):
@@ -107,28 +118,70 @@ def test_true_counterfactuals_are_the_same_face_with_one_change(faces, tmp_path)
     assert counterfactuals(tmp_path, 32, 178) is None
 
 
-def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path, launch_two, capsys):
-    out, judge, faces = tmp_path / "out", tmp_path / "judge.pth", tmp_path / "faces"
-    write_dataset(faces, num_images=100, image_size=32, seed=0, num_workers=1)
-    flags = ["--checkpoint", checkpoint, "--data_root", faces, "--judge", judge]
-    flags += ["--cache_dir", tmp_path / "cache", "--output_dir", out, "--device", "cpu"]
-    flags += ["--attribute_split", "train", "--reference_split", "val", "--num_samples", 32]
-    flags += ["--edit", "--edit_attributes", "Smiling", "--edit_sources", 3]
-    flags += ["--num_inference_steps", 2, "--edit_cfg_scale", 1, 4]
+class Brightness:
+    """A guide of one attribute: its log odds are how much brighter than 60 the first pixel is."""
 
-    def run(*more):
-        argv = [str(part) for part in (*flags, *more)]
-        flags.run(lambda: evaluate.evaluate(evaluate.parse_args(argv)))
+    config = SimpleNamespace(attribute_names=("Smiling",), one_hot=False)
+    prior = torch.zeros(1)
 
-    run("--train_judge", "--judge_epochs", 1)
+    @staticmethod
+    def read_logits(images):
+        return images[:, 0, 0, :1].float() - 60
+
+
+def test_the_smallest_edit_is_the_weakest_that_the_guide_sees(monkeypatch):
+    work = object.__new__(EditEvaluation)
+    work.guide, work.names, work.config = Brightness(), ("Smiling",), SimpleNamespace(seed=0)
+    work.autocast, work.writes = nullcontext(), False
+
+    def prepare_edit(editor, source, target, editing, **options):
+        return lambda strength: (source + 100 * strength).clamp(0, 255).to(torch.uint8)
+
+    monkeypatch.setattr(Editor, "__init__", lambda editor, model: None)
+    monkeypatch.setattr(Editor, "prepare_edit", prepare_edit)
+    work.model = SimpleNamespace(config=SimpleNamespace(one_hot=False))
+    source = torch.tensor([20, 200, 0]).view(3, 1, 1, 1).expand(3, 1, 1, 3).float()
+    source[2] = -100  # never bright
+    edited, strengths = work.smallest(source, Task("Smiling", 0, 1), EditConfig())
+    assert strengths[0] == pytest.approx(0.41, abs=0.02) and edited[0, 0, 0, 0] >= 61
+    assert strengths[1] == 0 and edited[1, 0, 0, 0] == 200, "is so already"
+    assert strengths[2] == 1
+
+
+@pytest.fixture(scope="module")
+def options(checkpoint, tmp_path_factory):
+    """Flags of evaluate.py edits: drawn faces, a judge of one epoch, two steps; an untrained guide."""
+    root = tmp_path_factory.mktemp("edits")
+    write_dataset(root / "faces", num_images=100, image_size=32, seed=0, num_workers=1)
+    torch.manual_seed(0)
+    config = replace(load_model(checkpoint).config, attribute_names=("Male", "Smiling"), prior_rows=0)
+    guide = GuidanceClassifier(config)
+    torch.nn.init.normal_(guide.network.weight)
+    save_model(guide, root / "guide.pth", "guide")
+    data = ["--data_root", root / "faces", "--judge", root / "judge.pth", "--device", "cpu"]
+    data += ["--cache_dir", root / "cache"]
+    run("judge", *data, "--judge_epochs", 1)
+    edits = ["--checkpoint", checkpoint, "--reference_split", "val", "--num_inference_steps", 2]
+    return [*data, *edits], root / "guide.pth"
+
+
+def run(*argv):
+    words = [str(word) for word in argv]
+    flags.run(lambda: evaluate.evaluate(evaluate.parse_args(words)))
+
+
+def test_evaluate_judges_edits_and_says_how_they_were_made(options, tmp_path, launch_two, capsys):
+    out, edits = tmp_path / "out", [*options[0], "--edit_attributes", "Smiling", "--edit_sources", 3]
+    edits += ["--edit_cfg_scale", 1, 4]
+    run("edits", *edits, "--output_dir", out)
     report = json.loads((out / "edits.json").read_text())
     assert report["protocol"]["sources"].startswith("val")
     assert report["interpolation"]["worst_end_psnr"] == 100
     assert report["interpolation"]["largest_step_over_mean"] >= 1
     names = [entry["name"] for entry in report["edits"]]
     assert names == ["no edit", "cfg 1", "cfg 4"]
-    how = ["--batch_size", 2, "--mixed_precision", "no", "--output_dir", tmp_path / "two"]
-    assert "2 processes" in launch_two("evaluate.py", *flags, *how)
+    precise = ["--batch_size", 2, "--mixed_precision", "no", "--output_dir", tmp_path / "two"]
+    assert "2 processes" in launch_two("evaluate.py", "edits", *edits, *precise)
     together = json.loads((tmp_path / "two" / "edits.json").read_text())
     for alone, shared in zip(report["edits"], together["edits"], strict=True):
         assert [task["task"] for task in alone["tasks"]] == [task["task"] for task in shared["tasks"]]
@@ -146,5 +199,21 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(checkpoint, tmp_path,
     assert len(list((out / "edits").glob("*.png"))) == 4
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        run("--edit_attributes", "Smilling")
+        run("edits", *edits, "--edit_attributes", "Smilling", "--output_dir", out)
     assert "Smilling" in capsys.readouterr().err
+
+
+def test_the_smallest_edits_stand_in_the_same_table(options, tmp_path, capsys):
+    common, guide = options
+    common = [*common, "--guide", guide, "--smallest", "--output_dir", tmp_path / "out"]
+    common += ["--edit_sources", 2, "--strengths", 1, "--num_inference_steps", 1]
+    run("edits", *common, "--edit_attributes", "Smiling")
+    report = json.loads((tmp_path / "out" / "edits.json").read_text())
+    assert [entry["name"] for entry in report["edits"]] == ["no edit", *NAMES_OF_SMALLEST]
+    for task in report["edits"][2]["tasks"]:
+        assert 0 <= task["strength"] <= 1 and 0 <= task["flip_rate"] <= 1 and "cosine" in task
+    assert "| strength |" in (tmp_path / "out" / "edits.md").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run("edits", *common, "--edit_attributes", "Young")
+    assert "does not read Young: with --smallest name some of" in capsys.readouterr().err

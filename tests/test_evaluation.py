@@ -185,14 +185,14 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
     with pytest.raises(SystemExit) as stop:
         run_evaluate(*common)
     assert stop.value.code == 2
-    assert "--train_judge" in capsys.readouterr().err and not out.exists()
-    training = ("--train_judge", "--judge_epochs", 1)
-    run_evaluate(*common, *training, "--checkpoint", tmp_path / "none.pth")
-    assert "no checkpoint" in capsys.readouterr().out and not out.exists()
+    assert "make one with evaluate.py judge" in capsys.readouterr().err and not out.exists()
+    training = ("--data_root", faces, "--judge", judge, "--cache_dir", tmp_path / "cache")
+    run_evaluate("judge", *training, "--judge_epochs", 1)
+    assert f"written: {judge}" in capsys.readouterr().out and not out.exists()
     with pytest.raises(SystemExit):
         run_evaluate(*common, "--sampler", "ddim", "ddpm", "--eta", 0.5)
     assert "ddpm takes no eta" in capsys.readouterr().err and not out.exists()
-    run_evaluate(*common, "--cfg_scale", 0, 2, "--requests", "none", "whole", "three")
+    run_evaluate("samples", *common, "--cfg_scale", 0, 2, "--requests", "none", "whole", "three")
     report = json.loads((out / "report.json").read_text())
     protocol = report["protocol"]
     assert protocol["num_samples"] == 32 and protocol["crop"] == 178
@@ -203,11 +203,11 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
         for space in ("judge", "red and green"):
             assert entry[space]["frechet"] > 0 and entry[space]["coverage"] >= 0
         assert entry["median_distance_to_train"] > 0
-        found = entry["attributes"]
+        figures = entry["attributes"]
         if entry["request"] == "whole":
-            assert 0 <= found["balanced_accuracy"] <= 1 and len(found["each"]) == 40
+            assert 0 <= figures["balanced_accuracy"] <= 1 and len(figures["each"]) == 40
         else:
-            assert all(0 <= rate <= 1 for rates in found["unasked"].values() for rate in rates)
+            assert all(0 <= rate <= 1 for rates in figures["unasked"].values() for rate in rates)
     three = report["settings"][4]["attributes"]
     assert 0 <= three["named_accuracy_by_chance"] <= 1 and 0 <= three["named_accuracy"] <= 1
     faces_rows = CelebADataset(faces, "train", 32, cache_dir=tmp_path / "cache").attributes
@@ -224,3 +224,21 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
         "nearest_whole_dpm_solver_2_cfg0.png",
         "sweep_cfg_scale.png",
     }
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--train_judge", "--train_judge is a subcommand now: evaluate.py judge"),
+        ("samples --edit", "--edit is a subcommand now: evaluate.py edits"),
+        ("--counterfactual Smiling", "evaluate.py edits --smallest"),
+        ("edits --guide_scale 2", "use --edit_guide_scale"),
+        ("edits --smallest", "--smallest needs --guide"),
+        ("edit", "no subcommand 'edit': use one of judge, samples, edits"),
+    ],
+)
+def test_a_flag_of_before_names_its_subcommand(argv, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_evaluate(*argv.split(), "--data_root", tmp_path)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and message in line

@@ -37,7 +37,6 @@ from config import (
 )
 from diffusion_model import ConditionalDiffusion
 from editing import Editor
-from evaluation.counterfactuals import cout
 from evaluation.edits import EditJudge, Task
 from evaluation.reading import read
 from samplers import SAMPLERS, sample_generators
@@ -284,8 +283,9 @@ def test_a_judge_is_trained_and_measures(gpu, monkeypatch):
         features, logits = read(judge, PICTURES)
         assert features.shape == (2, 128) and logits.shape == (2, 3)
         task, mask = Task("Male", 1, 1), torch.ones(8, 8, dtype=torch.bool)
-        found = EditJudge(judge, features).measure(PICTURES, PICTURES.flip(2), task, mask)
-        assert {each.device.type for each in found.values()} == {"cpu"}
+        measure = EditJudge(judge, features).measure
+        figures = measure(PICTURES, PICTURES.flip(2), task, mask, PICTURES)
+        assert {each.device.type for each in figures.values()} == {"cpu"}
         images = gpu.put(PICTURES)
         distance = perceptual_distance(judge.stages(), judge.input(images), judge.input(images.flip(2)))
         assert distance.device.type == "cuda"
@@ -300,7 +300,7 @@ def test_the_work_of_a_run_and_of_reports(gpu):
         (moments,) = encode_images(stage, autocast, PICTURES.numpy(), 2, "cuda")
         assert moments.shape == (2, 2, 8, 4, 4) and moments.dtype == np.float16
         images = gpu.put(PICTURES)
-        assert cout(images, images.flip(2), lambda x: guide.read_logits(x)[:, 0]).device.type == "cuda"
+        assert guide.read_logits(images).device.type == "cuda"
         assert np.isfinite(validate(a_run(gpu, "diffusion", model, autocast))["total"])
         for make in OPTIMIZERS.values():
             weights = [*model.unet.middle.parameters()]

@@ -18,13 +18,14 @@ import flags
 import train
 import visualize
 from config import ADJUSTABLE, FREE, SAME, Config, ModelConfig, SamplingConfig
-from evaluate import EvaluateConfig
+from evaluate import EditsConfig, SamplesConfig
 from manipulate import ManipulateConfig
 from train import TrainConfig
 from visualize import VisualizeConfig
 
 SCRIPTS = (TrainConfig, ManipulateConfig, VisualizeConfig)
-REQUIRED = {EvaluateConfig: ["--data_root", "x"], VisualizeConfig: ["all"]}
+DATA = ["--data_root", "x"]
+REQUIRED = {SamplesConfig: DATA, EditsConfig: DATA, VisualizeConfig: ["all"]}
 
 
 def parsed(kind, *argv: str):
@@ -57,11 +58,13 @@ def test_new_faces_and_edits_have_a_guidance_scale_each():
 
 
 def test_only_the_named_flags_of_a_nested_configuration_are_the_script_s():
-    given = parsed(EvaluateConfig, "--cfg_scale", "1", "2", "--t_start", "1", "--eta", "0.5")
-    assert given.cfg_scale == (1, 2) and given.editing.t_start == 1 and given.sampling.eta == 0.5
-    assert given.editing.cfg_scale is None and given.sampling.cfg_scale is None
+    samples = parsed(SamplesConfig, "--cfg_scale", "1", "2", "--eta", "0.5")
+    assert samples.cfg_scale == (1, 2) and samples.sampling.eta == 0.5
+    edits = parsed(EditsConfig, "--edit_cfg_scale", "1", "2", "--t_start", "1")
+    assert edits.edit_cfg_scale == (1, 2) and edits.editing.t_start == 1
+    assert edits.editing.cfg_scale is None and samples.sampling.cfg_scale is None
     with pytest.raises(SystemExit):
-        parsed(VisualizeConfig, "--t_start", "0.5")
+        parsed(SamplesConfig, "--t_start", "0.5")
 
 
 @pytest.mark.parametrize(

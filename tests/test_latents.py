@@ -156,9 +156,8 @@ def first_stage(flags, faces, tmp_path_factory):
     evaluate.evaluate(
         evaluate.parse_args(
             [
-                *("--train_judge", "--judge_epochs", "1", "--data_root", str(faces)),
-                *("--checkpoint", str(folder / "none"), "--judge", str(judge), "--device", "cpu"),
-                *("--cache_dir", str(folder / "cache")),
+                *("judge", "--judge_epochs", "1", "--data_root", str(faces), "--device", "cpu"),
+                *("--judge", str(judge), "--cache_dir", str(folder / "cache")),
             ]
         )
     )

@@ -186,7 +186,7 @@ WRONG = {
     "scale of new faces for an edit": (manipulate, "--mode edit --cfg_scale 2", "--edit_cfg_scale"),
     "scale of new faces for edits": (
         evaluate,
-        "--data_root {faces} --edit --cfg_scale 2",
+        "edits --data_root {faces} --cfg_scale 2",
         "--edit_cfg_scale",
     ),
     "figure that ignores the request": (visualize, "denoising --cfg_scale 0", "--unconditional"),
@@ -300,7 +300,7 @@ SCRIPTS += ["encode_latents", "visualize", "export"]
 def test_help_needs_no_torch(script):
     code = (
         f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
-        f"try: runpy.run_module('{script}', run_name='__main__')\n"
+        f"try: runpy.run_module('{script}', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as stop: assert stop.code in (0, None)\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
@@ -352,17 +352,17 @@ def test_classes_through_every_script(class_checkpoint, colours, tmp_path, capsy
 
 def test_the_class_asked_for_is_judged(class_checkpoint, colours, tmp_path, capsys):
     judge = ["--judge", tmp_path / "judge.pth", "--cache_dir", tmp_path / "cache"]
-    judge += ["--attribute_split", "train", "--reference_split", "test", "--batch_size", "32"]
-    common = ["--checkpoint", class_checkpoint, "--data_root", colours, *judge]
-    common += ["--num_samples", "32", "--num_inference_steps", "2"]
-    out = ["--output_dir", tmp_path / "out"]
-    run_script(evaluate, *common, *out, "--train_judge", "--judge_epochs", "8")
+    judge += ["--data_root", colours]
+    common = ["--checkpoint", class_checkpoint, *judge, "--batch_size", "32"]
+    common += ["--num_inference_steps", "2", "--output_dir", tmp_path / "out"]
+    run_script(evaluate, "judge", *judge, "--judge_epochs", "8", "--image_size", "32")
+    run_script(evaluate, *common, "--attribute_split", "train", "--num_samples", "32")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["real"]["attributes"]["class_accuracy"] > 0.9  # colours are easy
     setting, nothing = report["settings"]
     assert nothing["request"] == "none" and "unasked" in nothing["attributes"]
     assert 0 <= setting["attributes"]["class_accuracy"] <= 1 and setting["sampling"]["cfg_scale"] == 1
     assert "request met" in capsys.readouterr().out
-    run_script(evaluate, *common, *out, "--edit", "--edit_sources", "2", "--strengths", "1")
+    run_script(evaluate, "edits", *common, "--edit_sources", "2", "--strengths", "1")
     edits = json.loads((tmp_path / "out" / "edits.json").read_text())["edits"]
     assert [task["task"] for task in edits[1]["tasks"]] == ["add blue", "add green", "add red"]

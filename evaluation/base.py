@@ -1,0 +1,120 @@
+"""What the evaluations of samples and of edits share, and the training of the judge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+import devices
+from checkpoint import file_hash, save_atomically
+from classifiers.guide import load_guide
+from classifiers.judge import load_judge, train_judge
+from config import ModelConfig
+from diffusion_model import load_model
+from evaluation.metrics import balanced_accuracy
+from evaluation.reading import in_batches, read, say
+from image_data.labelled import LabelledImages
+
+if TYPE_CHECKING:
+    from evaluate import JudgeConfig, MeasureConfig
+
+
+def make_judge(config: JudgeConfig, data: LabelledImages, device: str) -> float:
+    """Train the judge on the training split, test it, and write it with its accuracies to --judge.
+
+    Returns:
+        its balanced accuracy on the test split, the mean over attributes.
+    """
+    seen = ModelConfig(data.names, image_size=config.image_size, crop=config.crop)
+    test, train = (data.open_for(seen, split, config.cache_dir) for split in ("test", "train"))
+    judge = train_judge(train, config.judge_epochs, config.seed, device)
+    accuracy = balanced_accuracy(read(judge, test.images)[1], test.attributes)
+    content = {
+        "judge": judge.state_dict(),
+        "attribute_names": list(train.attribute_names),
+        "balanced_accuracy": accuracy.tolist(),
+        "crop": config.crop,
+    }
+    save_atomically(content, config.judge)
+    return float(accuracy.nanmean())
+
+
+class Evaluation:
+    """A model, its judge, its guide if one is given, and the images that it is measured against.
+
+    Attributes:
+        train, reference_set: the training split, and the split to compare with.
+        judge_facts: what reports say of the judge.
+        spaces: where sets are compared: name -> features (B, D) of a batch of images.
+        writes: whether this process writes files. Only the main process does.
+
+    Raises:
+        FileNotFoundError, ValueError: for files that are missing, or do not fit the model.
+    """
+
+    def __init__(self, config: MeasureConfig, data: LabelledImages, device: str):
+        self.config, self.data = config, data
+        self.model = load_model(config.checkpoint, device)
+        self.guide = load_guide(config.guide, device) if config.guide else None
+        if self.guide is not None:
+            self.model.check_guide(self.guide)
+        of_model = self.model.config
+        self.names = of_model.attribute_names
+        self.judge, self.judge_facts = load_judge(config.judge, self.names, of_model.crop, device)
+        accuracy = f"balanced accuracy {self.judge_facts['test_balanced_accuracy']:.4f}"
+        say(f"judge {self.judge_facts['hash']}: {accuracy} on the test split")
+        if self.judge_facts["hash"] in of_model.first_stage_judge:
+            say(
+                "The first stage was trained to look right to this judge, so distances in its features "
+                "are too small. Measure with another: evaluate.py judge --seed 1 --judge FILE"
+            )
+        self.train, self.reference_set = (
+            data.open_for(of_model, split, config.cache_dir)
+            for split in ("train", config.reference_split)
+        )
+        self.output_dir, self.writes = Path(config.output_dir), PartialState().is_main_process
+        self.autocast = devices.autocast(config.mixed_precision, device)
+        self.spaces: dict[str, Callable[[Tensor], Tensor]] = {"judge": self.judge.read_features}
+
+    def read(self, images, label: str) -> dict[str, Tensor]:
+        """Features (N, D) of images uint8 (N, H, W, 3) in every feature space. ``label`` names them in
+        the progress bars."""
+        return {
+            space: torch.cat(in_batches(features, images, 50, f"{space}, {label}"))
+            for space, features in self.spaces.items()
+        }
+
+    @cached_property
+    def reference(self) -> dict[str, Tensor]:
+        """Features of the reference images."""
+        return self.read(self.reference_set.images, f"{self.config.reference_split} split")
+
+    @cached_property
+    def train_features(self) -> Tensor:
+        """The judge's features of the training images."""
+        if self.config.reference_split == "train":
+            return self.reference["judge"]
+        return read(self.judge, self.train.images, "training images")[0]
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """What the figures of samples and of edits depend on."""
+        config, of_model, reference = self.config, self.model.config, self.reference_set
+        return {
+            "checkpoint": file_hash(config.checkpoint),
+            "judge": self.judge_facts,
+            "guide": file_hash(config.guide) if config.guide else None,
+            "image_size": of_model.image_size,
+            "crop": of_model.crop,
+            "reference": f"{config.reference_split}, {len(reference)} images",
+            "data": hashlib.sha256(reference.images.data).hexdigest()[:12],
+            "seed": config.seed,
+            "precision": devices.choose_precision(config.mixed_precision, self.model.device.type),
+        }
