@@ -27,21 +27,19 @@ from editing import EditAt, Editor, resolve, smallest_edit
 from evaluation.base import Evaluation
 from evaluation.edit_figures import edit_figures, summary
 from evaluation.metrics import frechet_distance, psnr
-from evaluation.reading import in_parallel, read
+from evaluation.reading import read
 from evaluation.tables import edits_table, plot_strengths, write_report
 from figures.grids import heat_map, readable, save_grid
 from image_data.labelled import LabelledImages
 from progress import progress_bar
 from samplers import sample_generators
+from studio import FLIP_MARGIN, in_parallel
 
 if TYPE_CHECKING:
     from evaluate import EditsConfig
 
 MASK_SHARE = 0.25  # of the pixels: those that an edit changes most on average, and may change; by eye
 FEWEST_IN_A_SET = 8  # images that a Frechet distance is taken of; with fewer its bias hides the rest
-FLIP_MARGIN = (
-    1.0  # log odds by which the smallest edit passes the guide's threshold, as in manipulate.py
-)
 
 # (file name, column) -> the true counterfactual uint8 (S, S, 3), or None where it is impossible
 Turned = Callable[[str, int], np.ndarray | None]
@@ -157,8 +155,8 @@ class EditEvaluation(Evaluation):
         """Every way of editing that is compared, with a name."""
         for scale in self.config.edit_cfg_scale or (None,):
             editing = replace(self.config.editing, cfg_scale=scale)
-            cfg_scale = resolve(editing, (), self.guide is not None).cfg_scale
-            editing = replace(editing, cfg_scale=cfg_scale)
+            full = resolve(editing, (), self.guide is not None)
+            editing = replace(editing, cfg_scale=full.cfg_scale)
             name = f"cfg {editing.cfg_scale:g}"
             if self.guide and editing.guide_scale:
                 name += f", guide {editing.guide_scale:g}"

@@ -64,7 +64,7 @@ def test_only_the_named_flags_of_a_nested_configuration_are_the_script_s():
     assert edits.edit_cfg_scale == (1, 2) and edits.editing.t_start == 1
     assert edits.editing.cfg_scale is None and samples.sampling.cfg_scale is None
     with pytest.raises(SystemExit):
-        parsed(SamplesConfig, "--t_start", "0.5")
+        parsed(VisualizeConfig, "--t_start", "0.5")
 
 
 @pytest.mark.parametrize(
