@@ -64,11 +64,8 @@ def test_imports_go_up_the_table_only():
 def test_scripts_never_import_scripts_and_the_core_no_folder():
     for name, path in modules().items():
         names = imported(path)
-        others = names & scripts()
-        if name == "app":
-            others -= {"manipulate"}  # the page says its command
-        assert not others, f"{name} imports a script: {others}"
-        if "." not in name and name not in scripts() | {"studio"}:  # the studio uses the folders
+        assert not names & scripts(), f"{name} imports a script: {names & scripts()}"
+        if "." not in name and name not in {*scripts(), "studio"}:  # which stands above the core
             folders = {other for other in names if "." in other} - FOR_CELEBA
             assert not folders, f"{name} is core, and imports {folders}"
 
