@@ -364,9 +364,9 @@ def draw_and_edit(checkpoint: Path, faces: Path, out: Path) -> None:
 def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path):
     checkpoint = train_in(latents, tmp_path / "run")
     model = load_model(checkpoint)
-    assert (model.first_stage.channels, model.config.image_size) == (3, 32)
+    assert (model.first_stage.channels, model.config.image_size) == (4, 32)
     assert model.config.first_stage_judge.startswith("judge ")
-    assert model.unet.stem.in_channels == 3
+    assert model.unet.stem.in_channels == 4
     assert model.sample(1).shape == (1, 32, 32, 3)
     stage = first_stage_weights(latents)
     assert all(torch.equal(stage[name], value) for name, value in model.first_stage.state_dict().items())
