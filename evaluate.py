@@ -93,7 +93,9 @@ class EvaluateConfig(DeviceConfig):
         "TorchScript file, RGB (B, 3, S, S) in [-1, 1] -> embeddings (B, D): its features, and FVA, FS",
     )
     sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta"))
-    editing: EditConfig = nested(EditConfig, only=("depth", "guide_scale", "hold", "margin", "localise"))
+    editing: EditConfig = nested(
+        EditConfig, only=("t_start", "guide_scale", "hold", "margin", "localise")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
