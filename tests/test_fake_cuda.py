@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import celeba_dataset
+import attributes
 import layers
 import noise_schedule
 from attributes import AttributePrior
@@ -306,7 +306,7 @@ def test_the_work_of_a_run_and_of_reports(gpu):
             weights = [*model.unet.middle.parameters()]
             for each in weights:
                 each.grad = torch.ones_like(each)
-            make(weights, model.unet.middle.modules(), 1e-3, 0.1).step()
+            make(weights, model.unet.middle.modules(), 1e-3, 0.1, bf16=True).step()
         average = EMA(small_model(), 0.9)
         gpu.move(average.model)
         average.update(model, 3)
@@ -365,7 +365,7 @@ def test_apple_s_gpus_get_no_float64(gpu, monkeypatch):
     gpu.refused = torch.float64
     with pytest.raises(TypeError, match=r"no torch\.float64"):
         joint_loss(gpu)
-    for module in (noise_schedule, celeba_dataset, monitoring):
+    for module in (noise_schedule, attributes, monitoring):
         monkeypatch.setattr(module, "widest", lambda device: layers.widest(torch.device("mps")))
     joint_loss(gpu)
     with gpu:
