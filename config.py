@@ -315,7 +315,7 @@ class LossConfig(Config):
         20.0, "most weight of an error of x0: more for longer runs and finer texture", above=0
     )
     cfg_dropout: float = share(0.1, "share of rows trained without any attribute")
-    attr_dropout: float = share(0.3, "share of rows trained with some of their attributes only")
+    attr_dropout: float = share(0.3)  # share of rows trained with some of their attributes only
     latent_dropout: float = share(0.5, "share trained without the latent")
 
 
@@ -330,8 +330,9 @@ class FirstStageConfig(Config):
     vae_channels: tuple[int, ...] = count(
         (64, 128), "each level halves the side", high=8192, name="channels", old="vae_channels"
     )
-    latent_channels: int = count(4, high=1024)
+    latent_channels: int = count(4, "channels of the latent", high=1024)
     vae_blocks: int = count(1, high=32)  # residual blocks of each level
+    shortcut: bool = True  # a linear map of patches beside the convolutions; files of before have none
 
     def network(self) -> dict:
         """The arguments of ``SpatialVAE``."""
@@ -340,6 +341,7 @@ class FirstStageConfig(Config):
             "latent_channels": self.latent_channels,
             "blocks_per_level": self.vae_blocks,
             "num_attributes": len(self.attribute_names),
+            "shortcut": self.shortcut,
         }
 
 
@@ -351,7 +353,7 @@ class FirstStageLossConfig(Config):
     latent_kl_weight: float = weight(1e-4)  # of the KL divergence
     kl_warmup: float = share(0.1)  # share of the run in which that weight grows
     latent_attr_weight: float = weight(0.01)  # of the attribute loss
-    adversarial_weight: float = weight(0.1)  # of the discriminator's gradient; 0: none
+    adversarial_weight: float = weight(0.1, "weight of the discriminator's gradient; 0: none")
     adversarial_start: float = share(0.5)  # share of the run before that begins
 
 

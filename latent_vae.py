@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import Norm
+from layers import Norm, zero_init
 
 
 class AttentionGate(nn.Module):
@@ -59,10 +59,14 @@ class SpatialVAE(nn.Module):
         latent_channels: channels of the latent.
         blocks_per_level: residual blocks of each level, in the encoder and again in the decoder.
         num_attributes: A.
+        shortcut: add a linear map of f x f patches to the encoder, and one back to the decoder. Then the
+            convolutions learn only what is left (residual autoencoding, Chen et al. 2024,
+            arXiv:2410.10733, section 3.2). See ``start_from_patches``.
     """
 
     latent_mean, latent_std = 0.0, 1.0
     HEAD_SIDE = 8  # the attribute head gets the latent averaged to this side
+    FIRST_LOGVAR = -8.0  # of a VAE with a shortcut: its noise starts too low to be seen
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class SpatialVAE(nn.Module):
         latent_channels: int = 4,
         blocks_per_level: int = 1,
         num_attributes: int = 40,
+        shortcut: bool = False,
     ):
         super().__init__()
         self.latent_channels, self.factor = latent_channels, 2 ** len(channels)
@@ -79,9 +84,8 @@ class SpatialVAE(nn.Module):
                 encoder.append(nn.Conv2d(channels[level - 1], c, 3, stride=2, padding=1))
             encoder += [AttentionBlock(c) for _ in range(blocks_per_level)]
         wide = channels[-1]
-        self.encoder = nn.Sequential(
-            *encoder, Norm(wide), nn.Conv2d(wide, 2 * latent_channels, 3, padding=1)
-        )
+        to_moments = nn.Conv2d(wide, 2 * latent_channels, 3, padding=1)
+        self.encoder = nn.Sequential(*encoder, Norm(wide), to_moments)
         decoder: list[nn.Module] = [nn.Conv2d(latent_channels, wide, 3, padding=1)]
         for level, c in reversed(list(enumerate(channels))):
             decoder += [AttentionBlock(c) for _ in range(blocks_per_level)]
@@ -90,6 +94,14 @@ class SpatialVAE(nn.Module):
                 decoder += [nn.Upsample(scale_factor=2.0), up]
         self.last = nn.Conv2d(channels[0], 12, 3, padding=1)
         self.decoder = nn.Sequential(*decoder, Norm(channels[0]), self.last, nn.PixelShuffle(2))
+        self.to_latent = self.to_patches = None
+        if shortcut:
+            f = self.factor
+            self.to_latent = nn.Conv2d(3, latent_channels, f, stride=f)
+            self.to_patches = nn.ConvTranspose2d(latent_channels, 3, f, stride=f)
+            zero_init(to_moments)
+            zero_init(self.last)
+            nn.init.constant_(to_moments.bias[latent_channels:], self.FIRST_LOGVAR)
         self.attribute_head = nn.Linear(latent_channels * self.HEAD_SIDE**2, num_attributes)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,13 +113,35 @@ class SpatialVAE(nn.Module):
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             size = f"{x.shape[2]}x{x.shape[3]}"
             raise ValueError(f"image size {size} is not divisible by the first stage's {self.factor}")
-        moments = self.encoder(x.contiguous(memory_format=torch.channels_last)).float()
-        mean, logvar = moments.chunk(2, dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        mean, logvar = self.encoder(x).float().chunk(2, dim=1)
+        if self.to_latent is not None:
+            mean = mean + self.to_latent(x).float()
         return mean, logvar.clamp(-20, 10)
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, C, S / f, S / f) -> x_hat float32 (B, 3, S, S)."""
-        return self.decoder(z.contiguous(memory_format=torch.channels_last)).float()
+        z = z.contiguous(memory_format=torch.channels_last)
+        x_hat = self.decoder(z).float()
+        return x_hat if self.to_patches is None else x_hat + self.to_patches(z).float()
+
+    @torch.no_grad()
+    def start_from_patches(self, x: Tensor) -> None:
+        """Set the linear maps to the principal components of the f x f patches of x (N, 3, S, S). Each
+        component of z has unit variance then. Does nothing without a shortcut."""
+        if self.to_latent is None or self.to_patches is None:
+            return
+        f, offset = self.factor, x.mean((0, 2, 3))  # (3,)
+        patches = F.unfold(x - offset[:, None, None], f, stride=f)  # (N, 3 f f, patches)
+        patches = patches.transpose(1, 2).flatten(0, 1).double()
+        variances, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))  # rising
+        std = variances.flip(0)[: self.latent_channels].clamp(min=1e-8).sqrt()
+        components = vectors.flip(1)[:, : self.latent_channels].T  # (C, 3 f f)
+        to_latent = (components / std[:, None]).unflatten(1, (3, f, f))
+        self.to_latent.weight.copy_(to_latent)
+        self.to_latent.bias.copy_(-(to_latent.sum((2, 3)) @ offset.double()))
+        self.to_patches.weight.copy_((components * std[:, None]).unflatten(1, (3, f, f)))
+        self.to_patches.bias.copy_(offset)
 
     def attribute_logits(self, z: Tensor) -> Tensor:
         """z -> logits of each attribute's presence, float32 (B, A)."""

@@ -51,8 +51,8 @@ class TrainConfig(DeviceConfig):
 
     gone = (
         *("attr_weight", "free_bits", "kl_weight", "attribute_maps", "num_heads", "zero_terminal_snr"),
-        *("adversarial_start", "adversarial_weight", "kl_warmup", "latent_attr_weight"),
-        *("latent_kl_weight", "latent_channels", "vae_blocks"),
+        *("adversarial_start", "attr_dropout", "kl_warmup", "latent_attr_weight"),
+        *("latent_kl_weight", "vae_blocks"),
         *("crop", "download", "flip", "grad_clip", "keep_last"),
     )
 

@@ -47,6 +47,25 @@ def pictures(number: int, side: int = 32) -> torch.Tensor:
 # ---------------------------------------------------------------- the first stage
 
 
+def test_a_first_stage_starts_from_the_principal_components_of_patches():
+    torch.manual_seed(0)
+    x = torch.nn.functional.interpolate(torch.randn(6, 3, 8, 8), (16, 16), mode="bilinear").clamp(-1, 1)
+    whole = SpatialVAE((8, 16), latent_channels=48, num_attributes=4, shortcut=True)
+    whole.start_from_patches(x)
+    mean, logvar = whole.encode(x)
+    torch.testing.assert_close(whole.decode(mean), x, atol=1e-4, rtol=0)
+    torch.testing.assert_close(mean[:, :8].std((0, 2, 3)), torch.ones(8), atol=0.05, rtol=0)
+    assert (logvar == SpatialVAE.FIRST_LOGVAR).all()
+
+    some = SpatialVAE((8, 16), latent_channels=5, num_attributes=4, shortcut=True)
+    some.start_from_patches(x)
+    centred = (x - x.mean((0, 2, 3), keepdim=True)).unfold(2, 4, 4).unfold(3, 4, 4)
+    patches = centred.permute(0, 2, 3, 1, 4, 5).reshape(-1, 48).numpy()
+    lost = (np.linalg.svd(patches, compute_uv=False)[5:] ** 2).sum()  # Eckart and Young 1936
+    error = (some.decode(some.encode(x)[0]) - x).square().sum()
+    assert float(error) == pytest.approx(lost, rel=1e-3)
+
+
 def test_shapes_of_a_first_stage():
     vae = small_vae()
     mean, logvar = vae.encode(torch.rand(2, 3, 32, 24))

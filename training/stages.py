@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from train import TrainConfig
     from training.run import TrainingRun
 
+PATCH_IMAGES = 512  # whose patches a first stage starts from: 131,072 patches of 128-pixel faces
+
 Pictures = dict[str, Tensor]  # title -> uint8 (N, H, W, 3)
 
 
@@ -254,9 +256,11 @@ class AutoencoderStage(Stage):
         stages, judge = None, ""
         if config.first_stage_loss.perceptual_weight:
             stages, judge = perceptual_stages(config.judge, names, config.first_stage.crop)
-        return FirstStageTraining(
-            replace(config.first_stage, attribute_names=names, judge=judge), stages
-        )
+        first_stage = replace(config.first_stage, attribute_names=names, judge=judge)
+        model = FirstStageTraining(first_stage, stages)
+        images = train_set.__getitems__([*range(min(PATCH_IMAGES, len(train_set)))])["image"]
+        model.autoencoder.start_from_patches(model.pixels.encode(images))
+        return model
 
     def loss(self, config: TrainConfig) -> Config:
         return config.first_stage_loss
