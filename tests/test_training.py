@@ -465,8 +465,9 @@ def test_a_run_ends_with_its_files_and_commands_that_can_be_typed(
     assert watch == ["tensorboard", "--logdir", str(folder / "logs")]
     parse = {"manipulate.py": manipulate.parse_args, "encode_latents.py": encode_latents.parse_args}
     config = parse[command[1]](command[2:])
+    owner = config if stage == "first_stage" else config.files
     named = {"diffusion": "checkpoint", "guide": "guide", "first_stage": "first_stage"}[stage]
-    assert getattr(config, named) == files[0]
+    assert getattr(owner, named) == files[0]
     assert stage != "first_stage" or (config.data_root, config.image_size) == (flags[1], 32)
 
 
