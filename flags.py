@@ -268,11 +268,14 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
 
 def flags_of(config: Config) -> dict[str, Any]:
     """Every flag's value in a configuration, as YAML takes it. Where several fields share a flag and
-    differ, it was not given and is left out."""
+    differ, those at their defaults do not count. Where the rest differs, too, the flag is left out."""
     flags = {}
     for name, behind in by_flag(type(config)).items():
         values = [functools.reduce(getattr, setting.path, config) for setting in behind]
-        if any(value != values[0] for value in values) or values[0] is None:
+        if any(value != values[0] for value in values):
+            pairs = zip(behind, values, strict=True)
+            values = [value for setting, value in pairs if value != setting.default]
+        if not values or any(value != values[0] for value in values) or values[0] is None:
             continue
         if values[0] != () or behind[0].default != ():  # no items are given by leaving the flag out
             flags[name] = list(values[0]) if isinstance(values[0], tuple) else values[0]
