@@ -312,7 +312,8 @@ def test_help_needs_no_torch(script):
 def test_flags_override_a_configuration(tmp_path):
     path = tmp_path / "some.yaml"
     path.write_text(
-        "lr: 0.5\nbatch_size: 3\nbottleneck_attention: false\nself_attention_levels: []\nchannels: [8, 16]\n"
+        "lr: 0.5\nbatch_size: 3\nbottleneck_attention: false\n"
+        "self_attention_levels: []\nchannels: [8, 16]\n"
     )
     config = train.parse_args(["--config", str(path), "--batch_size", "4"])
     assert (config.lr, config.batch_size, config.model.bottleneck_attention) == (0.5, 4, False)
