@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import flags
 from attributes import CELEBA_ATTRIBUTES
 from celeba_dataset import CelebADataset
-from classifiers.judge import fit_classifier
+from classifiers.judge import SIDE, fit_classifier
 from classifiers.probe import Probe, save_probe
 from config import CACHE_HELP, Config, count, flag, share, weight
+from devices import autocast
 from evaluation.metrics import balanced_accuracy
 from synthetic_faces.dataset import draw_parameters, parallel_draw, render
 
@@ -69,8 +70,9 @@ def draw_labelled(
 
 def _augment(pictures, generator):
     """uint8 (B, H, W, 3) -> float (B, H, W, 3) in [0, 255]: the batch flipped or not, and shifted by up
-    to 2 pixels; each picture's brightness changed; noise added."""
-    shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    to 2 of 64 pixels; each picture's brightness changed; noise added."""
+    most = max(2, 2 * pictures.shape[1] // SIDE)
+    shift = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
     batch = torch.roll(pictures, shift, dims=(1, 2)).float()
     if torch.rand((), generator=generator) < 0.5:
         batch = batch.flip(2)
@@ -90,11 +92,11 @@ def train_probe(
     batch_size: int = 64,
 ) -> Probe:
     """A `Probe` in evaluation mode, trained on pictures uint8 (N, H, W, 3) and attributes (N, 40). It is
-    trained on the CPU in bfloat16."""
+    trained on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = Probe(dropout).to(memory_format=torch.channels_last)
+        probe = Probe(dropout, max(SIDE, pictures.shape[1])).to(memory_format=torch.channels_last)
         return fit_classifier(
             probe,
             lambda rows: _augment(pictures[rows], generator),
@@ -116,7 +118,7 @@ def photographs(config: ProbeConfig, split: str) -> tuple[Tensor, Tensor]:
 
 def predict(probe, pictures, batch_size: int = 256):
     """Logits (N, 40) of the probe for uint8 pictures (N, H, W, 3), in batches."""
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), autocast("auto", "cpu"):
         return torch.cat([probe(batch).float() for batch in pictures.split(batch_size)])
 
 

@@ -15,24 +15,26 @@ from devices import autocast
 from image_data.cached import random_flip
 from progress import progress_bar
 
-FEATURE_SIDE = 64  # features are taken at this size, so that image sizes compare
+SIDE = 64  # of the pictures that a judge reads, where its file says nothing else
 
 
-def network_input(images: Tensor) -> Tensor:
-    """What judges take of images uint8 (B, H, W, 3): float (B, 3, 64, 64) in [-1, 1]."""
+def network_input(images: Tensor, side: int) -> Tensor:
+    """What judges take of images uint8 (B, H, W, 3): float (B, 3, side, side) in [-1, 1]."""
     x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    if x.shape[2:] != (FEATURE_SIDE, FEATURE_SIDE):
-        x = F.interpolate(x, (FEATURE_SIDE, FEATURE_SIDE), mode="bilinear", antialias=True)
+    if x.shape[2:] != (side, side):
+        x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
     return x.contiguous(memory_format=torch.channels_last)
 
 
 class Judge(nn.Module):
     """A ResNet-18 (He et al. 2015, arXiv:1512.03385) that reads attributes from clean images, through
     128 features on the way. It judges and never guides: it shares no weights with the models it judges.
+    It reads every image at one ``side``, so images of all sizes compare.
     """
 
-    def __init__(self, num_attributes: int, num_features: int = 128):
+    def __init__(self, num_attributes: int, num_features: int = 128, side: int = SIDE):
         super().__init__()
+        self.side = side
         self.backbone = resnet18(num_classes=num_features)
         # Features of mean 0 and variance 1 over the training images, so that distances have a scale.
         self.standardise = nn.BatchNorm1d(num_features, affine=False)
@@ -41,7 +43,7 @@ class Judge(nn.Module):
 
     def input(self, images: Tensor) -> Tensor:
         """``network_input``."""
-        return network_input(images)
+        return network_input(images, self.side)
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, D)."""
@@ -115,15 +117,17 @@ def fit_classifier(
 
 
 def train_judge(train_set, epochs: int, seed: int = 0, device="cpu") -> Judge:
-    """A judge trained on a dataset's images, shifted by up to 3 pixels and mirrored where it flips."""
+    """A judge trained on a dataset's images, shifted by up to 3 of 64 pixels and mirrored where it
+    flips. It reads images at the dataset's size, if that is above 64."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = Judge(len(train_set.attribute_names))
+    model = Judge(len(train_set.attribute_names), side=max(SIDE, train_set.images.shape[1]))
+    most = 3 * model.side // SIDE
     model.to(device, memory_format=torch.channels_last)
 
     def batch_of(rows: Tensor) -> Tensor:
         images = torch.from_numpy(train_set.images[rows.numpy()])
-        shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
+        shift = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
         images = torch.roll(images, shift, dims=(1, 2))
         return (random_flip(images, generator) if train_set.flips else images).to(device)
 
@@ -162,7 +166,8 @@ def load_judge(
                 f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
                 f"cropped to {crop}: train another with evaluate.py judge --crop {crop}"
             )
-        model = Judge(len(names)).to(device, memory_format=torch.channels_last)
+        model = Judge(len(names), side=state.get("side", SIDE))
+        model.to(device, memory_format=torch.channels_last)
         load_weights(model, state["judge"], path)
         rows = [names.index(name) for name in attribute_names]
         model.head.weight.data, model.head.bias.data = model.head.weight[rows], model.head.bias[rows]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attributes import CELEBA_ATTRIBUTES
 from checkpoint import load_checkpoint, load_weights, save_atomically
-from classifiers.judge import network_input
+from classifiers.judge import SIDE, network_input
 
 PROBE = "drawn64_probe"  # of drawn faces, in pretrained/
 
@@ -19,11 +19,12 @@ def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequen
 
 
 class Probe(nn.Module):
-    """Reads CelebA's 40 attributes from faces, 0.4 M weights. Like the judge, it measures and never
-    steers."""
+    """Reads CelebA's 40 attributes from faces at one ``side``, 0.4 M weights. Like the judge, it
+    measures and never steers."""
 
-    def __init__(self, dropout: float = 0.1) -> None:
+    def __init__(self, dropout: float = 0.1, side: int = SIDE) -> None:
         super().__init__()
+        self.side = side
         self.features = nn.Sequential(
             nn.PixelUnshuffle(2), _block(12, 80, 2),  # (B, 80, H/4, W/4)
             _block(80, 96, 1), _block(96, 96, 1),
@@ -36,7 +37,7 @@ class Probe(nn.Module):
 
     def input(self, images: Tensor) -> Tensor:
         """``network_input``, as of the judge."""
-        return network_input(images)
+        return network_input(images, self.side)
 
     def stages(self) -> list[nn.Module]:
         """The network as four stages in a row, for ``perceptual_distance``."""
@@ -51,7 +52,8 @@ class Probe(nn.Module):
 def save_probe(probe: Probe, path: str | Path, balanced_accuracy: list[float]) -> None:
     """Write a probe in half precision, with its balanced accuracy for each attribute."""
     weights = {name: w.half() if w.is_floating_point() else w for name, w in probe.state_dict().items()}
-    save_atomically({"judge": weights, "balanced_accuracy": balanced_accuracy}, path)
+    content = {"judge": weights, "balanced_accuracy": balanced_accuracy, "side": probe.side}
+    save_atomically(content, path)
 
 
 def load_probe(path: str | Path = PROBE) -> Probe:
@@ -61,6 +63,6 @@ def load_probe(path: str | Path = PROBE) -> Probe:
         FileNotFoundError, ValueError: where there is none.
     """
     state = load_checkpoint(path, "judge", "make a probe with benchmarks/probe.py --out")
-    probe = Probe()
+    probe = Probe(side=state.get("side", SIDE))
     load_weights(probe, state["judge"], path)
     return probe.eval()

@@ -41,6 +41,7 @@ def make_judge(config: JudgeConfig, data: LabelledImages, device: str) -> float:
         "attribute_names": list(train.attribute_names),
         "balanced_accuracy": accuracy.tolist(),
         "crop": config.crop,
+        "side": judge.side,
     }
     save_atomically(content, config.judge)
     return float(accuracy.nanmean())

@@ -19,6 +19,7 @@ import flags
 from celeba_dataset import CelebADataset
 from checkpoint import save_atomically
 from classifiers.judge import Judge, load_judge
+from classifiers.probe import Probe, load_probe, save_probe
 from config import SamplingConfig
 from evaluation import metrics
 from evaluation.features import FEATURE_SPACES, FeatureSpace
@@ -171,6 +172,20 @@ def test_the_judge_of_all_attributes_serves_a_model_of_some(tmp_path):
     assert facts["test_balanced_accuracy"] == pytest.approx(0.7)
     with pytest.raises(ValueError, match="has other 2"):
         load_judge(tmp_path / "judge.pth", ("c", "d"), 178)
+
+
+def test_a_judge_reads_at_the_side_that_its_file_says(tmp_path):
+    judge, images = Judge(1, side=128).eval(), torch.randint(256, (2, 128, 128, 3), dtype=torch.uint8)
+    state = {"judge": judge.state_dict(), "attribute_names": ["a"], "crop": 178, "side": 128}
+    save_atomically(state | {"balanced_accuracy": [0.5]}, tmp_path / "judge.pth")
+    loaded, _ = load_judge(tmp_path / "judge.pth", ("a",), 178)
+    assert loaded.input(images).shape == (2, 3, 128, 128)
+    torch.testing.assert_close(loaded(images), judge(images))
+    probe = Probe(side=128).eval()
+    save_probe(probe, tmp_path / "probe.safetensors", [0.5] * 40)
+    torch.testing.assert_close(
+        load_probe(tmp_path / "probe.safetensors")(images), probe(images), atol=0.05, rtol=0.05
+    )
 
 
 def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_path, capsys, monkeypatch):
