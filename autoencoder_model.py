@@ -58,6 +58,10 @@ class PixelFirstStage(nn.Module):
             )
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
+    def to_pixels(self, x0: Tensor) -> Tensor:
+        """x0 as float32 pixels (B, 3, H, W), in [-1, 1] up to the model's error."""
+        return x0.float()
+
     def decode(self, x0: Tensor) -> Tensor:
         """float (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded; values outside are clipped."""
         return ((x0.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
@@ -73,14 +77,14 @@ class LatentFirstStage(nn.Module):
     Args:
         autoencoder: its ``encode`` maps x (B, 3, H, W) in [-1, 1] to the mean and log-variance of the
             latent, and its ``decode`` maps z back. It also has ``latent_channels``, ``factor``,
-            ``latent_mean`` and ``latent_std``, which are used until others are measured.
+            ``clip_x0``, and ``latent_mean`` and ``latent_std``, which are used until others are
+            measured.
     """
-
-    clip_x0 = False
 
     def __init__(self, autoencoder: nn.Module):
         super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.clip_x0 = autoencoder.clip_x0  # whether x0 is bounded by [-1, 1]
         self.channels, self.factor = autoencoder.latent_channels, autoencoder.factor
         self.register_buffer("mean", torch.full((self.channels,), float(autoencoder.latent_mean)))
         self.register_buffer("std", torch.full((self.channels,), float(autoencoder.latent_std)))
@@ -109,10 +113,13 @@ class LatentFirstStage(nn.Module):
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
     @torch.no_grad()
+    def to_pixels(self, x0: Tensor) -> Tensor:
+        """x0 (B, C, h, w) -> float32 pixels (B, 3, f h, f w), in [-1, 1] up to the decoder's error."""
+        return self.autoencoder.decode(x0.float() * self.std[:, None, None] + self.mean[:, None, None])
+
     def decode(self, x0: Tensor) -> Tensor:
         """x0 (B, C, h, w) -> uint8 (B, f h, f w, 3)."""
-        z = x0.float() * self.std[:, None, None] + self.mean[:, None, None]
-        return self.pixels.decode(self.autoencoder.decode(z))
+        return self.pixels.decode(self.to_pixels(x0))
 
 
 def conv_block(in_channels: int, out_channels: int) -> nn.Module:
@@ -230,6 +237,12 @@ def _own(config: dict) -> LatentFirstStage:
     return LatentFirstStage(SpatialVAE(**config))
 
 
+def _upscaler(config: dict) -> LatentFirstStage:
+    from latent_vae import Upscaler
+
+    return LatentFirstStage(Upscaler(**config))
+
+
 def _stable_diffusion(config: dict) -> LatentFirstStage:
     from latent_vae import StableDiffusionVAE
 
@@ -240,6 +253,7 @@ def _stable_diffusion(config: dict) -> LatentFirstStage:
 FIRST_STAGES: dict[str, Callable[[dict], nn.Module]] = {
     "pixels": lambda config: PixelFirstStage(),
     "vae": _own,
+    "upscaler": _upscaler,
     "sd-vae": _stable_diffusion,
 }
 

@@ -326,12 +326,15 @@ def load_first_stage(path: str | Path) -> StoredFirstStage:
     with refusing(path, "first stage"):
         config, weights, judge = state["config"], state["autoencoder"], state["trained_on"]["judge"]
         check_first_stage_config(config)
+        kind = state.get("kind", "vae")
+        if kind not in ("vae", "upscaler"):
+            raise ValueError(f"its kind {reprlib.repr(kind)} is neither vae nor upscaler")
         with torch.device("meta"):
-            expected = build_first_stage("vae", config).autoencoder.state_dict()
+            expected = build_first_stage(kind, config).autoencoder.state_dict()
         check_shapes(expected, weights, path)
-        module = build_first_stage("vae", config)
+        module = build_first_stage(kind, config)
         module.autoencoder.load_state_dict(weights)
-    return StoredFirstStage("vae", config, module, str(judge))
+    return StoredFirstStage(kind, config, module, str(judge))
 
 
 def weights_hash(weights: dict[str, Tensor]) -> str:

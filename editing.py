@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from attributes import with_implied
+from autoencoder_model import PixelFirstStage
 from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
 from diffusion_model import Attributes, ConditionalDiffusion
 from guidance import LEAST_SIGNAL, Guide, classifier_free
@@ -21,6 +22,7 @@ from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Progress, Steps, ddim, last, randn_like, timestep_grid, with_bar
 
 DEFAULT_EDITING = EditConfig()
+PIXELS = PixelFirstStage()
 EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
 
 # What an edit of an attribute needs, if the settings leave it open: t_start, the share of the timesteps
@@ -65,19 +67,21 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
 
-def localised(x0: Tensor, edited: Tensor, threshold: float) -> Tensor:
-    """``edited`` (B, C, H, W) where it differs much from x0, and x0 elsewhere, where changes are drift.
-    The difference is the smoothed mean over channels, as a share of its maximum. From ``threshold`` up
-    it selects ``edited``, below half of that x0, and a blend in between. The mask is that of Couairon et
-    al. 2022, arXiv:2210.11427, but computed from the result."""
+def localised(picture: Tensor, edited: Tensor, threshold: float) -> Tensor:
+    """``edited`` (B, 3, H, W) where it differs much from ``picture``, and ``picture`` elsewhere, where
+    changes are drift. The difference is the smoothed mean over channels, as a share of its maximum. From
+    ``threshold`` up it selects ``edited``, below half of that ``picture``, and a blend in between. The
+    mask is that of Couairon et al. 2022, arXiv:2210.11427, but computed from the result."""
     if threshold == 0:
         return edited
+    reach = max(1, round(picture.shape[3] / 64))  # pixels: the windows are 5 and 3 wide at side 64
     smooth = partial(F.avg_pool2d, stride=1, count_include_pad=False)
-    change = smooth((edited - x0).abs().mean(1, keepdim=True), 5, padding=2)
+    change = smooth((edited - picture).abs().mean(1, keepdim=True), 4 * reach + 1, padding=2 * reach)
     share = change / change.amax((2, 3), keepdim=True).clamp(min=1e-6)
     mask = (2 * share / threshold - 1).clamp(0, 1)
-    mask = smooth(F.max_pool2d(mask, 3, stride=1, padding=1), 3, padding=1)
-    return torch.lerp(x0, edited, mask)
+    mask = F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
+    mask = smooth(mask, 2 * reach + 1, padding=reach)
+    return torch.lerp(picture, edited, mask)
 
 
 def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[float, Tensor]:
@@ -272,6 +276,11 @@ class Editor:
         """The unguided denoiser under a photograph's own attributes and latent."""
         return self.near_clean(self.model.denoiser(attributes, latent))
 
+    def lost_pixels(self, images: Tensor, x0: Tensor) -> Tensor:
+        """What the first stage loses of photographs with this x0: pixels (B, 3, S, S). It is added to
+        every edit, so what is not edited stays to the byte."""
+        return PIXELS.encode(images.to(x0.device)) - self.first_stage.to_pixels(x0)
+
     @torch.no_grad()
     def invert(
         self,
@@ -308,6 +317,7 @@ class Editor:
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
         x0 = model.encode_images(source_image)
+        lost, decoded = self.lost_pixels(source_image, x0), self.first_stage.to_pixels(x0)
         read = model.attribute_rows(source_attributes, len(x0))
         named = model.attribute_rows(target_attributes, len(x0) if len(x0) > 1 else None)
         number = len(named)
@@ -340,7 +350,7 @@ class Editor:
             if not 0 <= strength <= 1:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
             if strength == 0:  # no edit: the photograph itself
-                return self.first_stage.decode(x0)
+                return source_image.to(x0.device).expand(number, -1, -1, -1)
             if steered is None:
                 pair = model.denoiser(torch.cat([base, target]))
                 denoise = classifier_free(pair, strength * cfg_scale)
@@ -348,7 +358,8 @@ class Editor:
                 denoise = towards(model.denoiser, base, target, schedule, steering, strength)
             steps = flow_edit(denoise, schedule, x0, x0_hats, noise, grid)
             edited = last(with_bar(steps, "editing", grid, progress))
-            return self.first_stage.decode(localised(x0, edited, editing.localise))
+            picture = localised(decoded, self.first_stage.to_pixels(edited), editing.localise)
+            return PIXELS.decode(picture + lost)
 
         return edit_at
 
@@ -431,4 +442,5 @@ class Editor:
         denoise = self.own(between(rows), between(latent))
         frames = back(denoise, slerp(x_T[0], x_T[1], weight)) + between(lost)
         frames[0], frames[-1] = x0  # the same up to rounding
-        return self.first_stage.decode(frames)
+        pixels = self.first_stage.to_pixels(frames) + between(self.lost_pixels(images, x0))
+        return PIXELS.decode(pixels)

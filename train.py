@@ -36,7 +36,7 @@ from devices import DeviceConfig
 if TYPE_CHECKING:
     from training.run import CheckpointFiles, TrainingRun
 
-STAGES = ("diffusion", "first_stage", "guide")  # those of training/stages.py
+STAGES = ("diffusion", "first_stage", "guide", "upscaler")  # those of training/stages.py
 OPTIMIZERS = ("muon", "adamw")  # those of training/optimizers.py
 REPORT_TO = ("tensorboard", "wandb", "none")  # metrics.jsonl is written in any case
 GRAD_CLIP = 1.0  # largest norm of the gradient; a longer one is shortened to it
@@ -58,7 +58,10 @@ class TrainConfig(DeviceConfig):
 
     # What is trained
     stage: str = flag(
-        "diffusion", "the model; a first stage for latents; a guide", choices=STAGES, resume=FREE
+        "diffusion",
+        "the model; a first stage for latents; a guide; an upscaler",
+        choices=STAGES,
+        resume=FREE,
     )
     init_from: str | None = flag(
         None,
@@ -127,14 +130,15 @@ class TrainConfig(DeviceConfig):
             raise ValueError("--dataset synthetic draws its own faces: leave --data_root out")
         if self.dataset not in (None, "synthetic") and not self.data_root:
             raise ValueError(f"--dataset {self.dataset} needs --data_root, the folder that holds it")
-        if self.latents and (self.data_root or self.stage == "first_stage" or self.data_fraction < 1):
+        autoencoder = self.stage in ("first_stage", "upscaler")
+        if self.latents and (self.data_root or autoencoder or self.data_fraction < 1):
             raise ValueError(
                 "--latents is a dataset of its own: no --data_root, no --data_fraction, and no "
                 "--stage first_stage"
             )
-        if self.init_from and self.stage == "first_stage":
+        if self.init_from and autoencoder:
             raise ValueError(
-                "--init_from is for the model and the guide: leave it out with --stage first_stage"
+                f"--init_from is for the model and the guide: leave it out with --stage {self.stage}"
             )
         for name in ("compile", "gradient_checkpointing"):
             if getattr(self, name) and self.stage != "diffusion":

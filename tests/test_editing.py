@@ -56,6 +56,24 @@ def test_a_faint_edit_is_the_photograph(trained, faces_and_rows):
     assert (near.float() - sources.float()).abs().max() <= 1
 
 
+def test_what_a_first_stage_loses_of_photographs_comes_back(make_model):
+    """A first stage with random weights keeps nothing of a photograph. Its edits still do."""
+    stage = {"channels": [8], "latent_channels": 3, "num_attributes": 3}
+    model = make_model(first_stage="vae", first_stage_config=stage, image_size=32)
+    sources = torch.randint(256, (2, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
+    rows = torch.ones(2, 3)
+    edit_at = Editor(model).prepare_edit(
+        sources, -rows, EditConfig(num_inference_steps=2, localise=1.0), rows
+    )
+    assert torch.equal(edit_at(0.0), sources)
+    change = edit_at(1.0).int() - sources.int()
+    assert change.any() and (change == 0).float().mean() > 0.3, (
+        "the least changed part stays to the byte"
+    )
+    frames = Editor(model).interpolate(sources, 3, 2, rows)
+    assert torch.equal(frames[[0, -1]], sources)
+
+
 def test_flow_edit_follows_its_equation_on_gaussian_data():
     """For pictures from N(mu, tau^2) the best denoiser is known. The flow from N(0, tau^2) to it moves
     every picture by mu."""

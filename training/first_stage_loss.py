@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autoencoder_model import PixelFirstStage, attribute_loss, draw_posterior, kl_to_prior
 from classifiers.likeness import perceptual_distance
 from config import FirstStageConfig, FirstStageLossConfig
-from latent_vae import SpatialVAE
+from latent_vae import SpatialVAE, Upscaler
 from layers import Norm
 
 
@@ -41,17 +41,23 @@ class FirstStageTraining(nn.Module):
     progress ``kl_warmup``, and the adversarial loss starts at ``adversarial_start``.
 
     Args:
-        config: of the autoencoder.
+        config: what the autoencoder is trained on.
+        autoencoder: a ``SpatialVAE`` or an ``Upscaler``.
         stages: of the perceptual network; None for no perceptual loss.
     """
 
     progress = 0.0
 
-    def __init__(self, config: FirstStageConfig, stages: nn.ModuleList | None):
+    def __init__(
+        self,
+        config: FirstStageConfig,
+        autoencoder: SpatialVAE | Upscaler,
+        stages: nn.ModuleList | None = None,
+    ):
         super().__init__()
         self.config = config
         self.pixels = PixelFirstStage()
-        self.autoencoder = SpatialVAE(**config.network())
+        self.autoencoder = autoencoder
         self.discriminator = PatchDiscriminator()
         self.stages = stages
 
@@ -83,8 +89,8 @@ class FirstStageTraining(nn.Module):
         attributes + adversarial_weight balance adversarial, plus the discriminator's loss.
 
         - l1: mean absolute error per pixel value, x_hat from a reparameterised z.
-        - kl: KL(q(z | x) || N(0, I)) per value of z.
-        - attributes: ``attribute_loss`` of the head.
+        - kl: KL(q(z | x) || N(0, I)) per value of z. An upscaler has none.
+        - attributes: ``attribute_loss`` of the head. An upscaler has none.
         - adversarial, discriminator: hinge losses (Lim & Ye 2017, arXiv:1705.02894).
 
         Returns the terms, with the joint loss under ``total``, and None twice: there are no timesteps.
@@ -93,19 +99,18 @@ class FirstStageTraining(nn.Module):
         mean, logvar = self.autoencoder.encode(x)
         z = draw_posterior(mean, logvar)
         x_hat = self.autoencoder.decode(z)
-        terms = {
-            "l1": (x_hat - x).abs().mean(),
-            "kl": kl_to_prior(mean, logvar).mean(),
-            "attributes": attribute_loss(self.autoencoder.attribute_logits(z), attributes),
-        }
+        terms = {"l1": (x_hat - x).abs().mean()}
         likeness = terms["l1"]
         if self.stages is not None:
             terms["perceptual"] = perceptual_distance(self.stages, x_hat, x).mean()
             likeness = likeness + loss.perceptual_weight * terms["perceptual"]
-        warmth = min(1.0, self.progress / loss.kl_warmup) if loss.kl_warmup else 1.0
-        total = likeness + warmth * loss.latent_kl_weight * terms["kl"]
-        total = total + loss.latent_attr_weight * terms["attributes"]
-        terms["likeness"] = likeness
+        terms["likeness"] = total = likeness
+        if isinstance(self.autoencoder, SpatialVAE):
+            terms["kl"] = kl_to_prior(mean, logvar).mean()
+            terms["attributes"] = attribute_loss(self.autoencoder.attribute_logits(z), attributes)
+            warmth = min(1.0, self.progress / loss.kl_warmup) if loss.kl_warmup else 1.0
+            total = likeness + warmth * loss.latent_kl_weight * terms["kl"]
+            total = total + loss.latent_attr_weight * terms["attributes"]
         if self.progress >= loss.adversarial_start and loss.adversarial_weight:
             terms["adversarial"] = self._adversarial(x_hat)
             terms["balance"] = self._balance(likeness, terms["adversarial"])

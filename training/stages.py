@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attributes import CELEBA_ATTRIBUTES, AttributePrior
+from autoencoder_model import PixelFirstStage
 from checkpoint import load, load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages
@@ -22,6 +23,7 @@ from config import Config, FirstStageConfig, LossConfig, ModelConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
 from image_data.encoded import LatentDataset
+from latent_vae import SpatialVAE, Upscaler
 from training.batches import Dataset, seed_everything
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
@@ -247,7 +249,7 @@ class GuideStage(NoisyStage):
 class AutoencoderStage(Stage):
     """A first stage of our own, for latents: ``FirstStageTraining``."""
 
-    prefix, best = "", "first_stage.pth"
+    prefix, best, kind = "", "first_stage.pth", "vae"
     keeps_best = False  # the loss changes when the discriminator starts
     has_unused_parameters = True  # the discriminator's, before it starts
 
@@ -257,10 +259,18 @@ class AutoencoderStage(Stage):
         if config.first_stage_loss.perceptual_weight:
             stages, judge = perceptual_stages(config.judge, names, config.first_stage.crop)
         first_stage = replace(config.first_stage, attribute_names=names, judge=judge)
-        model = FirstStageTraining(first_stage, stages)
+        return FirstStageTraining(first_stage, self.autoencoder(first_stage, train_set), stages)
+
+    def network(self, config: FirstStageConfig) -> dict[str, Any]:
+        """The arguments of the network."""
+        return config.network()
+
+    def autoencoder(self, config: FirstStageConfig, train_set: Dataset) -> SpatialVAE | Upscaler:
+        """The network before its training."""
+        vae = SpatialVAE(**self.network(config))
         images = train_set.__getitems__([*range(min(PATCH_IMAGES, len(train_set)))])["image"]
-        model.autoencoder.start_from_patches(model.pixels.encode(images))
-        return model
+        vae.start_from_patches(PixelFirstStage().encode(images))
+        return vae
 
     def loss(self, config: TrainConfig) -> Config:
         return config.first_stage_loss
@@ -276,7 +286,8 @@ class AutoencoderStage(Stage):
     def save(self, model: Any, path: Any, **facts: Any) -> None:
         """Write what rebuilds the first stage, and facts about its training."""
         config: FirstStageConfig = model.config
-        state = {"config": config.network(), "trained_on": config.to_dict()}
+        network = self.network(config)
+        state = {"kind": self.kind, "config": network, "trained_on": config.to_dict()}
         save_atomically(state | {"autoencoder": model.autoencoder.state_dict()} | facts, path)
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
@@ -286,8 +297,32 @@ class AutoencoderStage(Stage):
         )
 
 
+class UpscalerStage(AutoencoderStage):
+    """A first stage that doubles images: ``FirstStageTraining`` of an ``Upscaler``."""
+
+    kind = "upscaler"
+
+    def check(self, config: TrainConfig) -> None:
+        if len(config.first_stage.vae_channels) != 1:
+            widths = " ".join(map(str, config.first_stage.vae_channels))
+            raise ValueError(f"an upscaler has one width, got --channels {widths}: try --channels 64")
+
+    def network(self, config: FirstStageConfig) -> dict[str, Any]:
+        return {"width": config.vae_channels[0]}
+
+    def autoencoder(self, config: FirstStageConfig, train_set: Dataset) -> Upscaler:
+        return Upscaler(**self.network(config))
+
+    def hidden(self, model: FirstStageTraining) -> Iterable[nn.Module]:
+        return model.autoencoder.blocks.modules()
+
+    def next_command(self, config: TrainConfig, path: Path) -> str:
+        return f"python export.py --checkpoint MODEL --first_stage {quote(str(path))} --out LARGER.pth"
+
+
 STAGES: dict[str, Stage] = {
     "diffusion": DiffusionStage(),
     "first_stage": AutoencoderStage(),
     "guide": GuideStage(),
+    "upscaler": UpscalerStage(),
 }
