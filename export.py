@@ -4,12 +4,15 @@
 script reads such a file as it reads a .pth file, and --out FILE.pth turns it back. Any other --out is a
 folder for the hub, with the same weights and a model card. Scripts and
 ConditionalDiffusion.from_pretrained read it.
+
+--first_stage FILE, of train.py --stage upscaler, makes a model or guide in pixels one of twice the size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import flags
 from config import Config, flag
@@ -22,6 +25,7 @@ class ExportConfig(Config):
     """Flags of export.py."""
 
     checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
+    first_stage: str | None = flag(None, "upscaler to put behind the model; none given: as it is")
     out: str = flag("", "a .safetensors or .pth file, or a folder for the hub", required=True)
     half: bool = flag(False, "write the weights in half precision")
 
@@ -29,6 +33,36 @@ class ExportConfig(Config):
 def parse_args(argv: list[str] | None = None) -> ExportConfig:
     """The configuration that the command line gives."""
     return flags.parse(ExportConfig, __doc__, argv)
+
+
+def enlarged(model: Any, path: str) -> Any:
+    """A model or guide in pixels with the same weights in the latents of the upscaler in this file, so
+    of images of twice the side.
+
+    Raises:
+        ValueError: for a model in latents, or for another first stage.
+    """
+    from checkpoint import load_first_stage
+
+    stored = load_first_stage(path)
+    kinds = (model.config.first_stage, stored.kind)
+    if kinds != ("pixels", "upscaler"):
+        raise ValueError(
+            f"--first_stage puts an upscaler behind a model in pixels, and {path} holds a first stage "
+            f"of kind {kinds[1]}, the checkpoint one of kind {kinds[0]}"
+        )
+    config = replace(
+        model.config,
+        image_size=model.config.image_size * stored.module.factor,
+        first_stage=stored.kind,
+        first_stage_config=stored.config,
+        first_stage_judge=stored.judge,
+    )
+    larger = type(model)(config)
+    stage = {f"first_stage.{name}": weight for name, weight in stored.module.state_dict().items()}
+    larger.load_state_dict(model.state_dict() | stage)
+    larger.facts = model.facts
+    return larger.eval()
 
 
 def export(config: ExportConfig) -> None:
@@ -61,6 +95,8 @@ def export(config: ExportConfig) -> None:
             f"a folder is for models, and {config.checkpoint} is a guide: end --out in "
             f"{' or '.join(FILES)}"
         )
+    if config.first_stage:
+        model = enlarged(model, config.first_stage)
     model = model.half() if config.half else model
     if out.suffix:
         save_model(model, out, key, **model.facts)

@@ -8,9 +8,10 @@ import torch
 import checkpoint as checkpoints
 import export
 import flags
+import train
 from checkpoint import load_checkpoint, save_model
 from classifiers.guide import GuidanceClassifier, load_guide
-from config import ModelConfig
+from config import ModelConfig, SamplingConfig
 from diffusion_model import load_model
 
 
@@ -33,6 +34,27 @@ def test_safetensors_and_back(checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_export(checkpoint, there)
     assert "exists" in capsys.readouterr().err
+
+
+def test_an_upscaler_makes_a_model_of_images_of_twice_the_side(checkpoint, faces, tmp_path, capsys):
+    data = ["--data_root", faces, "--cache_dir", tmp_path, "--save_dir", tmp_path, "--log_dir", tmp_path]
+    options = ["--image_size", "64", "--channels", "8", "--max_steps", "2", "--perceptual_weight", "0"]
+    train.train(train.parse_args(["--stage", "upscaler", *options, *map(str, data)]))
+    run_export(checkpoint, tmp_path / "large.pth", "--first_stage", str(tmp_path / "first_stage.pth"))
+    small, large = load_model(checkpoint), load_model(tmp_path / "large.pth")
+    assert (small.config.image_size, large.config.image_size) == (32, 64)
+    rows = torch.ones(1, 40)
+    options = {"num_inference_steps": 2, "cfg_scale": 2.0}
+    before, after = (
+        m.sample(1, None, rows, SamplingConfig(**options), torch.Generator()) for m in (small, large)
+    )
+    shrunk, _ = large.first_stage.autoencoder.encode(large.first_stage.pixels.encode(after))
+    assert after.shape == (1, 64, 64, 3)
+    assert (large.first_stage.pixels.decode(shrunk).int() - before.int()).abs().float().mean() < 6
+    with pytest.raises(SystemExit):  # once more
+        more = ["--first_stage", str(tmp_path / "first_stage.pth")]
+        run_export(tmp_path / "large.pth", tmp_path / "larger.pth", *more)
+    assert "the checkpoint one of kind upscaler" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.PTH", "model.v2"])

@@ -39,6 +39,7 @@ from diffusion_model import ConditionalDiffusion
 from editing import Editor
 from evaluation.edits import EditJudge, Task
 from evaluation.reading import read
+from latent_vae import SpatialVAE
 from samplers import SAMPLERS, sample_generators
 from studio import draw
 from training import monitoring
@@ -198,7 +199,8 @@ def test_losses_under_autocast(gpu, make, first_stage):
 
 def test_the_loss_of_a_first_stage_under_autocast(gpu):
     config = FirstStageConfig(NAMES, vae_channels=(8,))
-    module = seeded(lambda: FirstStageTraining(config, nn.ModuleList(Probe().stages())))
+    stages = nn.ModuleList(Probe().stages())
+    module = seeded(lambda: FirstStageTraining(config, SpatialVAE(**config.network()), stages))
     with gpu, torch.autocast("cuda", torch.bfloat16):
         module = gpu.move(module).train()
         module.progress = 1.0  # with the discriminator

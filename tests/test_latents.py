@@ -26,7 +26,7 @@ from config import FirstStageConfig, FirstStageLossConfig
 from diffusion_model import load_model
 from image_data.cached import random_flip
 from image_data.encoded import LatentDataset
-from latent_vae import SpatialVAE
+from latent_vae import SpatialVAE, Upscaler
 from training import encoding as writer
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
@@ -77,6 +77,17 @@ def test_shapes_of_a_first_stage():
         vae.encode(torch.rand(1, 3, 30, 32))
 
 
+def test_an_upscaler_starts_as_bicubic_interpolation_and_keeps_the_small_image():
+    upscaler, x = Upscaler(8), torch.rand(2, 3, 16, 16) * 2 - 1
+    small, logvar = upscaler.encode(x)
+    assert small.shape == logvar.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(upscaler.encode(torch.full_like(x, 0.3))[0], torch.full_like(small, 0.3))
+    bicubic = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
+    torch.testing.assert_close(upscaler.decode(small), bicubic)
+    with pytest.raises(ValueError, match="15x15 is not divisible"):
+        upscaler.encode(x[:, :, 1:, 1:])
+
+
 def test_moments_serve_as_images_and_decoding_undoes_the_standardisation():
     stage, images = LatentFirstStage(small_vae()), pictures(2)
     stage.mean += torch.tensor([1.0, -2.0, 0.5])
@@ -105,7 +116,7 @@ def test_flipping_encoded_images_takes_one_of_their_halves():
 def training(**loss) -> tuple[FirstStageTraining, FirstStageLossConfig]:
     torch.manual_seed(0)
     config = FirstStageConfig(("A", "B"), 32, vae_channels=(8, 16), latent_channels=3)
-    return FirstStageTraining(config, None), FirstStageLossConfig(**loss)
+    return FirstStageTraining(config, SpatialVAE(**config.network())), FirstStageLossConfig(**loss)
 
 
 def gradient_of(module: torch.nn.Module) -> torch.Tensor:
