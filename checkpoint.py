@@ -78,13 +78,11 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save hides whatever stops a write, a full disk or a Ctrl-C, behind an error of its own.
-        hides = any(words in str(error) for words in ("unexpected pos", "PytorchStreamWriter"))
-        reason = (error.__context__ or error) if hides else error
-        if reason is not error and not isinstance(reason, OSError):
+        reason: BaseException = error
+        if isinstance(error, RuntimeError) and error.__context__:
+            reason = error.__context__  # torch.save hides it: a full disk, a Ctrl-C
+        if not isinstance(reason, OSError):
             raise reason from None
-        if isinstance(reason, RuntimeError) and not hides:
-            raise
         text = textwrap.shorten(str(reason), 160)
         raise OSError(f"cannot write {path} ({text}): free some space, or write elsewhere") from None
     finally:
@@ -122,10 +120,10 @@ def _to_safetensors(state: dict[str, Any]) -> bytes:
     shared: dict[str, str] = {}  # other name -> first name
     for name, weight in state[part].items():
         place = (weight.data_ptr(), weight.shape) if weight.numel() else (name,)
-        if place in first:
-            shared[name] = first[place]
+        if first.setdefault(place, name) == name:
+            weights[name] = weight.contiguous().clone()
         else:
-            first[place], weights[name] = name, weight.contiguous().clone()
+            shared[name] = first[place]
     metadata = {"part": part, "facts": json.dumps(facts), "shared": json.dumps(shared)}
     return save(weights, metadata)
 
@@ -171,10 +169,7 @@ def load_checkpoint(path: str | Path, part: str = "", advice: str = "") -> dict[
         reason = str(error).split("\n")[0][:100]
         raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        label = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(
-            f"{path} is not a checkpoint of this project: expected {FORMAT}, found {reprlib.repr(label)}"
-        )
+        raise ValueError(f"{path} is not a checkpoint of this project, whose format is {FORMAT}")
     if part and part not in state:
         raise ValueError(f"{path} holds no {part}: {advice}")
     return state
@@ -191,12 +186,6 @@ def _check_sums(path: Path) -> None:
             raise ValueError(f"damaged at {damaged}")
 
 
-def _memory(weights: Iterable[Tensor]) -> int:
-    """Bytes that these tensors occupy. Shared storage counts once."""
-    storages = [weight.untyped_storage() for weight in weights]
-    return sum({each._cdata: each.nbytes() for each in storages}.values())
-
-
 def _is_whole(weight: object) -> bool:
     """Whether this is a CPU tensor with memory for every element. An expanded tensor has less."""
     if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.is_quantized:
@@ -204,6 +193,12 @@ def _is_whole(weight: object) -> bool:
     if weight.device.type != "cpu":
         return False
     return weight.untyped_storage().nbytes() >= weight.nelement() * weight.element_size()
+
+
+def _memory(weights: Iterable[Tensor]) -> int:
+    """Bytes that these tensors occupy. Shared storage counts once."""
+    storages = [weight.untyped_storage() for weight in weights]
+    return sum({each._cdata: each.nbytes() for each in storages}.values())
 
 
 def check_shapes(own: dict[str, Tensor], weights: dict[str, Tensor], path: str | Path) -> None:
@@ -280,30 +275,25 @@ def load(
 
 def check_first_stage_config(config: dict) -> None:
     """Raise ValueError unless a first stage's configuration holds plain values of reasonable size."""
-    values = [each for v in config.values() for each in (v if isinstance(v, list | tuple) else [v])]
+    values = []
+    for value in config.values():
+        values += value if isinstance(value, list | tuple) else [value]
     plain = all(isinstance(value, int | float | str | None) for value in values)
-    if not plain or len(values) > 100 or any(isinstance(v, int) and abs(v) > 65_536 for v in values):
-        raise ValueError(f"first_stage_config asks for too much: {reprlib.repr(config)}")
+    large = any(isinstance(value, int) and abs(value) > 65_536 for value in values)
     for name in ("blocks_per_level", "layers_per_block"):
         blocks = config.get(name, 1)
-        if not isinstance(blocks, int) or blocks > MOST_BLOCKS:
-            raise ValueError(f"first_stage_config has {name} = {reprlib.repr(blocks)}: too much")
+        large |= not isinstance(blocks, int) or blocks > MOST_BLOCKS
+    if large or not plain or len(values) > 100:
+        raise ValueError(f"first_stage_config asks for too much: {reprlib.repr(config)}")
 
 
 class StoredFirstStage(NamedTuple):
-    """A first stage from its file.
+    """A first stage from its file."""
 
-    Attributes:
-        kind: a name in ``FIRST_STAGES``.
-        config: what rebuilds it.
-        module: the first stage with its weights.
-        judge: the network that judged likeness in its training, "" if none did.
-    """
-
-    kind: str
-    config: dict
-    module: nn.Module
-    judge: str
+    kind: str  # a name in ``FIRST_STAGES``
+    config: dict  # what rebuilds it
+    module: nn.Module  # with its weights
+    judge: str  # the network that judged likeness in its training, "" if none did
 
 
 def load_first_stage(path: str | Path) -> StoredFirstStage:

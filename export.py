@@ -31,7 +31,6 @@ class ExportConfig(Config):
 
 
 def parse_args(argv: list[str] | None = None) -> ExportConfig:
-    """The configuration that the command line gives."""
     return flags.parse(ExportConfig, __doc__, argv)
 
 
@@ -78,10 +77,7 @@ def export(config: ExportConfig) -> None:
 
     out = Path(config.out)
     if out.suffix not in ("", *FILES):
-        raise ValueError(
-            f"--out {out}: no file of that kind is written; end it in {' or '.join(FILES)}, or give a "
-            "folder for the hub, without a suffix"
-        )
+        raise ValueError(f"--out {out}: no file of that kind is written; end it in {' or '.join(FILES)}")
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out, or remove it")
     flags.check_writable(out.parent, "--out")
@@ -91,10 +87,7 @@ def export(config: ExportConfig) -> None:
     else:
         model, key = build(ConditionalDiffusion, "model", state, config.checkpoint), "model"
     if key == "guide" and not out.suffix:
-        raise ValueError(
-            f"a folder is for models, and {config.checkpoint} is a guide: end --out in "
-            f"{' or '.join(FILES)}"
-        )
+        raise ValueError(f"{config.checkpoint} is a guide: end --out in {' or '.join(FILES)}")
     if config.first_stage:
         model = enlarged(model, config.first_stage)
     model = model.half() if config.half else model

@@ -29,8 +29,6 @@ It draws and edits pictures by named attributes. This card is written from what 
 |---|---|
 {table}
 
-## Use
-
 In the folder of the code that wrote this, with what its requirements.txt names:
 
 ```python
@@ -40,28 +38,22 @@ model = ConditionalDiffusion.from_pretrained("PATH OR USER/NAME OF THIS")
 pictures = model.sample(4, attributes={request})  # uint8 (4, {side}, {side}, 3)
 ```
 
-`python manipulate.py --checkpoint FOLDER` draws from a folder of it. The weights are safetensors,
-with the configuration inside. Nothing is pickled.
+The weights are safetensors, with the configuration inside. Nothing is pickled.
 
 The {what}: {names}.
 
-## Limits
-
-- It was trained at {pixels}, and draws well only at that size.
-- It knows its training set: what went together there goes together in its pictures.
-- This card does not say how good its pictures are: `evaluate.py` measures that.{limits}
-
-## Licence
+It draws well only at {side} x {side} pixels, and what went together in its training set goes together in
+its pictures. This card does not say how good these are: `evaluate.py` measures that.
 
 The code is Apache-2.0. The weights carry the terms of the pictures that they were trained on, which
 their file does not name.{celeba}
 """
-CELEBA_LIMITS = """
-- Attributes such as *Attractive* or *Male* say how annotators labelled a picture, not who a person is.
-- Faces are sensitive data: do not use it to deceive, or to judge people."""
-CELEBA_LICENCE = """ The attributes are CelebA's. If the pictures were
-CelebA's photographs, the weights are for non-commercial research only. Drawn faces, which have the
-same attributes, bring no such terms."""
+CELEBA = """
+
+The attributes are CelebA's. If the pictures were CelebA's photographs, the weights are for
+non-commercial research only. Drawn faces, which have the same attributes, bring no such terms.
+*Attractive* or *Male* say how annotators labelled a picture, not who a person is. Faces are sensitive
+data: do not use the model to deceive, or to judge people."""
 
 
 def model_card(config: ModelConfig, facts: dict[str, float], num_parameters: int) -> ModelCard:
@@ -74,42 +66,34 @@ def model_card(config: ModelConfig, facts: dict[str, float], num_parameters: int
     """
     names, side = config.attribute_names, config.image_size
     what = "classes" if config.one_hot else "attributes"
-    title = f"Attribute-conditioned diffusion, {len(names)} {what}, {side} x {side} pixels"
-    schedule = f"{config.schedule}, {config.num_timesteps} timesteps"
-    scale = f"cfg_scale {CFG_SCALE:g} by default" if config.guidable else "none: cfg_scale is 1"
     rows = {
         "image size": f"{side} x {side}",
         what: str(len(names)),
         "parameters": f"{num_parameters / 1e6:.2f} M",
-        "UNet": f"channels {' '.join(map(str, config.channels))}, patch_size {config.patch_size}",
         "first stage": config.first_stage,
-        "noise schedule": schedule + (", zero terminal SNR" if config.zero_terminal_snr else ""),
+        "noise schedule": f"{config.schedule}, {config.num_timesteps} timesteps",
         "predicts": config.prediction,
-        "classifier-free guidance": scale,
-        "distinct attribute rows inside": f"{config.prior_rows:,}",
+        "guidance": f"cfg_scale {CFG_SCALE:g} by default" if config.guidable else "cfg_scale is 1",
     }
     if "step" in facts:
         rows["training"] = f"{facts['step']:,} steps"
     if "validation_loss" in facts:
         rows["validation loss"] = f"{facts['validation_loss']:.4f}"
-    like_celeba = set(names) <= set(CELEBA_ATTRIBUTES)
-    example = "Smiling" if "Smiling" in names else names[0]
     metadata = ModelCardData(
         tags=["diffusion", "image-generation", "attribute-conditioned"],
         license="other",
         license_name="terms-of-the-training-data",
     )
+    example = "Smiling" if "Smiling" in names else names[0]
     text = TEXT.format(
         metadata=metadata.to_yaml(),
-        title=title,
-        pixels=f"{side} x {side} pixels",
+        title=f"Attribute-conditioned diffusion, {len(names)} {what}, {side} x {side} pixels",
         table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         request=json.dumps({example: 1}, ensure_ascii=False),
         side=side,
         what=what,
         names=", ".join(f"`{name}`" for name in names),
-        limits=CELEBA_LIMITS if like_celeba else "",
-        celeba=CELEBA_LICENCE if like_celeba else "",
+        celeba=CELEBA if set(names) <= set(CELEBA_ATTRIBUTES) else "",
     )
     return ModelCard(text)
 

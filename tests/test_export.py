@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import checkpoint as checkpoints
 import export
 import flags
 import train
@@ -89,19 +88,6 @@ def test_a_guide_as_safetensors(tmp_path):
     assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items())
     images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
     torch.testing.assert_close(model.predict_attributes(images), again.predict_attributes(images))
-
-
-def test_the_checkpoint_is_read_once(checkpoint, tmp_path, monkeypatch):
-    read = []
-
-    def load(path):
-        read.append(path)
-        return load_checkpoint(path)
-
-    monkeypatch.setattr(checkpoints, "load_checkpoint", load)
-    run_export(checkpoint, tmp_path / "model.safetensors")
-    run_export(checkpoint, tmp_path / "folder")
-    assert read == [str(checkpoint)] * 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "other metadata"])
