@@ -68,7 +68,7 @@ latent: .venv/installed
 		--judge "$(RUN)/judge.pth")
 	$(BIN)/python encode_latents.py --data_root "$(DATA)" --image_size $(SIZE) \
 		--first_stage "$(RUN)/vae/first_stage.pth" --output_dir "$(RUN)/latents"
-	$(call train,diffusion,--config configs/celeba128-latent.yaml --latents "$(RUN)/latents")
+	$(call train,diffusion,--config configs/celeba128-latent.yaml --data_root "$(RUN)/latents")
 
 # Faces steered by a guide: diffusion, guide, pictures.
 guided: .venv/installed

@@ -15,8 +15,7 @@ from pathlib import Path
 import flags  # first: it refuses an old Python in one line
 
 # isort: split
-from config import Config, count, flag, nested
-from settings import ModelFiles
+from config import Config, ModelFiles, count, flag, nested
 
 # Files of visitors who have gone are looked for this often. By eye: with RETURN_SECONDS they are deleted
 # within two minutes.
@@ -28,9 +27,7 @@ class AppConfig(Config):
     """Flags of app.py."""
 
     judge: str | None = flag(
-        None,
-        "of evaluate.py judge: says what edits changed",
-        default_text="a pretrained model's probe",
+        None, "of evaluate.py judge: says what edits changed; none given: a pretrained model's probe"
     )
     # who may visit
     host: str = flag("127.0.0.1", "who may visit: 127.0.0.1 this machine alone, 0.0.0.0 every machine")

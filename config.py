@@ -1,4 +1,5 @@
-"""What a model, its losses, sampling and editing are set to, as frozen dataclasses; what a field knows.
+"""What a model, its losses, sampling, editing and the studio are set to, as frozen dataclasses; what a
+field knows.
 
 A script's own settings stand at its top. ``flags.parse`` makes flags from a dataclass: a field has a
 default, a help text and limits. ``ModelConfig`` travels in checkpoints. Nothing heavy is imported, so
@@ -7,20 +8,20 @@ that --help is instant.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import reprlib
 import types
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 # A field of TrainConfig differs from that of the checkpoint: what a resumed run does then.
 SAME, ADJUSTABLE, FREE = "refuse", "say so and go on", "not recorded"
-
 
 # The choices of a flag: the names in a registry of the same name, which tests compare with these.
 SCHEDULES = ("linear", "cosine", "flow")
@@ -43,6 +44,7 @@ DATASET_HELP = "what --data_root holds; none given: as its files say"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
 CACHE_HELP = "where decoded images are kept"
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come with the repository
+USUAL_GUIDE = "./checkpoints/guide_best.pth"  # where train.py writes one
 DEFAULT_MODEL = "celeba64"  # of those, what manipulate.py draws with if no --checkpoint is given
 FEWEST_SAMPLES = 32  # of which a distance says anything
 MOST_ATTRIBUTES = 10_000
@@ -67,7 +69,6 @@ class Flag:
     required: bool = False
     bare: str | None = None  # what the flag means without a value, where it may stand alone
     old: str = ""  # the flag's name before; it still sets this field
-    default_text: str = ""  # the default in words, where it depends on other settings
     positional: bool = False
 
 
@@ -104,14 +105,8 @@ def composed(value: Any) -> Any:
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
-TYPES: dict[type, dict[str, Any]] = {}
-
-
-def types_of(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    if kind not in TYPES:
-        TYPES[kind] = typing.get_type_hints(kind)
-    return TYPES[kind]
+# The types of a dataclass's fields, by name.
+types_of: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 def is_config(hint: Any) -> bool:
@@ -120,13 +115,13 @@ def is_config(hint: Any) -> bool:
 
 
 def is_optional(hint: Any) -> bool:
-    """Whether None is among the values."""
-    return isinstance(hint, types.UnionType) and type(None) in hint.__args__
+    """Whether None is among the values: ``int | None``, and so on."""
+    return isinstance(hint, types.UnionType)
 
 
 def plain_type(hint: Any) -> Any:
     """int for ``int | None``, and so on."""
-    return next(a for a in hint.__args__ if a is not type(None)) if is_optional(hint) else hint
+    return hint.__args__[0] if is_optional(hint) else hint
 
 
 def item_type(hint: Any) -> Any:
@@ -167,16 +162,13 @@ def fits(value: Any, hint: Any, limits: Flag) -> bool:
 def check(owner: Config, each: Field) -> None:
     """Raise ValueError unless a field's value has its type and keeps its limits."""
     value, hint = getattr(owner, each.name), types_of(type(owner))[each.name]
-    limits = each.metadata.get("flag", Flag())
-    if (value is None and is_optional(hint)) or plain_type(hint) in (dict, Any):
+    limits, plain = each.metadata.get("flag", Flag()), plain_type(hint)
+    if (value is None and is_optional(hint)) or plain is dict:
         return
-    if is_config(plain_type(hint)):
-        good = isinstance(value, plain_type(hint))
-    elif typing.get_origin(plain_type(hint)) is tuple:
-        lengths = plain_type(hint).__args__
-        exact = len(lengths) if Ellipsis not in lengths else None
-        good = isinstance(value, tuple) and exact in (None, len(value))
-        good = good and all(fits(item, hint, limits) for item in value)
+    if is_config(plain):
+        good = isinstance(value, plain)
+    elif typing.get_origin(plain) is tuple:  # of any length
+        good = isinstance(value, tuple) and all(fits(item, hint, limits) for item in value)
     else:
         good = fits(value, hint, limits)
     if not good:
@@ -187,8 +179,6 @@ def check(owner: Config, each: Field) -> None:
 @dataclass(frozen=True)
 class Config:
     """A configuration: plain values that never change. ValueError for one that breaks its limits."""
-
-    gone: ClassVar[tuple[str, ...]] = ()  # old flags; a YAML file may still name them
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -234,15 +224,13 @@ class ModelConfig(Config):
     guidable: bool = True  # trained without condition, too; else cfg_scale is 1
     image_size: int = count(64, "side of the square images", high=4096)
     crop: int = flag(178, choices=CROPS)
-    channels: tuple[int, ...] = count(
-        (64, 128, 256, 512), "width of each level, finest first", high=8192
-    )
+    channels: tuple[int, ...] = count((64, 128, 256, 512), "widths, finest level first", high=8192)
     blocks_per_level: int = count(2, "residual blocks down, and again up", high=32)
     self_attention_levels: tuple[int, ...] | None = count(
-        None, "0 is the finest", default_text="the last 2", low=0, high=11
+        None, "0 is the finest; none given: the last 2", low=0, high=11
     )
     cross_attention_levels: tuple[int, ...] | None = count(
-        None, "likewise", default_text="all but the finest", low=0, high=11
+        None, "likewise; none given: all but the finest", low=0, high=11
     )
     num_heads: int = count(4, high=256)  # of attention
     patch_size: int = count(1, "pixel-unshuffle before the UNet", high=64)
@@ -311,9 +299,7 @@ class LossConfig(Config):
     attr_weight: float = weight(0.1)  # of the attribute loss within them
     free_bits: float = weight(0.02)  # nats that each latent dimension may keep at no cost
     loss_weighting: str = flag("clamped_v", "weight of each timestep", choices=LOSS_WEIGHTINGS)
-    snr_gamma: float = flag(
-        20.0, "most weight of an error of x0: more for longer runs and finer texture", above=0
-    )
+    snr_gamma: float = flag(20.0, "most weight of an error of x0: more for longer runs", above=0)
     cfg_dropout: float = share(0.1, "share of rows trained without any attribute")
     attr_dropout: float = share(0.3)  # share of rows trained with some of their attributes only
     latent_dropout: float = share(0.5, "share trained without the latent")
@@ -365,12 +351,8 @@ class SamplingConfig(Config):
     """How images are drawn. ``samplers.resolve`` fills what is None."""
 
     sampler: str = flag("dpm_solver", "solver of the reverse chain", choices=SAMPLERS)
-    num_inference_steps: int | None = count(
-        None, "network evaluations; none given: 20, all T with ddpm; 25 for edits"
-    )
-    spacing: str | None = flag(
-        None, "how timesteps are spread; none given: as suits the sampler", choices=SPACINGS
-    )
+    num_inference_steps: int | None = count(None, "steps; none given: 20, all T with ddpm; 25 for edits")
+    spacing: str | None = flag(None, "of the timesteps; none given: the sampler's", choices=SPACINGS)
     eta: float = share(0.0, "noise of each step: 0 deterministic, 1 as much as ddpm")
     cfg_scale: float | None = weight(
         None, f"classifier-free guidance of new faces, 1 is off; none given: {CFG_SCALE:g}"
@@ -405,31 +387,145 @@ class EditConfig(Config):
     num_inference_steps: int = count(25, "steps")
     t_start: float | None = flag(
         None,
-        "share of the timesteps from which edits start: less keeps more; none given: what suits the "
-        "attributes named",
+        "share of the timesteps that edits go back; none given: as suits what is named",
         above=0,
         high=1,
         old="depth",
     )
     cfg_scale: float | None = weight(
         None,
-        "strength of edits, from the source's prediction to the target's; none given: "
-        f"{STEERED_SCALE:g} where a guide steers, otherwise {EDIT_CFG_SCALE:g}",
+        f"of edits; none given: {STEERED_SCALE:g} where a guide steers, else {EDIT_CFG_SCALE:g}",
         name="edit_cfg_scale",
     )
-    guide_scale: float = weight(
-        5.0,
-        "weight of the guide's gradient in edits; 0: it does not steer",
-        name="edit_guide_scale",
-    )
-    hold: float = weight(
-        5.0, "how firmly the guide holds what was not named in an edit", name="edit_hold"
-    )
+    guide_scale: float = weight(5.0, "weight of the guide's gradient in edits", name="edit_guide_scale")
+    hold: float = weight(5.0, "how firmly the guide holds what was not named", name="edit_hold")
     margin: float | None = weight(
-        None,
-        "log odds at which the guide is content with an edit; none given: as suits the attributes named",
-        name="edit_margin",
+        None, "log odds that content the guide; none given: as suits what is named", name="edit_margin"
     )
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
     # By eye. At 0.4, fewer edits do what was asked for: 0.79 of them, and 0.88 at 0.2 (docs/log.md).
     localise: float = share(0.2, "share of the largest change below which the source stays; 0: off")
+
+
+# -------------------------------------------------------------------- what the studio does
+
+
+@dataclass(frozen=True)
+class DeviceConfig(Config):
+    """Where and how precisely a script computes."""
+
+    device: str = flag(
+        "auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda", "mps"), resume=FREE
+    )
+    mixed_precision: str = flag(
+        "auto",
+        "auto: bf16 where the processor has it",
+        choices=("auto", "no", "bf16", "fp16"),
+        resume=ADJUSTABLE,  # what it comes to is recorded
+    )
+
+
+REQUEST_HELP = "what to ask for, such as Smiling=1 Male=0: 1 present, 0 absent, 0.5 open"
+GUIDANCE_HELP = "what steers new faces: classifier-free guidance, --guide, or both"
+
+
+@dataclass(frozen=True)
+class ModelFiles(DeviceConfig):
+    """The model and its guide, and where they compute."""
+
+    checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
+    guide: str | None = flag(None, "of train.py --stage guide: it steers, and reads photographs")
+
+    def guide_file(self, is_needed: bool = False) -> str | None:
+        """The guide's file: the one given, or that of a pretrained model, or the usual one if a guide is
+        needed."""
+        own = f"{self.checkpoint}_guide"
+        if self.guide is None and (PRETRAINED / f"{own}.safetensors").is_file():
+            return own
+        return self.guide or (USUAL_GUIDE if is_needed else None)
+
+
+@dataclass(frozen=True)
+class DrawSettings(Config):
+    """How new faces are drawn."""
+
+    open: bool = flag(False, "leave what is not named to the network: often shapeless")
+    guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)
+    guide_scale: float = weight(3.0, "weight of the guide's gradient in new faces")
+    seed: int = count(0, "another seed, other faces", low=0)
+    sampling: SamplingConfig = nested(SamplingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance == "guide" and self.guide_scale == 0:
+            raise ValueError("--guidance guide --guide_scale 0 asks for nothing: use --unconditional")
+
+
+@dataclass(frozen=True)
+class GenerateSettings(DrawSettings):
+    """New faces."""
+
+    attributes: tuple[str, ...] = flag((), REQUEST_HELP, metavar=REQUEST)
+    unconditional: bool = flag(False, "new faces without any request")
+    num_samples: int | None = count(
+        None, "new faces of each request or class; none given: 8 of each class, else 8 in all"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unconditional and self.guidance != "free":
+            raise ValueError("--unconditional guides towards nothing: leave --guidance out")
+        requests = {"attributes": self.attributes, "open": self.open}
+        refuse_ignored_requests(self.sampling, self.unconditional, requests)
+
+
+@dataclass(frozen=True)
+class InterpolateSettings(DrawSettings):
+    """A strip from one request to another, or from one photograph to another."""
+
+    start: tuple[str, ...] = flag((), "where it starts, such as Smiling=0", name="from", metavar=REQUEST)
+    end: tuple[str, ...] = flag((), "where it ends, such as Smiling=1", name="to", metavar=REQUEST)
+    target_image: str | None = flag(None, "photograph to interpolate to, from --source_image")
+    interpolation_steps: int = count(10, "frames of a strip", low=2)
+    editing: EditConfig = nested(EditConfig, only=("num_inference_steps",))  # of photographs
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.start) != bool(self.end):
+            raise ValueError("--from and --to go together: name the attributes at both ends")
+
+
+@dataclass(frozen=True)
+class PhotographSettings(Config):
+    """A photograph, and where the face is in it."""
+
+    source_image: str | None = flag(None, "photograph to edit")
+    landmarks: tuple[float, ...] | None = flag(
+        None, "x y of left eye, right eye, nose, left and right mouth corner, in pixels", metavar="XY"
+    )
+    face: int = count(1, "which face, 1 the largest; 0: no search, cropped at the centre", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.landmarks and not self.source_image:
+            raise ValueError("--landmarks are those of --source_image: give it, too")
+        if self.face > 1 and (self.landmarks or not self.source_image):
+            raise ValueError(
+                f"--face {self.face} is searched for in --source_image: give it, and no --landmarks"
+            )
+
+
+@dataclass(frozen=True)
+class EditSettings(Config):
+    """An edit of a photograph, or a counterfactual of it."""
+
+    attributes: tuple[str, ...] = flag((), REQUEST_HELP, metavar=REQUEST)
+    manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
+    guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)  # "guide": edits, too, by it alone
+    seed: int = count(0, "another seed, other faces", low=0)
+    editing: EditConfig = nested(EditConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.editing.cfg_scale == 0:
+            raise ValueError("--edit_cfg_scale 0 ignores every request; no guidance is 1")

@@ -1,29 +1,8 @@
-"""Where and how precisely to compute: device, precision, autocast."""
+"""Where and how precisely to compute: the device, the precision and the autocast that flags name."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-
-from config import ADJUSTABLE, FREE, Config, flag
-
-
-@dataclass(frozen=True)
-class DeviceConfig(Config):
-    """Where and how precisely a script computes."""
-
-    device: str = flag(
-        "auto",
-        "where to compute; auto: cuda where there is one",
-        choices=("auto", "cpu", "cuda", "mps"),
-        resume=FREE,
-    )
-    mixed_precision: str = flag(
-        "auto",
-        "auto: bf16 where the processor has it",
-        choices=("auto", "no", "bf16", "fp16"),
-        resume=ADJUSTABLE,  # what it comes to is recorded
-    )
 
 
 def choose_device(name: str) -> str:

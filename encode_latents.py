@@ -2,19 +2,27 @@
 
 Writes both moments of every image and of its mirror image in half precision, shard by shard. Then writes
 the first stage with the mean and standard deviation of its latents, measured or its own. If it is
-stopped, in any way, the same command goes on where it was. Train on the result with train.py --latents
-OUTPUT_DIR.
+stopped, in any way, the same command goes on where it was. Train on the result with train.py
+--data_root OUTPUT_DIR.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import devices
 import flags
-from config import CACHE_HELP, CROP_HELP, CROPS, DATASET_HELP, DATASETS, SPLITS, count, flag
-from devices import DeviceConfig
+from config import (
+    CACHE_HELP,
+    CROP_HELP,
+    CROPS,
+    DATASET_HELP,
+    DATASETS,
+    SPLITS,
+    DeviceConfig,
+    count,
+    flag,
+)
 
 
 @dataclass(frozen=True)
@@ -37,75 +45,62 @@ class EncodeConfig(DeviceConfig):
 
 
 def parse_args(argv: list[str] | None = None) -> EncodeConfig:
-    """The configuration that the command line gives."""
     return flags.parse(EncodeConfig, __doc__, argv)
-
-
-def describe(config: EncodeConfig, first_stage: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a folder of latents. A folder with another manifest is left alone."""
-    from training.encoding import names_hash
-
-    train_set = sets["train"]
-    return {
-        "first_stage": first_stage,
-        "image_size": config.image_size,
-        "crop": config.crop,
-        "attribute_names": list(train_set.attribute_names),
-        "flips": train_set.flips,
-        "one_hot": train_set.one_hot,
-        "splits": {
-            split: {"count": len(data), "images": names_hash(data.filenames)}
-            for split, data in sets.items()
-        },
-    }
 
 
 def encode(config: EncodeConfig) -> None:
     """Encode what is missing, then measure the latents and write the first stage."""
     import numpy as np
     from accelerate import PartialState
+    from tqdm import tqdm
 
     from checkpoint import load_first_stage, weights_hash
     from image_data.datasets import find_dataset
-    from progress import progress_bar
-    from training.encoding import LatentWriter, encode_images
+    from training.encoding import LatentWriter, describe, encode_images
 
     flags.check_writable(config.output_dir)
     device = devices.choose_device(config.device)
     processes = PartialState(cpu=device == "cpu")
-    first, number = processes.is_main_process, processes.num_processes
-    if first and number > 1:
+    main, number = processes.is_main_process, processes.num_processes
+    if main and number > 1:
         print(f"{number} processes")
     stored = load_first_stage(config.first_stage)
     if config.own_scale and stored.kind != "sd-vae":
         raise ValueError(
-            f"--own_scale is for an AutoencoderKL, and {config.first_stage} is a first stage of "
-            "train.py, whose latents have no scale but the measured one: leave it out"
+            f"--own_scale is for an AutoencoderKL, and {config.first_stage} is of train.py: leave it out"
         )
     stage = stored.module.to(device)
     labelled = find_dataset(config.data_root, config.dataset)
-    if first:
+    if main:
         print(labelled)
     sets = {
         split: labelled.open(split, config.image_size, config.crop, cache_dir=config.cache_dir)
         for split in SPLITS
     }
-    facts = {
-        "kind": stored.kind,
-        "config": stored.config,
-        "hash": weights_hash(stage.autoencoder.state_dict()),
-        "judge": stored.judge,
+    train_set = sets["train"]
+    manifest = {
+        "first_stage": {
+            "kind": stored.kind,
+            "config": stored.config,
+            "hash": weights_hash(stage.autoencoder.state_dict()),
+            "judge": stored.judge,
+        },
+        "image_size": config.image_size,
+        "crop": config.crop,
+        "attribute_names": list(train_set.attribute_names),
+        "flips": train_set.flips,
+        "one_hot": train_set.one_hot,
+        "splits": {split: describe(data) for split, data in sets.items()},
     }
-    manifest = describe(config, facts, sets)
     with processes.main_process_first():  # it makes the folder, and the others find it
         writer = LatentWriter(config.output_dir, manifest)
     todo = [(split, *shard) for split in SPLITS for shard in writer.missing(split)]
     total = sum(map(len, sets.values()))
-    done = total - sum(len(rows) for _, _, rows in todo)
+    present = total - sum(len(rows) for _, _, rows in todo)
     processes.wait_for_everyone()  # every process has the same list before one of them writes
     autocast = devices.autocast(config.mixed_precision, device)
     title = f"encoding to {config.output_dir}"
-    with progress_bar(total=total, initial=done, desc=title, unit="img", disable=not first) as bar:
+    with tqdm(total=total, initial=present, desc=title, unit="img", disable=not main) as bar:
         for split, name, rows in todo[processes.process_index :: number]:
             images = sets[split].images[rows.start : rows.stop]
             parts = []
@@ -114,7 +109,7 @@ def encode(config: EncodeConfig) -> None:
                 bar.update(len(moments) * number)
             writer.write(name, np.concatenate(parts))
     processes.wait_for_everyone()
-    if first:
+    if main:
         for split, data in sets.items():
             writer.write(f"{split}_attributes.npy", data.attributes.numpy().astype(np.int8))
         if config.own_scale:
@@ -124,7 +119,7 @@ def encode(config: EncodeConfig) -> None:
             stage.mean, stage.std = (value.to(device) for value in writer.statistics())
         writer.finish({"first_stage": stage.state_dict()})
         mib = sum(file.stat().st_size for file in writer.folder.iterdir()) / 2**20
-        print(f"{total} images, {total - done} of them now, {mib:.0f} MiB in {config.output_dir}")
+        print(f"{total} images, {total - present} of them now, {mib:.0f} MiB in {config.output_dir}")
     processes.wait_for_everyone()  # a process that leaves early would abort the others
     processes.destroy_process_group()
 

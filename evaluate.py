@@ -31,6 +31,7 @@ from config import (
     REQUESTS,
     SAMPLERS,
     SPLITS,
+    DeviceConfig,
     EditConfig,
     SamplingConfig,
     count,
@@ -39,7 +40,6 @@ from config import (
     share,
     weight,
 )
-from devices import DeviceConfig
 
 # -------------------------------------------------------------------- settings
 

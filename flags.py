@@ -35,6 +35,8 @@ from config import (  # noqa: E402
 )
 
 Kind = TypeVar("Kind", bound=Config)
+if not sys.stderr.isatty():  # progress bars write a line into a log about every ten seconds
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,11 +54,6 @@ class Setting:
     hint: Any
     facts: Flag
     default: Any
-
-    @property
-    def group(self) -> str:
-        """The nested configuration, as the help calls it; empty for the script's own fields."""
-        return self.path[-2].replace("_", " ") if len(self.path) > 1 else ""
 
 
 def settings(kind: type[Config], path: tuple[str, ...] = ()) -> Iterator[Setting]:
@@ -101,30 +98,23 @@ def value_parser(setting: Setting) -> Callable[[str], Any]:
 def as_text(value: Any) -> str:
     """A value as one types it."""
     if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "none"
+        return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def help_text(behind: list[Setting]) -> str:
-    """The help of a flag, with its default. Where fields behind it differ in that, with each."""
-    facts = behind[0].facts
-    defaults = {}
-    for setting in behind:
-        default = "" if setting.default in (None, ()) else as_text(setting.default)
-        defaults[setting.group] = setting.facts.default_text or default
-    if facts.required or facts.positional or behind[0].default is False or "" in defaults.values():
+def help_text(setting: Setting) -> str:
+    """The help of a flag, with its default."""
+    facts, default = setting.facts, setting.default
+    if facts.required or facts.positional or default is None or default is False or default == ():
         return facts.help
-    text = behind[0].facts.default_text or as_text(behind[0].default)
-    if len({*defaults.values()}) > 1:
-        text = ", ".join(f"{default} for {group}" for group, default in defaults.items())
-    return f"{facts.help} (default: {text})"
+    return f"{facts.help} (default: {as_text(default)})"
 
 
 def add_flag(add: Callable[..., Any], name: str, behind: list[Setting]) -> None:
     """Add a flag to a parser. Only flags that are given appear in what it parses."""
     setting, facts = behind[0], behind[0].facts
     hint = plain_type(setting.hint)
-    options: dict[str, Any] = {"help": help_text(behind).replace("%", "%%")}
+    options: dict[str, Any] = {"help": help_text(setting).replace("%", "%%")}
     if hint is bool:
         options["action"] = argparse.BooleanOptionalAction if setting.default else "store_true"
     else:
@@ -132,13 +122,9 @@ def add_flag(add: Callable[..., Any], name: str, behind: list[Setting]) -> None:
         options |= {"type": value_parser(setting), "metavar": facts.metavar or metavar}
     if facts.choices:
         options |= {"choices": facts.choices, "metavar": facts.metavar}
-        if len(facts.choices) > 6:
-            options["metavar"] = name.upper()
-            options["help"] += f": {', '.join(map(str, facts.choices))}"
     if typing.get_origin(hint) is tuple:
         may_be_empty = is_optional(setting.hint) and item_type(hint) is int
-        any_number = "*" if may_be_empty else "+"
-        options["nargs"] = any_number if Ellipsis in hint.__args__ else len(hint.__args__)
+        options["nargs"] = "*" if may_be_empty else "+"
     if facts.bare is not None:
         options |= {"nargs": "?", "const": facts.bare}
     if facts.positional:
@@ -154,20 +140,15 @@ def add_flag(add: Callable[..., Any], name: str, behind: list[Setting]) -> None:
 def make_parser(kind: type[Config], description: str | None) -> Parser:
     """The parser of a configuration's flags, in groups by the configuration they belong to."""
     summary = (description or "").strip().split("\n\n")[0]
-    parser = Parser(description=summary, allow_abbrev=False)
+    parser = Parser(description=summary, usage="%(prog)s [--FLAG VALUE ...]", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML of flags; the command line overrides it")
-    groups: dict[str, Any] = {"": parser}
-    usage = ["%(prog)s"]  # without the many flags that may be left out
+    groups: dict[str, Any] = {}
     for name, behind in by_flag(kind).items():
-        facts, group = behind[0].facts, behind[0].group
-        if facts.positional:
-            usage.append(name.upper())
-        elif facts.required:
-            usage.append(f"--{name} PATH")
+        path = behind[0].path
+        group = path[-2].replace("_", " ") if len(path) > 1 else "options"
         if group not in groups:
-            groups[group] = parser.add_argument_group(group)
+            groups[group] = parser.add_argument_group(group) if len(path) > 1 else parser
         add_flag(groups[group].add_argument, name, behind)
-    parser.usage = " ".join([*usage, "[--FLAG VALUE ...]"])
     return parser
 
 
@@ -192,47 +173,39 @@ def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None 
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--config")
         path = first.parse_known_args(argv)[0].config
-        flags = [] if path is None else config_flags(path, parser, kind.gone)
-        given = vars(parser.parse_args([*flags, *argv]))
+        flags = [] if path is None else config_flags(path, parser)
+        parsed = vars(parser.parse_args([*flags, *argv]))
         values = {}
         for name, behind in by_flag(kind).items():
             for setting in behind:
                 for each in (name, setting.facts.old):
-                    if each in given:
-                        values[setting.path] = given[each]
+                    if each in parsed:
+                        values[setting.path] = parsed[each]
         return build(kind, values)
     except ValueError as error:
         parser.error(str(error))
 
 
-def config_flags(path: str, parser: Parser, gone: Sequence[str]) -> list[str]:
-    """The flags that a YAML file of flag names and values stands for. Those in ``gone`` are left out,
-    and named on stderr.
+def config_flags(path: str, parser: Parser) -> list[str]:
+    """The flags that a YAML file of flag names and values stands for.
 
     Raises:
         ValueError: if it is no such file, or sets what is no flag.
     """
-    actions = {name[2:]: action for name, action in parser._option_string_actions.items()}
-    values, flags = plain_yaml(path), []
-    unused = [name for name in gone if name in values]
-    if unused:
-        print(
-            f"{path} sets what is no flag any more, and is not used: {', '.join(unused)}",
-            file=sys.stderr,
-        )
-    for name, value in values.items():
-        if name in unused:
-            continue
-        if name not in actions or name in ("help", "config") or name.startswith("no-"):
-            near = difflib.get_close_matches(str(name), actions, n=1)
+    flags: list[str] = []
+    for name, value in plain_yaml(path).items():
+        action = parser._option_string_actions.get(f"--{name}")
+        if action is None or name in ("help", "config") or name.startswith("no-"):
+            names = [option[2:] for option in parser._option_string_actions]
+            near = difflib.get_close_matches(str(name), names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{path} sets {name}, which is no flag{hint}")
-        if actions[name].nargs == 0:
+        if action.nargs == 0:
             if value not in ("true", "false"):
                 raise ValueError(f"{path} sets {name} to {value}: use true or false")
             if value == "true":
                 flags.append(f"--{name}")
-            elif f"no-{name}" in actions:
+            elif f"--no-{name}" in action.option_strings:
                 flags.append(f"--no-{name}")
         elif value not in ("null", ""):
             flags += [f"--{name}", *(value if isinstance(value, list) else [value])]
@@ -271,40 +244,33 @@ def flags_of(config: Config) -> dict[str, Any]:
     differ, those at their defaults do not count. Where the rest differs, too, the flag is left out."""
     flags = {}
     for name, behind in by_flag(type(config)).items():
-        values = [functools.reduce(getattr, setting.path, config) for setting in behind]
-        if any(value != values[0] for value in values):
-            pairs = zip(behind, values, strict=True)
-            values = [value for setting, value in pairs if value != setting.default]
-        if not values or any(value != values[0] for value in values) or values[0] is None:
+        values = {setting: functools.reduce(getattr, setting.path, config) for setting in behind}
+        distinct = {*values.values()}
+        if len(distinct) > 1:
+            distinct = {value for setting, value in values.items() if value != setting.default}
+        if len(distinct) != 1:
             continue
-        if values[0] != () or behind[0].default != ():  # no items are given by leaving the flag out
-            flags[name] = list(values[0]) if isinstance(values[0], tuple) else values[0]
+        (value,) = distinct
+        if value is None or value == behind[0].default == ():  # given by leaving the flag out
+            continue
+        flags[name] = list(value) if isinstance(value, tuple) else value
     return flags
-
-
-def typed(kind: type[Config], name: str, value: Any) -> str:
-    """A flag as one types it to give this value."""
-    behind = by_flag(kind).get(name)
-    if value is True:
-        return f"--{name}"
-    if value is False and behind and behind[0].default:
-        return f"--no-{name}"
-    if value is None or value is False:
-        return f"no --{name}"
-    values = value if isinstance(value, list | tuple) else [value]
-    return " ".join([f"--{name}", *(shlex.quote(as_text(each)) for each in values)])
 
 
 def command(script: str, *configs: Config) -> str:
     """The command that runs a script with these configurations. Flags at their defaults are left out."""
-    options = []
+    words = ["python", *script.split()]
     for config in configs:
-        kind = type(config)
-        defaults = flags_of(kind())
+        defaults = flags_of(type(config)())
         for name, value in flags_of(config).items():
-            if value != defaults.get(name):
-                options.append(typed(kind, name, value))
-    return " ".join([f"python {script}", *options])
+            if value == defaults.get(name):
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                values = value if isinstance(value, list) else [value]
+                words += [f"--{name}", *map(as_text, values)]
+    return shlex.join(words)
 
 
 # -------------------------------------------------------------------- errors in one line
@@ -331,11 +297,10 @@ def check_writable(folder: str | Path, flag: str = "--output_dir") -> None:
 OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator.* allocate (?P<bytes>\d+) bytes|bad_alloc|ALLOC_FAILED|error: out of memory"
 )
-# What helps then; for other scripts, smaller batches or fewer samples.
-LESS_MEMORY = {
-    "train.py": "lower --batch_size, or train with --gradient_checkpointing, --mixed_precision bf16 and "
-    "--grad_accum for what the batch lacks"
-}
+LESS_MEMORY = "lower --batch_size or --num_samples"
+LESS_IN_TRAINING = (
+    "lower --batch_size, or train with --gradient_checkpointing, --mixed_precision bf16 and --grad_accum"
+)
 
 
 def in_one_line(error: Exception, prog: str) -> str | None:
@@ -347,7 +312,7 @@ def in_one_line(error: Exception, prog: str) -> str | None:
         text = text.splitlines()[0].split(". ")[0]
         if full and full["bytes"]:
             text = f"out of memory, {int(full['bytes']) / 2**30:.2f} GiB more were needed"
-        return f"{text}: {LESS_MEMORY.get(prog, 'lower --batch_size or --num_samples')}"
+        return f"{text}: {LESS_IN_TRAINING if prog == 'train.py' else LESS_MEMORY}"
     if isinstance(error, ModuleNotFoundError):
         way_out = "source .venv/bin/activate, or pip install -r requirements.txt"
         return f"{text}, for {sys.executable}: {way_out}"

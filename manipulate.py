@@ -16,8 +16,18 @@ from typing import TYPE_CHECKING, Any
 import flags  # first: it refuses an old Python in one line
 
 # isort: split
-from config import DATASET_HELP, DATASETS, Config, flag, nested
-from settings import EditSettings, GenerateSettings, InterpolateSettings, ModelFiles, PhotographSettings
+from config import (
+    DATASET_HELP,
+    DATASETS,
+    Config,
+    EditSettings,
+    GenerateSettings,
+    InterpolateSettings,
+    ModelFiles,
+    PhotographSettings,
+    flag,
+    nested,
+)
 
 if TYPE_CHECKING:
     from classifiers.guide import GuidanceClassifier

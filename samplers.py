@@ -20,10 +20,10 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from config import CFG_SCALE, SamplingConfig
 from noise_schedule import Denoiser, NoiseSchedule
-from progress import progress_bar
 
 Steps = Iterator[tuple[int, int, Tensor, Tensor]]
 Generator: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
@@ -301,7 +301,7 @@ def with_bar(steps: Steps, label: str, grid: list[int], progress: Progress) -> S
     """The same steps behind a progress bar, in the terminal or of the caller's own."""
     if not isinstance(progress, bool):
         return progress(steps, label, len(grid) - 1)
-    return progress_bar(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
+    return tqdm(steps, label, len(grid) - 1, unit="step", leave=False, disable=not progress)
 
 
 def last(steps: Steps) -> Tensor:

@@ -24,7 +24,16 @@ import devices
 from attributes import CELEBA_ATTRIBUTES, parse_request
 from checkpoint import file_hash
 from classifiers.guide import GuidanceClassifier, load_guide
-from config import EditConfig, SamplingConfig
+from config import (
+    DrawSettings,
+    EditConfig,
+    EditSettings,
+    GenerateSettings,
+    InterpolateSettings,
+    ModelFiles,
+    PhotographSettings,
+    SamplingConfig,
+)
 from diffusion_model import ConditionalDiffusion, load_model
 from editing import EditAt, Editor, smallest_edit
 from editing import resolve as resolve_editing
@@ -33,14 +42,6 @@ from image_data.face_finder import FaceSearch, align_to_face
 from image_data.photograph import Photograph
 from samplers import Progress, sample_generators
 from samplers import resolve as resolve_sampling
-from settings import (
-    DrawSettings,
-    EditSettings,
-    GenerateSettings,
-    InterpolateSettings,
-    ModelFiles,
-    PhotographSettings,
-)
 
 Request = dict[str, float]  # attribute names, and 0 ... 1 as a user says it
 Part = TypeVar("Part")

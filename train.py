@@ -21,6 +21,7 @@ from config import (
     DATASETS,
     FREE,
     NAME,
+    DeviceConfig,
     FirstStageConfig,
     FirstStageLossConfig,
     LossConfig,
@@ -31,7 +32,6 @@ from config import (
     share,
     weight,
 )
-from devices import DeviceConfig
 
 if TYPE_CHECKING:
     from training.run import CheckpointFiles, TrainingRun
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 STAGES = ("diffusion", "first_stage", "guide", "upscaler")  # those of training/stages.py
 OPTIMIZERS = ("muon", "adamw")  # those of training/optimizers.py
 REPORT_TO = ("tensorboard", "wandb", "none")  # metrics.jsonl is written in any case
+MAX_SKIPPED = 20  # steps in a row without a finite gradient, before training stops; by eye
 GRAD_CLIP = 1.0  # largest norm of the gradient; a longer one is shortened to it
 SAVE_SECONDS = 600  # last.pth is never older than this, however long an epoch is
 LOG_STEPS = 20  # steps averaged in one point of a training curve
@@ -49,40 +50,24 @@ class TrainConfig(DeviceConfig):
     """Flags of train.py. FREE: a resumed run may change it. ADJUSTABLE: it may, and says so. All others
     must stay the same."""
 
-    gone = (
-        *("attr_weight", "free_bits", "kl_weight", "attribute_maps", "num_heads", "zero_terminal_snr"),
-        *("adversarial_start", "attr_dropout", "kl_warmup", "latent_attr_weight"),
-        *("latent_kl_weight", "vae_blocks"),
-        *("crop", "download", "flip", "grad_clip", "keep_last"),
-    )
-
     # What is trained
     stage: str = flag(
-        "diffusion",
-        "the model; a first stage for latents; a guide; an upscaler",
-        choices=STAGES,
-        resume=FREE,
+        "diffusion", "the model, a first stage, a guide or an upscaler", choices=STAGES, resume=FREE
     )
-    init_from: str | None = flag(
-        None,
-        "start from what fits of this model's weights; a path, or a name in pretrained/",
-        resume=FREE,
-    )
+    init_from: str | None = flag(None, "start from what fits of this model's weights", resume=FREE)
     seed: int = count(0, "another seed, another run", low=0)
 
     # Data
     data_root: str | None = flag(
-        None, "folder of labelled images", default_text="draws synthetic faces", resume=FREE
+        None,
+        "folder of labelled images or of their latents; none given: draws synthetic faces",
+        resume=FREE,
+        old="latents",
     )
     dataset: str | None = flag(None, DATASET_HELP, choices=(*DATASETS, "synthetic"), resume=FREE)
     data_fraction: float = flag(1.0, "share of the training images to use", above=0, high=1, resume=FREE)
-    latents: str | None = flag(None, "folder of encode_latents.py: train in those latents", resume=FREE)
-    attribute: tuple[str, ...] = flag(
-        (), "learn only these, one or several", default_text="all", metavar=NAME, resume=FREE
-    )
-    judge: str = flag(
-        "./checkpoints/judge.pth", "judge of a first stage's likeness, in place of VGG16", resume=FREE
-    )
+    attribute: tuple[str, ...] = flag((), "learn only these", metavar=NAME, resume=FREE)
+    judge: str = flag("./checkpoints/judge.pth", "judge of likeness, in place of VGG16", resume=FREE)
     cache_dir: str = flag("data/cache", CACHE_HELP, resume=FREE)
     num_workers: int = count(0, "threads that read ahead; 0: none", low=0, resume=FREE)
 
@@ -91,9 +76,7 @@ class TrainConfig(DeviceConfig):
     grad_accum: int = count(1, "batches of an optimiser step", resume=FREE)
     epochs: int = count(100, "passes over the training images", resume=ADJUSTABLE)
     max_steps: int | None = count(None, "end after this many optimiser steps", resume=ADJUSTABLE)
-    max_minutes: float | None = flag(
-        None, "end after this time, the learning rate annealed", above=0, resume=ADJUSTABLE
-    )
+    max_minutes: float | None = flag(None, "end after this time", above=0, resume=ADJUSTABLE)
 
     # Optimisation
     optimizer: str = flag("muon", "changes the weights", choices=OPTIMIZERS)
@@ -107,15 +90,11 @@ class TrainConfig(DeviceConfig):
     # Checkpoints, validation and logs
     save_dir: str = flag("./checkpoints", "folder of checkpoints", resume=FREE)
     save_interval: int = count(10, "epochs between kept checkpoints", resume=FREE)
-    resume: str | None = flag(
-        None, "go on from SAVE_DIR's latest checkpoint, or from this file", resume=FREE, bare=""
-    )
+    resume: str | None = flag(None, "go on from SAVE_DIR, or from this file", resume=FREE, bare="")
     val_images: int = count(1024, "images of a validation pass", resume=ADJUSTABLE)
     log_dir: str = flag("./logs", "folder of logs", resume=FREE)
     sample_interval: int = count(5, "epochs between sample grids", resume=FREE)
-    report_to: str = flag(
-        "tensorboard", "shows curves and pictures; wandb is extra", choices=REPORT_TO, resume=FREE
-    )
+    report_to: str = flag("tensorboard", "what shows the curves", choices=REPORT_TO, resume=FREE)
     dry_run: bool = flag(False, "two steps, timed: no checkpoint, no log", resume=FREE)
 
     # The network, and the weights of its loss
@@ -130,16 +109,8 @@ class TrainConfig(DeviceConfig):
             raise ValueError("--dataset synthetic draws its own faces: leave --data_root out")
         if self.dataset not in (None, "synthetic") and not self.data_root:
             raise ValueError(f"--dataset {self.dataset} needs --data_root, the folder that holds it")
-        autoencoder = self.stage in ("first_stage", "upscaler")
-        if self.latents and (self.data_root or autoencoder or self.data_fraction < 1):
-            raise ValueError(
-                "--latents is a dataset of its own: no --data_root, no --data_fraction, and no "
-                "--stage first_stage"
-            )
-        if self.init_from and autoencoder:
-            raise ValueError(
-                f"--init_from is for the model and the guide: leave it out with --stage {self.stage}"
-            )
+        if self.init_from and self.stage in ("first_stage", "upscaler"):
+            raise ValueError(f"--init_from is for the model and the guide, not for --stage {self.stage}")
         for name in ("compile", "gradient_checkpointing"):
             if getattr(self, name) and self.stage != "diffusion":
                 raise ValueError(f"--{name} is for the UNet: leave it out with --stage {self.stage}")
@@ -164,10 +135,9 @@ def train(config: TrainConfig) -> None:
     accelerator = make_accelerator(config)
     files = CheckpointFiles(config)
     files.check(accelerator.is_main_process)
-    config, train_set, val_set = load_datasets(config, accelerator)
-    run = TrainingRun(config, accelerator, train_set, val_set)
+    run = TrainingRun(config, accelerator, *load_datasets(config, accelerator))
     if config.resume is not None:
-        run.load(*files.to_resume())
+        run.load(files.to_resume())
     if config.dry_run:
         dry_run(run, training_step)
     else:
@@ -178,52 +148,50 @@ def train(config: TrainConfig) -> None:
 
 def fit(run: TrainingRun, files: CheckpointFiles) -> None:
     """The training loop: step, log, validate, save."""
-    from progress import progress_bar
-    from training.monitoring import Logger, last_words, summary, validate
+    from tqdm import tqdm
+
+    from training.monitoring import Logger, last_words, validate
     from training.process import StopRequest, keep_freed_memory
 
     config, accelerator = run.config, run.accelerator
     main = accelerator.is_main_process
     with (
-        progress_bar(total=run.total_steps, initial=run.step, unit="step", disable=not main) as bar,
+        tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main) as bar,
         StopRequest(accelerator) as stop,
         keep_freed_memory(accelerator.device.type),
         run.saved_if_cut_short(files.last, bar.write),
         closing(Logger(run, config.log_dir)) as logger,
-        closing(run.batches(lambda: stop.requested)) as batches,
+        closing(run.batches()) as batches,
     ):
         if main:
             bar.write(run.first_line())
-        clock, saved = run.clock(), time.perf_counter()
-        while run.progress < 1 and not stop:
+        begun, saved = time.perf_counter() - run.seconds, time.perf_counter()
+        while run.progress < 1 and not stop:  # of --epochs, --max_steps or --max_minutes
             started = time.perf_counter()
             metrics = training_step(run, batches)
             logger.add(metrics, time.perf_counter() - started)
-            run.seconds = clock()
+            run.seconds = run.of_first_process(time.perf_counter() - begun)
             bar.total = max(run.step, round(run.step / run.progress))  # the clock may end it sooner
             bar.update()
             if run.skipped and main:
                 bar.write(f"step {run.step}: the loss or its gradient is not finite, step skipped")
-            if run.step % LOG_STEPS == 0:
+            ended = run.progress >= 1
+            if run.step % LOG_STEPS == 0 or ended:
                 means = logger.flush()
                 loss, rate = means["loss/total"], means["speed/images_per_second"]
                 bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s")
-
-            ended = run.progress >= 1
             if run.step % run.steps_per_epoch == 0 or ended:
-                if ended:
-                    logger.flush()
                 trained, losses = logger.training_loss(), validate(run)
                 if ended or run.epoch % config.sample_interval == 0:
                     logger.pictures()
                 logger.scalars({f"validation/{name}": value for name, value in losses.items()})
                 if main:
-                    written = run.save_for_inference(losses, files.folder)
-                    note = " (best so far)" if written and run.stage.keeps_best else ""
-                    text = f"training loss {trained:.4f}, {summary(run, losses, final=ended)}"
+                    note = " (best so far)" if run.save_for_inference(losses, files.folder) else ""
+                    text = f"training loss {trained:.4f}, validation loss {losses['total']:.4f}"
+                    text += run.stage.summary(losses, final=ended)
                     bar.write(f"epoch {run.epoch}, step {run.step}{note}: {text}")
                     if run.epoch % config.save_interval == 0:
-                        run.save(files.of_epoch(run.epoch))
+                        run.save(files.folder / f"{files.prefix}epoch_{run.epoch:04d}.pth")
                     run.save(files.last)
                 saved = time.perf_counter()
             elif main and time.perf_counter() - saved > SAVE_SECONDS:
@@ -234,15 +202,27 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
         print(last_words(run, files))
 
 
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Linear warm-up, then cosine annealing to zero over ``progress`` in [0, 1]."""
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
 def training_step(run: TrainingRun, batches) -> dict:
     """One optimiser step over grad_accum batches: forward, backward, clip, step, average.
 
     Returns:
         mean loss terms, the last batch's loss and timestep per sample, the learning rate, and the norm
         of the gradient before clipping.
+
+    Raises:
+        ValueError: after MAX_SKIPPED steps in a row with a non-finite loss or gradient.
     """
-    accelerator, config = run.accelerator, run.config
-    rate, sums = run.anneal(), {}
+    accelerator, config, sums = run.accelerator, run.config, {}
+    rate = learning_rate(config, run.step, run.progress)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.raw_model.progress = run.ema.model.progress = run.progress
     for _ in range(config.grad_accum):
         images, attributes = next(batches)
         with accelerator.accumulate(run.model):
@@ -252,13 +232,20 @@ def training_step(run: TrainingRun, batches) -> dict:
             sums[name] = sums.get(name, 0.0) + value.detach() / config.grad_accum
     norm = float(accelerator.clip_grad_norm_(run.raw_model.parameters(), GRAD_CLIP))
     finite = math.isfinite(norm)  # the same on all processes; a loss that is not finite shows here, too
-    with run.updating():
-        if finite or accelerator.scaler is not None:  # fp16's scaler skips by itself, to adapt its scale
-            run.optimizer.step()
-        run.optimizer.zero_grad()
-        if finite:
-            run.ema.update(run.raw_model, run.step)
-        run.count_step(finite)
+    run.whole = False  # an error from here on leaves nothing that could be saved
+    if finite or accelerator.scaler is not None:  # fp16's scaler skips by itself, to adapt its scale
+        run.optimizer.step()
+    run.optimizer.zero_grad()
+    if finite:
+        run.ema.update(run.raw_model, run.step)
+    run.skipped = 0 if finite else run.skipped + 1
+    run.step += 1
+    if run.skipped >= MAX_SKIPPED:
+        raise ValueError(
+            f"the loss or its gradient was not finite {MAX_SKIPPED} steps in a row, up to step "
+            f"{run.step}: the last checkpoint is intact; --resume with a lower --lr"
+        )
+    run.whole = True
     return {"terms": sums, "per_sample": per_sample, "t": t, "lr": rate, "grad_norm": norm}
 
 

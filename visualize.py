@@ -14,13 +14,13 @@ from config import (
     DATASET_HELP,
     DATASETS,
     REQUEST,
+    DeviceConfig,
     SamplingConfig,
     count,
     flag,
     nested,
     refuse_ignored_requests,
 )
-from devices import DeviceConfig
 
 # Those of figures/figures.py.
 FIGURES = (

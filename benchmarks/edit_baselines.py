@@ -25,13 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import devices
 import flags
-from config import CFG_SCALE, SamplingConfig, count, flag, weight
-from devices import DeviceConfig
+from config import CFG_SCALE, DeviceConfig, ModelFiles, SamplingConfig, count, flag, weight
 from diffusion_model import load_model
 from editing import Editor
 from evaluation.tables import table
 from samplers import ddpm, last, randn_like, timestep_grid
-from settings import ModelFiles
 from studio import load_guide_of
 from synthetic_faces.attributes import COLUMNS
 from synthetic_faces.benchmark import EDIT_BENCHMARK, FLOOR, read_benchmark, score_folder

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
+from tqdm import tqdm
 
 from checkpoint import file_hash, load_checkpoint, load_weights, refusing
 from devices import autocast
 from image_data.cached import random_flip
-from progress import progress_bar
 
 SIDE = 64  # of the pictures that a judge reads, where its file says nothing else
 
@@ -96,7 +96,7 @@ def fit_classifier(
     share = (targets * specified).sum(0) / specified.sum(0).clamp(min=1)
     share = share.clamp(1 / total, 1 - 1 / total)
     weights = 0.5 * specified * (targets / share + (1 - targets) / (1 - share))
-    bar = progress_bar(total=steps, desc=label, unit="step")
+    bar = tqdm(total=steps, desc=label, unit="step")
     for _ in range(epochs):
         order = torch.randperm(total, generator=generator)
         for rows in order[: total // batch_size * batch_size].split(batch_size):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
+from tqdm import tqdm
 
 from attributes import attr_dict, deny_other_classes
 from classifiers.guide import GuidanceClassifier
@@ -31,7 +32,6 @@ from evaluation.reading import read
 from evaluation.tables import edits_table, plot_strengths, write_report
 from figures.grids import heat_map, readable, save_grid
 from image_data.labelled import LabelledImages
-from progress import progress_bar
 from samplers import sample_generators
 from studio import FLIP_MARGIN, in_parallel
 
@@ -204,9 +204,7 @@ class EditEvaluation(Evaluation):
             return result
 
         hidden = not self.writes
-        with progress_bar(
-            total=len(images), desc=str(task), leave=False, unit="image", disable=hidden
-        ) as bar:
+        with tqdm(total=len(images), desc=str(task), leave=False, unit="image", disable=hidden) as bar:
             return in_parallel(one_batch, range(0, len(images), size))
 
     def edit(self, images: Tensor, task: Task, editing: EditConfig) -> list[Tensor]:
@@ -345,7 +343,7 @@ class EditEvaluation(Evaluation):
             if self.config.smallest:
                 ways.append((f"{name}, smallest", editing, True))
         total, hidden = len(ways) * len(self.tasks), not self.writes
-        with progress_bar(total=total, desc="editing", unit="task", disable=hidden) as bar:
+        with tqdm(total=total, desc="editing", unit="task", disable=hidden) as bar:
             for name, editing, smallest in ways:
                 tasks = []
                 for task in self.tasks:

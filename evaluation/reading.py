@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from tqdm import tqdm
 
-from progress import progress_bar
 from studio import in_parallel
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def in_batches(
     starts = range(0, len(images), batch_size)
     processes = PartialState()
     hidden = not label or not processes.is_main_process
-    with progress_bar(total=len(starts), desc=label, leave=False, unit="batch", disable=hidden) as bar:
+    with tqdm(total=len(starts), desc=label, leave=False, unit="batch", disable=hidden) as bar:
 
         def part(start: int) -> Result:
             batch = images[start : start + batch_size]

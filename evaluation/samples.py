@@ -35,7 +35,6 @@ from evaluation.reading import Result, in_batches, say
 from evaluation.tables import plot_sweeps, samples_table, write_report
 from figures.grids import save_grid
 from image_data.labelled import LabelledImages
-from progress import progress_bar
 from samplers import SAMPLERS, resolve
 from studio import draw_batches
 
@@ -143,7 +142,7 @@ class SampleEvaluation(Evaluation):
         report["settings"] = []
         pairs = [*product(self.settings, self.requests)]
         total = (len(self.rows) + ALIKE**2) * len(pairs)
-        with progress_bar(total=total, desc="sampling", unit="image", disable=not self.writes) as bar:
+        with tqdm(total=total, desc="sampling", unit="image", disable=not self.writes) as bar:
             for sampling, request in pairs:
                 report["settings"].append(self.measure(sampling, request, bar))
                 if self.writes:

@@ -18,6 +18,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import devices
 from attributes import parse_request
@@ -30,7 +31,6 @@ from figures.unet_drawing import save_unet_drawing
 from image_data.cached import ImageDataset
 from image_data.datasets import find_dataset
 from image_data.labelled import LabelledImages
-from progress import progress_bar
 from samplers import resolve, sample_generators
 from studio import draw
 
@@ -278,7 +278,7 @@ def latent_space(sources: Sources) -> list[Path]:
     semantic = isinstance(sources.opened, ConditionalDiffusion)
     kind = "Semantic latents" if semantic else "Latents of the first stage"
     images = torch.from_numpy(sources.held_out.images[: sources.config.num_points].copy())
-    batches = progress_bar(images.split(100), "latents", leave=False, unit="batch")
+    batches = tqdm(images.split(100), "latents", leave=False, unit="batch")
     with sources.autocast, torch.no_grad():
         latents = torch.cat([sources.opened.encode_latent(batch) for batch in batches]).float().cpu()
     pca = PCA(2, random_state=seed)

@@ -17,9 +17,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from image_data.picture import check_geometry, decode_image, to_square
-from progress import progress_bar
 
 DECODING = "bilinear-2"  # part of every cache's key: change it when `decode_image` changes its pixels
 
@@ -244,7 +244,7 @@ def _build_cache(
     try:
         with (
             open(temporary, "wb") as file,
-            progress_bar(total=len(pictures), desc=f"decoding to {cache.parent}", unit="img") as bar,
+            tqdm(total=len(pictures), desc=f"decoding to {cache.parent}", unit="img") as bar,
             ThreadPoolExecutor(workers) as pool,
         ):
             for start in range(0, len(pictures), 128 * workers):

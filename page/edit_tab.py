@@ -12,6 +12,7 @@ import gradio as gr
 import numpy as np
 
 import studio
+from config import EditSettings, GenerateSettings, PhotographSettings
 from figures.grids import caption, heat_map, readable, save_image
 from image_data.face_finder import FaceSearch
 from page import parts
@@ -19,7 +20,6 @@ from page.leaks import leak_meter
 from page.parts import BAR, COMPUTES, QUICK, one_line_errors, status_line
 from page.visitors import Edit, Source, Visitor, Visitors
 from page.worker import Worker
-from settings import EditSettings, GenerateSettings, PhotographSettings
 
 GROUPS = {
     "Expression": ("Smiling", "Mouth_Slightly_Open"),

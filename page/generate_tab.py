@@ -7,13 +7,12 @@ import time
 import gradio as gr
 
 import studio
-from config import CFG_SCALE, SamplingConfig
+from config import CFG_SCALE, GenerateSettings, SamplingConfig
 from figures.grids import save_image
 from page import parts
 from page.parts import BAR, COMPUTES, QUICK, one_line_errors, status_line
 from page.visitors import Visitors
 from page.worker import Worker
-from settings import GenerateSettings
 
 MOST_FACES = 16  # at once, by eye: two screens of pictures, and half a minute of two processors
 

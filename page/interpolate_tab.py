@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 
 import studio
+from config import InterpolateSettings, PhotographSettings
 from figures.grids import save_gif
 from image_data.picture import open_picture
 from page import parts
 from page.parts import BAR, COMPUTES, QUICK, one_line_errors, status_line
 from page.visitors import Visitor, Visitors
 from page.worker import Worker
-from settings import InterpolateSettings, PhotographSettings
 
 KINDS = ("requests", "pictures")
 

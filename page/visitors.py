@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from settings import EditSettings, PhotographSettings
+from config import EditSettings, PhotographSettings
 
 MOST_RESULTS = 24  # results kept for a visitor, by eye: three rows of the history
 MOST_VISITORS = 200  # at once; by eye: some 100 MB of files. Then the one who was idle longest must go

@@ -19,11 +19,10 @@ import studio
 from attributes import CELEBA_ATTRIBUTES
 from classifiers.judge import load_judge
 from classifiers.probe import load_probe
-from config import PRETRAINED, Config
+from config import PRETRAINED, Config, ModelFiles
 from diffusion_model import load_model
 from image_data.face_finder import find_faces
 from image_data.photograph import Photograph
-from settings import ModelFiles
 
 # From a face's centre, in pixels of CelebA's pictures, within which a click means that face. By eye: a
 # face is some 120 pixels high there.

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 import flags
 from config import Config, count, flag
 from image_data.picture import open_picture
-from progress import progress_bar
 from synthetic_faces.attributes import (
     COLUMNS,
     attributes_are_possible,
@@ -146,7 +146,7 @@ def make(config: MakeBenchmarkConfig) -> None:
         return
     flags.check_writable(out, "--out")
     total = 2 * len(COLUMNS) * config.sources
-    drawn = [*progress_bar(draw_requests(config), "drawing", total, unit="request", leave=False)]
+    drawn = [*tqdm(draw_requests(config), "drawing", total, unit="request", leave=False)]
     requests = [request for request, *_ in drawn]
     sources, truths = (np.stack([each[part] for each in drawn]) for part in (1, 2))
     lines = [json.dumps(request) for request in requests]

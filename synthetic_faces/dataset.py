@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from image_data.files import DRAWN_FACES
 from image_data.picture import to_square
-from progress import progress_bar
 from synthetic_faces.attributes import (
     NAMES,
     Identity,
@@ -84,7 +84,7 @@ def parallel_draw(draw, num_images: int, num_workers: int | None, description: s
     ``num_workers`` processes draw; None is one for each processor. ``draw`` must pickle.
     """
     workers = min(num_workers or os.cpu_count() or 1, MOST_WORKERS)
-    bar = partial(progress_bar, total=num_images, desc=description, unit="img", smoothing=0.05)
+    bar = partial(tqdm, total=num_images, desc=description, unit="img", smoothing=0.05)
     if workers == 1:
         yield from bar(map(draw, range(num_images)))
         return

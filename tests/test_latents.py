@@ -374,7 +374,7 @@ SMALL += ["--blocks_per_level", "1", "--device", "cpu", "--mixed_precision", "no
 
 def train_in(latents: Path, folder: Path, *more: str) -> Path:
     where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
-    args = [*SMALL, "--latents", str(latents), *where, "--max_steps", "3", *more]
+    args = [*SMALL, "--data_root", str(latents), *where, "--max_steps", "3", *more]
     train.train(train.parse_args(args))
     return folder / "best_model.pth"
 

@@ -23,19 +23,20 @@ import page.visitors
 import studio
 from attributes import CELEBA_ATTRIBUTES
 from benchmarks.page_speed import CHROMIUM, Server
-from config import EditConfig, SamplingConfig
-from figures.grids import save_gif
-from manipulate import ManipulateConfig
-from page.leaks import leak_meter
-from page.visitors import MOST_RESULTS, Edit, Visitors
-from page.worker import Worker
-from settings import (
+from config import (
+    EditConfig,
     EditSettings,
     GenerateSettings,
     InterpolateSettings,
     ModelFiles,
     PhotographSettings,
+    SamplingConfig,
 )
+from figures.grids import save_gif
+from manipulate import ManipulateConfig
+from page.leaks import leak_meter
+from page.visitors import MOST_RESULTS, Edit, Visitors
+from page.worker import Worker
 from synthetic_faces.dataset import draw_parameters, render
 
 ROOT = Path(__file__).resolve().parents[1]

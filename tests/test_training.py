@@ -30,11 +30,11 @@ import manipulate
 import train
 from checkpoint import load_checkpoint
 from config import LossConfig
-from train import TrainConfig, training_step
-from training.batches import BatchOrder, load_datasets, seed_everything
+from train import MAX_SKIPPED, TrainConfig, learning_rate, training_step
+from training.batches import batch_order, load_datasets, seed_everything
 from training.monitoring import Logger, validate
 from training.process import make_accelerator
-from training.run import MAX_SKIPPED, TrainingRun, learning_rate
+from training.run import TrainingRun
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -48,8 +48,7 @@ def run_training(flags, folder, *more):
 def make_run(flags, *more) -> TrainingRun:
     config = train.parse_args([*flags, *more])
     accelerator = make_accelerator(config)
-    config, train_set, val_set = load_datasets(config, accelerator)
-    return TrainingRun(config, accelerator, train_set, val_set)
+    return TrainingRun(config, accelerator, *load_datasets(config, accelerator))
 
 
 def same(first, second) -> bool:
@@ -236,21 +235,6 @@ def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path, capsys):
     assert total / 20 == pytest.approx(mean, abs=1e-3)
 
 
-def test_what_was_written_after_the_checkpoint_is_purged(flags, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run_training(flags, tmp_path, "--max_steps", "2")
-    logs = tmp_path / "logs" / "0001"
-    (last,) = logs.glob("events*")
-    with SummaryWriter(str(logs)) as writer:  # of a run that broke off
-        writer.add_scalar("validation/total", 9.0, 4)
-    (added,) = {*logs.glob("events*")} - {last}
-    added.rename(last.with_name(f"{last.name}.1"))  # files are read by their names' order
-    run_training(flags, tmp_path, "--max_steps", "3", "--resume")
-    events = EventAccumulator(str(logs)).Reload()
-    assert [each.step for each in events.Scalars("validation/total")] == [2, 3]
-
-
 def test_without_a_tracker_metrics_are_written(flags, tmp_path):
     run_training(flags, tmp_path, "--max_steps", "1", "--report_to", "none")
     names = {path.name for path in (tmp_path / "logs" / "0001").iterdir()}
@@ -269,8 +253,6 @@ import pathlib
 def init(project, dir, **more):
     if not (pathlib.Path(dir) / "config.yaml").is_file():
         raise RuntimeError("no folder")
-    if account != "someone":
-        raise RuntimeError("no account:\\nlog in")
     runs.append({"project": project, **more})
     return Run()
 
@@ -289,11 +271,11 @@ class config:
     def update(values, allow_val_change):
         runs[-1]["config"] = values
 
-runs, logged, account = [], [], "someone"
+runs, logged = [], []
 """
 
 
-def test_a_stub_of_wandb_sees_curves_pictures_and_settings(flags, tmp_path, capsys, monkeypatch):
+def test_a_stub_of_wandb_sees_curves_pictures_and_settings(flags, tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text(WANDB)
     spec = spec_from_file_location("wandb", tmp_path / "wandb.py")
     stub = module_from_spec(spec)
@@ -307,10 +289,6 @@ def test_a_stub_of_wandb_sees_curves_pictures_and_settings(flags, tmp_path, caps
     assert {"loss/total", "validation/total", "samples", "reconstructions"} <= seen
     assert stub.logged[-1] == "finished" and stub.logged.count("finished") == 1
     assert not list((tmp_path / "run" / "logs" / "0001").glob("events*"))
-    stub.account = "nobody"
-    start = ["--max_steps", "1", "--report_to", "wandb"]
-    said = one_line(capsys, lambda: run_training(flags, tmp_path / "other", *start))
-    assert "--report_to wandb does not start (no account: log in)" in said
 
 
 def test_a_skipped_step_does_not_spoil_an_epoch_s_training_loss():
@@ -325,8 +303,15 @@ def test_a_skipped_step_does_not_spoil_an_epoch_s_training_loss():
 
 def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path):
     """Metrics after the checkpoint are those of a run that broke off, and go."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     run_training(flags, tmp_path, "--max_steps", "20")
     logs = tmp_path / "logs"
+    (last,) = (logs / "0001").glob("events*")
+    with SummaryWriter(str(logs / "0001")) as events:
+        events.add_scalar("validation/total", 9.0, 30)
+    (added,) = {*(logs / "0001").glob("events*")} - {last}
+    added.rename(last.with_name(f"{last.name}.1"))  # files are read by their names' order
     with open(logs / "0001" / "metrics.jsonl", "a") as file:
         file.write('{"step": 30, "loss/total": 1}\n{"step": 40, "lo')
     run_training(flags, tmp_path / "other", "--max_steps", "1")
@@ -334,6 +319,8 @@ def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path
     assert [each.name for each in logs.iterdir()] == ["0001"]
     steps = [json.loads(line)["step"] for line in (logs / "0001" / "metrics.jsonl").open()]
     assert steps == sorted(steps) and steps[-1] == 40 and 30 not in steps
+    shown = EventAccumulator(str(logs / "0001")).Reload().Scalars("validation/total")
+    assert [each.step for each in shown] == [7, 14, 20, 21, 28, 35, 40]
     starts = json.loads((logs / "0001" / "environment.json").read_text())
     assert [start["step"] for start in starts] == [0, 20]
     args = ["--save_dir", str(tmp_path / "third"), "--log_dir", str(logs), "--max_steps", "41"]
@@ -343,19 +330,6 @@ def test_a_resumed_run_keeps_its_folder_and_another_gets_its_own(flags, tmp_path
     args = ["--save_dir", str(tmp_path / "copy"), "--log_dir", str(logs), "--max_steps", "42"]
     train.train(train.parse_args([*flags, *args, "--resume"]))
     assert sorted(each.name for each in logs.iterdir()) == ["0001", "0002", "0003"]
-
-
-def test_resuming_may_change_the_learning_rate_and_says_so(flags, tmp_path, capsys):
-    run_training(flags, tmp_path, "--max_steps", "1")
-    path = run_training(flags, tmp_path, "--max_steps", "2", "--resume", "--lr", "1e-5")
-    assert "lr was 0.001 so far, and is 1e-05 from here on" in capsys.readouterr().out
-    assert load_checkpoint(path)["recipe"]["lr"] == 1e-5
-
-
-def test_what_cannot_be_written_to_is_refused_before_training(flags, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    said = one_line(capsys, lambda: run_training(flags, tmp_path / "file" / "run"))
-    assert "cannot write to" in said and "choose another" in said
 
 
 def test_validation_repeats_and_leaves_training_alone(flags):
@@ -377,13 +351,13 @@ def test_flags_default_to_the_configuration_s_defaults():
 
 def test_every_epoch_shows_every_image_once_over_all_processes():
     for world in (1, 2):
-        orders = [iter(BatchOrder(30, 5, 0, rank, world, 0)) for rank in range(world)]
+        orders = [batch_order(30, 5, 0, rank, world, 0) for rank in range(world)]
         steps = 2 * 30 // (5 * world)
         seen = [i for _ in range(steps) for order in orders for i in next(order)]
         assert sorted(seen[:30]) == sorted(seen[30:]) == list(range(30))
         assert seen[:30] != seen[30:]
-    late = next(iter(BatchOrder(30, 5, 0, 0, 1, start=4)))
-    assert late == next(itertools.islice(iter(BatchOrder(30, 5, 0, 0, 1, 0)), 4, None))
+    late = next(batch_order(30, 5, 0, 0, 1, start=4))
+    assert late == next(itertools.islice(batch_order(30, 5, 0, 0, 1, 0), 4, None))
 
 
 def test_two_processes_train_as_one_with_twice_the_accumulation(flags, launch_two, tmp_path):
@@ -426,23 +400,17 @@ def test_speed_and_memory_flags_reach_the_unet_and_not_the_average(flags, monkey
     assert run.raw_model.unet.gradient_checkpointing and not run.ema.model.unet.gradient_checkpointing
 
 
-def test_resume_falls_back_past_a_damaged_checkpoint(flags, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_refused_and_one_of_an_epoch_can_be_named(flags, tmp_path):
     more = ["--max_steps", "20", "--save_interval", "1"]
     path = run_training(flags, tmp_path, *more)
     epochs = sorted(path.parent.glob("epoch_*.pth"))
     assert [each.name for each in epochs] == ["epoch_0001.pth", "epoch_0002.pth", "epoch_0003.pth"]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    epochs[2].write_bytes(b"")
-    capsys.readouterr()
-    run_training(flags, tmp_path, *more, "--resume")
-    said = capsys.readouterr().err
-    assert "last.pth is not a whole checkpoint" in said and "epoch_0003.pth" in said
-    assert load_checkpoint(path)["step"] == 20
-    for each in path.parent.glob("*.pth"):
-        each.write_bytes(b"")
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match=r"last.pth is not a whole checkpoint"):
         run_training(flags, tmp_path, *more, "--resume")
+    run_training(flags, tmp_path, *more, "--resume", str(epochs[1]))
+    assert load_checkpoint(path)["step"] == 20
 
 
 @pytest.mark.parametrize("stage", ["diffusion", "guide", "first_stage"])
@@ -469,19 +437,3 @@ def test_a_run_ends_with_its_files_and_commands_that_can_be_typed(
     named = {"diffusion": "checkpoint", "guide": "guide", "first_stage": "first_stage"}[stage]
     assert getattr(owner, named) == files[0]
     assert stage != "first_stage" or (config.data_root, config.image_size) == (flags[1], 32)
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ([], "train.py --save_dir 'a b' --resume"),
-        (["--resume"], "train.py --save_dir 'a b' --resume"),
-        (["--resume", "old.pth"], "train.py --save_dir 'a b' --resume old.pth --resume"),
-    ],
-)
-def test_a_stopped_run_says_how_to_go_on(typed, expected, monkeypatch):
-    argv = ["--save_dir", "a b", *typed]
-    monkeypatch.setattr("sys.argv", ["train.py", *argv])
-    run = SimpleNamespace(config=train.parse_args(argv), accelerator=SimpleNamespace(num_processes=1))
-    assert TrainingRun.command_to_resume(run) == f"python {expected}"
-    assert train.parse_args(shlex.split(expected)[1:]).resume == "", "the newest checkpoint"

@@ -5,11 +5,11 @@ from the seed and the step only, so that a resumed run goes on as if it had neve
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from image_data.cached import ImageDataset, random_flip
 from image_data.datasets import find_dataset
-from image_data.encoded import LatentDataset
+from image_data.encoded import MANIFEST, LatentDataset
 from synthetic_faces.dataset import write_dataset
 
 if TYPE_CHECKING:
@@ -29,16 +29,21 @@ Dataset = ImageDataset | LatentDataset
 SYNTHETIC_FACES = 6000  # drawn where no folder is given
 
 
-def load_datasets(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainConfig, Dataset, Dataset]:
-    """The configuration, with what the data decides, and the training and validation datasets. Draws
-    the synthetic faces if no folder is given."""
-    if config.latents:
-        train_set, val_set = (LatentDataset(config.latents, split) for split in ("train", "val"))
-        for data in (train_set, val_set) if config.attribute else ():
+def is_encoded(folder: str) -> bool:
+    """Whether a folder holds latents of encode_latents.py."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def load_datasets(config: TrainConfig, accelerator: Accelerator) -> Sequence[Dataset]:
+    """The training and the validation dataset. Draws the synthetic faces if no folder is given."""
+    root, size, crop = config.data_folder, config.model.image_size, config.model.crop
+    if is_encoded(root):
+        if config.stage in ("first_stage", "upscaler") or config.data_fraction < 1:
+            raise ValueError(f"{root} is encoded: for a model or a guide only, without --data_fraction")
+        latents = [LatentDataset(root, split) for split in ("train", "val")]
+        for data in latents if config.attribute else ():
             data.keep(config.attribute)
-        model = replace(config.model, image_size=train_set.image_size, crop=train_set.crop)
-        return replace(config, model=model), train_set, val_set
-    size, crop, root = config.model.image_size, config.model.crop, config.data_folder
+        return latents
     if config.data_root is None:
         with accelerator.main_process_first():
             write_dataset(root, num_images=SYNTHETIC_FACES, image_size=size, seed=0)
@@ -47,8 +52,7 @@ def load_datasets(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainC
         labelled = labelled.keeping(config.attribute)
     accelerator.print(labelled)
     train_set = labelled.open("train", size, crop, config.data_fraction, config.cache_dir)
-    val_set = labelled.open("val", size, crop, 1.0, config.cache_dir)
-    return config, train_set, val_set
+    return [train_set, labelled.open("val", size, crop, 1.0, config.cache_dir)]
 
 
 def seed_everything(*numbers: int) -> None:
@@ -57,30 +61,21 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
-class BatchOrder:
+def batch_order(
+    num_images: int, batch_size: int, seed: int, rank: int, world: int, start: int
+) -> Iterator[list[int]]:
     """Image indices of every batch from number ``start`` on, for one process of ``world``: an endless
     stream of epochs, each a permutation drawn from (seed, epoch)."""
-
-    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world: int, start: int):
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.stride = batch_size * world
-        self.first = start * self.stride + rank * batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        first, epoch, order = self.first, -1, []
-        while True:
-            batch = []
-            for position in range(first, first + self.batch_size):
-                if position // self.num_images != epoch:
-                    epoch = position // self.num_images
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
-                batch.append(int(order[position % self.num_images]))
-            yield batch
-            first += self.stride
-
-
-class Interrupted(Exception):
-    """A stop was requested while a step waited for its images."""
+    epoch, order = -1, np.array([])
+    for number in count(start):
+        first = (number * world + rank) * batch_size
+        batch = []
+        for position in range(first, first + batch_size):
+            if position // num_images != epoch:
+                epoch = position // num_images
+                order = np.random.default_rng([seed, epoch]).permutation(num_images)
+            batch.append(int(order[position % num_images]))
+        yield batch
 
 
 def to_device(
@@ -98,43 +93,31 @@ def to_device(
 
 def read_ahead(
     read: Callable[[list[int]], dict[str, Tensor]], order: Iterator[list[int]], threads: int
-) -> Generator[Future, None, None]:
-    """``read`` of every item of an endless ``order``, in that order, as futures. Each thread reads two
-    items ahead. Without threads, an item is read when it is needed.
+) -> Generator[dict[str, Tensor], None, None]:
+    """``read`` of every item of an endless ``order``, in that order. Each thread reads two items ahead.
+    Without threads, an item is read when it is needed.
 
     Threads suffice, as a batch is copied outside the interpreter's lock. Processes would have to send it
     through shared memory, which is small in containers, and could be killed one by one.
     """
     if not threads:
-        for indices in order:
-            future: Future = Future()
-            future.set_result(read(indices))
-            yield future
-        return
+        yield from map(read, order)
     pool = ThreadPoolExecutor(threads, "reader")
     try:
         ahead = deque(pool.submit(read, indices) for indices in islice(order, 2 * threads))
         while True:
             ahead.append(pool.submit(read, next(order)))
-            yield ahead.popleft()
+            yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def load_batches(
-    dataset: Dataset,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    step: int,
-    stopping: Callable[[], bool] = lambda: False,
+    dataset: Dataset, config: TrainConfig, accelerator: Accelerator, step: int
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Images and attributes of every batch from a step on, on the device. Before each batch, torch is
     seeded from the run's seed, the step and the process. So a resumed run repeats exactly. ``close``
-    ends the reading threads.
-
-    Raises:
-        Interrupted: if ``stopping`` becomes true while it waits for a batch: a disk may hang.
-    """
+    ends the reading threads."""
     rank, world = accelerator.process_index, accelerator.num_processes
     first = step * config.grad_accum
     on_gpu = accelerator.device.type == "cuda"
@@ -146,12 +129,9 @@ def load_batches(
         with torch.cuda.device(accelerator.device):  # a thread starts with the first GPU
             return {name: each.pin_memory() for name, each in batch.items()}
 
-    order = BatchOrder(len(dataset), config.batch_size, config.seed, rank, world, first)
-    with closing(read_ahead(read, iter(order), config.num_workers)) as batches:
+    order = batch_order(len(dataset), config.batch_size, config.seed, rank, world, first)
+    with closing(read_ahead(read, order, config.num_workers)) as batches:
         for number, batch in enumerate(batches, first):
-            while not wait([batch], timeout=1).done:
-                if stopping():
-                    raise Interrupted
             step, micro = divmod(number, config.grad_accum)
             seed_everything(config.seed, step, micro * world + rank)
-            yield to_device(batch.result(), accelerator, dataset.flips)
+            yield to_device(batch, accelerator, dataset.flips)

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from checkpoint import load_checkpoint, refusing, replace_file, save_atomically
+from image_data.cached import ImageDataset
 from image_data.encoded import FORMAT, MANIFEST, read_manifest, shard_names
 
 FIRST_STAGE = "first_stage.pth"
 SHARD = 512  # images
 
 
-def names_hash(filenames: list[str]) -> str:
-    """A short hash of file names. It tells one list of images from another."""
-    return hashlib.sha256(os.fsencode("\n".join(filenames))).hexdigest()[:12]
+def describe(data: ImageDataset) -> dict:
+    """What tells the images of one split from others: how many, and a hash of their files' names."""
+    names = os.fsencode("\n".join(data.filenames))
+    return {"count": len(data), "images": hashlib.sha256(names).hexdigest()[:12]}
 
 
 def encode_images(
@@ -53,8 +55,8 @@ class LatentWriter:
 
     Args:
         folder: made if it does not exist. If it holds part of this dataset, the rest is written.
-        manifest: what is encoded, by what first stage, in plain values. ``splits`` maps each split to
-            its ``count`` of images and to ``images``, the hash of their names.
+        manifest: what is encoded, by what first stage, in plain values. ``splits`` has what ``describe``
+            says of each split.
 
     Raises:
         ValueError: where the folder holds something else. Names what differs.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import reprlib
+import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from config import ModelConfig
-
-# What a model's configuration takes from the data: these fields may differ without a word.
-FROM_DATA = ("attribute_names", "one_hot", "prior_rows", "guidable", "first_stage_judge")
+OF_DATA = re.compile(r"prior|^first_stage\.")  # weights that belong to the data
 
 
 def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
@@ -28,11 +26,7 @@ def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
     Raises:
         ValueError: if nothing fits.
     """
-    own = {
-        name: weight
-        for name, weight in model.state_dict().items()
-        if "prior" not in name and not name.startswith("first_stage.")
-    }
+    own = {name: weight for name, weight in model.state_dict().items() if not OF_DATA.search(name)}
     others = from_the_end(other.state_dict(), "autoencoder.decoder.", model.state_dict())
     names, other_names = list(model.config.attribute_names), list(other.config.attribute_names)
     shared = [name for name in names if name in other_names]
@@ -56,20 +50,12 @@ def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
     taken = total - sum(own[name].numel() for name in new)
     text = [f"{path}: {taken / 1e6:.2f} of {total / 1e6:.2f} M weights"]
     if new:
-        text.append(f"new: {_some(whole_parts(new, own.keys() - {*new}))}")
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in new)
+        text.append(f"new: {textwrap.shorten(', '.join(modules), 300)}")
     if len(shared) < len(names):
-        text.append(f"new attributes: {_some([name for name in names if name not in shared])}")
-    return "; ".join([*text, *differences(other.config, model.config)])
-
-
-def differences(before: ModelConfig, now: ModelConfig) -> list[str]:
-    """The fields in which two models differ, in words, except what their data decides."""
-    old, text = before.to_dict(), []
-    for name, value in now.to_dict().items():
-        if name not in FROM_DATA and old[name] != value:
-            there, here = (reprlib.repr(each).replace("'", "") for each in (old[name], value))
-            text.append(f"{name} {there} there, {here} here")
-    return text
+        added = [name for name in names if name not in shared]
+        text.append(f"new attributes: {textwrap.shorten(', '.join(added), 300)}")
+    return "; ".join(text)
 
 
 def from_the_end(weights: dict[str, Tensor], prefix: str, own: Iterable[str]) -> dict[str, Tensor]:
@@ -88,34 +74,15 @@ def from_the_end(weights: dict[str, Tensor], prefix: str, own: Iterable[str]) ->
     return {renamed(name): weight for name, weight in weights.items()}
 
 
-def whole_parts(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The outermost modules that hold weights of these names, and none of the others."""
-    shared = {name[:end] for name in others for end, letter in enumerate(name) if letter == "."}
-    parts = []
-    for name in names:
-        steps = name.split(".")
-        paths = [".".join(steps[: end + 1]) for end in range(len(steps))]
-        parts.append(next(path for path in paths if path not in shared))
-    return [*dict.fromkeys(parts)]
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    """The first of these names, and how many there are more."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
 def attribute_axes(model: nn.Module) -> dict[str, int]:
     """For each weight that has an entry for every attribute, the axis along which they lie. Models of
     one and of two attributes differ there."""
     with torch.device("meta"):
-        one, two = (
-            type(model)(replace(model.config, attribute_names=names)).state_dict()
-            for names in (("a",), ("a", "b"))
-        )
-    return {
-        name: axis
-        for name in one
-        for axis, (a, b) in enumerate(zip(one[name].shape, two[name].shape, strict=True))
-        if a != b
-    }
+        one = type(model)(replace(model.config, attribute_names=("a",))).state_dict()
+        two = type(model)(replace(model.config, attribute_names=("a", "b"))).state_dict()
+    axes = {}
+    for name in one:
+        for axis, length in enumerate(one[name].shape):
+            if length != two[name].shape[axis]:
+                axes[name] = axis
+    return axes

@@ -9,7 +9,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -25,6 +24,8 @@ from flags import flags_of
 from layers import widest
 from training.batches import seed_everything
 from training.run import CheckpointFiles, TrainingRun
+
+PROJECT = "attribute-face-diffusion"  # the runs' name where a tracker keeps those of several projects
 
 
 @torch.no_grad()
@@ -54,11 +55,6 @@ def validate(run: TrainingRun, number: int | None = None) -> dict[str, float]:
     return losses | run.stage.further(run)
 
 
-def summary(run: TrainingRun, losses: dict[str, float], final: bool = False) -> str:
-    """The results of a validation in words."""
-    return f"validation loss {losses['total']:.4f}{run.stage.summary(losses, final)}"
-
-
 def dry_run(run: TrainingRun, training_step: Callable[[TrainingRun, Iterator], dict]) -> None:
     """Two training steps, the second timed, and a validation batch; no checkpoint, no log."""
     with closing(run.batches()) as batches:
@@ -71,9 +67,8 @@ def dry_run(run: TrainingRun, training_step: Callable[[TrainingRun, Iterator], d
         return
     parameters = sum(p.numel() for p in run.raw_model.parameters()) / 1e6
     rate = run.images_per_step / seconds
-    precision = run.accelerator.mixed_precision
     print(run.first_line())
-    print(f"{parameters:.1f} M parameters on {run.accelerator.device}, precision {precision}")
+    print(f"{parameters:.1f} M parameters on {run.accelerator.device}")
     print(f"training loss {float(metrics['terms']['total']):.4f}, validation loss {losses['total']:.4f}")
     print(f"{rate:.1f} images/s, {len(run.train_set) / rate / 60:.1f} minutes an epoch")
     if run.accelerator.device.type == "cuda":
@@ -97,43 +92,34 @@ def last_words(run: TrainingRun, files: CheckpointFiles) -> str:
 
 
 def git_revision() -> str:
-    """The commit of the program's folder, with + where files differ from it; empty without git."""
-    git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
+    """The commit of the program's folder, with + where its files were changed; empty without git."""
+    root = str(Path(__file__).resolve().parents[1])
+    describe = ["git", "-C", root, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        revision = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return revision.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def environment(run: TrainingRun) -> dict:
-    """What a run's numbers may depend on besides its flags."""
-    accelerator, device = run.accelerator, run.accelerator.device
-    return {
+def record_start(run: TrainingRun, folder: Path) -> None:
+    """Add this start, or resume, to the list in environment.json: what a run's numbers may depend on
+    besides its flags."""
+    device, path = run.accelerator.device, folder / "environment.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    start = {
+        "step": run.step,
         "command": sys.argv,
         "git_revision": git_revision(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "accelerate", "numpy")},
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
         "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
-        "precision": str(accelerator.mixed_precision),
+        "processes": run.accelerator.num_processes,
+        "precision": str(run.accelerator.mixed_precision),
         "images_per_step": run.images_per_step,
     }
-
-
-def record_start(run: TrainingRun, folder: Path) -> None:
-    """Add this start, or resume, to the list in environment.json."""
-    path = folder / "environment.json"
-    try:
-        starts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the first, or cut short by a kill
-        starts = []
-    starts.append({"step": run.step, **environment(run)})
-    replace_file(path, lambda file: file.write(json.dumps(starts, indent=1).encode() + b"\n"))
+    text = json.dumps([*starts, start], indent=1) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def run_directory(run: TrainingRun, log_dir: Path) -> Path:
@@ -142,10 +128,9 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
     folder, log_dir = Path(run.log), log_dir.resolve()
     if folder.parent == log_dir and folder.name.isdecimal() and folder.is_dir():
         metrics = folder / "metrics.jsonl"
-        lines = (
-            metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
-        )
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= run.step]
+        text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= run.step]
         replace_file(metrics, lambda file: file.write("".join(kept).encode()))
         record_start(run, folder)
         return folder
@@ -178,33 +163,18 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-PROJECT = "attribute-face-diffusion"  # the runs' name where a tracker keeps those of several projects
-
-
 def start_tracker(run: TrainingRun, folder: Path) -> None:
-    """Start the tracker of --report_to, for the run in this folder.
-
-    Raises:
-        ValueError: if it does not start.
-    """
-    report_to, wandb = run.config.report_to, run.config.report_to == "wandb"
+    """Start the tracker of --report_to, for the run in this folder."""
+    project, settings = folder.name, None
+    if run.config.report_to == "wandb":
+        project, settings = PROJECT, flags_of(run.config)
     options = {
         # What a run that broke off wrote after its last checkpoint is replaced.
         "tensorboard": {"purge_step": run.step + 1 if run.step else None},
         # A resumed run is a new one of the same group: wandb takes no step twice.
         "wandb": {"name": folder.name, "group": "/".join(folder.parts[-3:]), "dir": str(folder)},
     }
-    try:
-        run.accelerator.init_trackers(
-            PROJECT if wandb else folder.name, flags_of(run.config) if wandb else None, options
-        )
-    except OSError:
-        raise
-    except Exception as error:  # each tracker has errors of its own: no account, no network
-        raise ValueError(
-            f"--report_to {report_to} does not start ({textwrap.shorten(str(error), 200)}): log in, set "
-            "WANDB_MODE=offline, or choose another --report_to"
-        ) from None
+    run.accelerator.init_trackers(project, settings, options)
 
 
 class Logger:

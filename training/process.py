@@ -24,12 +24,7 @@ if TYPE_CHECKING:
     from train import TrainConfig
 
 # What `accelerate config` and `accelerate launch` may set, and train.py does not support.
-NOT_SUPPORTED = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
-}
+NOT_SUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -49,11 +44,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"--report_to {tracker} needs a library that is not here: pip install {tracker}, or give "
             "another --report_to"
         )
-    for variable, name in NOT_SUPPORTED.items():
-        if os.environ.get(variable, "").lower() in ("true", "1", "yes"):
+    for name in NOT_SUPPORTED:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes"):
             raise ValueError(
-                f"accelerate is set to use {name} ({variable}), and train.py does not: answer no in "
-                "accelerate config, or start it with accelerate launch --multi_gpu"
+                f"accelerate is set to use {name} (ACCELERATE_USE_{name}), and train.py does not: "
+                "answer no in accelerate config, or start it with accelerate launch --multi_gpu"
             )
     if device == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
@@ -69,18 +64,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=config.log_dir,
         dynamo_backend="no",  # --compile compiles, and keeps the names of the weights
     )
-    actual = accelerator.device.type
-    if actual != device:
-        way_out = "unset it"
-        if actual in ("cpu", "cuda", "mps"):
-            way_out = f"give --device {actual}, or unset it"
+    if accelerator.device.type != device:
         raise ValueError(
-            f"--device {config.device} is {device} here, and accelerate is set to use {actual} "
-            f"(ACCELERATE_USE_CPU or ACCELERATE_TORCH_DEVICE): {way_out}"
+            f"--device {config.device} is {device} here, and accelerate is set to use "
+            f"{accelerator.device.type} (ACCELERATE_USE_CPU or ACCELERATE_TORCH_DEVICE): unset it"
         )
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if backend.lower() != "no" and accelerator.is_main_process:
-        print(f"ACCELERATE_DYNAMO_BACKEND={backend} is not used: --compile compiles the UNet")
     return accelerator
 
 

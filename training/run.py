@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 import reprlib
-import shlex
-import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +20,14 @@ import flags
 from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
 from config import ADJUSTABLE, FREE, Flag
 from image_data.encoded import LatentDataset
-from training.batches import Dataset, Interrupted, load_batches, seed_everything, to_device
+from training.batches import Dataset, load_batches, seed_everything, to_device
 from training.optimizers import OPTIMIZERS
 from training.stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from train import TrainConfig
 
-MAX_SKIPPED = 20  # steps in a row without a finite gradient, before training stops; by eye
-# The flags that choose the data, and the settings that follow from it.
-DATA_FLAGS = ("data_root", "dataset", "data_fraction", "attribute", "latents", "judge")
-DATA_SETTINGS = ("images", "attribute_names", "one_hot", "flip", "prior_rows")
-DATA_SETTINGS += ("first_stage", "first_stage_config", "first_stage_judge", "judge")
 FOLLOWS = ("guidable", "prior_rows")  # from other settings: a difference is not told twice
-
-
-def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then cosine annealing to zero over ``progress`` in [0, 1]."""
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class CheckpointFiles:
@@ -53,44 +38,22 @@ class CheckpointFiles:
         self.folder, self.prefix = Path(config.save_dir), STAGES[config.stage].prefix
         self.last = self.folder / f"{self.prefix}last.pth"  # --resume continues from this file
 
-    def of_epoch(self, epoch: int) -> Path:
-        """The checkpoint kept of an epoch."""
-        return self.folder / f"{self.prefix}epoch_{epoch:04d}.pth"
-
-    def epochs(self) -> list[Path]:
-        """The kept checkpoints of epochs, oldest first."""
-        pattern = re.compile(rf"{self.prefix}epoch_(\d+)\.pth")
-        numbered = []
-        for path in self.folder.glob("*.pth"):
-            match = pattern.fullmatch(path.name)
-            if match:
-                numbered.append((int(match[1]), path))
-        return [path for _, path in sorted(numbered)]
-
-    def saved(self) -> list[Path]:
-        """The checkpoints, newest first."""
-        return [path for path in (self.last, *self.epochs()[::-1]) if path.is_file()]
-
-    def to_resume(self) -> list[Path]:
-        """The checkpoints that --resume means, newest first: the file given, those of the folder given,
-        or those of this folder.
+    def to_resume(self) -> Path:
+        """The checkpoint that --resume means: the file given, or last.pth of the folder given or of this
+        folder.
 
         Raises:
             FileNotFoundError: if there is none.
         """
-        resume = Path(self.config.resume or "")
-        if not self.config.resume or (str(resume) in ("latest", "last") and not resume.exists()):
-            paths, place = self.saved(), self.last
-        elif resume.is_dir():
-            others = CheckpointFiles(replace(self.config, save_dir=str(resume)))
-            paths, place = others.saved(), others.last
-        else:
-            paths, place = [resume] if resume.is_file() else [], resume
-        if not paths:
+        resume = Path(self.config.resume or self.folder)
+        if str(resume) in ("latest", "last") and not resume.exists():
+            resume = self.folder
+        path = resume if resume.suffix else resume / self.last.name
+        if not path.is_file():
             raise FileNotFoundError(
-                f"no checkpoint at {place} to resume from: leave --resume out to start afresh"
+                f"no checkpoint at {path} to resume from: leave --resume out to start afresh"
             )
-        return paths
+        return path
 
     def check(self, main: bool) -> None:
         """Refuse what cannot work before anything is drawn, decoded or written.
@@ -144,7 +107,7 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw_model = accelerator.unwrap_model(self.model)
         self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
-        self.whole = True  # False while weights, average and counters are changed
+        self.whole = True  # False while a step changes weights, average and counters
         self.log = ""  # the run's folder in --log_dir
         self.images_per_step = config.batch_size * config.grad_accum * accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(train_set) / self.images_per_step)
@@ -163,18 +126,11 @@ class TrainingRun:
         """The epoch of the last step, from 1 on."""
         return -(-self.step // self.steps_per_epoch)
 
-    def clock(self) -> Callable[[], float]:
-        """A clock of the run's seconds. It includes the time before a resume. All processes read the
-        clock of rank 0, so they anneal and end together."""
-        started = time.perf_counter() - self.seconds
-
-        def read() -> float:
-            seconds = time.perf_counter() - started
-            if self.accelerator.num_processes > 1:
-                seconds = float(broadcast(torch.tensor(seconds, device=self.accelerator.device)))
-            return seconds
-
-        return read
+    def of_first_process(self, value: float) -> float:
+        """The first process's value, in all of them. So they anneal and end together."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(broadcast(torch.tensor(value, device=self.accelerator.device)))
 
     def first_line(self) -> str:
         """The size of a step, the learning rate, the precision, and where the weights come from."""
@@ -186,44 +142,13 @@ class TrainingRun:
         judge = getattr(self.raw_model.config, "judge", "")
         return f"{text}; likeness is judged by {judge}" if judge else text
 
-    def batches(
-        self, stopping: Callable[[], bool] = lambda: False
-    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
         """``load_batches`` from the current step on."""
-        return load_batches(self.train_set, self.config, self.accelerator, self.step, stopping)
+        return load_batches(self.train_set, self.config, self.accelerator, self.step)
 
     def validation_images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images, or moments, and attributes of the validation split."""
         return to_device(self.val_set.__getitems__(list(indices)), self.accelerator)
-
-    def anneal(self) -> float:
-        """Set the learning rate and the models' ``progress``. Returns the rate."""
-        rate = learning_rate(self.config, self.step, self.progress)
-        self.raw_model.progress = self.ema.model.progress = self.progress
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
-
-    @contextmanager
-    def updating(self) -> Iterator[None]:
-        """The part of a step that changes the run. An error in it leaves nothing that could be saved."""
-        self.whole = False
-        yield
-        self.whole = True
-
-    def count_step(self, finite: bool) -> None:
-        """Count one step.
-
-        Raises:
-            ValueError: after MAX_SKIPPED steps in a row with a non-finite loss or gradient.
-        """
-        self.skipped = 0 if finite else self.skipped + 1
-        self.step += 1
-        if self.skipped >= MAX_SKIPPED:
-            raise ValueError(
-                f"the loss or its gradient was not finite {MAX_SKIPPED} steps in a row, up to step "
-                f"{self.step}: the last checkpoint is intact; --resume with a lower --lr"
-            )
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -276,47 +201,23 @@ class TrainingRun:
             unfinished = self.whole and first < self.step and self.progress < 1
             if unfinished and self.accelerator.is_main_process:
                 self.save(path)
-                say(f"stopped after step {self.step}; saved {path}; go on with --resume:")
-                say(f"  {self.command_to_resume()}")
+                say(f"stopped after step {self.step}; saved {path}; go on with --resume")
 
         try:
             yield
-        except Interrupted:
-            pass
-        except Exception as error:
-            try:
+        except Exception:
+            with suppress(OSError):  # the same disk, perhaps
                 save()
-            except OSError as failed:
-                if str(failed) != str(error):  # else it was a save that ended the run
-                    say(str(failed))
             raise
         save()
 
-    def command_to_resume(self) -> str:
-        """The command that goes on with this run, as one types it."""
-        script, *options = sys.argv
-        if not self.config.resume:  # else --resume has a file, and the last --resume counts
-            options = [each for each in options if each != "--resume"]
-        several = self.accelerator.num_processes > 1
-        start = ["accelerate", "launch", "..."] if several else ["python"]
-        return shlex.join([*start, script, *options, "--resume"])
-
-    def load(self, *paths: Path) -> None:
-        """Continue from the first of these checkpoints that is whole. Damaged ones before it are named
-        on stderr.
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint.
 
         Raises:
-            FileNotFoundError, ValueError: if none is whole, or it has another recipe.
+            FileNotFoundError, ValueError: if it is not whole, or has another recipe.
         """
-        for path in paths:
-            try:
-                state = load_checkpoint(path)
-                break
-            except ValueError as damaged:
-                if path == paths[-1]:
-                    raise
-                if self.accelerator.is_main_process:
-                    print(f"{damaged}: going back to the one before", file=sys.stderr)
+        state = load_checkpoint(path)
         if "recipe" not in state:
             raise ValueError(f"{path} holds inference weights only: --resume needs a last.pth")
         with refusing(path, "training state"):
@@ -332,62 +233,48 @@ class TrainingRun:
             self.log = str(state["log"]) if own else ""
 
     def check_recipe(self, path: Path, state: dict) -> None:
-        """Compare a checkpoint's recipe with this run's. A difference raises ValueError, which names the
-        flags that would do. If the setting is ADJUSTABLE, it prints a line."""
+        """Compare a checkpoint's recipe with this run's. A difference raises ValueError. If the setting
+        is ADJUSTABLE, it prints a line."""
         if state["stage"] != self.config.stage:
             raise ValueError(
                 f"{path} is of --stage {state['stage']}, this run is of --stage {self.config.stage}: "
                 f"resume with --stage {state['stage']}"
             )
-        recorded, flags_then = state["recipe"], state.get("flags", {})
-        facts = {each.name: each.metadata.get("flag", Flag()) for each in fields(self.config)}
-        parts = (self.config, self.loss_config, self.raw_model.config)
-        defaults = {each.name: each.default for part in parts for each in fields(part)}
+        adjustable = {"muon_precision"}
+        defaults: dict[str, Any] = {}
+        for part in (self.config, self.loss_config, self.raw_model.config):
+            for each in fields(part):
+                defaults[each.name] = each.default
+                if each.metadata.get("flag", Flag()).resume == ADJUSTABLE:
+                    adjustable.add(each.name)
         defaults["optimizer"] = "adamw"  # of runs from before there was a choice
         defaults["muon_precision"] = self.muon_precision  # of runs from before it was recorded
-        differences, remedies = [], []
+        differences = []
         for key, value in self.recipe().items():
-            before = recorded.get(key, defaults.get(key))  # a field newer than the file: its default
+            before = state["recipe"].get(key, defaults.get(key))  # newer than the file: its default
             if before == value or (key in FOLLOWS and differences):
                 continue
-            if key == "muon_precision" or (key in facts and facts[key].resume == ADJUSTABLE):
-                if self.accelerator.is_main_process:
-                    print(f"{key} was {before} so far, and is {value} from here on")
-                continue
-            differences.append(f"{key} = {reprlib.repr(before)}, this run has {reprlib.repr(value)}")
-            remedies += self.remedies(key, before, flags_then)
+            if key not in adjustable:
+                name = "grad_accum x processes" if key == "batches_per_step" else key
+                differences.append(
+                    f"{name} = {reprlib.repr(before)}, this run has {reprlib.repr(value)}"
+                )
+            elif self.accelerator.is_main_process:
+                print(f"{key} was {before} so far, and is {value} from here on")
         if differences:
             raise ValueError(
-                f"{path} was trained with {'; '.join(differences)}: resume with "
-                f"{' '.join(dict.fromkeys(remedies))}, or start afresh in another --save_dir"
+                f"{path} was trained with {'; '.join(differences)}: resume with the same flags "
+                "(config.yaml in its log has them), or start afresh in another --save_dir"
             )
 
-    def remedies(self, key: str, before: Any, flags_then: dict[str, Any]) -> list[str]:
-        """The flags with which a setting is again what it was."""
-        kind, processes = type(self.config), self.accelerator.num_processes
-        if key == "batches_per_step" and before % processes == 0:
-            return [f"--grad_accum {before // processes}"]
-        if key == "batches_per_step":
-            return [f"a number of processes that divides {before}"]
-        if key in DATA_SETTINGS:
-            flags_now = flags.flags_of(self.config)
-            changed = [name for name in DATA_FLAGS if flags_then.get(name) != flags_now.get(name)]
-            if not flags_then or not changed:
-                return ["the same data"]
-            return [flags.typed(kind, name, flags_then.get(name)) for name in changed]
-        for name, behind in flags.by_flag(kind).items():
-            if key in (setting.path[-1] for setting in behind):
-                return [flags.typed(kind, name, before)]
-        return [f"{key} = {before!r} in config.py"]  # a setting without a flag
-
-    def save_for_inference(self, losses: dict[str, float], folder: Path) -> str:
-        """Write the EMA weights to the stage's file. A stage that keeps only the best writes them only
-        if the loss is the lowest so far. Returns the file's name, or "" if nothing was written."""
+    def save_for_inference(self, losses: dict[str, float], folder: Path) -> bool:
+        """Write the EMA weights to the stage's file. A stage that keeps only the best writes them if the
+        loss is the lowest so far. Returns whether it did."""
         facts: dict[str, Any] = losses
         if self.stage.keeps_best:
             if not losses["total"] < self.best:  # also if it is NaN
-                return ""
+                return False
             self.best = losses["total"]
             facts = {"validation_loss": self.best}
         self.stage.save(self.ema.model, folder / self.stage.best, step=self.step, **facts)
-        return self.stage.best
+        return self.stage.keeps_best

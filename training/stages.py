@@ -19,12 +19,12 @@ from autoencoder_model import PixelFirstStage
 from checkpoint import load, load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.likeness import perceptual_stages
-from config import Config, FirstStageConfig, LossConfig, ModelConfig
+from config import Config, FirstStageConfig, LossConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
 from image_data.encoded import LatentDataset
 from latent_vae import SpatialVAE, Upscaler
-from training.batches import Dataset, seed_everything
+from training.batches import Dataset, is_encoded, seed_everything
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 from training.init_from import take_over
@@ -41,9 +41,9 @@ Pictures = dict[str, Tensor]  # title -> uint8 (N, H, W, 3)
 class Stage(Protocol):
     """What a stage defines. The methods here are the defaults.
 
-    The module that a stage builds has a ``config`` and a ``forward``. ``forward`` takes images,
-    attributes and the loss's configuration. It returns a dict of terms with their ``total``, the loss of
-    each sample, and the timestep of each sample (both None if there are no timesteps).
+    The module that a stage builds has a ``config``. Its ``forward`` takes images, attributes and the
+    loss's configuration, and returns a dict of terms with their ``total``, the loss of each sample, and
+    the timestep of each sample (both None if there are no timesteps).
     """
 
     prefix: str  # of the files in --save_dir
@@ -109,7 +109,7 @@ class NoisyStage(Stage):
     key: str  # of its weights in a file
 
     def check(self, config: TrainConfig) -> None:
-        if not config.latents:  # latents take the image size of their folder
+        if not is_encoded(config.data_folder):  # latents take the image size of their folder
             with torch.device("meta"):
                 self.kind(replace(config.model, attribute_names=CELEBA_ATTRIBUTES))
 
@@ -120,26 +120,29 @@ class NoisyStage(Stage):
         loss = replace(loss, cfg_dropout=0.0, attr_dropout=0.0)
         return loss, spread_timesteps(number, model.schedule.num_timesteps)
 
-    def model_config(self, config: TrainConfig, train_set: Dataset, prior_rows: int) -> ModelConfig:
-        """The configuration of a model for this data."""
-        first_stage: dict[str, Any] = {"kind": "pixels", "config": {}, "judge": ""}
-        if isinstance(train_set, LatentDataset):
-            first_stage = train_set.first_stage
-        return replace(
+    def make(self, config: TrainConfig, train_set: Dataset, prior_rows: int) -> Any:
+        """The module for this data; in latents, with the weights of their first stage."""
+        model_config = replace(
             config.model,
             attribute_names=tuple(train_set.attribute_names),
             one_hot=train_set.one_hot,
             guidable=config.loss.cfg_dropout > 0,
+            prior_rows=prior_rows,
+        )
+        if not isinstance(train_set, LatentDataset):
+            return self.kind(model_config)
+        first_stage = train_set.first_stage
+        model_config = replace(
+            model_config,
+            image_size=train_set.image_size,
+            crop=train_set.crop,
             first_stage=first_stage["kind"],
             first_stage_config=first_stage["config"],
             first_stage_judge=first_stage["judge"],
-            prior_rows=prior_rows,
         )
-
-    def load_first_stage(self, model: Any, train_set: Dataset) -> None:
-        """If the dataset holds latents, load the weights of their first stage."""
-        if isinstance(train_set, LatentDataset):
-            load_weights(model.first_stage, first_stage_weights(train_set.folder), train_set.folder)
+        model = self.kind(model_config)
+        load_weights(model.first_stage, first_stage_weights(train_set.folder), train_set.folder)
+        return model
 
     def start_from(self, path: str, model: Any) -> str:
         return take_over(model, load(self.kind, self.key, path, "cpu"), path)
@@ -155,9 +158,8 @@ class DiffusionStage(NoisyStage):
 
     def build(self, config: TrainConfig, train_set: Dataset) -> ConditionalDiffusion:
         prior = AttributePrior.of(train_set.attributes)
-        model = ConditionalDiffusion(self.model_config(config, train_set, len(prior.counts)))
+        model = self.make(config, train_set, len(prior.counts))
         model.attribute_prior = prior
-        self.load_first_stage(model, train_set)
         return model
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
@@ -200,9 +202,8 @@ class GuideStage(NoisyStage):
     prefix, best, kind, key = "guide_", "guide_best.pth", GuidanceClassifier, "guide"
 
     def build(self, config: TrainConfig, train_set: Dataset) -> GuidanceClassifier:
-        model = GuidanceClassifier(self.model_config(config, train_set, prior_rows=0))
+        model = self.make(config, train_set, prior_rows=0)
         model.set_prior(train_set.attributes)
-        self.load_first_stage(model, train_set)
         return model
 
     def hidden(self, model: GuidanceClassifier) -> Iterable[nn.Module]:
@@ -229,14 +230,15 @@ class GuideStage(NoisyStage):
             accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
             results[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
             if q == 0:
-                cleanest = zip(run.val_set.attribute_names, accuracy.tolist(), strict=True)
-        return results | {f"cleanest_quartile/{name}": value for name, value in cleanest}
+                for name, value in zip(run.val_set.attribute_names, accuracy.tolist(), strict=True):
+                    results[f"cleanest_quartile/{name}"] = value
+        return results
 
     def summary(self, losses: dict[str, float], final: bool) -> str:
         quartiles = [f"{v:.3f}" for name, v in losses.items() if name.startswith("balanced_accuracy")]
         text = f", balanced accuracy by quartile of t, cleanest first: {' '.join(quartiles)}"
-        each = [(name.partition("/")[2], v) for name, v in losses.items() if "/" in name]
         if final:
+            each = [(name.partition("/")[2], v) for name, v in losses.items() if "/" in name]
             text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
         return text
 
