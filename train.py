@@ -132,9 +132,9 @@ def train(config: TrainConfig) -> None:
     from training.process import make_accelerator
     from training.run import CheckpointFiles, TrainingRun
 
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config)  # the device, the precision, the processes
     files = CheckpointFiles(config)
-    files.check(accelerator.is_main_process)
+    files.check(accelerator.is_main_process)  # refuses what cannot work before anything is written
     run = TrainingRun(config, accelerator, *load_datasets(config, accelerator))
     if config.resume is not None:
         run.load(files.to_resume())
@@ -147,7 +147,7 @@ def train(config: TrainConfig) -> None:
 
 
 def fit(run: TrainingRun, files: CheckpointFiles) -> None:
-    """The training loop: step, log, validate, save."""
+    """The training loop: step, log, validate, save. ``run.stage`` has what differs by --stage."""
     from tqdm import tqdm
 
     from training.monitoring import Logger, last_words, validate
@@ -157,9 +157,9 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
     main = accelerator.is_main_process
     with (
         tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main) as bar,
-        StopRequest(accelerator) as stop,
+        StopRequest(accelerator) as stop,  # true after Ctrl-C or SIGTERM
         keep_freed_memory(accelerator.device.type),
-        run.saved_if_cut_short(files.last, bar.write),
+        run.saved_if_cut_short(files.last, bar.write),  # by a stop or an error
         closing(Logger(run, config.log_dir)) as logger,
         closing(run.batches()) as batches,
     ):
