@@ -64,7 +64,7 @@ class TrainConfig(DeviceConfig):
         resume=FREE,
         old="latents",
     )
-    dataset: str | None = flag(None, DATASET_HELP, choices=(*DATASETS, "synthetic"), resume=FREE)
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS, resume=FREE)
     data_fraction: float = flag(1.0, "share of the training images to use", above=0, high=1, resume=FREE)
     attribute: tuple[str, ...] = flag((), "learn only these", metavar=NAME, resume=FREE)
     judge: str = flag("./checkpoints/judge.pth", "judge of likeness, in place of VGG16", resume=FREE)
@@ -105,9 +105,7 @@ class TrainConfig(DeviceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset == "synthetic" and self.data_root:
-            raise ValueError("--dataset synthetic draws its own faces: leave --data_root out")
-        if self.dataset not in (None, "synthetic") and not self.data_root:
+        if self.dataset and not self.data_root:
             raise ValueError(f"--dataset {self.dataset} needs --data_root, the folder that holds it")
         if self.init_from and self.stage in ("first_stage", "upscaler"):
             raise ValueError(f"--init_from is for the model and the guide, not for --stage {self.stage}")

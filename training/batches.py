@@ -47,7 +47,7 @@ def load_datasets(config: TrainConfig, accelerator: Accelerator) -> Sequence[Dat
     if config.data_root is None:
         with accelerator.main_process_first():
             write_dataset(root, num_images=SYNTHETIC_FACES, image_size=size, seed=0)
-    labelled = find_dataset(root, None if config.dataset == "synthetic" else config.dataset)
+    labelled = find_dataset(root, config.dataset)
     if config.attribute:
         labelled = labelled.keeping(config.attribute)
     accelerator.print(labelled)
