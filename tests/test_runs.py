@@ -59,9 +59,10 @@ NO_MEMORY += "you tried to allocate 1288490189 bytes. Error code 12 (Cannot allo
         ),
         (MemoryError(), "out of memory: lower --batch_size"),
         (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), "--grad_accum"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "CUDA out of memory: lower --batch_size"),
         (OSError(errno.EIO, "Input/output error", "faces.u8"), "faces.u8"),
     ],
-    ids=["cpu", "python", "cuda", "disk"],
+    ids=["cpu", "python", "cuda", "gpu", "disk"],
 )
 def test_an_error_is_one_line_and_what_was_reached_is_saved(
     flags, tmp_path, monkeypatch, capsys, error, said

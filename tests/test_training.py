@@ -190,16 +190,6 @@ def test_pictures_that_vanish_in_a_run_are_in_the_cache(faces, flags, tmp_path):
     assert run.step == 2
 
 
-def test_a_full_gpu_is_one_line_with_the_flags_that_help(flags, tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
-
-    monkeypatch.setattr(train, "training_step", full)
-    monkeypatch.setattr("sys.argv", ["train.py"])
-    said = one_line(capsys, lambda: run_training(flags, tmp_path))
-    assert "CUDA out of memory: lower --batch_size" in said and "--gradient_checkpointing" in said
-
-
 def test_dry_run_writes_nothing(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train.train(train.parse_args([*flags, "--dry_run"]))
