@@ -247,7 +247,7 @@ def test_another_precision_of_muon_is_told_and_an_old_file_has_none(flags, saved
 
 def test_resume_takes_a_file_a_folder_or_the_latest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own, other = tmp_path / "own", tmp_path / "other"
+    own, other = tmp_path / "own.v1", tmp_path / "other"
     for folder in (own, other):
         folder.mkdir()
         (folder / "last.pth").touch()

@@ -48,7 +48,7 @@ class CheckpointFiles:
         resume = Path(self.config.resume or self.folder)
         if str(resume) in ("latest", "last") and not resume.exists():
             resume = self.folder
-        path = resume if resume.suffix else resume / self.last.name
+        path = resume / self.last.name if resume.is_dir() else resume
         if not path.is_file():
             raise FileNotFoundError(
                 f"no checkpoint at {path} to resume from: leave --resume out to start afresh"
