@@ -45,7 +45,7 @@ CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
 CACHE_HELP = "where decoded images are kept"
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come with the repository
 USUAL_GUIDE = "./checkpoints/guide_best.pth"  # where train.py writes one
-DEFAULT_MODEL = "celeba64"  # of those, what manipulate.py draws with if no --checkpoint is given
+DEFAULT_MODEL = "celeba128"  # of those, what manipulate.py draws with if no --checkpoint is given
 FEWEST_SAMPLES = 32  # of which a distance says anything
 MOST_ATTRIBUTES = 10_000
 NAME, REQUEST = "NAME", "NAME=VALUE"  # what stands for attributes in help

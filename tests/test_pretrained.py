@@ -20,9 +20,9 @@ MODELS = sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if "_" no
 
 def test_they_are_there_and_small():
     files = [path.stat().st_size for path in PRETRAINED.glob("*.safetensors")]
-    assert len(MODELS) == 2
+    assert len(MODELS) == 3
     assert max(files) <= 25e6
-    assert sum(files) <= 80e6
+    assert sum(files) <= 120e6
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -31,7 +31,8 @@ def test_they_draw_pictures_and_fit_their_guides(name):
     generator = torch.Generator().manual_seed(0)
     sampling = SamplingConfig(num_inference_steps=6)
     pictures = model.sample(2, None, {"Smiling": 1}, sampling, generator).float()
-    assert pictures.shape == (2, 64, 64, 3)
+    side = 128 if name.endswith("128") else 64
+    assert pictures.shape == (2, side, side, 3)
     rough = (pictures[:, 1:] - pictures[:, :-1]).abs().mean()
     assert 1 < rough < 20, "neither flat nor noise, which is at 85"
     if (PRETRAINED / f"{name}_guide.safetensors").is_file():
@@ -43,8 +44,8 @@ def test_manipulate_draws_with_one_where_no_checkpoint_is_given(tmp_path, capsys
     flags += ["--num_inference_steps", "2"]
     flags += ["--output_dir", str(tmp_path), "--device", "cpu"]
     manipulate.manipulate(manipulate.parse_args(flags))
-    assert json.loads((tmp_path / "manifest.json").read_text())["arguments"]["checkpoint"] == "celeba64"
-    assert "celeba64" in capsys.readouterr().out
+    assert json.loads((tmp_path / "manifest.json").read_text())["arguments"]["checkpoint"] == "celeba128"
+    assert "celeba128" in capsys.readouterr().out
 
 
 def test_training_starts_from_a_model(make_model, tmp_path):
