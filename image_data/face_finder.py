@@ -13,7 +13,15 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from image_data.photograph import CELEBA_LANDMARKS, MOST_MISS, Photograph, inverse, place, warped
+from image_data.photograph import (
+    CELEBA_LANDMARKS,
+    MOST_MISS,
+    Photograph,
+    inverse,
+    moved_by,
+    place,
+    warped,
+)
 
 # uint8 (H, W, 3) -> boxes with scores (N, 5), and x and y of five points of each (N, 10), in pixels from
 # the picture's corner: the centre of the first pixel is (0.5, 0.5).
@@ -102,7 +110,7 @@ def _search(detect: Detector, pixels: np.ndarray, matrix: np.ndarray) -> list[Fa
     boxes, points = detect(pixels)
     faces: list[Face] = []
     for box, five in zip(boxes, np.asarray(points, float).reshape(-1, 5, 2), strict=True):
-        in_picture = five @ matrix[:, :2].T + matrix[:, 2]
+        in_picture = moved_by(matrix, five)
         to_celeba, _ = place(in_picture, CELEBA_LANDMARKS)
         scale = 1 / math.sqrt(np.linalg.det(to_celeba[:, :2]))
         faces.append(Face(in_picture, scale, float(box[4])))
@@ -144,9 +152,6 @@ class FaceSearch:
     line: str
     faces: int | None
 
-    def __str__(self) -> str:
-        return self.line
-
 
 def align_to_face(
     photograph: Photograph, number: int = 1, find: Callable[[Image.Image], list[Face]] = find_faces
@@ -177,12 +182,11 @@ def align_to_face(
         )
     if not faces:
         return FaceSearch("no face found, cropped at the centre", 0)
-    points = faces[number - 1].points
-    lies_there = photograph.off_by(points) <= NEAR
-    if not lies_there:
-        photograph.align(points)
     if len(faces) > 1:
         counted += f", {'the largest' if number == 1 else f'face {number}'} is used"
-    if lies_there:
+    points = faces[number - 1].points
+    if photograph.off_by(points) > NEAR:
+        photograph.align(points)
+    else:
         counted += "; it lies as CelebA's do, so the centre is cropped"
     return FaceSearch(counted, len(faces))

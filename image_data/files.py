@@ -9,7 +9,7 @@ import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,10 +23,9 @@ from image_data.picture import picture_formats
 SYSTEM_NAMES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found"}
 SYSTEM_NAMES |= {"$recycle.bin", "#recycle", "@eadir", "system volume information", "__pycache__"}
 NOT_READ = {".pfm"}  # numbers without a fixed range, not levels
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 ADVICE = {
     **dict.fromkeys((".heic", ".heif"), "pip install pillow-heif, or convert to JPEG"),
-    **dict.fromkeys(ARCHIVES, "unpack"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack"),
 }
 MOST_REASONS = 8  # in one line, by eye
 DELIMITERS = (",", ";", "\t")
@@ -36,14 +35,6 @@ DRAWN_FACES = "synthetic_faces.json"  # python -m synthetic_faces leaves its rec
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden or the system's own."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
-
-
-@cache
-def picture_suffixes() -> frozenset[str]:
-    """The suffixes, in small letters with their dot, of the formats that Pillow reads here."""
-    formats = picture_formats()
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
-    return frozenset(suffixes - NOT_READ)
 
 
 def checked_root(root: str | os.PathLike) -> Path:
@@ -84,9 +75,9 @@ class Picture:
         """The size and date that show whether it has changed."""
         return os.stat(self.path)
 
-    def file(self) -> AbstractContextManager[str]:
-        """A context with the path of a file to decode."""
-        return nullcontext(self.path)
+    def file(self) -> str | io.BytesIO:
+        """What to decode: the path of a file, or its content."""
+        return self.path
 
 
 def list_pictures(root: Path, deep: bool = True) -> tuple[list[Picture], Counter]:
@@ -130,22 +121,26 @@ def _reason_to_pass_over(entry: os.DirEntry) -> str:
     if is_hidden(entry.name):
         return "hidden or system files"
     try:
-        if entry.is_dir():
-            return ""
-        if not entry.is_file():
-            return "broken link or no file"
+        is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError:  # a link in a circle
         return "broken link or no file"
-    suffix = _suffix(entry.name)
-    if suffix in picture_suffixes() or (not suffix and _starts_as_picture(entry.path)):
+    if is_folder:
         return ""
-    return suffix or "without a suffix"
+    if not is_file:
+        return "broken link or no file"
+    stem, _, suffix = entry.name.rpartition(".")
+    if not stem or not suffix or suffix.isdecimal():  # as in IMG_2020.07.31
+        return "" if _starts_as_picture(entry.path) else "without a suffix"
+    suffix = f".{suffix.lower()}"
+    return "" if suffix in picture_suffixes() else suffix
 
 
-def _suffix(name: str) -> str:
-    """The suffix of a file name in small letters. A number is none: 'IMG_2020.07.31' has no suffix."""
-    stem, dot, suffix = name.rpartition(".")
-    return dot + suffix.lower() if stem and suffix and not suffix.isdecimal() else ""
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes, in small letters with their dot, of the formats that Pillow reads here."""
+    formats = picture_formats()
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    return frozenset(suffixes - NOT_READ)
 
 
 def _starts_as_picture(path: str) -> bool:
@@ -164,7 +159,7 @@ def no_picture(folder: Path, passed_over: Counter) -> FileNotFoundError:
 
 
 def in_words(passed_over: Counter) -> str:
-    """'12 .txt, 3 .heic (convert to JPEG)': how many are passed over for each reason, the most first."""
+    """'12 .txt, 3 .zip (unpack)': how many are passed over for each reason, the most first."""
     parts = []
     for reason, number in sorted(passed_over.items(), key=lambda each: (-each[1], each[0])):
         advice = f" ({ADVICE[reason]})" if reason in ADVICE else ""
@@ -177,19 +172,12 @@ def in_words(passed_over: Counter) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 as its first bytes say, normalised to NFC.
-
-    Raises:
-        ValueError: for other bytes.
-    """
+    """The text of a file in UTF-8, or in UTF-16 where its first bytes say so, normalised to NFC.
+    ValueError for other bytes."""
     data = path.read_bytes()
-    encoding = "utf-8-sig"
-    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # starts as UTF-16 does
-        encoding = "utf-32"
-    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return composed(data.decode(encoding))
+        return composed(data.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(
             f"{path} is not a text file in UTF-8: save it as UTF-8, or fetch it again"

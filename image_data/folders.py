@@ -12,8 +12,8 @@ import numpy as np
 
 from config import composed
 from image_data.files import Picture, list_pictures, no_picture
-from image_data.labelled import LabelledImages, one_hot, split_named, split_number
-from image_data.tables import UNLABELLED, check_classes, find_tables, read_tables
+from image_data.labelled import LabelledImages, split_named, split_number
+from image_data.tables import UNLABELLED, class_rows, find_tables, read_tables
 
 # Names of folders with photographs, and with what is drawn on them.
 IMAGES = re.compile(r"(.*[\W_])?(images?|imgs?|photos?|pictures|jpegimages)")
@@ -62,13 +62,11 @@ def class_folders(root: Path, listed: list[Picture], passed_over: Counter) -> La
             passed_over[f"of class {name}, which has no picture in train"] += 1
         else:
             passed_over["outside the class folders"] += 1
-    names = [UNLABELLED] if alike else names
-    check_classes(root, names, len(rows))
-    numbers = {name: number for number, name in enumerate(names)}
-    attributes = one_hot(np.array([numbers.get(classes[row], 0) for row in rows]), len(names))
     form = "pictures without labels" if alike else "class folders"
-    pictures = [listed[row] for row in rows]
+    names = [UNLABELLED] if alike else names
+    attributes = class_rows(root, [classes[row] for row in rows], names)
     given = np.array([split_number(splits[row]) for row in rows])
+    pictures = [listed[row] for row in rows]
     return LabelledImages(root, form, pictures, attributes, tuple(names), given, passed_over)
 
 
@@ -91,14 +89,15 @@ def find_places(root: Path, folders: list[list[str]]) -> list[Place]:
             for row, rest in zip(rows, inner, strict=True):
                 places[row] = split, rest
         return places
+    # Or else each class has a train folder of its own.
     seconds = [split_named(folder[1]) if len(folder) > 1 else None for folder in folders]
     trained = {f[0] for f, split in zip(folders, seconds, strict=True) if split == "train"}
-    if trained and trained == tops:  # each class has a train folder of its own
-        return [
-            (split, [folder[0], *folder[2:]]) if split else (None, [])
-            for folder, split in zip(folders, seconds, strict=True)
-        ]
-    return [(UNSPLIT, folder) for folder in folders]
+    if not trained or trained != tops:
+        return [(UNSPLIT, folder) for folder in folders]
+    return [
+        (split, folder[:1]) if split else (None, [])
+        for folder, split in zip(folders, seconds, strict=True)
+    ]
 
 
 def check_splits(root: Path, given: dict[str, str], tops: set[str]) -> None:
@@ -128,8 +127,9 @@ def unwrapped(folders: list[list[str]]) -> list[list[str]]:
 
 def check_no_masks(root: Path, names: Sequence[str]) -> None:
     """Raise ValueError where folders are called photographs and masks, and no classes."""
-    masks = [name for name in names if MASKS.fullmatch(name.casefold())]
-    for mask in masks:
+    for mask in names:
+        if not MASKS.fullmatch(mask.casefold()):
+            continue
         stem = re.split(r"[\W_]", mask.casefold())[0]
         photos = [name for name in names if name != mask and name.casefold() in (stem, stem + "s")]
         photos += [name for name in names if IMAGES.fullmatch(name.casefold())]

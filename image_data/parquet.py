@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from image_data.files import whole
 from image_data.labelled import LabelledImages, split_named
-from image_data.tables import Row, read_splits, read_values
+from image_data.tables import Row, read_labels
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,12 @@ class Embedded:
         """The size and date of the table's file."""
         return os.stat(self.table.cache_files[0]["filename"])
 
-    @contextmanager
-    def file(self) -> Iterator[str]:
-        """A context with the path of a file to decode. It is written for that, and removed."""
+    def file(self) -> io.BytesIO:
+        """The content of the picture's file."""
         data = self.table[self.row][self.column]["bytes"]
         if data is None:
             raise ValueError(f"{self.name} holds the name of a picture, and not the picture: give files")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / self.name.replace("/", "_")
-            path.write_bytes(data)
-            yield str(path)
+        return io.BytesIO(data)
 
 
 def read_parquet(root: Path) -> LabelledImages:
@@ -73,9 +68,8 @@ def read_parquet(root: Path) -> LabelledImages:
             for picture, row in _rows(root, name, split, table):
                 pictures.append(picture)
                 rows.append(row)
-    attributes, names = read_values(root, rows, lenient=True, passed_over=passed_over)
-    splits = read_splits(rows)
-    return LabelledImages(root, "Parquet files", pictures, attributes, names, splits, passed_over)
+    labels = read_labels(root, rows, lenient=True, passed_over=passed_over)
+    return LabelledImages(root, "Parquet files", pictures, *labels, passed_over)
 
 
 def _rows(root: Path, part: str, split: str, table: Any) -> Iterator[tuple[Embedded, Row]]:
