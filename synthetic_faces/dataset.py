@@ -15,9 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -132,7 +133,7 @@ def write_dataset(
     out = Path(out)
     recipe: dict[str, float] = {"drawing": VERSION, "num_images": num_images, "image_size": image_size}
     recipe |= {"seed": seed, "balanced": balanced, "floor": floor}
-    if _holds(out, recipe):
+    if holds(out, DRAWN_FACES, recipe):
         print(f"{out} already holds these {num_images} faces", file=sys.stderr)
         return out
     with new_folder(out) as folder:
@@ -141,7 +142,7 @@ def write_dataset(
         rows = list(parallel_draw(draw, num_images, num_workers, "drawing faces"))
         _write_lists(folder, rows)
         (folder / DRAWN_FACES).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
-    _holds(out, recipe)  # another process may have been faster
+    holds(out, DRAWN_FACES, recipe)  # another process may have been faster
     return out
 
 
@@ -162,6 +163,17 @@ def new_folder(out: Path) -> Iterator[Path]:
 def is_empty(out: Path) -> bool:
     """Whether ``out`` is missing or a folder without files."""
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
+
+
+def holds(out: Path, file: str, recipe: dict[str, Any]) -> bool:
+    """Whether ``out`` is what was made by a recipe, which is part of its JSON ``file``. False if it is
+    missing or empty. ValueError if it holds something else."""
+    if is_empty(out):
+        return False
+    with suppress(OSError, ValueError):
+        if recipe.items() <= dict(json.loads((out / file).read_text(encoding="utf-8"))).items():
+            return True
+    raise ValueError(f"{out} already holds something else; give another folder, or remove it first")
 
 
 def counterfactuals(
@@ -204,30 +216,25 @@ def counterfactuals(
     return turned
 
 
-def _holds(out: Path, recipe: dict[str, float]) -> bool:
-    """Whether ``out`` is the dataset of this recipe. False if it is missing or empty. ValueError if it
-    holds something else."""
-    if is_empty(out):
-        return False
-    file = out / DRAWN_FACES
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == recipe:
-        return True
-    raise ValueError(f"{out} already holds something else; give another folder, or remove it first")
-
-
-def _write_lists(folder: Path, rows) -> None:
+def _write_lists(folder: Path, rows: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Write CelebA's four text files. ``rows`` has attributes and landmarks of each picture."""
     points = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
-    attributes = [str(len(rows)), " ".join(NAMES)]
-    marks = [str(len(rows)), " ".join(f"{point}_{axis}" for point in points for axis in "xy")]
-    partitions, identities = [], []
-    for index, (row, places) in enumerate(rows):
-        name, person = f"{index + 1:06d}.jpg", index // IMAGES_PER_IDENTITY
-        attributes.append(f"{name} " + " ".join(f"{value:2d}" for value in row))
-        marks.append(f"{name} " + " ".join(f"{value:4d}" for value in places))
-        partitions.append(f"{name} {SPLIT_OF_PERSON[person % 10]}")
-        identities.append(f"{name} {person + 1}")
-    for name, lines in (("list_attr_celeba", attributes), ("list_landmarks_align_celeba", marks),
-                        ("list_eval_partition", partitions),
-                        ("identity_CelebA", identities)):  # fmt: skip
+    axes = " ".join(f"{point}_{axis}" for point in points for axis in "xy")
+    lists = {
+        "list_attr_celeba": [str(len(rows)), " ".join(NAMES)],
+        "list_landmarks_align_celeba": [str(len(rows)), axes],
+        "list_eval_partition": [],
+        "identity_CelebA": [],
+    }
+    for index, (attributes, places) in enumerate(rows):
+        person = index // IMAGES_PER_IDENTITY
+        cells = (
+            " ".join(f"{value:2d}" for value in attributes),
+            " ".join(f"{value:4d}" for value in places),
+            SPLIT_OF_PERSON[person % 10],
+            person + 1,
+        )
+        for lines, cell in zip(lists.values(), cells, strict=True):
+            lines.append(f"{index + 1:06d}.jpg {cell}")
+    for name, lines in lists.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
