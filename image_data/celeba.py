@@ -131,12 +131,11 @@ def read_list(path: Path, columns: Sequence[str]) -> tuple[list[str], np.ndarray
     """
     is_csv = path.suffix == ".csv"
     rows = csv_rows(path) if is_csv else _txt_rows(path)
-    line, header, count = 1, list(columns), ""
+    line, header = 1, list(columns)
     if is_csv:
         line, (_, *header) = next(rows, (1, [""]))
     elif len(columns) > 1:
-        _, words = next(rows, (1, []))
-        count = " ".join(words)[:40]
+        next(rows, None)
         line, header = next(rows, (2, []))
     if len(header) != len(columns):
         raise ValueError(f"{path} line {line} names {len(header)} columns; CelebA has {len(columns)}")
@@ -152,11 +151,6 @@ def read_list(path: Path, columns: Sequence[str]) -> tuple[list[str], np.ndarray
         except (ValueError, OverflowError):
             raise ValueError(f"{path} line {line}: {' '.join(values)[:60]!r} is not numeric") from None
         names.append(name)
-    if count and count != str(len(names)):
-        raise ValueError(
-            f"{path} line 1 says {count!r} but {len(names)} rows follow; correct the count or fetch the "
-            "file again"
-        )
     return names, np.array(numbers, dtype=np.int32).reshape(-1, len(columns))
 
 

@@ -22,7 +22,6 @@ from image_data.picture import picture_formats
 # What systems leave in folders, besides names that start with a dot.
 SYSTEM_NAMES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found"}
 SYSTEM_NAMES |= {"$recycle.bin", "#recycle", "@eadir", "system volume information", "__pycache__"}
-NOT_READ = {".pfm"}  # numbers without a fixed range, not levels
 ADVICE = {
     **dict.fromkeys((".heic", ".heif"), "pip install pillow-heif, or convert to JPEG"),
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack"),
@@ -139,8 +138,7 @@ def _reason_to_pass_over(entry: os.DirEntry) -> str:
 def picture_suffixes() -> frozenset[str]:
     """The suffixes, in small letters with their dot, of the formats that Pillow reads here."""
     formats = picture_formats()
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
-    return frozenset(suffixes - NOT_READ)
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
 
 
 def _starts_as_picture(path: str) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,6 @@ from image_data.files import Picture, list_pictures, no_picture
 from image_data.labelled import LabelledImages, split_named, split_number
 from image_data.tables import UNLABELLED, class_rows, find_tables, read_tables
 
-# Names of folders with photographs, and with what is drawn on them.
-IMAGES = re.compile(r"(.*[\W_])?(images?|imgs?|photos?|pictures|jpegimages)")
-MASKS = re.compile(r"(.*[\W_])?(masks|annotations|labels|trimaps|segmentations?|segmentationclass)")
 UNSPLIT = ""  # no split is given
 
 # The split that a picture's folders give, UNSPLIT, or None outside of the split folders; and its other
@@ -48,7 +43,6 @@ def class_folders(root: Path, listed: list[Picture], passed_over: Counter) -> La
     splits = [split for split, _ in places]
     trained = {name for name, split in zip(classes, splits, strict=True) if split in (UNSPLIT, "train")}
     names = sorted(trained - {""})
-    check_no_masks(root, names)
     alike = not names or (len(names) == 1 and "" in trained)
     rows = []
     for row, (name, split) in enumerate(zip(classes, splits, strict=True)):
@@ -123,18 +117,3 @@ def unwrapped(folders: list[list[str]]) -> list[list[str]]:
     while all(len(folder) > depth + 1 and folder[depth] == folders[0][depth] for folder in folders):
         depth += 1
     return [folder[depth:] for folder in folders]
-
-
-def check_no_masks(root: Path, names: Sequence[str]) -> None:
-    """Raise ValueError where folders are called photographs and masks, and no classes."""
-    for mask in names:
-        if not MASKS.fullmatch(mask.casefold()):
-            continue
-        stem = re.split(r"[\W_]", mask.casefold())[0]
-        photos = [name for name in names if name != mask and name.casefold() in (stem, stem + "s")]
-        photos += [name for name in names if IMAGES.fullmatch(name.casefold())]
-        if photos:
-            raise ValueError(
-                f"{root} has {photos[0]}/ and {mask}/, photographs and what is drawn on them, and no "
-                f"classes: give the folder {photos[0]}"
-            )

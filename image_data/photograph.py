@@ -166,14 +166,17 @@ class Photograph:
 
     def _checked(self, landmarks: Sequence[float]) -> np.ndarray:
         """The argument ``landmarks`` as points from the picture's corner, left and right as seen."""
-        points = np.array(landmarks, float).reshape(-1, 2)
-        text, (width, height) = points.round(1).tolist(), self.picture.size
-        if len(points) != len(CELEBA_LANDMARKS):
-            raise ValueError(f"landmarks are {len(CELEBA_LANDMARKS)} points (x, y), got {len(points)}")
-        if not ((points >= 0) & (points <= (width, height))).all():
-            raise ValueError(f"landmarks {text} do not lie in the {width}x{height} picture")
-        if np.ptp(points, 0).max() < 1:
-            raise ValueError(f"landmarks must be different points, got {text}")
+        points, (width, height) = np.array(landmarks, float), self.picture.size
+        fit = points.size == CELEBA_LANDMARKS.size
+        if fit:
+            points = points.reshape(-1, 2)
+            inside = (points >= 0) & (points <= (width, height))
+            fit = inside.all() and np.ptp(points, 0).max() >= 1
+        text = points.round(1).tolist()
+        if not fit:
+            raise ValueError(
+                f"landmarks {text} are not five different points in the {width}x{height} picture"
+            )
         points = points + 0.5  # from the centre of a pixel to the picture's corner
         _, miss = place(points, CELEBA_LANDMARKS)
         other, other_miss = place(points[SWAPPED], CELEBA_LANDMARKS)

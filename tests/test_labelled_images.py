@@ -94,7 +94,7 @@ def test_annotations_name_pictures_attributes_and_splits(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,Red\n../../outside.png,1\n", "lies outside"),
+        ("file,Red\n../outside.png,1\n", "there is no ../outside.png"),
         ("file,Red\na.png,maybe\n", "line 2: Red is 'maybe'"),
         ("name,Red\na.png,1\n", "name each column once"),
         ("file,Red\na.png\n", "line 2 has 1 columns, and its header 2"),
@@ -106,6 +106,7 @@ def test_annotations_name_pictures_attributes_and_splits(tmp_path):
 def test_wrong_annotations_are_one_line(tmp_path, text, message):
     root = tmp_path / "root"
     picture(root / "a.png", 3)
+    picture(tmp_path / "outside.png", 3)
     (root / "attributes.csv").write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as refused:
         load(root)

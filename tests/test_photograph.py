@@ -107,16 +107,10 @@ def test_a_face_at_the_edge_goes_on_beyond_the_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("landmarks", "message"),
-    [
-        ([1.0] * 8, "5 points"),
-        ([5.0] * 10, "different points"),
-        ([1000.0, *range(9)], "do not lie in the 60x50 picture"),
-        ([float("nan"), *range(9)], "do not lie"),
-    ],
+    "landmarks", [[1.0] * 8, [5.0] * 10, [1000.0, *range(9)], [float("nan"), *range(9)]]
 )
-def test_landmarks_that_do_not_fit_are_refused(tmp_path, landmarks, message):
-    with pytest.raises(ValueError, match=message):
+def test_landmarks_that_do_not_fit_are_refused(tmp_path, landmarks):
+    with pytest.raises(ValueError, match="are not five different points in the 60x50 picture"):
         Photograph(save(scene(60, 50), tmp_path / "a.png"), 32, 178, landmarks)
 
 
@@ -257,28 +251,11 @@ def test_landmarks_in_another_order_are_refused(tmp_path, order, axes):
             Photograph(path, 64, 178, points[order][:, axes].ravel())
 
 
-def test_a_large_jpeg_is_decoded_smaller(tmp_path, monkeypatch):
-    """Landmarks are still those of the file's pixels."""
-    large, exif = scene(712, 872), Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    path = save(large, tmp_path / "a.jpg", quality=95)
-    turned = save(large.transpose(Image.Transpose.ROTATE_90), tmp_path / "turned.jpg", exif=exif)
-    landmarks = (CELEBA_LANDMARKS * 4).ravel()
-    whole = Photograph(path, 64, 178, landmarks)
+def test_a_picture_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(picture, "MOST_PIXELS", 100_000)
-    for each in (path, turned):
-        small = Photograph(each, 64, 178, landmarks)
-        assert small.file.reduced == 4 and small.picture.size == (178, 218)
-        assert np.abs(small.square.astype(int) - whole.square).mean() < 3
-    assert small.paste(small.square).size == (178, 218)
-    with pytest.raises(ValueError, match=r"do not lie in the 712x872 picture"):
-        Photograph(path, 64, 178, [713.0, *range(9)])
-    for name in ("a.png", "a.webp"):
+    for name in ("a.png", "a.jpg"):
         with pytest.raises(ValueError, match="712 x 872 pixels, more than 100,000: save it smaller"):
-            open_picture(save(large, tmp_path / name))
-    monkeypatch.setattr(picture, "MOST_JPEG_PIXELS", 600_000)
-    with pytest.raises(ValueError, match="more than 600,000: save it smaller"):
-        open_picture(path)
+            open_picture(save(scene(712, 872), tmp_path / name))
 
 
 # -------------------------------------------------------------------- faces that are found
