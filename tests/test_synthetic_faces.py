@@ -251,14 +251,8 @@ def test_dataset_layout_and_worker_independence(tmp_path):
     parts = dict(line.split() for line in lines["list_eval_partition.txt"])
     assert list(people) == list(parts) == names and set(parts.values()) == {"0", "1", "2"}
     assert len({(people[name], parts[name]) for name in names}) == len(set(people.values())) == 14
-
-
-def test_a_longer_dataset_begins_with_the_shorter(tmp_path):
-    short = read_folder(write_dataset(tmp_path / "short", 5, 32, 1, num_workers=1))
-    longer = read_folder(write_dataset(tmp_path / "longer", 9, 32, 1, num_workers=1))
-    for name, content in short.items():
-        if name.endswith(".jpg"):
-            assert longer[name] == content
+    shorter = read_folder(write_dataset(tmp_path / "shorter", 5, 32, 4, num_workers=1))
+    assert all(one[name] == content for name, content in shorter.items() if name.endswith(".jpg"))
 
 
 def test_existing_folders(tmp_path, capsys):
@@ -304,18 +298,8 @@ def run_module(*flags: str) -> subprocess.CompletedProcess:
 
 def test_the_module_writes_what_its_flags_say(tmp_path):
     expected = write_dataset(tmp_path / "one", 3, 32, 5, balanced=True, num_workers=1)
-    flags = [
-        "--num_images",
-        "3",
-        "--image_size",
-        "32",
-        "--seed",
-        "5",
-        "--balanced",
-        "--num_workers",
-        "1",
-    ]
-    result = run_module("--out", str(tmp_path / "two"), *flags)
+    flags = ["--num_images", "3", "--image_size", "32", "--seed", "5", "--balanced"]
+    result = run_module("--out", str(tmp_path / "two"), *flags, "--num_workers", "1")
     assert result.returncode == 0, result.stderr
     assert read_folder(tmp_path / "two") == read_folder(expected)
 
