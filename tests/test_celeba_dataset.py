@@ -27,7 +27,7 @@ from attributes import (
 )
 from celeba_dataset import CelebADataset, download_celeba, load_and_preprocess_image
 from config import CROPS, SPLITS
-from image_data import cached
+from image_data import cached, picture
 from image_data.cached import random_flip
 from image_data.datasets import find_dataset
 from image_data.picture import crop_box
@@ -268,22 +268,29 @@ def test_picture_formats(tmp_path):
     assert top_and_bottom("la.png") == [[255] * 3] * 2
     Image.new("L", (16, 16), 77).save(tmp_path / "grey.png")
     assert top_and_bottom("grey.png") == [[77] * 3] * 2
+    frames = [Image.new("L", (16, 16), value) for value in (9, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert top_and_bottom("a.gif") == [[9] * 3] * 2
     Image.new("CMYK", (16, 16), (0, 0, 0, 0)).save(tmp_path / "cmyk.jpg")
     assert np.abs(np.array(top_and_bottom("cmyk.jpg")) - 255).max() < 4
 
 
 def test_unreadable_pictures(tmp_path, monkeypatch):
-    refused(lambda: load_and_preprocess_image(tmp_path / "no.jpg"), "no.jpg", error=FileNotFoundError)
+    def refuse(name: str, *words: str, error=ValueError) -> None:
+        refused(lambda: load_and_preprocess_image(tmp_path / name), name, *words, error=error)
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    noise.save(tmp_path / "whole.jpg")
+    noise.save(tmp_path / "whole.png")
     (tmp_path / "text.jpg").write_text("hello\n" * 99)
-    refused(lambda: load_and_preprocess_image(tmp_path / "text.jpg"), "text.jpg", error=ValueError)
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
-    refused(lambda: load_and_preprocess_image(tmp_path / "cut.jpg"), "cut.jpg", "truncated")
-    refused(lambda: load_and_preprocess_image(tmp_path), "not a readable picture", error=ValueError)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    Image.fromarray(noise).save(tmp_path / "whole.png")
-    refused(lambda: load_and_preprocess_image(tmp_path / "whole.png"), "whole.png", "bomb")
+    (tmp_path / "folder.jpg").mkdir()
+    refuse("no.jpg", "does not exist", error=FileNotFoundError)
+    for name in ("text.jpg", "cut.jpg", "folder.jpg"):
+        refuse(name, "is not a readable picture")
+    monkeypatch.setattr(picture, "MOST_PIXELS", 1000)
+    for name in ("whole.jpg", "whole.png"):
+        refuse(name, "64 x 64 pixels, more than 1,000: save it smaller")
 
 
 def test_dataset_and_single_picture_agree(tmp_path):
