@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -43,11 +43,8 @@ MOST_PAIRS = 2**22  # pairs of a request and a row that are compared at once; li
 
 
 def parse_request(items: Sequence[str]) -> dict[str, float]:
-    """('Smiling=1', 'Male=0') -> {'Smiling': 1.0, 'Male': 0.0}.
-
-    Raises:
-        ValueError: for an item that is not NAME=NUMBER, or a name given twice.
-    """
+    """('Smiling=1', 'Male=0') -> {'Smiling': 1.0, 'Male': 0.0}. ValueError for an item that is not
+    NAME=NUMBER, or a name given twice."""
     request: dict[str, float] = {}
     for item in items:
         name, _, text = item.partition("=")
@@ -80,9 +77,9 @@ def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -
     for name, value in attributes.items():
         name = composed(name)
         if name not in attr_dict:
-            hint = (
-                nearest_names(name, attr_dict) or f"one of all {len(attr_dict)}: {', '.join(attr_dict)}"
-            )
+            by_lower = {other.lower(): other for other in attr_dict}
+            close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+            hint = ", ".join(by_lower[lower] for lower in close or by_lower)
             raise ValueError(f"unknown attribute {name!r}; did you mean {hint}?")
         try:
             number = float(value)
@@ -105,13 +102,6 @@ def columns_of(names: Sequence[str], chosen: Sequence[str]) -> list[int]:
     """Where the chosen names stand among ``names``, in rising order. ValueError for an unknown name."""
     (row,) = request_rows(names, [dict.fromkeys(chosen, 1)])
     return row.nonzero()[:, 0].tolist()
-
-
-def nearest_names(name: str, names: Iterable[str]) -> str:
-    """The names most like `name`, whatever their case, as "A, B"; empty if none is."""
-    by_lower = {other.lower(): other for other in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return ", ".join(by_lower[lower] for lower in close)
 
 
 def with_implied(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
@@ -144,11 +134,7 @@ def with_implied(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
 
 def deny_other_classes(rows: Tensor) -> Tensor:
     """Complete rows (B, A) of classes that exclude each other. If a row names a class (> 0), every class
-    that it leaves unspecified becomes -1, as in the training rows of such a dataset.
-
-    Raises:
-        ValueError: for two classes in a row.
-    """
+    that it leaves unspecified becomes -1, as in the training rows. ValueError for two classes in one."""
     if ((rows == 1).sum(1) > 1).any():
         raise ValueError("these attributes are classes that exclude each other: name one of them")
     names_one = (rows > 0).any(1, keepdim=True)

@@ -1,9 +1,6 @@
 """Any dataset of labelled images: what a folder holds, and how it is read.
 
 ``DATASETS`` is the only list of the kinds. An entry more is all that a new one takes.
-
-Class labels become one-hot attributes, +1 for the class and -1 for the others. Pictures are made RGB,
-cropped to a square (see `crop_box`) and resized.
 """
 
 from __future__ import annotations
@@ -38,8 +35,8 @@ class Kind:
     """How one kind of dataset is recognised and read.
 
     signs: files or folders, where * stands for anything. A folder that has any of them holds this kind.
-    read: the folder -> all its labelled pictures. Raises FileNotFoundError or ValueError, one line, for
-        files that are missing or wrong.
+    read: the folder -> all its labelled pictures. FileNotFoundError or ValueError, one line, for files
+        that are missing or wrong.
     """
 
     signs: tuple[str, ...]
@@ -108,11 +105,8 @@ DATASETS: dict[str, Kind] = {
 
 def recognise(root: Path) -> tuple[Path, str]:
     """Which kind of dataset a folder holds, and in which folder its signs lie: in this one; in the one
-    above, if this is only its part with the pictures; or in one that this wraps.
-
-    Raises:
-        ValueError: for a folder that holds several.
-    """
+    above, if this is only its part with the pictures; or in one that this wraps. ValueError for a
+    folder that holds several."""
     for folder in candidates(root):
         kinds = [name for name, kind in DATASETS.items() if kind.is_in(folder)]
         if folder in root.parents:
@@ -129,8 +123,8 @@ def recognise(root: Path) -> tuple[Path, str]:
 def candidates(root: Path) -> Iterator[Path]:
     """The folders that a dataset's signs may lie in, where this one is given, the likeliest first."""
     signs = {sign for kind in DATASETS.values() for sign in kind.signs}
-    above, inner = root, [root]
     yield root
+    above, inner = root, [root]
     while above.name in signs:  # img_align_celeba/ itself, or even the one in it
         above = above.parent
         yield above
@@ -142,14 +136,8 @@ def candidates(root: Path) -> Iterator[Path]:
 
 
 def find_dataset(root: str | os.PathLike, kind: str | None = None) -> LabelledImages:
-    """What a folder holds.
-
-    Args:
-        kind: a name in DATASETS; None: what `recognise` says.
-
-    Raises:
-        FileNotFoundError, ValueError: one line, for a folder that cannot be read.
-    """
+    """What a folder holds, of a kind in DATASETS; None: of the kind that `recognise` says.
+    FileNotFoundError or ValueError, one line, for a folder that cannot be read."""
     root = checked_root(root)
     if kind is None:
         root, kind = recognise(root)

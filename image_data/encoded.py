@@ -57,15 +57,12 @@ class Shards:
 
 class LatentDataset(ImageDataset):
     """One split of an encoded dataset. An item's ``image`` is float16 (2, 2 C, h, w): the moments of the
-    image and of its mirror image.
+    image and of its mirror image. FileNotFoundError or ValueError where it is not whole.
 
     Attributes:
         folder: of the dataset.
         image_size, crop: of the pictures.
         first_stage: a dict with its ``kind``, ``config``, ``hash`` and ``judge``.
-
-    Raises:
-        FileNotFoundError, ValueError: for a folder that is no encoded dataset, or not a whole one.
     """
 
     def __init__(self, folder: str | Path, split: str):

@@ -70,16 +70,8 @@ def _network(shape: tuple[int, ...]) -> Callable:
 
 
 def find_faces(picture: Image.Image, detect: Detector = centerface) -> list[Face]:
-    """The faces of an RGB picture, the largest first.
-
-    It is searched at two sizes, upright and after each quarter turn.
-
-    Args:
-        detect: finds faces in pixels.
-
-    Raises:
-        ImportError: if ``detect`` is CenterFace and cannot be loaded.
-    """
+    """The faces of an RGB picture, the largest first. It is searched at two sizes, upright and after
+    each quarter turn. ImportError if ``detect`` is CenterFace and cannot be loaded."""
     candidates: list[Face] = []
     for side in {min(side, max(picture.size)) for side in SEARCH_SIZES}:
         small = picture.copy()
@@ -88,13 +80,9 @@ def find_faces(picture: Image.Image, detect: Detector = centerface) -> list[Face
         for turns in (0, 2, 1, 3):  # those of one shape after each other: see ``_network``
             turned, matrix = _quarter_turns(np.asarray(small), turns)
             candidates += _search(detect, turned, times @ matrix)
-    pixels = np.asarray(picture)
-    faces: list[Face] = []
-    for candidate in _distinct(candidates):
-        face = _refined(detect, pixels, candidate)
-        if face:
-            faces.append(face)
-    return sorted(_distinct(faces), key=lambda face: -face.scale)
+    refined = [_refined(detect, np.asarray(picture), face) for face in _distinct(candidates)]
+    faces = _distinct([face for face in refined if face])
+    return sorted(faces, key=lambda face: -face.scale)
 
 
 def _quarter_turns(pixels: np.ndarray, turns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +121,7 @@ def _distance(a: Face, b: Face) -> float:
 
 def _refined(detect: Detector, pixels: np.ndarray, face: Face) -> Face | None:
     """The face with points from a frame where it is upright and as large as in CelebA. None if no face
-    is in that frame."""
+    is there."""
     for _ in range(ROUNDS):
         to_frame, _ = place(face.points, IN_FRAME)
         from_frame = inverse(to_frame)
@@ -160,11 +148,8 @@ def align_to_face(
     Where nothing is found, or the library is missing, the photograph stays cropped at its centre.
 
     Args:
-        number: which face, 1 the largest.
+        number: which face, 1 the largest. ValueError for another one that is not found.
         find: the faces of a picture, the largest first.
-
-    Raises:
-        ValueError: if another face than the first is asked for, and it is not found.
     """
     try:
         faces = find(photograph.picture)

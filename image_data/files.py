@@ -27,7 +27,6 @@ ADVICE = {
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack"),
 }
 MOST_REASONS = 8  # in one line, by eye
-DELIMITERS = (",", ";", "\t")
 DRAWN_FACES = "synthetic_faces.json"  # python -m synthetic_faces leaves its recipe in this file
 
 
@@ -40,17 +39,13 @@ def checked_root(root: str | os.PathLike) -> Path:
     """A folder of pictures as an absolute path. FileNotFoundError if it is not a folder."""
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
-        unpack = "unpack it, and " if root.is_file() else ""
-        raise FileNotFoundError(
-            f"data root {root} is not a folder; {unpack}give the one that holds the pictures"
-        )
+        raise FileNotFoundError(f"data root {root} is no folder; give the one that holds the pictures")
     return root
 
 
 @contextmanager
 def whole(root: Path, kind: str) -> Iterator[None]:
-    """Files of this kind are read here. Whatever error damaged ones cause becomes one ValueError. A
-    ValueError that names the folder stays."""
+    """Whatever error damaged files of this kind cause here becomes one ValueError that names root."""
     try:
         yield
     except Exception as error:  # libraries raise many types, AssertionError among them
@@ -80,18 +75,11 @@ class Picture:
 
 
 def list_pictures(root: Path, deep: bool = True) -> tuple[list[Picture], Counter]:
-    """The picture files in a folder, sorted, with names relative to it; and how many other files are
-    passed over for each reason.
+    """The picture files in a folder and, if ``deep``, below it, sorted, with names relative to it; and
+    how many other files are passed over for each reason. OSError for a folder that may not be read.
 
     A file counts by its suffix. One without a suffix counts if it starts as a picture does. What is
-    hidden or the system's own is passed over. Links to folders are followed, but no folder is read
-    twice.
-
-    Args:
-        deep: look into the folders below, too.
-
-    Raises:
-        OSError: for a folder that may not be read.
+    hidden or the system's own is passed over. Links are followed, but no folder is read twice.
     """
     pictures, passed_over = list[Picture](), Counter[str]()
     folders, visited = [str(root)], set()
@@ -136,7 +124,7 @@ def _reason_to_pass_over(entry: os.DirEntry) -> str:
 
 @cache
 def picture_suffixes() -> frozenset[str]:
-    """The suffixes, in small letters with their dot, of the formats that Pillow reads here."""
+    """The suffixes of the formats that Pillow reads here: .jpg, ..."""
     formats = picture_formats()
     return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
 
@@ -159,11 +147,10 @@ def no_picture(folder: Path, passed_over: Counter) -> FileNotFoundError:
 def in_words(passed_over: Counter) -> str:
     """'12 .txt, 3 .zip (unpack)': how many are passed over for each reason, the most first."""
     parts = []
-    for reason, number in sorted(passed_over.items(), key=lambda each: (-each[1], each[0])):
+    for reason, number in Counter(dict(sorted(passed_over.items()))).most_common(MOST_REASONS):
         advice = f" ({ADVICE[reason]})" if reason in ADVICE else ""
         parts.append(f"{number:,} {reason}{advice}")
-    rest = len(parts) - MOST_REASONS
-    return ", ".join(parts[:MOST_REASONS]) + (f", and {rest} more kinds" if rest > 0 else "")
+    return ", ".join(parts) + (", ..." if len(passed_over) > MOST_REASONS else "")
 
 
 # -------------------------------------------------------------------- label files
@@ -185,13 +172,11 @@ def read_text(path: Path) -> str:
 def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each row of a CSV, the header first. Rows of empty cells are left out,
     and so are empty cells behind the header's last. The header shows what separates cells: , ; or a tab.
-
-    Raises:
-        ValueError: one line, where it cannot be read, or a row has another number of cells.
+    ValueError, one line, where it cannot be read, or a row has another number of cells.
     """
     text = read_text(path)
-    first = text.lstrip().partition("\n")[0]
-    delimiter = max(DELIMITERS, key=first.count)
+    header = text.lstrip().partition("\n")[0]
+    delimiter = max(",", ";", "\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     width = 0
     try:

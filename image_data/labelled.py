@@ -49,8 +49,7 @@ def one_hot(classes: np.ndarray, number: int) -> np.ndarray:
 
 
 def chosen_rows(number: int, data_fraction: float) -> np.ndarray:
-    """A fixed random part of ``number`` rows, in their order. A larger part holds every smaller one.
-    ValueError unless 0 < data_fraction <= 1."""
+    """A fixed random part of ``number`` rows, in their order. A larger part holds every smaller one."""
     if not 0.0 < data_fraction <= 1.0:
         raise ValueError(f"data_fraction is {data_fraction}; it must be above 0 and at most 1")
     order = np.random.default_rng(0).permutation(number)

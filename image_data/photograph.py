@@ -138,12 +138,8 @@ class Photograph:
             self.align(self._checked(landmarks))
 
     def align(self, points: np.ndarray) -> None:
-        """Turn and scale the picture so that a face lies where CelebA's faces lie.
-
-        Args:
-            points: (5, 2), in pixels from the picture's corner: left eye, right eye, nose, left and
-                right mouth corner, left and right as seen when the face is upright.
-        """
+        """Turn and scale the picture so that a face lies where CelebA's faces lie. Its points (5, 2) are
+        in pixels from the picture's corner, left and right as seen when the face is upright."""
         self.matrix = self._aligning(points)
         self.landmarks = (points - 0.5).ravel().tolist()
         size = self.image_size, self.image_size
@@ -167,16 +163,14 @@ class Photograph:
     def _checked(self, landmarks: Sequence[float]) -> np.ndarray:
         """The argument ``landmarks`` as points from the picture's corner, left and right as seen."""
         points, (width, height) = np.array(landmarks, float), self.picture.size
+        text = f"landmarks {points.round(1).tolist()}"
         fit = points.size == CELEBA_LANDMARKS.size
         if fit:
             points = points.reshape(-1, 2)
             inside = (points >= 0) & (points <= (width, height))
             fit = inside.all() and np.ptp(points, 0).max() >= 1
-        text = points.round(1).tolist()
         if not fit:
-            raise ValueError(
-                f"landmarks {text} are not five different points in the {width}x{height} picture"
-            )
+            raise ValueError(f"{text} are not five different points in the {width}x{height} picture")
         points = points + 0.5  # from the centre of a pixel to the picture's corner
         _, miss = place(points, CELEBA_LANDMARKS)
         other, other_miss = place(points[SWAPPED], CELEBA_LANDMARKS)
@@ -185,19 +179,14 @@ class Photograph:
             points, miss, self.swapped = points[SWAPPED], other_miss, True
         if miss > MOST_MISS:
             raise ValueError(
-                f"landmarks {text} do not form a face: give x and y of left eye, right eye, nose, left "
+                f"{text} do not form a face: give x and y of left eye, right eye, nose, left "
                 "and right mouth corner, left and right as seen in the picture"
             )
         return points
 
     def landmarks_moved(self, right: float, down: float, scale: float, turn: float) -> list[float]:
-        """The landmarks of a square that is moved by hand, in the form of the argument ``landmarks``.
-
-        Args:
-            right, down: in sides of the square, along its own edges.
-            scale: of its side.
-            turn: clockwise, in degrees.
-        """
+        """The landmarks of a square that is moved by hand, in the form of the argument ``landmarks``:
+        right and down in its sides, along its edges; its side scaled; turned clockwise, in degrees."""
         half, angle = self.image_size / 2, math.radians(turn)
         turned = scale * np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
         centre = half + self.image_size * np.array([right, down])
@@ -214,14 +203,12 @@ class Photograph:
         return corners_of((self.image_size, self.image_size)) @ self.matrix.T
 
     def paste(self, edited: np.ndarray) -> Image.Image:
-        """The whole picture with the edit in it, in the file's own colours and with its profile.
+        """The whole picture with an edit uint8 (image_size, image_size, 3) in it, in the file's own
+        colours and with its profile.
 
         The change, edit minus square, is added, so detail finer than the model's stays. Where the edit
         removes something, its detail goes, too (``surviving_detail``). The change fades out towards the
         square's border.
-
-        Args:
-            edited: uint8 (image_size, image_size, 3).
         """
         position = (np.arange(self.image_size) + 0.5) / self.image_size
         ramp = np.minimum(np.minimum(position, 1 - position) / SOFT_EDGE, 1)

@@ -32,8 +32,7 @@ def picture_formats() -> tuple[str, ...]:
 
 
 def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a square with side ``crop``, measured in CelebA's frame of 178 x 218
-    pixels.
+    """(left, top, right, bottom) of a square with side ``crop``, in CelebA's frame of 178 x 218 pixels.
 
     In another frame the box scales with the short side. 178, 148 and 140 are centred. 128 is centred at
     121/218 of the height: rows 57-185, columns 25-153 of CelebA (Song et al. 2020, arXiv:2010.02502).
@@ -75,11 +74,7 @@ class Opened:
 
 def read_picture(file: str | os.PathLike | io.BytesIO) -> Opened:
     """A picture file in its own colours. Those of CMYK and grey profiles are converted to sRGB.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a whole picture, or has more than ``MOST_PIXELS``.
-    """
+    FileNotFoundError, or ValueError for what is not a whole picture or has more than ``MOST_PIXELS``."""
     try:
         if not isinstance(file, io.BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
             raise ValueError("it is no file")  # reading a pipe would wait for its writer
@@ -104,10 +99,8 @@ def open_picture(file: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 def to_square(rgb: Image.Image, image_size: int, crop: int) -> np.ndarray:
-    """The picture's crop as uint8 (image_size, image_size, 3).
-
-    Pillow's bilinear filter widens when it reduces, so the result is antialiased.
-    """
+    """The picture's crop as uint8 (image_size, image_size, 3). Pillow's filter widens when it reduces,
+    so the result is antialiased."""
     width, height = rgb.size
     square = rgb.crop(crop_box(width, height, crop))
     return np.array(square.resize((image_size, image_size), Image.Resampling.BILINEAR))

@@ -27,8 +27,8 @@ MOST_VALUES = 2**28  # attributes of all pictures: 1 GiB of memory
 
 @dataclass(frozen=True)
 class Row:
-    """A picture in a label file: the row's place in the file, the picture's name, its split as it is
-    written, and each attribute's value as it is written."""
+    """A row of a label file: its place in the file, the picture's name, and as they are written the
+    split and each attribute's value."""
 
     place: str
     name: str
@@ -40,9 +40,9 @@ def find_tables(root: Path) -> list[tuple[Path, str]]:
     """The label files of a folder, each with its split: the folder's own one (""), or those of its split
     folders."""
     names = (*ANNOTATIONS, *METADATA)
-    own = [root / name for name in names if is_table(root / name)]
-    if own:
-        return [(own[0], "")]
+    for name in names:
+        if is_table(root / name):
+            return [(root / name, "")]
     folders = sorted(path for path in root.iterdir() if split_named(path.name))
     tables = [(folder / name, folder.name) for folder in folders for name in names]
     return [(path, split) for path, split in tables if is_table(path)]
@@ -136,16 +136,12 @@ def read_labels(
     path: Path, rows: list[Row], lenient: bool, passed_over: Counter
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
     """The attributes float32 (N, A) of rows; their A names, first those of 1 and 0, then classes; and
-    the number of the split that each row names, (N,), or NO_SPLIT.
-
-    Args:
-        lenient: pass over columns of other values, and count them in ``passed_over``. Otherwise they
-            raise ValueError.
+    the number of the split that each row names, (N,), or NO_SPLIT. Columns of other values raise
+    ValueError or, if ``lenient``, are counted in ``passed_over``.
     """
     columns = dict.fromkeys(name for row in rows for name in row.values)
     check_size(path, len(rows), len(columns))
-    attributes: list[tuple[str, np.ndarray]] = []
-    classes: list[tuple[str, np.ndarray]] = []
+    attributes, classes = list[tuple[str, np.ndarray]](), list[tuple[str, np.ndarray]]()
     for name in columns:
         values = [row.values.get(name) for row in rows]
         signs = [sign_of(value) for value in values]
