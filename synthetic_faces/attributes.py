@@ -154,7 +154,6 @@ def sample_attributes(
     CelebA's frequency. So the frequencies are exact and the correlations plausible.
 
     Args:
-        rng: where the randomness comes from.
         balanced: no factors, and every draw is cut into equal parts. Attributes are then as independent
             as the impossible pairs allow.
         floor: raise the frequencies of rare attributes to about this.

@@ -49,8 +49,8 @@ def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np
     (_, left), (_, right) = g.eyes
     (mouth_x, mouth_y), half = g.mouth, g.mouth_half
     corner = mouth_y + g.mouth_bend * 0.6
-    points = ((left, g.eye_y), (right, g.eye_y), g.nose, (mouth_x - half, corner),
-              (mouth_x + half, corner))  # fmt: skip
+    corners = (mouth_x - half, corner), (mouth_x + half, corner)
+    points = (left, g.eye_y), (right, g.eye_y), g.nose, *corners
     return np.array([to_pixels(pose_of(identity), x, y, image_size) for x, y in points])
 
 
@@ -80,10 +80,8 @@ def _worker_signals() -> None:
 
 
 def parallel_draw(draw, num_images: int, num_workers: int | None, description: str):
-    """Yield draw(0) ... draw(num_images - 1) in order, under a progress bar.
-
-    ``num_workers`` processes draw; None is one for each processor. ``draw`` must pickle.
-    """
+    """Yield draw(0) ... draw(num_images - 1) in order, under a progress bar. ``num_workers`` processes
+    draw; None is one for each processor. ``draw`` must pickle."""
     workers = min(num_workers or os.cpu_count() or 1, MOST_WORKERS)
     bar = partial(progress_bar, total=num_images, desc=description, unit="img", smoothing=0.05)
     if workers == 1:
@@ -113,22 +111,11 @@ def write_dataset(
 
     Picture i depends only on (seed, i). Each IMAGES_PER_IDENTITY pictures in a row share an identity.
     Identities are split 80/10/10 into train, val and test. The folder appears when it is complete. One
-    that already holds this very dataset is left alone.
+    that already holds this very dataset is left alone. ValueError for one that holds something else.
 
     Args:
-        out: folder to create.
-        num_images: 1 to 999,999.
-        image_size: pixels per side, 16 or more.
-        seed: another seed, other faces.
-        balanced: every attribute about half the time; otherwise as often as in CelebA.
-        floor: raise the frequencies of rare attributes to about this.
+        balanced, floor: as of ``sample_attributes``.
         num_workers: processes; None is one for each processor.
-
-    Returns:
-        ``out`` as a Path.
-
-    Raises:
-        ValueError: for a folder that holds something else.
     """
     out = Path(out)
     recipe: dict[str, float] = {"drawing": VERSION, "num_images": num_images, "image_size": image_size}
@@ -179,19 +166,12 @@ def holds(out: Path, file: str, recipe: dict[str, Any]) -> bool:
 def counterfactuals(
     root: str | Path, image_size: int, crop: int
 ) -> Callable[[str, int], np.ndarray | None] | None:
-    """What draws the counterfactuals of a folder's faces.
-
-    Args:
-        root: a folder of labelled images.
-        image_size, crop: as a dataset reads the pictures.
+    """What draws the counterfactuals of a folder's faces as a dataset would read them; None for a folder
+    that `write_dataset` did not make. ValueError for another version of the drawing.
 
     Returns:
         A function (file name, column of an attribute) -> the same face with that attribute turned
-        around, uint8 (image_size, image_size, 3), or None where such a face is impossible. None for a
-        folder that `write_dataset` did not make.
-
-    Raises:
-        ValueError: for a folder of another version of the drawing.
+        around, uint8 (image_size, image_size, 3), or None where such a face is impossible.
     """
     file = Path(root) / DRAWN_FACES
     if not file.is_file():
@@ -201,12 +181,10 @@ def counterfactuals(
         raise ValueError(
             f"{root} was drawn by version {recipe['drawing']}, and this is {VERSION}: draw it anew"
         )
+    options = recipe["seed"], recipe["balanced"], recipe["floor"]
 
     def turned(name: str, column: int) -> np.ndarray | None:
-        index = int(Path(name).stem) - 1
-        identity, attributes = draw_parameters(
-            index, recipe["seed"], recipe["balanced"], recipe["floor"]
-        )
+        identity, attributes = draw_parameters(int(Path(name).stem) - 1, *options)
         attributes[column] *= -1
         if not attributes_are_possible(attributes):
             return None
