@@ -48,14 +48,6 @@ def one_hot(classes: np.ndarray, number: int) -> np.ndarray:
     return 2 * np.eye(number, dtype=np.int8)[classes] - 1
 
 
-def chosen_rows(number: int, data_fraction: float) -> np.ndarray:
-    """A fixed random part of ``number`` rows, in their order. A larger part holds every smaller one."""
-    if not 0.0 < data_fraction <= 1.0:
-        raise ValueError(f"data_fraction is {data_fraction}; it must be above 0 and at most 1")
-    order = np.random.default_rng(0).permutation(number)
-    return np.sort(order[: max(1, round(data_fraction * number))])
-
-
 @dataclass(frozen=True)
 class LabelledImages:
     """All pictures of a folder with their labels. As text it is the one line that says what it holds.
@@ -136,8 +128,11 @@ class LabelledImages:
             ValueError: one line, for a wrong argument or too many unreadable pictures.
         """
         check_geometry(image_size, crop)
+        if not 0.0 < data_fraction <= 1.0:
+            raise ValueError(f"data_fraction is {data_fraction}; it must be above 0 and at most 1")
         rows = self.rows(split)
-        chosen = chosen_rows(len(rows), data_fraction)
+        order = np.random.default_rng(0).permutation(len(rows))
+        chosen = np.sort(order[: max(1, round(data_fraction * len(rows)))])
         rows = rows[chosen]
         if isinstance(self.pictures, np.ndarray):
             images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
