@@ -116,10 +116,14 @@ def _reason_to_pass_over(entry: os.DirEntry) -> str:
     if not is_file:
         return "broken link or no file"
     stem, _, suffix = entry.name.rpartition(".")
-    if not stem or not suffix or suffix.isdecimal():  # as in IMG_2020.07.31
-        return "" if _starts_as_picture(entry.path) else "without a suffix"
-    suffix = f".{suffix.lower()}"
-    return "" if suffix in picture_suffixes() else suffix
+    if stem and suffix and not suffix.isdecimal():  # as in IMG_2020.07.31
+        suffix = f".{suffix.lower()}"
+        return "" if suffix in picture_suffixes() else suffix
+    try:
+        with Image.open(entry.path, formats=picture_formats()):
+            return ""
+    except Exception:  # Pillow's readers raise many types
+        return "without a suffix"
 
 
 @cache
@@ -127,15 +131,6 @@ def picture_suffixes() -> frozenset[str]:
     """The suffixes of the formats that Pillow reads here: .jpg, ..."""
     formats = picture_formats()
     return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
-
-
-def _starts_as_picture(path: str) -> bool:
-    """Whether a file's first bytes are those of a picture."""
-    try:
-        with Image.open(path, formats=picture_formats()):
-            return True
-    except Exception:  # Pillow's readers raise many types
-        return False
 
 
 def no_picture(folder: Path, passed_over: Counter) -> FileNotFoundError:

@@ -159,15 +159,15 @@ def read_labels(
     labels = [*attributes, *classes] or [(UNLABELLED, np.ones(len(rows), np.float32))]
     names = tuple(name for name, _ in labels)
     check_attribute_names(names)
-    return np.stack([column for _, column in labels], axis=1), names, np.array(list(map(split_of, rows)))
-
-
-def split_of(row: Row) -> int:
-    """The number of the split that a row names. ValueError for a name of no split."""
-    split = split_named(row.split)
-    if row.split and not split:
-        raise ValueError(f"{row.place}: split {row.split!r}: use {', '.join(SPLITS)}, or leave it out")
-    return split_number(split)
+    splits = []
+    for row in rows:
+        split = split_named(row.split)
+        if row.split and not split:
+            raise ValueError(
+                f"{row.place}: split {row.split!r}: use {', '.join(SPLITS)}, or leave it out"
+            )
+        splits.append(split_number(split))
+    return np.stack([column for _, column in labels], axis=1), names, np.array(splits)
 
 
 def sign_of(value: Any) -> int | None:
