@@ -144,22 +144,6 @@ def deny_other_classes(rows: Tensor) -> Tensor:
 # -------------------------------------------------------------------- completing requests
 
 
-def pack_rows(attributes: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct sign patterns of attribute rows (N, A), and how often each occurs.
-
-    Returns:
-        bits: uint8 (R, 2 ceil(A / 8)), a row's "is present" bits and then its "is absent" bits.
-        counts: int32 (R,).
-    """
-    signs = torch.stack([attributes > 0, attributes < 0], 1)  # (N, 2, A)
-    padding = -signs.shape[2] % 8
-    signs = nn.functional.pad(signs.byte(), (0, padding)).unflatten(2, (-1, 8))  # (N, 2, A / 8, 8)
-    places = (1 << torch.arange(8, device=attributes.device)).byte()
-    bits = (signs * places).sum(3, dtype=torch.uint8).flatten(1)
-    bits, counts = torch.unique(bits, dim=0, return_counts=True)
-    return bits, counts.int()
-
-
 class AttributePrior(nn.Module):
     """The prior p(rest | named) of attributes, from the distinct attribute rows of the training set.
 
@@ -171,7 +155,11 @@ class AttributePrior(nn.Module):
 
     Args:
         num_attributes: A.
-        num_rows: R, the number of rows of ``pack_rows``; 0 for a model that completes nothing.
+        num_rows: R, the number of distinct rows; 0 for a model that completes nothing.
+
+    Attributes:
+        bits: uint8 (R, 2 ceil(A / 8)), a row's "is present" bits and then its "is absent" bits.
+        counts: int32 (R,), how often each row occurs.
     """
 
     def __init__(self, num_attributes: int, num_rows: int):
@@ -184,8 +172,13 @@ class AttributePrior(nn.Module):
 
     @classmethod
     def of(cls, attributes: Tensor) -> AttributePrior:
-        """The prior of attribute rows (N, A)."""
-        bits, counts = pack_rows(attributes)
+        """The prior of attribute rows (N, A): their distinct signs, and how often each occurs."""
+        signs = torch.stack([attributes > 0, attributes < 0], 1)  # (N, 2, A)
+        padding = -signs.shape[2] % 8
+        signs = nn.functional.pad(signs.byte(), (0, padding)).unflatten(2, (-1, 8))  # (N, 2, A / 8, 8)
+        places = (1 << torch.arange(8, device=attributes.device)).byte()
+        bits = (signs * places).sum(3, dtype=torch.uint8).flatten(1)
+        bits, counts = torch.unique(bits, dim=0, return_counts=True)
         prior = cls(attributes.shape[1], len(counts))
         prior.bits.copy_(bits)
         prior.counts.copy_(counts)

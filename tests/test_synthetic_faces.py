@@ -18,7 +18,7 @@ from benchmarks.probe import draw_labelled, train_probe
 from evaluation.metrics import balanced_accuracy
 from image_data.datasets import find_dataset
 from synthetic_faces import dataset as synthetic_dataset
-from synthetic_faces.attributes import BEARD, IMPOSSIBLE, NAMES
+from synthetic_faces.attributes import BEARD, NAMES
 from synthetic_faces.dataset import (
     attributes_are_possible,
     draw_parameters,
@@ -35,6 +35,18 @@ CELEBA_FREQUENCIES = (
     0.11, 0.27, 0.51, 0.20, 0.022, 0.15, 0.24, 0.23, 0.24, 0.15, 0.05, 0.21, 0.14, 0.06, 0.05,
     0.065, 0.06, 0.04, 0.39, 0.46, 0.42, 0.48, 0.04, 0.12, 0.83, 0.28, 0.04, 0.28, 0.08, 0.066,
     0.057, 0.48, 0.21, 0.32, 0.19, 0.05, 0.47, 0.12, 0.07, 0.77,
+)  # fmt: skip
+# All impossible pairs: (an attribute, what it excludes). A minus sign means that it is absent.
+IMPOSSIBLE = (
+    ("Bald", ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair", "Straight_Hair", "Wavy_Hair",
+              "Bangs", "Receding_Hairline")),
+    ("Black_Hair", ("Blond_Hair", "Brown_Hair", "Gray_Hair")),
+    ("Blond_Hair", ("Brown_Hair", "Gray_Hair")),
+    ("Brown_Hair", ("Gray_Hair",)),
+    ("Straight_Hair", ("Wavy_Hair",)),
+    ("Receding_Hairline", ("Bangs",)),
+    ("No_Beard", BEARD),
+    ("-Male", ("-No_Beard",)),
 )  # fmt: skip
 SIZE = 64
 REPOSITORY = Path(__file__).resolve().parents[1]
