@@ -117,12 +117,12 @@ def open_cache(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{slot}.lock"):
-            record: dict | None = None
+            record: dict[str, Any] = {}
             with contextlib.suppress(OSError, ValueError, KeyError):  # missing or cut short: build it
-                record = json.loads(record_file.read_text(encoding="utf-8"))
-                if cache.stat().st_size != record["count"] * image_size * image_size * 3:
-                    record = None
-            if record is None:
+                stored = json.loads(record_file.read_text(encoding="utf-8"))
+                if cache.stat().st_size == stored["count"] * image_size * image_size * 3:
+                    record = stored
+            if not record:
                 for stale in folder.glob(f"{slot}-*"):
                     with contextlib.suppress(PermissionError):  # Windows keeps a file that is in use
                         stale.unlink()
@@ -131,7 +131,7 @@ def open_cache(
                 record_file.write_text(json.dumps(record, indent=1), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write the picture cache: {error}; choose another cache_dir") from None
-    shape: tuple[int, ...] = (record["count"], image_size, image_size, 3)
+    shape = (record["count"], image_size, image_size, 3)
     return np.memmap(cache, np.uint8, "r", shape=shape), set(record["skipped"])
 
 

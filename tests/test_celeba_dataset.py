@@ -345,13 +345,17 @@ def test_cache_follows_its_source(celeba, monkeypatch):
     assert load(celeba).attributes[0, 0] == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated pictures", "lost record", "half a record"])
+@pytest.mark.parametrize(
+    "damage", ["truncated pictures", "lost pictures", "lost record", "half a record"]
+)
 def test_damaged_cache_is_rebuilt(celeba, damage):
     expected = np.array(load(celeba).images)
     cache = celeba.parent / "cache" / cache_files(celeba)[0]
     record = cache.with_suffix(".json")
     if damage == "truncated pictures":
         os.truncate(cache, 100)
+    elif damage == "lost pictures":
+        cache.unlink()
     elif damage == "lost record":
         record.unlink()
         cache.write_bytes(bytes(cache.stat().st_size))
