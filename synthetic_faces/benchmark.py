@@ -131,12 +131,12 @@ def make(config: MakeBenchmarkConfig) -> None:
     """Write the benchmark into a folder that appears when it is complete. One that already holds this
     very benchmark is left alone. Raises as ``holds``."""
     out = Path(config.out)
-    flags.check_writable(out, "--out")
     recipe = {"version": VERSION, "drawing": DRAWING, "seed": config.seed}
     recipe |= {"sources": config.sources, "image_size": config.image_size}
     if holds(out, FACTS, recipe):
         print(f"{out} is already there: {in_words(read_benchmark(out).facts)}")
         return
+    flags.check_writable(out, "--out")
     total = 2 * len(COLUMNS) * config.sources
     drawn = [*progress_bar(draw_requests(config), "drawing", total, unit="request", leave=False)]
     lines = [json.dumps(request) for request, _, _ in drawn]

@@ -157,7 +157,7 @@ def holds(out: Path, file: str, recipe: dict[str, Any]) -> bool:
     missing or empty. ValueError if it holds something else."""
     if is_empty(out):
         return False
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         if recipe.items() <= dict(json.loads((out / file).read_text(encoding="utf-8"))).items():
             return True
     raise ValueError(f"{out} already holds something else; give another folder, or remove it first")
