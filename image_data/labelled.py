@@ -1,4 +1,4 @@
-"""Labelled pictures before any is decoded: their attributes, their splits, and one line on them."""
+"""Labelled pictures: their attributes, their splits, one line on them, and a split as a dataset."""
 
 from __future__ import annotations
 
