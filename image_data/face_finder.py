@@ -80,7 +80,8 @@ def find_faces(picture: Image.Image, detect: Detector = centerface) -> list[Face
         for turns in (0, 2, 1, 3):  # those of one shape after each other: see ``_network``
             turned, matrix = _quarter_turns(np.asarray(small), turns)
             candidates += _search(detect, turned, times @ matrix)
-    refined = [_refined(detect, np.asarray(picture), face) for face in _distinct(candidates)]
+    pixels = np.asarray(picture)
+    refined = [_refined(detect, pixels, face) for face in _distinct(candidates)]
     faces = _distinct([face for face in refined if face])
     return sorted(faces, key=lambda face: -face.scale)
 

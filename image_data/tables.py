@@ -77,16 +77,16 @@ def read_tables(
         for row in (csv_table if table.suffix == ".csv" else jsonl_table)(table, split):
             name = row.name.replace("\\", "/")  # as Windows writes it
             name = composed(os.path.normpath(folder / name))  # macOS writes another form
-            if name in names:
-                raise ValueError(f"{row.place}: {row.name} is named twice")
-            names.add(name)
             if name in remaining:
+                names.add(name)
                 pictures.append(remaining.pop(name))
                 rows.append(row)
+            elif name in names:
+                raise ValueError(f"{row.place}: {row.name} is named twice")
             else:
                 lacking.append(row)
     path = tables[0][0]
-    if not names:
+    if not pictures and not lacking:
         raise ValueError(f"{path} names no picture")
     if lacking and (remaining or not pictures):
         also = f", and {min(remaining)} has no row" if remaining else ""
