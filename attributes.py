@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -43,11 +43,8 @@ MOST_PAIRS = 2**22  # pairs of a request and a row that are compared at once; li
 
 
 def parse_request(items: Sequence[str]) -> dict[str, float]:
-    """('Smiling=1', 'Male=0') -> {'Smiling': 1.0, 'Male': 0.0}.
-
-    Raises:
-        ValueError: for an item that is not NAME=NUMBER, or a name given twice.
-    """
+    """('Smiling=1', 'Male=0') -> {'Smiling': 1.0, 'Male': 0.0}. ValueError for an item that is not
+    NAME=NUMBER, or a name given twice."""
     request: dict[str, float] = {}
     for item in items:
         name, _, text = item.partition("=")
@@ -80,9 +77,9 @@ def create_attribute_vector(attr_dict: dict[str, int], /, **attributes: float) -
     for name, value in attributes.items():
         name = composed(name)
         if name not in attr_dict:
-            hint = (
-                nearest_names(name, attr_dict) or f"one of all {len(attr_dict)}: {', '.join(attr_dict)}"
-            )
+            by_lower = {other.lower(): other for other in attr_dict}
+            close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+            hint = ", ".join(by_lower[lower] for lower in close or by_lower)
             raise ValueError(f"unknown attribute {name!r}; did you mean {hint}?")
         try:
             number = float(value)
@@ -105,13 +102,6 @@ def columns_of(names: Sequence[str], chosen: Sequence[str]) -> list[int]:
     """Where the chosen names stand among ``names``, in rising order. ValueError for an unknown name."""
     (row,) = request_rows(names, [dict.fromkeys(chosen, 1)])
     return row.nonzero()[:, 0].tolist()
-
-
-def nearest_names(name: str, names: Iterable[str]) -> str:
-    """The names most like `name`, whatever their case, as "A, B"; empty if none is."""
-    by_lower = {other.lower(): other for other in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return ", ".join(by_lower[lower] for lower in close)
 
 
 def with_implied(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
@@ -144,11 +134,7 @@ def with_implied(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
 
 def deny_other_classes(rows: Tensor) -> Tensor:
     """Complete rows (B, A) of classes that exclude each other. If a row names a class (> 0), every class
-    that it leaves unspecified becomes -1, as in the training rows of such a dataset.
-
-    Raises:
-        ValueError: for two classes in a row.
-    """
+    that it leaves unspecified becomes -1, as in the training rows. ValueError for two classes in one."""
     if ((rows == 1).sum(1) > 1).any():
         raise ValueError("these attributes are classes that exclude each other: name one of them")
     names_one = (rows > 0).any(1, keepdim=True)
@@ -156,22 +142,6 @@ def deny_other_classes(rows: Tensor) -> Tensor:
 
 
 # -------------------------------------------------------------------- completing requests
-
-
-def pack_rows(attributes: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct sign patterns of attribute rows (N, A), and how often each occurs.
-
-    Returns:
-        bits: uint8 (R, 2 ceil(A / 8)), a row's "is present" bits and then its "is absent" bits.
-        counts: int32 (R,).
-    """
-    signs = torch.stack([attributes > 0, attributes < 0], 1)  # (N, 2, A)
-    padding = -signs.shape[2] % 8
-    signs = nn.functional.pad(signs.byte(), (0, padding)).unflatten(2, (-1, 8))  # (N, 2, A / 8, 8)
-    places = (1 << torch.arange(8, device=attributes.device)).byte()
-    bits = (signs * places).sum(3, dtype=torch.uint8).flatten(1)
-    bits, counts = torch.unique(bits, dim=0, return_counts=True)
-    return bits, counts.int()
 
 
 class AttributePrior(nn.Module):
@@ -185,7 +155,11 @@ class AttributePrior(nn.Module):
 
     Args:
         num_attributes: A.
-        num_rows: R, the number of rows of ``pack_rows``; 0 for a model that completes nothing.
+        num_rows: R, the number of distinct rows; 0 for a model that completes nothing.
+
+    Attributes:
+        bits: uint8 (R, 2 ceil(A / 8)), a row's "is present" bits and then its "is absent" bits.
+        counts: int32 (R,), how often each row occurs.
     """
 
     def __init__(self, num_attributes: int, num_rows: int):
@@ -198,8 +172,13 @@ class AttributePrior(nn.Module):
 
     @classmethod
     def of(cls, attributes: Tensor) -> AttributePrior:
-        """The prior of attribute rows (N, A)."""
-        bits, counts = pack_rows(attributes)
+        """The prior of attribute rows (N, A): their distinct signs, and how often each occurs."""
+        signs = torch.stack([attributes > 0, attributes < 0], 1)  # (N, 2, A)
+        padding = -signs.shape[2] % 8
+        signs = nn.functional.pad(signs.byte(), (0, padding)).unflatten(2, (-1, 8))  # (N, 2, A / 8, 8)
+        places = (1 << torch.arange(8, device=attributes.device)).byte()
+        bits = (signs * places).sum(3, dtype=torch.uint8).flatten(1)
+        bits, counts = torch.unique(bits, dim=0, return_counts=True)
         prior = cls(attributes.shape[1], len(counts))
         prior.bits.copy_(bits)
         prior.counts.copy_(counts)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attributes import CELEBA_ATTRIBUTES, attr_dict, create_attribute_vector  # noqa: F401, known from here
-from image_data.cached import CachedDataset
+from image_data.cached import ImageDataset
 from image_data.celeba import ATTRIBUTE_FILES, CELEBA_HOME, IMAGE_FOLDER, PARTITION_FILES, read_celeba
 from image_data.picture import check_geometry, decode_image
 
@@ -33,34 +34,22 @@ def load_and_preprocess_image(path: str | os.PathLike, image_size: int = 64, cro
     return torch.from_numpy(decode_image(path, image_size, crop))[None]  # (1, H, W, 3)
 
 
-class CelebADataset(CachedDataset):
+class CelebADataset(ImageDataset):
     """One split of a CelebA-layout folder as uint8 pictures and +-1 attributes, decoded only once.
 
     Args:
         root: the folder that holds img_align_celeba/ and the label files, or its parent, as torchvision
             leaves it.
-        split: train, val or test.
-        data_fraction: in (0, 1], a fixed random part, inside every larger one. Only its pictures are
-            decoded and cached, so that a trial on 1 % costs 1 %.
-        image_size, crop, cache_dir, num_workers: see `CachedDataset`.
+        split, ...: as of `LabelledImages.open`.
 
     Raises:
         FileNotFoundError, ValueError: one line, for a layout or argument that is wrong.
     """
 
     def __init__(
-        self,
-        root: str | os.PathLike,
-        split: str = "train",
-        image_size: int = 64,
-        crop: int = 178,
-        data_fraction: float = 1.0,
-        cache_dir: str | os.PathLike = "data/cache",
-        num_workers: int | None = None,
+        self, root: str | os.PathLike, split: str = "train", *args: Any, **options: Any
     ) -> None:
-        check_geometry(image_size, crop)
-        source = read_celeba(root).part(split)
-        super().__init__(source, image_size, crop, data_fraction, cache_dir, num_workers)
+        self.__dict__.update(vars(read_celeba(root).open(split, *args, **options)))
 
 
 def download_celeba(root: str | os.PathLike) -> Path:

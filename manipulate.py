@@ -131,9 +131,6 @@ def open_photograph(model: ConditionalDiffusion, settings: PhotographSettings) -
     import studio
 
     photograph, search = studio.open_photograph(model, settings)
-    path, reduced = settings.source_image, photograph.file.reduced
-    if reduced > 1:
-        print(f"{path} is large: it is read at 1/{reduced} of its width and height")
     if photograph.swapped:
         print("left and right of --landmarks are the person's own: they are swapped")
     if search is not None:
@@ -142,7 +139,7 @@ def open_photograph(model: ConditionalDiffusion, settings: PhotographSettings) -
             hint = "; --landmarks would align it"
         elif search.faces is not None and search.faces > 1:
             hint = f" (--face 1 to {search.faces}, by size)"
-        print(f"{path}: {search.line}{hint}")
+        print(f"{settings.source_image}: {search.line}{hint}")
     return photograph
 
 

@@ -112,9 +112,9 @@ def clear_face() -> Path:
     from attributes import attr_dict
     from celeba_dataset import read_celeba
 
-    source = read_celeba(FACES).part("test")
-    clear = source.attributes[:, attr_dict["Blurry"]] < 0
-    return Path(source.pictures[int(clear.argmax())].path).relative_to(ROOT)
+    faces = read_celeba(FACES)
+    clear = next(row for row in faces.rows("test") if faces.attributes[row, attr_dict["Blurry"]] < 0)
+    return Path(faces.pictures[clear].path).relative_to(ROOT)
 
 
 def manipulate_drawn(checkpoint: Path | str, folder: Path) -> str:

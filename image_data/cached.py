@@ -9,53 +9,36 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from image_data.picture import check_geometry, decode_image, to_square
+from image_data.files import Picture
+from image_data.picture import decode_image
 
 DECODING = "bilinear-2"  # part of every cache's key: change it when `decode_image` changes its pixels
-
-
-def chosen_rows(number: int, data_fraction: float) -> np.ndarray:
-    """A fixed random part of ``number`` rows, in their order. A larger part holds every smaller one.
-
-    Raises:
-        ValueError: unless 0 < data_fraction <= 1.
-    """
-    if not 0.0 < data_fraction <= 1.0:
-        raise ValueError(f"data_fraction is {data_fraction}; it must be above 0 and at most 1")
-    order = np.random.default_rng(0).permutation(number)
-    return np.sort(order[: max(1, round(data_fraction * number))])
-
-
-# -------------------------------------------------------------------- datasets
 
 
 class ImageDataset:
     """Pictures with attribute rows, for ``DataLoader(dataset, collate_fn=dataset.collate)``.
 
-    A batch is gathered in one indexing operation.
-
     Attributes:
-        images: uint8 (N, H, W, 3).
+        images: uint8 (N, H, W, 3), an array or what is indexed like one.
         attributes: float32 (N, A) in [-1, 1], 0 unspecified.
         attribute_names: A names.
         filenames: N names.
         flips: whether a mirror image is as good as the image.
-        one_hot: whether every row has exactly one attribute, so that the attributes are classes.
+        one_hot: whether the attributes are classes (``are_classes``).
     """
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: Any,
         attributes: np.ndarray,
         attribute_names: Sequence[str],
         filenames: Sequence[str],
@@ -67,18 +50,18 @@ class ImageDataset:
         self.one_hot = are_classes(self.attributes.numpy())
 
     def __len__(self) -> int:
-        return len(self.filenames)
+        return len(self.attributes)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """{"image": uint8 (H, W, 3), "attributes": float32 (A,)}."""
         return {key: values[0] for key, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        """The pictures and attributes of many indices, in their order. DataLoader calls this."""
-        indices = np.asarray(indices, dtype=np.int64)
+        """The pictures and attributes of many indices, in their order, gathered at once."""
+        rows = np.asarray(indices, dtype=np.int64)
         return {
-            "image": torch.from_numpy(self.images[indices]),  # (B, H, W, 3)
-            "attributes": self.attributes[torch.from_numpy(indices)],  # (B, A)
+            "image": torch.from_numpy(self.images[rows]),  # (B, H, W, 3)
+            "attributes": self.attributes[torch.from_numpy(rows)],  # (B, A)
         }
 
     @staticmethod
@@ -103,128 +86,59 @@ def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Ten
     return torch.where(flip[:, None, None, None], images.flip(2), images)
 
 
-@dataclass(frozen=True)
-class Source:
-    """The pictures of a split and their attributes.
-
-    root: the folder.
-    pictures: N objects with the members of `image_data.files.Picture`, or an array.
-    attributes: (N, A), under A names.
-    flips: whether a mirror image is as good as the image.
-    """
-
-    root: Path
-    split: str
-    pictures: Sequence | np.ndarray
-    attributes: np.ndarray
-    attribute_names: tuple[str, ...]
-    flips: bool = True
-
-
-def array_dataset(source: Source, image_size: int, crop: int, data_fraction: float) -> ImageDataset:
-    """The pictures of a source, an array (N, H, W) or (N, H, W, 3), as a dataset in memory."""
-    check_geometry(image_size, crop)
-    rows = chosen_rows(len(source.pictures), data_fraction)
-    images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
-    for image, row in zip(images, rows, strict=True):
-        image[...] = to_square(Image.fromarray(source.pictures[row]).convert("RGB"), image_size, crop)
-    names = [f"{source.split}/{row}" for row in rows]
-    return ImageDataset(images, source.attributes[rows], source.attribute_names, names, source.flips)
-
-
-class CachedDataset(ImageDataset):
-    """Picture files, decoded once into a memory-mapped file under ``cache_dir``.
-
-    The first process that needs the file makes it. When the source changes, it is made again.
-
-    Args:
-        source: the pictures and their attributes.
-        image_size: pixels of the square result.
-        crop: see `crop_box`.
-        data_fraction: in (0, 1], a fixed random part of the source.
-        cache_dir: the folder of the cache.
-        num_workers: decoding threads; None is one for each CPU core.
-
-    Attributes:
-        skipped: names of unreadable pictures, which are left out.
-
-    Raises:
-        ValueError: one line, for a wrong argument or too many unreadable pictures.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        image_size: int,
-        crop: int,
-        data_fraction: float,
-        cache_dir: str | os.PathLike,
-        num_workers: int | None = None,
-    ) -> None:
-        check_geometry(image_size, crop)
-        chosen = chosen_rows(len(source.pictures), data_fraction)
-        pictures = [source.pictures[row] for row in chosen]
-        root_hash = hashlib.sha256(os.fsencode(source.root)).hexdigest()[:12]
-        slot = f"{source.split}_{100 * data_fraction:g}pct_{image_size}px_crop{crop}_{root_hash}"
-        key = fingerprint(pictures, image_size, crop)
-        self._cache = Path(cache_dir).expanduser().resolve() / f"{slot}-{key}.u8"
-        self.skipped = ensure_cache(self._cache, slot, pictures, image_size, crop, num_workers)
-        broken = set(self.skipped)
-        kept = [i for i, picture in enumerate(pictures) if picture.name not in broken]
-        self._shape = (len(kept), image_size, image_size, 3)
-        images = np.memmap(self._cache, np.uint8, "r", shape=self._shape)
-        names = [pictures[i].name for i in kept]
-        attributes = source.attributes[chosen[kept]]
-        super().__init__(images, attributes, source.attribute_names, names, source.flips)
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "images"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)  # a worker maps the file itself, and is not sent the pixels
-        self.images = np.memmap(self._cache, np.uint8, "r", shape=self._shape)
-
-
 # -------------------------------------------------------------------- the cache
 
 
-def ensure_cache(
-    cache: Path, slot: str, pictures: Sequence, image_size: int, crop: int, workers: int | None
-) -> list[str]:
-    """Make the file ``cache``, with a record in a .json beside it, unless both are whole. Returns the
-    names of unreadable pictures, which are left out.
+def open_cache(
+    pictures: Sequence[Picture],
+    slot: str,
+    image_size: int,
+    crop: int,
+    cache_dir: str | os.PathLike,
+    num_workers: int | None,
+) -> tuple[np.ndarray, set[str]]:
+    """Pictures as a memory-mapped file uint8 (N, image_size, image_size, 3) under ``cache_dir``, made
+    unless it is there and whole; and the names of unreadable pictures, which are left out.
 
-    ``slot`` names split, size, crop and folder. Files of the slot with another key are out of date and
-    are removed. One process builds while the others wait. The system frees the lock of a process that is
-    killed, and the next process starts anew.
+    Files of the slot with another ``fingerprint`` are out of date and are removed. One process builds
+    while the others wait. The system frees the lock of a process that is killed, and the next process
+    starts anew.
+
+    Args:
+        slot: names the folder, split, share, size and crop.
+        num_workers: decoding threads; None is one for each CPU core.
 
     Raises:
         ValueError: one line, where the cache cannot be written or too many pictures are unreadable.
     """
+    folder = Path(cache_dir).expanduser().resolve()
+    cache = folder / f"{slot}-{fingerprint(pictures, image_size, crop)}.u8"
     record_file = cache.with_suffix(".json")
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache.parent / f"{slot}.lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{slot}.lock"):
+            record: dict[str, Any] = {}
             with contextlib.suppress(OSError, ValueError, KeyError):  # missing or cut short: build it
-                record = json.loads(record_file.read_text(encoding="utf-8"))
-                if cache.stat().st_size == record["count"] * image_size * image_size * 3:
-                    return record["skipped"]
-            for stale in cache.parent.glob(f"{slot}-*"):
-                with contextlib.suppress(PermissionError):  # Windows keeps a file that is in use
-                    stale.unlink()
-            skipped = _build_cache(cache, pictures, image_size, crop, workers)
-            record = {"count": len(pictures) - len(skipped), "skipped": skipped}
-            record_file.write_text(json.dumps(record, indent=1), encoding="utf-8")
-            return skipped
+                stored = json.loads(record_file.read_text(encoding="utf-8"))
+                if cache.stat().st_size == stored["count"] * image_size * image_size * 3:
+                    record = stored
+            if not record:
+                for stale in folder.glob(f"{slot}-*"):
+                    with contextlib.suppress(PermissionError):  # Windows keeps a file that is in use
+                        stale.unlink()
+                skipped = _build_cache(cache, pictures, image_size, crop, num_workers)
+                record = {"count": len(pictures) - len(skipped), "skipped": skipped}
+                record_file.write_text(json.dumps(record, indent=1), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write the picture cache: {error}; choose another cache_dir") from None
+    shape = (record["count"], image_size, image_size, 3)
+    return np.memmap(cache, np.uint8, "r", shape=shape), set(record["skipped"])
 
 
 def _build_cache(
-    cache: Path, pictures: Sequence, image_size: int, crop: int, workers: int | None
+    cache: Path, pictures: Sequence[Picture], image_size: int, crop: int, workers: int | None
 ) -> list[str]:
-    """Decode the pictures into ``cache``, uint8 (N, H, W, 3) end to end. Returns the unreadable ones'
-    names.
+    """Decode the pictures into ``cache``, end to end. Returns the unreadable ones' names.
 
     Threads suffice: Pillow decodes and resizes outside the interpreter's lock. They need no main guard
     and end with their process. One window of pictures at a time bounds the memory.
@@ -234,10 +148,9 @@ def _build_cache(
     limit = max(10, len(pictures) // 100)
     temporary = cache.with_suffix(".tmp")
 
-    def decode(picture) -> np.ndarray | Exception:
+    def decode(picture: Picture) -> np.ndarray | Exception:
         try:
-            with picture.file() as path:
-                return decode_image(path, image_size, crop)
+            return decode_image(picture.file(), image_size, crop)
         except (ValueError, FileNotFoundError) as error:
             return error
 
@@ -271,7 +184,7 @@ def _build_cache(
     return list(broken)
 
 
-def fingerprint(pictures: Sequence, image_size: int, crop: int) -> str:
+def fingerprint(pictures: Sequence[Picture], image_size: int, crop: int) -> str:
     """A hash that changes with the choice of pictures and with their sizes and dates.
 
     Attribute values are no part of it. They are read from their file each time and never cached.

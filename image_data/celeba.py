@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attributes import CELEBA_ATTRIBUTES, nearest_names
+from attributes import CELEBA_ATTRIBUTES
 from config import SPLITS
 from image_data.files import (
     DRAWN_FACES,
@@ -28,9 +28,6 @@ IMAGE_FOLDER = "img_align_celeba"
 # The lists as CelebA has them, and as Kaggle does.
 ATTRIBUTE_FILES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
-# Files of CelebA that nothing here reads: not to be taken for a misspelt one of the above.
-OTHER_FILES = ("identity_CelebA.txt", "list_landmarks_align_celeba.txt", "list_bbox_celeba.txt")
-OTHER_FILES += ("list_landmarks_align_celeba.csv", "list_bbox_celeba.csv")
 HQ_ANNOTATION, HQ_IMAGES = "CelebAMask-HQ-attribute-anno.txt", "CelebA-HQ-img"
 HQ_MASKS, HQ_MAPPING = "CelebAMask-HQ-mask-anno", "CelebA-HQ-to-CelebA-mapping.txt"
 # First validation and test picture, counted from 0, in list_eval_partition.txt.
@@ -48,30 +45,23 @@ def read_celeba(root: str | os.PathLike) -> LabelledImages:
     if (root / "celeba" / IMAGE_FOLDER).is_dir() and not (root / IMAGE_FOLDER).is_dir():
         root = root / "celeba"
     folder = require(root, IMAGE_FOLDER)
-    listed, passed_over = list_pictures(folder, deep=False)
-    if not listed and (folder / IMAGE_FOLDER).is_dir():
+    if (folder / IMAGE_FOLDER).is_dir():
         folder = folder / IMAGE_FOLDER
-        listed, passed_over = list_pictures(folder, deep=False)
-    if not listed:
-        raise no_picture(folder, passed_over)
-
-    path = require(root, *ATTRIBUTE_FILES)
-    pictures, attributes, spare_rows = read_attributes(path, folder, listed)
-    passed_over["rows without a picture"] += spare_rows
+    pictures, attributes, passed_over = read_attributes(require(root, *ATTRIBUTE_FILES), folder)
 
     path = require(root, *PARTITION_FILES)
-    names, numbers = read_table(path)
-    matched, rows = match_rows(path, names, folder, listed)
-    split_of = {picture.name: numbers[row, 0] for picture, row in zip(matched, rows, strict=True)}
-    splits = np.array([split_of[picture.name] for picture in pictures])
-    for picture, split in zip(pictures, splits, strict=True):
-        if not 0 <= split < len(SPLITS):
-            value = f"{picture.name} has {split}"
-            raise ValueError(f"{path}: {value}; use 0 (train), 1 (val) or 2 (test)")
+    names, numbers = read_list(path, ("partition",))
+    matched, rows = match_rows(path, names, folder, pictures)
+    split_of = dict(zip(matched, numbers[rows, 0], strict=True))
+    splits = np.array([split_of[picture] for picture in pictures])
+    wrong = np.flatnonzero((splits < 0) | (splits >= len(SPLITS)))
+    if len(wrong):
+        value = f"{pictures[wrong[0]].name} has {splits[wrong[0]]}"
+        raise ValueError(f"{path}: {value}; use 0 (train), 1 (val) or 2 (test)")
     drawn = (root / DRAWN_FACES).is_file()
     form = "drawn faces, in CelebA's layout" if drawn else "CelebA"
     labels = attributes, CELEBA_ATTRIBUTES, splits
-    return LabelledImages(root, form, pictures, *labels, +passed_over, shuffled=False)
+    return LabelledImages(root, form, pictures, *labels, passed_over, shuffled=False)
 
 
 def read_celeba_hq(root: Path) -> LabelledImages:
@@ -79,24 +69,21 @@ def read_celeba_hq(root: Path) -> LabelledImages:
 
     With the mapping file, each picture is in the split of the CelebA picture that it was made of.
     """
-    path = require(root, HQ_ANNOTATION, reason="without it, nothing tells its photographs' attributes")
-    folder = require(root, HQ_IMAGES)
-    listed, passed_over = list_pictures(folder, deep=False)
-    pictures, attributes, spare_rows = read_attributes(path, folder, listed)
-    passed_over["rows without a picture"] += spare_rows
+    path = require(root, HQ_ANNOTATION, hint="without it, nothing tells its photographs' attributes")
+    pictures, attributes, passed_over = read_attributes(path, require(root, HQ_IMAGES))
     splits = np.full(len(pictures), NO_SPLIT)
     if (root / HQ_MAPPING).is_file():
         splits = _splits_of_origins(root / HQ_MAPPING, pictures)
-    labels = attributes, CELEBA_ATTRIBUTES, splits
-    return LabelledImages(root, "CelebA-HQ", pictures, *labels, +passed_over)
+    return LabelledImages(
+        root, "CelebA-HQ", pictures, attributes, CELEBA_ATTRIBUTES, splits, passed_over
+    )
 
 
 def _splits_of_origins(path: Path, pictures: Sequence[Picture]) -> np.ndarray:
     """The number of the split in CelebA of each picture, from CelebAMask-HQ's mapping file: rows of the
     number here, the number in CelebA and the name in CelebA."""
-    lines = [line.split() for line in read_text(path).splitlines()[1:]]
-    numbered = [line for line in lines if len(line) >= 2 and line[1].isdecimal()]
-    origins = {line[0]: int(line[1]) for line in numbered}
+    lines = [words for _, words in _txt_rows(path)]
+    origins = {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdecimal()}
     stems = [_stem(picture.name) for picture in pictures]
     lacking = [stem for stem in stems if stem not in origins]
     if lacking:
@@ -104,27 +91,24 @@ def _splits_of_origins(path: Path, pictures: Sequence[Picture]) -> np.ndarray:
     return np.digitize(np.array([origins[stem] for stem in stems]), FIRST_OF_SPLITS)
 
 
-def require(root: Path, *names: str, reason: str = "") -> Path:
-    """The first of root / name that exists. FileNotFoundError, with the nearest name that does or the
-    reason why it is needed, if none does."""
+def require(root: Path, *names: str, hint: str = f"CelebA's files are at {CELEBA_HOME}") -> Path:
+    """The first of root / name that exists. FileNotFoundError, with the hint, if none does."""
     for name in names:
         if (root / name).exists():
             return root / name
-    own = {IMAGE_FOLDER, *ATTRIBUTE_FILES, *PARTITION_FILES, *OTHER_FILES}
-    near = nearest_names(names[0], {path.name for path in root.iterdir()} - own)
-    hint = reason or (f"rename or unpack {near}?" if near else f"CelebA's files are at {CELEBA_HOME}")
     raise FileNotFoundError(f"{root} has no {' or '.join(names)}; {hint}")
 
 
 # -------------------------------------------------------------------- lists
 
 
-def read_attributes(
-    path: Path, folder: Path, listed: list[Picture]
-) -> tuple[list[Picture], np.ndarray, int]:
-    """The pictures of a list of attributes, in its order; their attributes (N, 40), +1 or -1; and how
-    many rows have no picture. The list says 1 and -1, or 1 and 0."""
-    names, attributes = read_table(path, header=CELEBA_ATTRIBUTES)
+def read_attributes(path: Path, folder: Path) -> tuple[list[Picture], np.ndarray, Counter]:
+    """The pictures in a folder, in the order of a list of attributes, which says 1 and -1, or 1 and 0;
+    their attributes (N, 40), +1 or -1; and what is passed over."""
+    listed, passed_over = list_pictures(folder, deep=False)
+    if not listed:
+        raise no_picture(folder, passed_over)
+    names, attributes = read_list(path, CELEBA_ATTRIBUTES)
     absent = -1 if (attributes == -1).any() else 0
     wrong = np.argwhere((attributes != 1) & (attributes != absent))
     if len(wrong):
@@ -134,57 +118,40 @@ def read_attributes(
             f"{path}: {value} for {names[row]}; attributes are 1 or -1, or 1 or 0 in the whole file"
         )
     pictures, rows = match_rows(path, names, folder, listed)
-    signs = np.where(attributes[rows] == 1, 1, -1).astype(np.int32)
-    return pictures, signs, len(names) - len(rows)
+    if len(rows) < len(names):
+        passed_over["rows without a picture"] = len(names) - len(rows)
+    return pictures, np.where(attributes[rows] == 1, 1, -1).astype(np.int32), passed_over
 
 
-def read_table(path: Path, header: tuple[str, ...] = ()) -> tuple[list[str], np.ndarray]:
-    """The file names of a list, and a row of whole numbers for each. Empty rows are left out.
+def read_list(path: Path, columns: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The file names of a list, and a row of whole numbers for each: N names, int32 (N, columns).
 
-    Args:
-        path: rows of a file name and its numbers. A .csv has a header.
-        header: the columns. In a .txt, line 1 is the number of rows and line 2 names the columns.
-            Empty: one column, and a .txt has no such lines.
-
-    Returns:
-        N names, int32 (N, columns).
+    A .csv has a header. In a .txt of several columns, line 1 is the number of rows and line 2 names the
+    columns. Empty rows are left out.
     """
     is_csv = path.suffix == ".csv"
     rows = csv_rows(path) if is_csv else _txt_rows(path)
-    width = len(header) or 1
-    count: list[str] = []
-    if header and not is_csv:
-        _, count = next(rows, (1, []))
-    if header or is_csv:
-        line, columns = next(rows, (2, []))
-        _check_columns(f"{path} line {line}", columns[1:] if is_csv else columns, header)
-    names, numbers = [], array("i")
+    line, header = 1, list(columns)
+    if is_csv:
+        line, (_, *header) = next(rows, (1, [""]))
+    elif len(columns) > 1:
+        next(rows, None)
+        line, header = next(rows, (2, []))
+    if len(header) != len(columns):
+        raise ValueError(f"{path} line {line} names {len(header)} columns; CelebA has {len(columns)}")
+    for number, (name, expected) in enumerate(zip(header, columns, strict=True), 1):
+        if name != expected:
+            raise ValueError(f"{path} line {line}: column {number} is {name}; CelebA has {expected}")
+    names, numbers = [], array("i")  # 8 million numbers: as lists of text they would take 1 GB
     for line, (name, *values) in rows:
-        if len(values) != width:
-            raise ValueError(f"{path} line {line} has {len(values)} values; expected {width}")
-        if "/" in name or "\\" in name:
-            raise ValueError(f"{path} line {line}: {name} is a path; give a bare file name")
+        if len(values) != len(columns):
+            raise ValueError(f"{path} line {line} has {len(values)} values; expected {len(columns)}")
         try:
             numbers.extend(map(int, values))
         except (ValueError, OverflowError):
             raise ValueError(f"{path} line {line}: {' '.join(values)[:60]!r} is not numeric") from None
         names.append(name)
-    if count and count != [str(len(names))]:
-        raise ValueError(
-            f"{path} line 1 says {' '.join(count)[:40]!r} but {len(names)} rows follow; "
-            f"correct the count or fetch the file again"
-        )
-    return names, np.array(numbers, dtype=np.int32).reshape(-1, width)
-
-
-def _check_columns(line: str, columns: list[str], header: tuple[str, ...]) -> None:
-    """Raise ValueError where a line does not name these columns. Without any, it names one."""
-    width = len(header) or 1
-    if len(columns) != width:
-        raise ValueError(f"{line} names {len(columns)} columns; CelebA has {width}")
-    for number, (name, expected) in enumerate(zip(columns, header, strict=False), 1):
-        if name != expected:
-            raise ValueError(f"{line}: column {number} is {name}; CelebA has {expected}")
+    return names, np.array(numbers, dtype=np.int32).reshape(-1, len(columns))
 
 
 def _txt_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -202,28 +169,24 @@ def match_rows(
     Names may differ in their suffix: CelebA's lists say .jpg of its .png files, too.
 
     Raises:
-        ValueError: where a picture has no row, no row has a picture, or one is named twice.
+        ValueError: where a picture has no row, or one is named or there twice.
     """
-    by_name = {picture.name: picture for picture in pictures}
-    keys = names
-    if not any(name in by_name for name in names):
-        by_name = {_stem(picture.name): picture for picture in pictures}
-        keys = [_stem(name) for name in names]
-    spare = sorted(by_name.keys() - set(keys))
+    by_stem = {_stem(picture.name): picture for picture in pictures}
+    stems = [_stem(name) for name in names]
+    spare = [by_stem[stem].name for stem in sorted(by_stem.keys() - {*stems})]
     if spare:
-        lacking = sorted(set(keys) - by_name.keys())
+        lacking = [name for name, stem in zip(names, stems, strict=True) if stem not in by_stem]
         raise ValueError(
             f"{path} has {len(names)} rows and {folder.name}/ {len(pictures)} pictures: "
             f"{len(lacking)} rows without a picture{_first(lacking)}, {len(spare)} pictures without "
             f"a row{_first(spare)}; remove or restore them"
         )
-    if len({*keys}) < len(keys):
-        twice = names[keys.index(Counter(keys).most_common(1)[0][0])]
-        raise ValueError(f"{path} lists {twice} twice; every picture has one row")
-    if len(by_name) < len(pictures):
-        raise ValueError(f"{folder} has two pictures of one name, with other suffixes; keep one of them")
-    rows = [row for row, key in enumerate(keys) if key in by_name]
-    return [by_name[keys[row]] for row in rows], rows
+    for place, keys in ((path, stems), (folder, [_stem(picture.name) for picture in pictures])):
+        twice = [key for key, number in Counter(keys).items() if number > 1]
+        if twice:
+            raise ValueError(f"{place} has {twice[0]} twice; every picture has one row")
+    rows = [row for row, stem in enumerate(stems) if stem in by_stem]
+    return [by_stem[stems[row]] for row in rows], rows
 
 
 def _stem(name: str) -> str:

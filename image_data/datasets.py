@@ -1,21 +1,17 @@
 """Any dataset of labelled images: what a folder holds, and how it is read.
 
 ``DATASETS`` is the only list of the kinds. An entry more is all that a new one takes.
-
-Class labels become one-hot attributes, +1 for the class and -1 for the others. Pictures are made RGB,
-cropped to a square (see `crop_box`) and resized.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from config import SPLITS
 from image_data.celeba import (
     ATTRIBUTE_FILES,
     HQ_ANNOTATION,
@@ -27,7 +23,7 @@ from image_data.celeba import (
 )
 from image_data.files import checked_root, is_hidden, whole
 from image_data.folders import read_folder
-from image_data.labelled import LabelledImages, one_hot
+from image_data.labelled import TEST, TRAIN, LabelledImages, one_hot
 from image_data.parquet import read_parquet
 from image_data.tables import ANNOTATIONS, METADATA
 
@@ -39,8 +35,8 @@ class Kind:
     """How one kind of dataset is recognised and read.
 
     signs: files or folders, where * stands for anything. A folder that has any of them holds this kind.
-    read: the folder -> all its labelled pictures. Raises FileNotFoundError or ValueError, one line, for
-        files that are missing or wrong.
+    read: the folder -> all its labelled pictures. FileNotFoundError or ValueError, one line, for files
+        that are missing or wrong.
     """
 
     signs: tuple[str, ...]
@@ -51,8 +47,6 @@ class Kind:
         Kaggle packs img_align_celeba/ like that."""
         return any(next(root.glob(sign), None) for sign in self.signs if sign != root.name)
 
-
-# -------------------------------------------------------------------- arrays that torchvision reads
 
 # torchvision is imported where it is needed: that takes as long as importing torch.
 
@@ -66,7 +60,8 @@ def read_mnist(root: Path) -> LabelledImages:
     with whole(root, "MNIST"):
         pictures = [mnist.read_image_file(str(raw / f"{p}-images-idx3-ubyte")).numpy() for p in parts]
         classes = [mnist.read_label_file(str(raw / f"{p}-labels-idx1-ubyte")).numpy() for p in parts]
-    return replace(_from_arrays(root, "MNIST", pictures, classes, tuple("0123456789")), flips=False)
+        data = _from_arrays(root, "MNIST", pictures, classes, tuple("0123456789"))
+    return replace(data, flips=False)
 
 
 def read_cifar10(root: Path) -> LabelledImages:
@@ -77,23 +72,21 @@ def read_cifar10(root: Path) -> LabelledImages:
 
     with whole(root, "CIFAR-10"):
         parts = [CIFAR10(str(root), train=train) for train in (True, False)]
-        classes = [np.array(part.targets) for part in parts]
-    return _from_arrays(root, "CIFAR-10", [part.data for part in parts], classes, parts[0].classes)
+        pictures, classes = [part.data for part in parts], [np.array(part.targets) for part in parts]
+        return _from_arrays(root, "CIFAR-10", pictures, classes, tuple(parts[0].classes))
 
 
 def _from_arrays(
-    root: Path, form: str, pictures: list[np.ndarray], classes: list[np.ndarray], names: Sequence[str]
+    root: Path, form: str, pictures: list[np.ndarray], classes: list[np.ndarray], names: tuple[str, ...]
 ) -> LabelledImages:
     """The pictures and class numbers of the training file and, if there is one, of the test file."""
-    for images, labels in zip(pictures, classes, strict=True):
-        wrong = labels.min(initial=0) < 0 or labels.max(initial=0) >= len(names)
-        if wrong or len(images) != len(labels) or images.shape[1:] != pictures[0].shape[1:]:
-            raise ValueError(f"{root}: {len(images)} pictures and {len(labels)} labels do not match")
-    splits = [SPLITS.index("train"), SPLITS.index("test")][: len(classes)]
-    given = np.repeat(splits, [len(labels) for labels in classes])
+    numbers = [len(labels) for labels in classes]
+    if [len(images) for images in pictures] != numbers:
+        raise ValueError(f"{numbers} labels are not those of its pictures")
+    given = np.repeat([TRAIN, TEST][: len(classes)], numbers)
     attributes = one_hot(np.concatenate(classes), len(names))
-    labels = attributes, tuple(names), given
-    return LabelledImages(root, form, np.concatenate(pictures), *labels, shuffled=False)
+    images = np.concatenate(pictures)
+    return LabelledImages(root, form, images, attributes, names, given, shuffled=False)
 
 
 # -------------------------------------------------------------------- kinds of datasets
@@ -112,11 +105,8 @@ DATASETS: dict[str, Kind] = {
 
 def recognise(root: Path) -> tuple[Path, str]:
     """Which kind of dataset a folder holds, and in which folder its signs lie: in this one; in the one
-    above, if this is only its part with the pictures; or in one that this wraps.
-
-    Raises:
-        ValueError: for a folder that holds several.
-    """
+    above, if this is only its part with the pictures; or in one that this wraps. ValueError for a
+    folder that holds several."""
     for folder in candidates(root):
         kinds = [name for name, kind in DATASETS.items() if kind.is_in(folder)]
         if folder in root.parents:
@@ -133,8 +123,8 @@ def recognise(root: Path) -> tuple[Path, str]:
 def candidates(root: Path) -> Iterator[Path]:
     """The folders that a dataset's signs may lie in, where this one is given, the likeliest first."""
     signs = {sign for kind in DATASETS.values() for sign in kind.signs}
-    above, inner = root, [root]
     yield root
+    above, inner = root, [root]
     while above.name in signs:  # img_align_celeba/ itself, or even the one in it
         above = above.parent
         yield above
@@ -146,14 +136,8 @@ def candidates(root: Path) -> Iterator[Path]:
 
 
 def find_dataset(root: str | os.PathLike, kind: str | None = None) -> LabelledImages:
-    """What a folder holds.
-
-    Args:
-        kind: a name in DATASETS; None: what `recognise` says.
-
-    Raises:
-        FileNotFoundError, ValueError: one line, for a folder that cannot be read.
-    """
+    """What a folder holds, of a kind in DATASETS; None: of the kind that `recognise` says.
+    FileNotFoundError or ValueError, one line, for a folder that cannot be read."""
     root = checked_root(root)
     if kind is None:
         root, kind = recognise(root)

@@ -13,7 +13,15 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from image_data.photograph import CELEBA_LANDMARKS, MOST_MISS, Photograph, inverse, place, warped
+from image_data.photograph import (
+    CELEBA_LANDMARKS,
+    MOST_MISS,
+    Photograph,
+    inverse,
+    moved_by,
+    place,
+    warped,
+)
 
 # uint8 (H, W, 3) -> boxes with scores (N, 5), and x and y of five points of each (N, 10), in pixels from
 # the picture's corner: the centre of the first pixel is (0.5, 0.5).
@@ -62,16 +70,8 @@ def _network(shape: tuple[int, ...]) -> Callable:
 
 
 def find_faces(picture: Image.Image, detect: Detector = centerface) -> list[Face]:
-    """The faces of an RGB picture, the largest first.
-
-    It is searched at two sizes, upright and after each quarter turn.
-
-    Args:
-        detect: finds faces in pixels.
-
-    Raises:
-        ImportError: if ``detect`` is CenterFace and cannot be loaded.
-    """
+    """The faces of an RGB picture, the largest first. It is searched at two sizes, upright and after
+    each quarter turn. ImportError if ``detect`` is CenterFace and cannot be loaded."""
     candidates: list[Face] = []
     for side in {min(side, max(picture.size)) for side in SEARCH_SIZES}:
         small = picture.copy()
@@ -81,12 +81,9 @@ def find_faces(picture: Image.Image, detect: Detector = centerface) -> list[Face
             turned, matrix = _quarter_turns(np.asarray(small), turns)
             candidates += _search(detect, turned, times @ matrix)
     pixels = np.asarray(picture)
-    faces: list[Face] = []
-    for candidate in _distinct(candidates):
-        face = _refined(detect, pixels, candidate)
-        if face:
-            faces.append(face)
-    return sorted(_distinct(faces), key=lambda face: -face.scale)
+    refined = [_refined(detect, pixels, face) for face in _distinct(candidates)]
+    faces = _distinct([face for face in refined if face])
+    return sorted(faces, key=lambda face: -face.scale)
 
 
 def _quarter_turns(pixels: np.ndarray, turns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +99,7 @@ def _search(detect: Detector, pixels: np.ndarray, matrix: np.ndarray) -> list[Fa
     boxes, points = detect(pixels)
     faces: list[Face] = []
     for box, five in zip(boxes, np.asarray(points, float).reshape(-1, 5, 2), strict=True):
-        in_picture = five @ matrix[:, :2].T + matrix[:, 2]
+        in_picture = moved_by(matrix, five)
         to_celeba, _ = place(in_picture, CELEBA_LANDMARKS)
         scale = 1 / math.sqrt(np.linalg.det(to_celeba[:, :2]))
         faces.append(Face(in_picture, scale, float(box[4])))
@@ -125,7 +122,7 @@ def _distance(a: Face, b: Face) -> float:
 
 def _refined(detect: Detector, pixels: np.ndarray, face: Face) -> Face | None:
     """The face with points from a frame where it is upright and as large as in CelebA. None if no face
-    is in that frame."""
+    is there."""
     for _ in range(ROUNDS):
         to_frame, _ = place(face.points, IN_FRAME)
         from_frame = inverse(to_frame)
@@ -144,9 +141,6 @@ class FaceSearch:
     line: str
     faces: int | None
 
-    def __str__(self) -> str:
-        return self.line
-
 
 def align_to_face(
     photograph: Photograph, number: int = 1, find: Callable[[Image.Image], list[Face]] = find_faces
@@ -155,11 +149,8 @@ def align_to_face(
     Where nothing is found, or the library is missing, the photograph stays cropped at its centre.
 
     Args:
-        number: which face, 1 the largest.
+        number: which face, 1 the largest. ValueError for another one that is not found.
         find: the faces of a picture, the largest first.
-
-    Raises:
-        ValueError: if another face than the first is asked for, and it is not found.
     """
     try:
         faces = find(photograph.picture)
@@ -177,12 +168,11 @@ def align_to_face(
         )
     if not faces:
         return FaceSearch("no face found, cropped at the centre", 0)
-    points = faces[number - 1].points
-    lies_there = photograph.off_by(points) <= NEAR
-    if not lies_there:
-        photograph.align(points)
     if len(faces) > 1:
         counted += f", {'the largest' if number == 1 else f'face {number}'} is used"
-    if lies_there:
+    points = faces[number - 1].points
+    if photograph.off_by(points) > NEAR:
+        photograph.align(points)
+    else:
         counted += "; it lies as CelebA's do, so the centre is cropped"
     return FaceSearch(counted, len(faces))

@@ -9,7 +9,7 @@ import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,14 +22,11 @@ from image_data.picture import picture_formats
 # What systems leave in folders, besides names that start with a dot.
 SYSTEM_NAMES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found"}
 SYSTEM_NAMES |= {"$recycle.bin", "#recycle", "@eadir", "system volume information", "__pycache__"}
-NOT_READ = {".pfm"}  # numbers without a fixed range, not levels
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 ADVICE = {
     **dict.fromkeys((".heic", ".heif"), "pip install pillow-heif, or convert to JPEG"),
-    **dict.fromkeys(ARCHIVES, "unpack"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack"),
 }
 MOST_REASONS = 8  # in one line, by eye
-DELIMITERS = (",", ";", "\t")
 DRAWN_FACES = "synthetic_faces.json"  # python -m synthetic_faces leaves its recipe in this file
 
 
@@ -38,29 +35,17 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
-@cache
-def picture_suffixes() -> frozenset[str]:
-    """The suffixes, in small letters with their dot, of the formats that Pillow reads here."""
-    formats = picture_formats()
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
-    return frozenset(suffixes - NOT_READ)
-
-
 def checked_root(root: str | os.PathLike) -> Path:
     """A folder of pictures as an absolute path. FileNotFoundError if it is not a folder."""
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
-        unpack = "unpack it, and " if root.is_file() else ""
-        raise FileNotFoundError(
-            f"data root {root} is not a folder; {unpack}give the one that holds the pictures"
-        )
+        raise FileNotFoundError(f"data root {root} is no folder; give the one that holds the pictures")
     return root
 
 
 @contextmanager
 def whole(root: Path, kind: str) -> Iterator[None]:
-    """Files of this kind are read here. Whatever error damaged ones cause becomes one ValueError. A
-    ValueError that names the folder stays."""
+    """Whatever error damaged files of this kind cause here becomes one ValueError that names root."""
     try:
         yield
     except Exception as error:  # libraries raise many types, AssertionError among them
@@ -84,24 +69,17 @@ class Picture:
         """The size and date that show whether it has changed."""
         return os.stat(self.path)
 
-    def file(self) -> AbstractContextManager[str]:
-        """A context with the path of a file to decode."""
-        return nullcontext(self.path)
+    def file(self) -> str | io.BytesIO:
+        """What to decode: the path of a file, or its content."""
+        return self.path
 
 
 def list_pictures(root: Path, deep: bool = True) -> tuple[list[Picture], Counter]:
-    """The picture files in a folder, sorted, with names relative to it; and how many other files are
-    passed over for each reason.
+    """The picture files in a folder and, if ``deep``, below it, sorted, with names relative to it; and
+    how many other files are passed over for each reason. OSError for a folder that may not be read.
 
     A file counts by its suffix. One without a suffix counts if it starts as a picture does. What is
-    hidden or the system's own is passed over. Links to folders are followed, but no folder is read
-    twice.
-
-    Args:
-        deep: look into the folders below, too.
-
-    Raises:
-        OSError: for a folder that may not be read.
+    hidden or the system's own is passed over. Links are followed, but no folder is read twice.
     """
     pictures, passed_over = list[Picture](), Counter[str]()
     folders, visited = [str(root)], set()
@@ -130,31 +108,29 @@ def _reason_to_pass_over(entry: os.DirEntry) -> str:
     if is_hidden(entry.name):
         return "hidden or system files"
     try:
-        if entry.is_dir():
-            return ""
-        if not entry.is_file():
-            return "broken link or no file"
+        is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError:  # a link in a circle
         return "broken link or no file"
-    suffix = _suffix(entry.name)
-    if suffix in picture_suffixes() or (not suffix and _starts_as_picture(entry.path)):
+    if is_folder:
         return ""
-    return suffix or "without a suffix"
-
-
-def _suffix(name: str) -> str:
-    """The suffix of a file name in small letters. A number is none: 'IMG_2020.07.31' has no suffix."""
-    stem, dot, suffix = name.rpartition(".")
-    return dot + suffix.lower() if stem and suffix and not suffix.isdecimal() else ""
-
-
-def _starts_as_picture(path: str) -> bool:
-    """Whether a file's first bytes are those of a picture."""
+    if not is_file:
+        return "broken link or no file"
+    stem, _, suffix = entry.name.rpartition(".")
+    if stem and suffix and not suffix.isdecimal():  # as in IMG_2020.07.31
+        suffix = f".{suffix.lower()}"
+        return "" if suffix in picture_suffixes() else suffix
     try:
-        with Image.open(path, formats=picture_formats()):
-            return True
+        with Image.open(entry.path, formats=picture_formats()):
+            return ""
     except Exception:  # Pillow's readers raise many types
-        return False
+        return "without a suffix"
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes of the formats that Pillow reads here: .jpg, ..."""
+    formats = picture_formats()
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
 
 
 def no_picture(folder: Path, passed_over: Counter) -> FileNotFoundError:
@@ -164,32 +140,24 @@ def no_picture(folder: Path, passed_over: Counter) -> FileNotFoundError:
 
 
 def in_words(passed_over: Counter) -> str:
-    """'12 .txt, 3 .heic (convert to JPEG)': how many are passed over for each reason, the most first."""
+    """'12 .txt, 3 .zip (unpack)': how many are passed over for each reason, the most first."""
     parts = []
-    for reason, number in sorted(passed_over.items(), key=lambda each: (-each[1], each[0])):
+    for reason, number in Counter(dict(sorted(passed_over.items()))).most_common(MOST_REASONS):
         advice = f" ({ADVICE[reason]})" if reason in ADVICE else ""
         parts.append(f"{number:,} {reason}{advice}")
-    rest = len(parts) - MOST_REASONS
-    return ", ".join(parts[:MOST_REASONS]) + (f", and {rest} more kinds" if rest > 0 else "")
+    return ", ".join(parts) + (", ..." if len(passed_over) > MOST_REASONS else "")
 
 
 # -------------------------------------------------------------------- label files
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 as its first bytes say, normalised to NFC.
-
-    Raises:
-        ValueError: for other bytes.
-    """
+    """The text of a file in UTF-8, or in UTF-16 where its first bytes say so, normalised to NFC.
+    ValueError for other bytes."""
     data = path.read_bytes()
-    encoding = "utf-8-sig"
-    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # starts as UTF-16 does
-        encoding = "utf-32"
-    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return composed(data.decode(encoding))
+        return composed(data.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(
             f"{path} is not a text file in UTF-8: save it as UTF-8, or fetch it again"
@@ -199,13 +167,11 @@ def read_text(path: Path) -> str:
 def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each row of a CSV, the header first. Rows of empty cells are left out,
     and so are empty cells behind the header's last. The header shows what separates cells: , ; or a tab.
-
-    Raises:
-        ValueError: one line, where it cannot be read, or a row has another number of cells.
+    ValueError, one line, where it cannot be read, or a row has another number of cells.
     """
     text = read_text(path)
-    first = text.lstrip().partition("\n")[0]
-    delimiter = max(DELIMITERS, key=first.count)
+    header = text.lstrip().partition("\n")[0]
+    delimiter = max(",", ";", "\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     width = 0
     try:

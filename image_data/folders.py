@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from config import composed
 from image_data.files import Picture, list_pictures, no_picture
-from image_data.labelled import LabelledImages, one_hot, split_named, split_number
-from image_data.tables import UNLABELLED, check_classes, find_tables, read_tables
+from image_data.labelled import LabelledImages, split_named, split_number
+from image_data.tables import UNLABELLED, class_rows, find_tables, read_tables
 
-# Names of folders with photographs, and with what is drawn on them.
-IMAGES = re.compile(r"(.*[\W_])?(images?|imgs?|photos?|pictures|jpegimages)")
-MASKS = re.compile(r"(.*[\W_])?(masks|annotations|labels|trimaps|segmentations?|segmentationclass)")
 UNSPLIT = ""  # no split is given
 
 # The split that a picture's folders give, UNSPLIT, or None outside of the split folders; and its other
@@ -48,7 +43,6 @@ def class_folders(root: Path, listed: list[Picture], passed_over: Counter) -> La
     splits = [split for split, _ in places]
     trained = {name for name, split in zip(classes, splits, strict=True) if split in (UNSPLIT, "train")}
     names = sorted(trained - {""})
-    check_no_masks(root, names)
     alike = not names or (len(names) == 1 and "" in trained)
     rows = []
     for row, (name, split) in enumerate(zip(classes, splits, strict=True)):
@@ -62,13 +56,11 @@ def class_folders(root: Path, listed: list[Picture], passed_over: Counter) -> La
             passed_over[f"of class {name}, which has no picture in train"] += 1
         else:
             passed_over["outside the class folders"] += 1
-    names = [UNLABELLED] if alike else names
-    check_classes(root, names, len(rows))
-    numbers = {name: number for number, name in enumerate(names)}
-    attributes = one_hot(np.array([numbers.get(classes[row], 0) for row in rows]), len(names))
     form = "pictures without labels" if alike else "class folders"
-    pictures = [listed[row] for row in rows]
+    names = [UNLABELLED] if alike else names
+    attributes = class_rows(root, [classes[row] for row in rows], names)
     given = np.array([split_number(splits[row]) for row in rows])
+    pictures = [listed[row] for row in rows]
     return LabelledImages(root, form, pictures, attributes, tuple(names), given, passed_over)
 
 
@@ -91,14 +83,15 @@ def find_places(root: Path, folders: list[list[str]]) -> list[Place]:
             for row, rest in zip(rows, inner, strict=True):
                 places[row] = split, rest
         return places
+    # Or else each class has a train folder of its own.
     seconds = [split_named(folder[1]) if len(folder) > 1 else None for folder in folders]
     trained = {f[0] for f, split in zip(folders, seconds, strict=True) if split == "train"}
-    if trained and trained == tops:  # each class has a train folder of its own
-        return [
-            (split, [folder[0], *folder[2:]]) if split else (None, [])
-            for folder, split in zip(folders, seconds, strict=True)
-        ]
-    return [(UNSPLIT, folder) for folder in folders]
+    if not trained or trained != tops:
+        return [(UNSPLIT, folder) for folder in folders]
+    return [
+        (split, folder[:1]) if split else (None, [])
+        for folder, split in zip(folders, seconds, strict=True)
+    ]
 
 
 def check_splits(root: Path, given: dict[str, str], tops: set[str]) -> None:
@@ -124,17 +117,3 @@ def unwrapped(folders: list[list[str]]) -> list[list[str]]:
     while all(len(folder) > depth + 1 and folder[depth] == folders[0][depth] for folder in folders):
         depth += 1
     return [folder[depth:] for folder in folders]
-
-
-def check_no_masks(root: Path, names: Sequence[str]) -> None:
-    """Raise ValueError where folders are called photographs and masks, and no classes."""
-    masks = [name for name in names if MASKS.fullmatch(name.casefold())]
-    for mask in masks:
-        stem = re.split(r"[\W_]", mask.casefold())[0]
-        photos = [name for name in names if name != mask and name.casefold() in (stem, stem + "s")]
-        photos += [name for name in names if IMAGES.fullmatch(name.casefold())]
-        if photos:
-            raise ValueError(
-                f"{root} has {photos[0]}/ and {mask}/, photographs and what is drawn on them, and no "
-                f"classes: give the folder {photos[0]}"
-            )

@@ -1,7 +1,8 @@
-"""Labelled pictures before any is decoded: their attributes, their splits, and one line on them."""
+"""Labelled pictures: their attributes, their splits, one line on them, and a split as a dataset."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -13,11 +14,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from attributes import columns_of
 from config import SPLITS, ModelConfig
-from image_data.cached import CachedDataset, ImageDataset, Source, are_classes, array_dataset
+from image_data.cached import ImageDataset, are_classes, open_cache
 from image_data.files import Picture, in_words
+from image_data.picture import check_geometry, to_square
 
 HELD_OUT = 0.1  # share of the pictures held out where no split is given, half for val, half for test
 MOST_NAMES = 8  # classes or attributes in one line, by eye
@@ -26,6 +29,7 @@ SPLIT_NAME = re.compile(
     r"(?:[\W_]*(?:set|data|split|images?))?"
 )
 NO_SPLIT = -1  # the number of a picture's split where none is given; else it counts in SPLITS
+TRAIN, VAL, TEST = range(len(SPLITS))
 
 
 def split_named(name: str) -> str | None:
@@ -44,38 +48,12 @@ def one_hot(classes: np.ndarray, number: int) -> np.ndarray:
     return 2 * np.eye(number, dtype=np.int8)[classes] - 1
 
 
-def complete_splits(names: Sequence[str], given: np.ndarray) -> np.ndarray:
-    """The number of each picture's split.
-
-    Pictures without a given split go to train. Where no picture is given for val (or test), some are
-    taken from train: half of HELD_OUT, chosen by a hash of the name, so that a picture keeps its split
-    when others are added. At least one is taken, if there are two.
-
-    Args:
-        names: of the pictures.
-        given: the number of each picture's split, or NO_SPLIT.
-    """
-    hashes = np.array([zlib.crc32(os.fsencode(name)) / 2**32 for name in names])
-    ranges = {"val": (0, HELD_OUT / 2), "test": (HELD_OUT / 2, HELD_OUT)}
-    splits = np.where(given == NO_SPLIT, SPLITS.index("train"), given)
-    for split, (low, high) in ranges.items():
-        number = SPLITS.index(split)
-        if (given == number).any():
-            continue
-        rows = np.flatnonzero(splits == SPLITS.index("train"))
-        taken = rows[(hashes[rows] >= low) & (hashes[rows] < high)]
-        if not len(taken) and len(rows) > 1:
-            taken = rows[:1]
-        splits[taken] = number
-    return splits
-
-
 @dataclass(frozen=True)
 class LabelledImages:
     """All pictures of a folder with their labels. As text it is the one line that says what it holds.
 
     root: the folder; form: what it holds, in words.
-    pictures: N picture files, as `Source` takes them, or an array (N, H, W) or (N, H, W, 3).
+    pictures: N objects with the members of `Picture`, or an array (N, H, W) or (N, H, W, 3).
     attributes: (N, A), +1 present, -1 absent, 0 unspecified; names: A names.
     given_splits: (N,), the number of the split that is given for each picture, or NO_SPLIT.
     passed_over: how many files or rows are not used, for each reason.
@@ -96,12 +74,27 @@ class LabelledImages:
 
     @cached_property
     def splits(self) -> np.ndarray:
-        """The number of each picture's split, (N,)."""
-        names = [getattr(picture, "name", str(row)) for row, picture in enumerate(self.pictures)]
-        return complete_splits(names, self.given_splits)
+        """The number of each picture's split, (N,).
 
-    def part(self, split: str) -> Source:
-        """The pictures of a split. ValueError for an unknown or an empty split."""
+        Pictures without a given split go to train. Where no picture is given for val (or test), some are
+        taken from train: half of HELD_OUT, chosen by a hash of the name, so that a picture keeps its
+        split when others are added. At least one is taken, if there are two.
+        """
+        names = [getattr(picture, "name", str(row)) for row, picture in enumerate(self.pictures)]
+        hashes = np.array([zlib.crc32(os.fsencode(name)) / 2**32 for name in names])
+        splits = np.where(self.given_splits == NO_SPLIT, TRAIN, self.given_splits)
+        for split, low in ((VAL, 0), (TEST, HELD_OUT / 2)):
+            if (self.given_splits == split).any():
+                continue
+            rows = np.flatnonzero(splits == TRAIN)
+            taken = rows[(hashes[rows] >= low) & (hashes[rows] < low + HELD_OUT / 2)]
+            if not len(taken) and len(rows) > 1:
+                taken = rows[:1]
+            splits[taken] = split
+        return splits
+
+    def rows(self, split: str) -> np.ndarray:
+        """The numbers of a split's pictures, in its order. ValueError for an unknown or empty split."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
         rows = np.flatnonzero(self.splits == SPLITS.index(split))
@@ -109,13 +102,7 @@ class LabelledImages:
             raise ValueError(
                 f"{self.root} has no picture in the {split} split: give it one, or more pictures"
             )
-        if self.shuffled:
-            rows = np.random.default_rng(0).permutation(rows)
-        if isinstance(self.pictures, np.ndarray):
-            pictures: Sequence | np.ndarray = self.pictures[rows]
-        else:
-            pictures = [self.pictures[int(row)] for row in rows]
-        return Source(self.root, split, pictures, self.attributes[rows], self.names, self.flips)
+        return np.random.default_rng(0).permutation(rows) if self.shuffled else rows
 
     def open(
         self,
@@ -126,11 +113,41 @@ class LabelledImages:
         cache_dir: str | os.PathLike = "data/cache",
         num_workers: int | None = None,
     ) -> ImageDataset:
-        """One split. The arguments, and what is raised, are those of `CelebADataset`."""
-        source = self.part(split)
-        if isinstance(source.pictures, np.ndarray):
-            return array_dataset(source, image_size, crop, data_fraction)
-        return CachedDataset(source, image_size, crop, data_fraction, cache_dir, num_workers)
+        """One split, as uint8 pictures. Picture files are decoded only once: see ``open_cache``.
+
+        Args:
+            split: train, val or test.
+            image_size: pixels of the square result.
+            crop: see `crop_box`.
+            data_fraction: in (0, 1], a fixed random part, inside every larger one. Only its pictures are
+                decoded and cached, so that a trial on 1 % costs 1 %.
+            cache_dir: the folder of the cache.
+            num_workers: decoding threads; None is one for each CPU core.
+
+        Raises:
+            ValueError: one line, for a wrong argument or too many unreadable pictures.
+        """
+        check_geometry(image_size, crop)
+        if not 0.0 < data_fraction <= 1.0:
+            raise ValueError(f"data_fraction is {data_fraction}; it must be above 0 and at most 1")
+        rows = self.rows(split)
+        order = np.random.default_rng(0).permutation(len(rows))
+        chosen = np.sort(order[: max(1, round(data_fraction * len(rows)))])
+        rows = rows[chosen]
+        if isinstance(self.pictures, np.ndarray):
+            images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+            for image, row in zip(images, rows, strict=True):
+                rgb = Image.fromarray(self.pictures[row]).convert("RGB")
+                image[...] = to_square(rgb, image_size, crop)
+            names = [f"{split}/{number}" for number in chosen]
+        else:
+            root_hash = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+            slot = f"{split}_{100 * data_fraction:g}pct_{image_size}px_crop{crop}_{root_hash}"
+            pictures = [self.pictures[int(row)] for row in rows]
+            images, skipped = open_cache(pictures, slot, image_size, crop, cache_dir, num_workers)
+            rows = rows[[picture.name not in skipped for picture in pictures]]
+            names = [picture.name for picture in pictures if picture.name not in skipped]
+        return ImageDataset(images, self.attributes[rows], self.names, names, self.flips)
 
     def open_for(self, config: ModelConfig, split: str, cache_dir: str | os.PathLike) -> ImageDataset:
         """A split at the size and crop of a model, with those attributes that the model has. ValueError
@@ -148,29 +165,24 @@ class LabelledImages:
         return self.keeping(names).open(split, size, crop, cache_dir=cache_dir)
 
     def keeping(self, names: Sequence[str]) -> LabelledImages:
-        """The same pictures with only these of their attributes, in the folder's order.
-
-        Raises:
-            ValueError: for an attribute that they do not have.
-        """
+        """The same pictures with only these of their attributes, in the folder's order. ValueError for
+        one that they do not have."""
         columns = columns_of(self.names, names)
         names = tuple(self.names[column] for column in columns)
         return replace(self, attributes=self.attributes[:, columns], names=names)
 
     def attribute_rows(self, split: str) -> np.ndarray:
         """The attribute rows of a split, float32 (N, A). No picture is decoded."""
-        return np.asarray(self.part(split).attributes, np.float32)
+        return np.asarray(self.attributes[self.rows(split)], np.float32)
 
     def first_image(self, split: str) -> Path | None:
         """The path of a split's first picture. None for a dataset whose pictures are no files."""
-        first = self.part(split).pictures[0]
+        first = self.pictures[int(self.rows(split)[0])]
         return Path(first.path) if isinstance(first, Picture) else None
 
     def __str__(self) -> str:
         counts = [f"{(self.splits == number).sum():,} {split}" for number, split in enumerate(SPLITS)]
-        taken = [
-            split for split in ("val", "test") if not (self.given_splits == SPLITS.index(split)).any()
-        ]
+        taken = [SPLITS[split] for split in (VAL, TEST) if not (self.given_splits == split).any()]
         source = f" ({' and '.join(taken)} taken from train)" if taken else ""
         parts = [f"{self.root}: {self.form}", f"{', '.join(counts)} pictures{source}", self._labels()]
         if self.passed_over:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from image_data.files import whole
 from image_data.labelled import LabelledImages, split_named
-from image_data.tables import Row, read_splits, read_values
+from image_data.tables import Row, read_labels
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,12 @@ class Embedded:
         """The size and date of the table's file."""
         return os.stat(self.table.cache_files[0]["filename"])
 
-    @contextmanager
-    def file(self) -> Iterator[str]:
-        """A context with the path of a file to decode. It is written for that, and removed."""
+    def file(self) -> io.BytesIO:
+        """The content of the picture's file."""
         data = self.table[self.row][self.column]["bytes"]
         if data is None:
             raise ValueError(f"{self.name} holds the name of a picture, and not the picture: give files")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / self.name.replace("/", "_")
-            path.write_bytes(data)
-            yield str(path)
+        return io.BytesIO(data)
 
 
 def read_parquet(root: Path) -> LabelledImages:
@@ -65,35 +59,24 @@ def read_parquet(root: Path) -> LabelledImages:
     pictures, rows = list[Embedded](), list[Row]()
     with whole(root, "dataset in Parquet"):
         tables = datasets.load_dataset(str(root))
-        for name, table in tables.items():
-            split = split_named(name) or ("" if len(tables) == 1 else None)
+        for part, table in tables.items():
+            split = split_named(part) or ("" if len(tables) == 1 else None)
             if split is None:
-                passed_over[f"in {name}, which is no split"] += len(table)
+                passed_over[f"in {part}, which is no split"] += len(table)
                 continue
-            for picture, row in _rows(root, name, split, table):
-                pictures.append(picture)
-                rows.append(row)
-    attributes, names = read_values(root, rows, lenient=True, passed_over=passed_over)
-    splits = read_splits(rows)
-    return LabelledImages(root, "Parquet files", pictures, attributes, names, splits, passed_over)
-
-
-def _rows(root: Path, part: str, split: str, table: Any) -> Iterator[tuple[Embedded, Row]]:
-    """The pictures of a table, each with its row.
-
-    Args:
-        part: the table's own name; split: our name of its split.
-    """
-    from datasets import ClassLabel, Image
-
-    kinds = table.features
-    column = next((name for name, kind in kinds.items() if isinstance(kind, Image)), None)
-    if column is None:
-        raise ValueError(f"it has no column of pictures, but {', '.join(kinds)}")
-    pictures = table.select_columns(column).cast_column(column, Image(decode=False))
-    for number, values in enumerate(table.remove_columns(column)):
-        for name, kind in kinds.items():
-            if isinstance(kind, ClassLabel) and values[name] is not None:
-                values[name] = kind.int2str(values[name])
-        name = f"{part}/{number}"
-        yield Embedded(name, pictures, column, number), Row(f"{root} {name}", name, split, values)
+            kinds = table.features
+            column = next(
+                (name for name, kind in kinds.items() if isinstance(kind, datasets.Image)), None
+            )
+            if column is None:
+                raise ValueError(f"it has no column of pictures, but {', '.join(kinds)}")
+            images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
+            for number, values in enumerate(table.remove_columns(column)):
+                for name, value in values.items():
+                    if isinstance(kinds[name], datasets.ClassLabel) and value is not None:
+                        values[name] = kinds[name].int2str(value)
+                name = f"{part}/{number}"
+                pictures.append(Embedded(name, images, column, number))
+                rows.append(Row(f"{root} {name}", name, split, values))
+    labels = read_labels(root, rows, lenient=True, passed_over=passed_over)
+    return LabelledImages(root, "Parquet files", pictures, *labels, passed_over)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from image_data.picture import check_geometry, crop_box, read_picture, to_square
+from image_data.picture import crop_box, read_picture, to_square
 
 CELEBA_SIZE = (178, 218)
 # Left eye, right eye, nose, left and right mouth corner in an aligned CelebA picture: (x, y), the means
@@ -27,7 +27,12 @@ SOFT_EDGE = 0.1  # width of the border in which an edit fades in, as a share of 
 def place(points: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
     """The ``similarity`` that takes points (N, 2) to a target (N, 2), and the furthest miss in it."""
     matrix = similarity(points, target)
-    return matrix, np.linalg.norm(points @ matrix[:, :2].T + matrix[:, 2] - target, axis=1).max()
+    return matrix, np.linalg.norm(moved_by(matrix, points) - target, axis=1).max()
+
+
+def moved_by(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (..., 2) moved by an affine matrix (2, 3)."""
+    return points @ matrix[:, :2].T + matrix[:, 2]
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -101,7 +106,7 @@ class Photograph:
 
     Attributes:
         path: the picture's file.
-        file: the file's pixels in their own colours. A large JPEG is read smaller.
+        file: the file's pixels in their own colours.
         picture: the whole picture in sRGB, a PIL Image.
         swapped: whether left and right of the landmarks were the person's own.
         square: uint8 (image_size, image_size, 3).
@@ -119,29 +124,24 @@ class Photograph:
         crop: int,
         landmarks: Sequence[float] | None = None,
     ):
-        check_geometry(image_size, crop)
-        self.path, self.file, self.swapped = path, read_picture(path), False
+        self.path, self.file = path, read_picture(path)
         self.picture = self.file.in_srgb()
-        self.image_size, self.crop = image_size, crop
+        self.image_size, self.crop, self.swapped = image_size, crop, False
         self.landmarks: list[float] | None = None
         width, height = self.picture.size
         left, top, right, _ = crop_box(width, height, crop)
-        self.matrix = np.array([[1, 0, left], [0, 1, top]], float)
-        self.matrix[:, :2] *= (right - left) / image_size
+        scale = (right - left) / image_size
+        self.matrix = np.array([[scale, 0, left], [0, scale, top]])
         if landmarks is None:
             self.square = to_square(self.picture, image_size, crop)
         else:
             self.align(self._checked(landmarks))
 
     def align(self, points: np.ndarray) -> None:
-        """Turn and scale the picture so that a face lies where CelebA's faces lie.
-
-        Args:
-            points: (5, 2), in pixels from the picture's corner: left eye, right eye, nose, left and
-                right mouth corner, left and right as seen when the face is upright.
-        """
+        """Turn and scale the picture so that a face lies where CelebA's faces lie. Its points (5, 2) are
+        in pixels from the picture's corner, left and right as seen when the face is upright."""
         self.matrix = self._aligning(points)
-        self.landmarks = ((points - 0.5) * self.file.reduced).ravel().tolist()
+        self.landmarks = (points - 0.5).ravel().tolist()
         size = self.image_size, self.image_size
         self.square = warped(np.asarray(self.picture), self.matrix, size)
 
@@ -162,16 +162,15 @@ class Photograph:
 
     def _checked(self, landmarks: Sequence[float]) -> np.ndarray:
         """The argument ``landmarks`` as points from the picture's corner, left and right as seen."""
-        given = np.array(landmarks, float).reshape(-1, 2)
-        points, given = given / self.file.reduced, given.round(1).tolist()
-        if len(points) != len(CELEBA_LANDMARKS):
-            raise ValueError(f"landmarks are {len(CELEBA_LANDMARKS)} points (x, y), got {len(points)}")
-        width, height = self.picture.size
-        if not ((points >= 0) & (points <= (width, height))).all():
-            width, height = width * self.file.reduced, height * self.file.reduced
-            raise ValueError(f"landmarks {given} do not lie in the {width}x{height} picture")
-        if np.ptp(points, 0).max() < 1:
-            raise ValueError(f"landmarks must be different points, got {given}")
+        points, (width, height) = np.array(landmarks, float), self.picture.size
+        text = f"landmarks {points.round(1).tolist()}"
+        fit = points.size == CELEBA_LANDMARKS.size
+        if fit:
+            points = points.reshape(-1, 2)
+            inside = (points >= 0) & (points <= (width, height))
+            fit = inside.all() and np.ptp(points, 0).max() >= 1
+        if not fit:
+            raise ValueError(f"{text} are not five different points in the {width}x{height} picture")
         points = points + 0.5  # from the centre of a pixel to the picture's corner
         _, miss = place(points, CELEBA_LANDMARKS)
         other, other_miss = place(points[SWAPPED], CELEBA_LANDMARKS)
@@ -180,55 +179,38 @@ class Photograph:
             points, miss, self.swapped = points[SWAPPED], other_miss, True
         if miss > MOST_MISS:
             raise ValueError(
-                f"landmarks {given} do not form a face: give x and y of left eye, right eye, "
-                "nose, left and right mouth corner, left and right as seen in the picture"
+                f"{text} do not form a face: give x and y of left eye, right eye, nose, left "
+                "and right mouth corner, left and right as seen in the picture"
             )
         return points
 
     def landmarks_moved(self, right: float, down: float, scale: float, turn: float) -> list[float]:
-        """The landmarks of a square that is moved by hand, in the form of the argument ``landmarks``.
-
-        Args:
-            right, down: in sides of the square, along its own edges.
-            scale: of its side.
-            turn: clockwise, in degrees.
-        """
+        """The landmarks of a square that is moved by hand, in the form of the argument ``landmarks``:
+        right and down in its sides, along its edges; its side scaled; turned clockwise, in degrees."""
         half, angle = self.image_size / 2, math.radians(turn)
         turned = scale * np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
         centre = half + self.image_size * np.array([right, down])
-        moved = (self._in_square() - half) @ turned.T + centre
-        points = moved @ self.matrix[:, :2].T + self.matrix[:, 2]
-        return ((points - 0.5) * self.file.reduced).round(2).ravel().tolist()
+        points = moved_by(self.matrix, (self._in_square() - half) @ turned.T + centre)
+        return (points - 0.5).round(2).ravel().tolist()
 
     def towards(self, point: np.ndarray) -> list[float]:
         """How far to move the square, right and down as for ``landmarks_moved``, so that its centre lies
         at a point (x, y) of the picture."""
-        x, y = inverse(self.matrix) @ (*point, 1)
-        return [float(x / self.image_size - 0.5), float(y / self.image_size - 0.5)]
+        return (moved_by(inverse(self.matrix), point) / self.image_size - 0.5).tolist()
 
     def corners(self) -> np.ndarray:
         """The square's corners in the picture's coordinates: (4, 2)."""
         return corners_of((self.image_size, self.image_size)) @ self.matrix.T
 
     def paste(self, edited: np.ndarray) -> Image.Image:
-        """The whole picture with the edit in it, in the file's own colours and with its profile.
+        """The whole picture with an edit uint8 (image_size, image_size, 3) in it, in the file's own
+        colours and with its profile.
 
         The change, edit minus square, is added, so detail finer than the model's stays. Where the edit
         removes something, its detail goes, too (``surviving_detail``). The change fades out towards the
         square's border.
-
-        Args:
-            edited: uint8 (image_size, image_size, 3).
-
-        Raises:
-            ValueError: for an edit of another size.
         """
-        if edited.shape != self.square.shape:
-            raise ValueError(
-                f"the edit is {edited.shape}, and the square it was made from is {self.square.shape}"
-            )
-        size = self.image_size
-        position = (np.arange(size) + 0.5) / size
+        position = (np.arange(self.image_size) + 0.5) / self.image_size
         ramp = np.minimum(np.minimum(position, 1 - position) / SOFT_EDGE, 1)
         ramp = 0.5 - 0.5 * np.cos(np.pi * ramp)
         ramp = (ramp[:, None] * ramp)[..., None]
@@ -250,8 +232,7 @@ class Photograph:
         ]
         change, lost, coarse = np.split(np.stack(spread, 2), [3, 4], 2)
         before = np.asarray(self.picture)[top:bottom, left:right]
-        after = before + change - lost * (before - coarse)
-        after = after.round().clip(0, 255).astype(np.uint8)
+        after = (before + change - lost * (before - coarse)).round().clip(0, 255).astype(np.uint8)
         pixels = np.array(self.file.pixels)
         part = pixels[top:bottom, left:right].astype(int)
         part += self.file.from_srgb(after).astype(int) - self.file.from_srgb(before)

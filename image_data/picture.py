@@ -6,18 +6,17 @@ import io
 import os
 import stat
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
+from PIL import Image, ImageCms, ImageOps
 
 from config import CROPS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no EPS: it runs a program
 MOST_PIXELS = 89_478_485  # Pillow warns of decompression bombs from here on
-MOST_JPEG_PIXELS = 300_000_000  # decoded smaller; phones make up to 200 million
-COLOUR_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # of a profile for pictures of a mode
+MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of pictures, by the colour space of their profile
 SAME_COLOUR = 2  # levels by which a profile may differ from sRGB and count as sRGB; by eye
 
 
@@ -33,8 +32,7 @@ def picture_formats() -> tuple[str, ...]:
 
 
 def crop_box(width: int, height: int, crop: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a square with side ``crop``, measured in CelebA's frame of 178 x 218
-    pixels.
+    """(left, top, right, bottom) of a square with side ``crop``, in CelebA's frame of 178 x 218 pixels.
 
     In another frame the box scales with the short side. 178, 148 and 140 are centred. 128 is centred at
     121/218 of the height: rows 57-185, columns 25-153 of CelebA (Song et al. 2020, arXiv:2010.02502).
@@ -57,20 +55,15 @@ def check_geometry(image_size: int, crop: int) -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture file, upright and as RGB over white.
-
-    pixels: in the colours of ``profile``.
-    profile: an ICC profile; None: sRGB.
-    reduced: how many times smaller its sides are than the file's: 1, or 2, 4 or 8 for a large JPEG.
-    """
+    """A picture file, upright and as RGB over white. Its colours are those of an ICC profile, or of sRGB
+    if there is none."""
 
     pixels: Image.Image
     profile: bytes | None = None
-    reduced: int = 1
 
     def in_srgb(self) -> Image.Image:
         """The pixels in sRGB, as models see them."""
-        transform = into_srgb(self.profile, "RGB") if self.profile else None
+        transform = into_srgb(self.profile) if self.profile else None
         return transform.apply(self.pixels) if transform else self.pixels
 
     def from_srgb(self, pixels: np.ndarray) -> np.ndarray:
@@ -79,68 +72,43 @@ class Opened:
         return np.asarray(transform.apply(Image.fromarray(pixels))) if transform else pixels
 
 
-def read_picture(path: str | os.PathLike) -> Opened:
+def read_picture(file: str | os.PathLike | io.BytesIO) -> Opened:
     """A picture file in its own colours. Those of CMYK and grey profiles are converted to sRGB.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a whole picture, or has more than ``MOST_PIXELS``. A JPEG may have
-            ``MOST_JPEG_PIXELS``, as it can be decoded at a half to an eighth of its size.
-    """
+    FileNotFoundError, or ValueError for what is not a whole picture or has more than ``MOST_PIXELS``."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for its writer
-            raise ValueError("it is no file")
-        with _opened(path) as image:
-            reduced = _reduced(image)
+        if not isinstance(file, io.BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ValueError("it is no file")  # reading a pipe would wait for its writer
+        with Image.open(file, formats=picture_formats()) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(
+                    f"{width} x {height} pixels, more than {MOST_PIXELS:,}: save it smaller"
+                )
             ImageOps.exif_transpose(image, in_place=True)
-            return replace(_to_rgb(image), reduced=reduced)
+            return _to_rgb(image)
     except FileNotFoundError:
-        raise FileNotFoundError(f"picture {os.fspath(path)} does not exist") from None
+        raise FileNotFoundError(f"picture {file} does not exist") from None
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         reason = textwrap.shorten(str(error), 160) or type(error).__name__
-        raise ValueError(f"{os.fspath(path)} is not a readable picture: {reason}") from None
+        raise ValueError(f"{file} is not a readable picture: {reason}") from None
 
 
-def open_picture(path: str | os.PathLike) -> Image.Image:
+def open_picture(file: str | os.PathLike | io.BytesIO) -> Image.Image:
     """A picture file, upright, in sRGB and over white. Raises as ``read_picture``."""
-    return read_picture(path).in_srgb()
-
-
-def decode_image(path: str | os.PathLike, image_size: int, crop: int) -> np.ndarray:
-    """A picture file as uint8 (image_size, image_size, 3): ``open_picture``, then ``to_square``."""
-    return to_square(open_picture(path), image_size, crop)
+    return read_picture(file).in_srgb()
 
 
 def to_square(rgb: Image.Image, image_size: int, crop: int) -> np.ndarray:
-    """The picture's crop as uint8 (image_size, image_size, 3).
-
-    Pillow's bilinear filter widens when it reduces, so the result is antialiased.
-    """
+    """The picture's crop as uint8 (image_size, image_size, 3). Pillow's filter widens when it reduces,
+    so the result is antialiased."""
     width, height = rgb.size
     square = rgb.crop(crop_box(width, height, crop))
     return np.array(square.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-def _opened(path: str | os.PathLike) -> Image.Image:
-    """A picture file whose size is read and whose pixels are not yet decoded."""
-    with open(path, "rb") as file:
-        is_jpeg = file.read(2) == b"\xff\xd8"
-    if is_jpeg:
-        return JpegImagePlugin.JpegImageFile(path)  # Image.open refuses what can be decoded smaller
-    return Image.open(path, formats=picture_formats())
-
-
-def _reduced(image: Image.Image) -> int:
-    """Prepare a large JPEG to be decoded smaller. Returns how many times smaller. ValueError for a
-    picture that is too large."""
-    (width, height), number = image.size, image.width * image.height
-    most = MOST_JPEG_PIXELS if image.format == "JPEG" else MOST_PIXELS
-    if number > most:
-        raise ValueError(f"{width} x {height} pixels, more than {most:,}: save it smaller, or as a JPEG")
-    times = next(each for each in (1, 2, 4, 8) if number <= MOST_PIXELS * each**2)
-    if times > 1:
-        image.draft(None, (width // times, height // times))
-    return times
+def decode_image(file: str | os.PathLike | io.BytesIO, image_size: int, crop: int) -> np.ndarray:
+    """A picture file as uint8 (image_size, image_size, 3): ``open_picture``, then ``to_square``."""
+    return to_square(open_picture(file), image_size, crop)
 
 
 def _to_rgb(image: Image.Image) -> Opened:
@@ -152,29 +120,28 @@ def _to_rgb(image: Image.Image) -> Opened:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    own = into_srgb(profile, image.mode) if profile and image.mode in ("L", "CMYK") else None
-    if own:
-        return Opened(own.apply(image))
-    to_srgb = into_srgb(profile, "RGB") if profile and image.mode != "CMYK" else None
-    image = image.convert("RGB")
-    if to_srgb and not out_of_srgb(profile):
+    to_srgb = into_srgb(profile) if profile else None
+    if to_srgb and to_srgb.input_mode == "RGB" and image.mode != "CMYK":
+        image = image.convert("RGB")
+        if out_of_srgb(profile):
+            return Opened(image, profile)
+    if to_srgb and to_srgb.input_mode == image.mode:
         return Opened(to_srgb.apply(image))
-    return Opened(image, profile if to_srgb else None)
+    return Opened(image.convert("RGB"))
 
 
 # -------------------------------------------------------------------- colours
 
 
 @lru_cache(maxsize=32)
-def into_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile's colours to sRGB, for pictures of a mode (RGB, L, CMYK). None for a profile that
-    is damaged, of another mode, or as good as sRGB."""
+def into_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """From a profile's colours to sRGB, for pictures of the transform's ``input_mode``. None for a
+    profile that is damaged, or as good as sRGB."""
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if own.profile.xcolor_space.strip() != COLOUR_SPACES[mode]:
-            return None
+        mode = MODES[own.profile.xcolor_space.strip()]
         transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ImportError, ValueError):  # ImportError: Pillow without LCMS
+    except (ImageCms.PyCMSError, OSError, ImportError, ValueError, KeyError):  # Pillow may lack LCMS
         return None
     if mode == "RGB":
         levels = np.linspace(0, 255, 9).astype(np.uint8)

@@ -27,8 +27,8 @@ MOST_VALUES = 2**28  # attributes of all pictures: 1 GiB of memory
 
 @dataclass(frozen=True)
 class Row:
-    """A picture in a label file: the row's place in the file, the picture's name, its split as it is
-    written, and each attribute's value as it is written."""
+    """A row of a label file: its place in the file, the picture's name, and as they are written the
+    split and each attribute's value."""
 
     place: str
     name: str
@@ -40,9 +40,9 @@ def find_tables(root: Path) -> list[tuple[Path, str]]:
     """The label files of a folder, each with its split: the folder's own one (""), or those of its split
     folders."""
     names = (*ANNOTATIONS, *METADATA)
-    own = [root / name for name in names if is_table(root / name)]
-    if own:
-        return [(own[0], "")]
+    for name in names:
+        if is_table(root / name):
+            return [(root / name, "")]
     folders = sorted(path for path in root.iterdir() if split_named(path.name))
     tables = [(folder / name, folder.name) for folder in folders for name in names]
     return [(path, split) for path, split in tables if is_table(path)]
@@ -68,33 +68,34 @@ def read_tables(
         tables: as of ``find_tables``.
         listed, passed_over: what lies in root, as of ``list_pictures``.
     """
-    by_name = {composed(picture.name): picture for picture in listed}
+    remaining = {composed(picture.name): picture for picture in listed}
     pictures, rows, lacking = list[Picture](), list[Row](), list[Row]()
-    paths: set[str] = set()
+    names: set[str] = set()
     for table, split in tables:
         passed_over[table.suffix] -= 1
+        folder = table.parent.relative_to(root)
         for row in (csv_table if table.suffix == ".csv" else jsonl_table)(table, split):
-            picture = find_picture(root, table.parent, row, by_name)
-            if picture is None:
-                lacking.append(row)
-                continue
-            if picture.path in paths:
+            name = row.name.replace("\\", "/")  # as Windows writes it
+            name = composed(os.path.normpath(folder / name))  # macOS writes another form
+            if name in remaining:
+                names.add(name)
+                pictures.append(remaining.pop(name))
+                rows.append(row)
+            elif name in names:
                 raise ValueError(f"{row.place}: {row.name} is named twice")
-            paths.add(picture.path)
-            pictures.append(picture)
-            rows.append(row)
-    spare = [each for each in listed if not {each.path, os.path.realpath(each.path)} & paths]
+            else:
+                lacking.append(row)
     path = tables[0][0]
     if not pictures and not lacking:
         raise ValueError(f"{path} names no picture")
-    if lacking and (spare or not pictures):
-        also = f", and {spare[0].name} has no row" if spare else ""
+    if lacking and (remaining or not pictures):
+        also = f", and {min(remaining)} has no row" if remaining else ""
         raise FileNotFoundError(f"{lacking[0].place}: there is no {lacking[0].name} in {root}{also}")
     passed_over["rows without a picture"] += len(lacking)
-    passed_over["pictures without a row"] += len(spare)
-    attributes, names = read_values(path, rows, path.name in METADATA, passed_over)
+    passed_over["pictures without a row"] += len(remaining)
+    labels = read_labels(path, rows, path.name in METADATA, passed_over)
     form = " and ".join(dict.fromkeys(table.name for table, _ in tables))
-    return LabelledImages(root, form, pictures, attributes, names, read_splits(rows), +passed_over)
+    return LabelledImages(root, form, pictures, *labels, +passed_over)
 
 
 def csv_table(path: Path, split: str) -> Iterator[Row]:
@@ -128,59 +129,20 @@ def jsonl_table(path: Path, split: str) -> Iterator[Row]:
         yield Row(f"{path} line {number}", name, own_split, values)
 
 
-def find_picture(root: Path, folder: Path, row: Row, by_name: dict[str, Picture]) -> Picture | None:
-    """The picture file that a row names; None if there is none.
-
-    Args:
-        folder: of the label file, within root. The name counts from here.
-        by_name: the pictures in root, by their names in NFC.
-    """
-    try:
-        path = (folder / row.name).resolve()
-        exists = path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a null character
-        raise ValueError(f"{row.place}: {row.name!r} is no file name: {error}") from None
-    if not path.is_relative_to(root):
-        raise ValueError(f"{row.place}: {row.name} lies outside {root}")
-    name = row.name if folder == root else f"{folder.name}/{row.name}"
-    if exists:
-        return Picture(name, str(path))
-    name = os.path.normpath(name.replace("\\", "/"))  # as Windows writes it
-    return by_name.get(composed(name))  # macOS writes another form
+# -------------------------------------------------------------------- labels
 
 
-# -------------------------------------------------------------------- values
-
-
-def read_splits(rows: Sequence[Row]) -> np.ndarray:
-    """The number of the split that each row names, (N,); NO_SPLIT where it names none. ValueError for a
-    name of no split."""
-    numbers = []
-    for row in rows:
-        split = split_named(row.split)
-        if row.split and not split:
-            raise ValueError(
-                f"{row.place}: split {row.split!r}: use {', '.join(SPLITS)}, or leave it out"
-            )
-        numbers.append(split_number(split))
-    return np.array(numbers)
-
-
-def read_values(
+def read_labels(
     path: Path, rows: list[Row], lenient: bool, passed_over: Counter
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The attributes float32 (N, A) of rows, and their A names; first those of 1 and 0, then classes.
-
-    Args:
-        lenient: pass over columns of other values, and count them in ``passed_over``. Otherwise they
-            raise ValueError.
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """The attributes float32 (N, A) of rows; their A names, first those of 1 and 0, then classes; and
+    the number of the split that each row names, (N,), or NO_SPLIT. Columns of other values raise
+    ValueError or, if ``lenient``, are counted in ``passed_over``.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
-    if len(rows) * len(names) > MOST_VALUES:
-        raise ValueError(f"{path} has {len(rows)} rows of {len(names)} attributes: too many to read")
-    attributes: list[tuple[str, np.ndarray]] = []
-    classes: list[tuple[str, np.ndarray]] = []
-    for name in names:
+    columns = dict.fromkeys(name for row in rows for name in row.values)
+    check_size(path, len(rows), len(columns))
+    attributes, classes = list[tuple[str, np.ndarray]](), list[tuple[str, np.ndarray]]()
+    for name in columns:
         values = [row.values.get(name) for row in rows]
         signs = [sign_of(value) for value in values]
         if None not in signs:
@@ -194,10 +156,18 @@ def read_values(
             raise ValueError(
                 f"{rows[wrong].place}: {name} is {values[wrong]!r}; use 1, 0 or -1, or leave it empty"
             )
-    columns = [*attributes, *classes] or [(UNLABELLED, np.ones(len(rows), np.float32))]
-    names = [name for name, _ in columns]
+    labels = [*attributes, *classes] or [(UNLABELLED, np.ones(len(rows), np.float32))]
+    names = tuple(name for name, _ in labels)
     check_attribute_names(names)
-    return np.stack([column for _, column in columns], axis=1), tuple(names)
+    splits = []
+    for row in rows:
+        split = split_named(row.split)
+        if row.split and not split:
+            raise ValueError(
+                f"{row.place}: split {row.split!r}: use {', '.join(SPLITS)}, or leave it out"
+            )
+        splits.append(split_number(split))
+    return np.stack([column for _, column in labels], axis=1), names, np.array(splits)
 
 
 def sign_of(value: Any) -> int | None:
@@ -214,25 +184,24 @@ def class_columns(path: Path, values: Sequence[str | int | None]) -> list[tuple[
     named."""
     texts = ["" if value is None else str(value).strip() for value in values]
     names = sorted({*texts} - {""})
-    check_classes(path, names, len(texts))
-    numbers = {name: number for number, name in enumerate(names)}
-    columns = one_hot(np.array([numbers.get(text, 0) for text in texts]), len(names)).astype(np.float32)
+    columns = class_rows(path, texts, names).astype(np.float32)
     columns[[text == "" for text in texts]] = 0
     return list(zip(names, columns.T, strict=True))
 
 
-def check_classes(root: Path, names: Sequence[str], number: int) -> None:
-    """Raise ValueError unless these can be the names of classes of so many pictures."""
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"{root} has a class {name!a}, whose name is not UTF-8: rename it"
-            ) from None
+def class_rows(root: Path, classes: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """The class of each picture as attributes int8 (N, A): +1 for it, -1 for the others; one without a
+    class counts to the first. ValueError for names that cannot be those of classes."""
     try:
         check_attribute_names(names)
     except ValueError as error:
         raise ValueError(f"{root} has a class that cannot be one: {error}: rename it") from None
-    if number * len(names) > MOST_VALUES:
-        raise ValueError(f"{root} has {number:,} pictures of {len(names):,} classes: too many to read")
+    check_size(root, len(classes), len(names))
+    numbers = {name: number for number, name in enumerate(names)}
+    return one_hot(np.array([numbers.get(each, 0) for each in classes]), len(names))
+
+
+def check_size(root: Path, rows: int, columns: int) -> None:
+    """Raise ValueError for more attributes of all pictures than memory holds."""
+    if rows * columns > MOST_VALUES:
+        raise ValueError(f"{root} has {rows:,} pictures of {columns:,} attributes: too many to read")

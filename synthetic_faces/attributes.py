@@ -71,18 +71,6 @@ GROUPS = (
     (("Straight_Hair", None, "Wavy_Hair"), (0.21, 0.46, 0.33), (-0.4, 0, 0.2)),
     (("Receding_Hairline", None, "Bangs"), (0.10, 0.74, 0.16), (-0.3, -0.5)),
 )
-# All impossible pairs: (an attribute, what it excludes). A minus sign means that it is absent.
-IMPOSSIBLE: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Bald", ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair", "Straight_Hair", "Wavy_Hair",
-              "Bangs", "Receding_Hairline")),
-    ("Black_Hair", ("Blond_Hair", "Brown_Hair", "Gray_Hair")),
-    ("Blond_Hair", ("Brown_Hair", "Gray_Hair")),
-    ("Brown_Hair", ("Gray_Hair",)),
-    ("Straight_Hair", ("Wavy_Hair",)),
-    ("Receding_Hairline", ("Bangs",)),
-    ("No_Beard", BEARD),
-    ("-Male", ("-No_Beard",)),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,13 +124,15 @@ def present(attributes: np.ndarray) -> dict[str, bool]:
 
 
 def attributes_are_possible(attributes: np.ndarray) -> bool:
-    """Whether a row (40,) of values in {-1, 0, +1} has no pair of IMPOSSIBLE. 0 counts as absent."""
-    names = {name for name, column in COLUMNS.items() if attributes[column] > 0}
-
-    def holds(term: str) -> bool:
-        return term[1:] not in names if term.startswith("-") else term in names
-
-    return not any(holds(term) and any(map(holds, others)) for term, others in IMPOSSIBLE)
+    """Whether a row (40,) of values in {-1, 0, +1} has at most one of each group, no hair on a bald
+    head, no beard with *No_Beard*, and no woman with a beard. 0 counts as absent."""
+    on = present(attributes)
+    numbers = [sum(on[name] for name in names if name) for names, _, _ in GROUPS]
+    if max(numbers) > 1 or (on["Bald"] and sum(numbers) > 1):
+        return False
+    if on["No_Beard"]:
+        return not any(on[name] for name in BEARD)
+    return on["Male"]
 
 
 def sample_attributes(
@@ -154,7 +144,6 @@ def sample_attributes(
     CelebA's frequency. So the frequencies are exact and the correlations plausible.
 
     Args:
-        rng: where the randomness comes from.
         balanced: no factors, and every draw is cut into equal parts. Attributes are then as independent
             as the impossible pairs allow.
         floor: raise the frequencies of rare attributes to about this.

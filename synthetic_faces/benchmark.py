@@ -33,7 +33,7 @@ from synthetic_faces.attributes import (
     sample_identity,
 )
 from synthetic_faces.dataset import VERSION as DRAWING
-from synthetic_faces.dataset import is_empty, new_folder
+from synthetic_faces.dataset import holds, new_folder
 from synthetic_faces.renderer import render
 
 EDIT_BENCHMARK = "data/edit_benchmark"  # where it is made and looked for
@@ -44,7 +44,6 @@ LEAST_CHANGE = 2.0  # mean squared error of source and truth, 45 dB: less cannot
 MEASURED_AT = 64  # pixels per side at which that is measured
 WHOLE = 178  # crop of a judge that saw drawn faces as they are
 FACTS, REQUESTS = "benchmark.json", "requests.jsonl"
-NAMES_OF_FACTS = ("version", "drawing", "seed", "sources", "image_size", "requests", "hash")
 
 
 @dataclass(frozen=True)
@@ -76,28 +75,28 @@ class EditBenchmark:
     sources: np.ndarray
     truths: np.ndarray
 
-    @property
-    def ids(self) -> list[str]:
-        return [request["id"] for request in self.requests]
+
+# -------------------------------------------------------------------- making it
 
 
-def draw_pair(
-    index: int, column: int, value: int, config: MakeBenchmarkConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Attributes (40,), source and truth uint8 (S, S, 3) of face ``index``. The truth has ``value`` for
-    the attribute of this column. None where that is no change, impossible, or hardly to be seen."""
-    who, what = (np.random.default_rng((config.seed, stream, index)) for stream in STREAMS)
-    identity, attributes = sample_identity(who), sample_attributes(what, floor=FLOOR)
-    turned = attributes.copy()
-    turned[column] = 1 if value else -1
-    if turned[column] == attributes[column] or not attributes_are_possible(turned):
-        return None
-    # At one size, so that sets of every size have the same faces.
-    a, b = (render(identity, each, MEASURED_AT).astype(float) for each in (attributes, turned))
-    if np.square(a - b).mean() < LEAST_CHANGE:
-        return None
-    source, truth = (render(identity, each, config.image_size) for each in (attributes, turned))
-    return attributes, source, truth
+def draw_faces(
+    config: MakeBenchmarkConfig, column: int, value: int, indices: Iterator[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of faces with these indices, those that can be turned: attributes (40,), source and truth uint8
+    (S, S, 3). The truth has ``value`` for the attribute of this column, and the source has not. Faces
+    where that is impossible or hardly to be seen are left out."""
+    for index in indices:
+        who, what = (np.random.default_rng((config.seed, stream, index)) for stream in STREAMS)
+        identity, attributes = sample_identity(who), sample_attributes(what, floor=FLOOR)
+        turned = attributes.copy()
+        turned[column] = 1 if value else -1
+        if turned[column] == attributes[column] or not attributes_are_possible(turned):
+            continue
+        # At one size, so that sets of every size have the same faces.
+        a, b = (render(identity, each, MEASURED_AT).astype(float) for each in (attributes, turned))
+        if np.square(a - b).mean() >= LEAST_CHANGE:
+            source, truth = (render(identity, each, config.image_size) for each in (attributes, turned))
+            yield attributes, source, truth
 
 
 def draw_requests(
@@ -105,10 +104,10 @@ def draw_requests(
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Requests, each with its source and its truth uint8 (S, S, 3). Every source is another face. For
     each attribute and direction, faces are drawn until there are enough."""
-    draws, numbers = itertools.count(), itertools.count()
+    indices, numbers = itertools.count(), itertools.count()
     for (name, column), value in product(COLUMNS.items(), (1, 0)):
-        pairs = filter(None, (draw_pair(index, column, value, config) for index in draws))
-        for attributes, source, truth in islice(pairs, config.sources):
+        faces = draw_faces(config, column, value, indices)
+        for attributes, source, truth in islice(faces, config.sources):
             number = f"{next(numbers):03d}"
             request = {
                 "id": number,
@@ -130,35 +129,30 @@ def content_hash(lines: Sequence[str], sources: np.ndarray, truths: np.ndarray) 
 
 def make(config: MakeBenchmarkConfig) -> None:
     """Write the benchmark into a folder that appears when it is complete. One that already holds this
-    very benchmark is left alone.
-
-    Raises:
-        ValueError: for a folder that holds something else.
-    """
+    very benchmark is left alone. Raises as ``holds``."""
     out = Path(config.out)
     recipe = {"version": VERSION, "drawing": DRAWING, "seed": config.seed}
     recipe |= {"sources": config.sources, "image_size": config.image_size}
-    if not is_empty(out):
-        facts = read_benchmark(out).facts if (out / FACTS).is_file() else {}
-        if not recipe.items() <= facts.items():
-            raise ValueError(f"{out} holds something else: give another --out, or remove it first")
-        print(f"{out} is already there: {in_words(facts)}")
+    if holds(out, FACTS, recipe):
+        print(f"{out} is already there: {in_words(read_benchmark(out).facts)}")
         return
     flags.check_writable(out, "--out")
     total = 2 * len(COLUMNS) * config.sources
     drawn = [*tqdm(draw_requests(config), "drawing", total, unit="request", leave=False)]
-    requests = [request for request, *_ in drawn]
+    lines = [json.dumps(request) for request, _, _ in drawn]
     sources, truths = (np.stack([each[part] for each in drawn]) for part in (1, 2))
-    lines = [json.dumps(request) for request in requests]
     facts = {**recipe, "requests": total, "hash": content_hash(lines, sources, truths)}
     with new_folder(out) as folder:
         for part, pictures in (("sources", sources), ("truths", truths)):
             (folder / part).mkdir()
-            for request, pixels in zip(requests, pictures, strict=True):
+            for (request, _, _), pixels in zip(drawn, pictures, strict=True):
                 Image.fromarray(pixels).save(folder / part / f"{request['id']}.png")
         (folder / REQUESTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
         (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
     print(f"{out}: {in_words(facts)}")
+
+
+# -------------------------------------------------------------------- scoring edits
 
 
 def read_benchmark(folder: str | Path) -> EditBenchmark:
@@ -174,42 +168,31 @@ def read_benchmark(folder: str | Path) -> EditBenchmark:
         raise FileNotFoundError(f"no benchmark at {folder}: make one with {command}")
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        facts = {name: facts[name] for name in NAMES_OF_FACTS}
+        if facts["version"] != VERSION:
+            raise ValueError(f"it is of version {facts['version']}, and this is {VERSION}")
         lines = (folder / REQUESTS).read_text(encoding="utf-8").splitlines()
         requests = [json.loads(line) for line in lines]
-        ids, size = [str(request["id"]) for request in requests], int(facts["image_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} holds no benchmark that can be read ({error!r}): make it") from None
-    if facts["version"] != VERSION:
+        parts = (folder / "sources", folder / "truths")
+        sources, truths = (read_pictures(part, requests, facts["image_size"]) for part in parts)
+        pixel_hash = content_hash(lines, sources, truths)
+        if pixel_hash != facts["hash"]:
+            raise ValueError(f"it was changed: its hash is {pixel_hash}, not {facts['hash']}")
+    except (LookupError, TypeError, ValueError, OSError) as error:
         raise ValueError(
-            f"{folder} is of version {facts['version']}, and this is {VERSION}: make another"
-        )
-    sources, truths = (read_pictures(folder / part, ids, size) for part in ("sources", "truths"))
-    pixel_hash = content_hash(lines, sources, truths)
-    if pixel_hash != facts["hash"]:
-        raise ValueError(
-            f"{folder} was changed: its hash is {pixel_hash}, not {facts['hash']}: make another"
-        )
+            f"{folder} holds no benchmark that can be used: {error}: make another"
+        ) from None
     return EditBenchmark(facts, requests, sources, truths)
 
 
-def read_pictures(folder: Path, ids: Sequence[str], image_size: int) -> np.ndarray:
-    """The pictures of these ids, uint8 (N, S, S, 3).
+def read_pictures(folder: Path, requests: Sequence[dict[str, Any]], image_size: int) -> np.ndarray:
+    """The pictures of requests in a folder, uint8 (N, S, S, 3).
 
     Raises:
         FileNotFoundError, ValueError: where one is missing, is no picture, or has another size.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of pictures at {folder}: check the path")
-    missing = [each for each in ids if not (folder / f"{each}.png").is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} lacks {len(missing)} of {len(ids)} pictures, first {missing[0]}.png: "
-            "there must be one for each request"
-        )
-    pictures = np.empty((len(ids), image_size, image_size, 3), np.uint8)
-    for row, each in enumerate(ids):
-        path = folder / f"{each}.png"
+    pictures = np.empty((len(requests), image_size, image_size, 3), np.uint8)
+    for row, request in enumerate(requests):
+        path = folder / f"{request['id']}.png"
         picture = open_picture(path)
         if picture.size != (image_size, image_size):
             raise ValueError(
@@ -242,10 +225,10 @@ def score_folder(
     from classifiers.probe import PROBE, load_probe
     from evaluation.edit_figures import score_edits
 
-    folder = Path(folder)
-    edits = read_pictures(folder, benchmark.ids, benchmark.facts["image_size"])
+    folder, requests = Path(folder), benchmark.requests
+    edits = read_pictures(folder, requests, benchmark.facts["image_size"])
     reader = load_judge(judge, tuple(COLUMNS), WHOLE)[0] if judge else load_probe()
-    scores = score_edits(benchmark.requests, benchmark.sources, benchmark.truths, edits, reader)
+    scores = score_edits(requests, benchmark.sources, benchmark.truths, edits, reader)
     by = f"{judge or PROBE}, hash {file_hash(judge or PROBE)}"
     report = {"benchmark": benchmark.facts, "judge": by, **scores}
     text = json.dumps(report, indent=1) + "\n"

@@ -15,9 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,8 +49,8 @@ def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np
     (_, left), (_, right) = g.eyes
     (mouth_x, mouth_y), half = g.mouth, g.mouth_half
     corner = mouth_y + g.mouth_bend * 0.6
-    points = ((left, g.eye_y), (right, g.eye_y), g.nose, (mouth_x - half, corner),
-              (mouth_x + half, corner))  # fmt: skip
+    corners = (mouth_x - half, corner), (mouth_x + half, corner)
+    points = (left, g.eye_y), (right, g.eye_y), g.nose, *corners
     return np.array([to_pixels(pose_of(identity), x, y, image_size) for x, y in points])
 
 
@@ -79,10 +80,8 @@ def _worker_signals() -> None:
 
 
 def parallel_draw(draw, num_images: int, num_workers: int | None, description: str):
-    """Yield draw(0) ... draw(num_images - 1) in order, under a progress bar.
-
-    ``num_workers`` processes draw; None is one for each processor. ``draw`` must pickle.
-    """
+    """Yield draw(0) ... draw(num_images - 1) in order, under a progress bar. ``num_workers`` processes
+    draw; None is one for each processor. ``draw`` must pickle."""
     workers = min(num_workers or os.cpu_count() or 1, MOST_WORKERS)
     bar = partial(tqdm, total=num_images, desc=description, unit="img", smoothing=0.05)
     if workers == 1:
@@ -112,27 +111,16 @@ def write_dataset(
 
     Picture i depends only on (seed, i). Each IMAGES_PER_IDENTITY pictures in a row share an identity.
     Identities are split 80/10/10 into train, val and test. The folder appears when it is complete. One
-    that already holds this very dataset is left alone.
+    that already holds this very dataset is left alone. ValueError for one that holds something else.
 
     Args:
-        out: folder to create.
-        num_images: 1 to 999,999.
-        image_size: pixels per side, 16 or more.
-        seed: another seed, other faces.
-        balanced: every attribute about half the time; otherwise as often as in CelebA.
-        floor: raise the frequencies of rare attributes to about this.
+        balanced, floor: as of ``sample_attributes``.
         num_workers: processes; None is one for each processor.
-
-    Returns:
-        ``out`` as a Path.
-
-    Raises:
-        ValueError: for a folder that holds something else.
     """
     out = Path(out)
     recipe: dict[str, float] = {"drawing": VERSION, "num_images": num_images, "image_size": image_size}
     recipe |= {"seed": seed, "balanced": balanced, "floor": floor}
-    if _holds(out, recipe):
+    if holds(out, DRAWN_FACES, recipe):
         print(f"{out} already holds these {num_images} faces", file=sys.stderr)
         return out
     with new_folder(out) as folder:
@@ -141,7 +129,7 @@ def write_dataset(
         rows = list(parallel_draw(draw, num_images, num_workers, "drawing faces"))
         _write_lists(folder, rows)
         (folder / DRAWN_FACES).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
-    _holds(out, recipe)  # another process may have been faster
+    holds(out, DRAWN_FACES, recipe)  # another process may have been faster
     return out
 
 
@@ -164,22 +152,26 @@ def is_empty(out: Path) -> bool:
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
+def holds(out: Path, file: str, recipe: dict[str, Any]) -> bool:
+    """Whether ``out`` is what was made by a recipe, which is part of its JSON ``file``. False if it is
+    missing or empty. ValueError if it holds something else."""
+    if is_empty(out):
+        return False
+    with suppress(OSError, ValueError, TypeError):
+        if recipe.items() <= dict(json.loads((out / file).read_text(encoding="utf-8"))).items():
+            return True
+    raise ValueError(f"{out} already holds something else; give another folder, or remove it first")
+
+
 def counterfactuals(
     root: str | Path, image_size: int, crop: int
 ) -> Callable[[str, int], np.ndarray | None] | None:
-    """What draws the counterfactuals of a folder's faces.
-
-    Args:
-        root: a folder of labelled images.
-        image_size, crop: as a dataset reads the pictures.
+    """What draws the counterfactuals of a folder's faces as a dataset would read them; None for a folder
+    that `write_dataset` did not make. ValueError for another version of the drawing.
 
     Returns:
         A function (file name, column of an attribute) -> the same face with that attribute turned
-        around, uint8 (image_size, image_size, 3), or None where such a face is impossible. None for a
-        folder that `write_dataset` did not make.
-
-    Raises:
-        ValueError: for a folder of another version of the drawing.
+        around, uint8 (image_size, image_size, 3), or None where such a face is impossible.
     """
     file = Path(root) / DRAWN_FACES
     if not file.is_file():
@@ -189,12 +181,10 @@ def counterfactuals(
         raise ValueError(
             f"{root} was drawn by version {recipe['drawing']}, and this is {VERSION}: draw it anew"
         )
+    options = recipe["seed"], recipe["balanced"], recipe["floor"]
 
     def turned(name: str, column: int) -> np.ndarray | None:
-        index = int(Path(name).stem) - 1
-        identity, attributes = draw_parameters(
-            index, recipe["seed"], recipe["balanced"], recipe["floor"]
-        )
+        identity, attributes = draw_parameters(int(Path(name).stem) - 1, *options)
         attributes[column] *= -1
         if not attributes_are_possible(attributes):
             return None
@@ -204,30 +194,25 @@ def counterfactuals(
     return turned
 
 
-def _holds(out: Path, recipe: dict[str, float]) -> bool:
-    """Whether ``out`` is the dataset of this recipe. False if it is missing or empty. ValueError if it
-    holds something else."""
-    if is_empty(out):
-        return False
-    file = out / DRAWN_FACES
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == recipe:
-        return True
-    raise ValueError(f"{out} already holds something else; give another folder, or remove it first")
-
-
-def _write_lists(folder: Path, rows) -> None:
+def _write_lists(folder: Path, rows: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Write CelebA's four text files. ``rows`` has attributes and landmarks of each picture."""
     points = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
-    attributes = [str(len(rows)), " ".join(NAMES)]
-    marks = [str(len(rows)), " ".join(f"{point}_{axis}" for point in points for axis in "xy")]
-    partitions, identities = [], []
-    for index, (row, places) in enumerate(rows):
-        name, person = f"{index + 1:06d}.jpg", index // IMAGES_PER_IDENTITY
-        attributes.append(f"{name} " + " ".join(f"{value:2d}" for value in row))
-        marks.append(f"{name} " + " ".join(f"{value:4d}" for value in places))
-        partitions.append(f"{name} {SPLIT_OF_PERSON[person % 10]}")
-        identities.append(f"{name} {person + 1}")
-    for name, lines in (("list_attr_celeba", attributes), ("list_landmarks_align_celeba", marks),
-                        ("list_eval_partition", partitions),
-                        ("identity_CelebA", identities)):  # fmt: skip
+    axes = " ".join(f"{point}_{axis}" for point in points for axis in "xy")
+    lists = {
+        "list_attr_celeba": [str(len(rows)), " ".join(NAMES)],
+        "list_landmarks_align_celeba": [str(len(rows)), axes],
+        "list_eval_partition": [],
+        "identity_CelebA": [],
+    }
+    for index, (attributes, places) in enumerate(rows):
+        person = index // IMAGES_PER_IDENTITY
+        cells = (
+            " ".join(f"{value:2d}" for value in attributes),
+            " ".join(f"{value:4d}" for value in places),
+            SPLIT_OF_PERSON[person % 10],
+            person + 1,
+        )
+        for lines, cell in zip(lists.values(), cells, strict=True):
+            lines.append(f"{index + 1:06d}.jpg {cell}")
+    for name, lines in lists.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import attributes
-from attributes import AttributePrior, pack_rows
+from attributes import AttributePrior
 from checkpoint import save_model
 from config import SamplingConfig
 from diffusion_model import load_model
@@ -29,8 +29,8 @@ def test_rows_are_packed_without_loss(num_attributes):
     found = {tuple(row): count for row, count in pairs}
     pairs = zip(distinct.tolist(), counts.tolist(), strict=True)
     assert found == {tuple(row): count for row, count in pairs}
-    bits, _ = pack_rows(rows)
-    assert bits.shape == (len(distinct), 2 * -(-num_attributes // 8)) and bits.dtype == torch.uint8
+    assert prior.bits.shape == (len(distinct), 2 * -(-num_attributes // 8))
+    assert prior.bits.dtype == torch.uint8
 
 
 def test_requests_are_completed_from_rows_that_agree():

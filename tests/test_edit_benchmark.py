@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -128,61 +129,34 @@ def test_figures_by_hand():
     assert turned["flip_rate"].tolist() == [0, 1] and turned["flip_rate_truth"].tolist() == [0, 0]
 
 
-def without_pictures(edits, made):
-    (edits / "003.png").unlink()
-    (edits / "051.png").unlink()
-
-
-def of_another_size(edits, made):
-    Image.new("RGB", (32, 32)).save(edits / "007.png")
-
-
-def no_picture(edits, made):
-    (edits / "007.png").write_bytes(b"not a picture")
-
-
-def no_folder(edits, made):
-    shutil.rmtree(edits)
-
-
-def no_benchmark(edits, made):
-    (made / "benchmark.json").unlink()
-
-
-def changed_benchmark(edits, made):
-    shutil.copy(made / "truths" / "001.png", made / "truths" / "000.png")
-
-
-def of_another_version(edits, made):
-    facts = json.loads((made / "benchmark.json").read_text())
-    (made / "benchmark.json").write_text(json.dumps(facts | {"version": 0}))
-
-
-def unreadable_benchmark(edits, made):
-    (made / "benchmark.json").write_text("[1, 2")
+def png(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("name", "content", "message"),
     [
-        (without_pictures, "lacks 2 of 80 pictures, first 003.png"),
-        (of_another_size, "007.png has 32 x 32 pixels, the benchmark 64 x 64"),
-        (no_picture, "007.png is not a readable picture"),
-        (no_folder, "no folder of pictures at"),
-        (no_benchmark, "no benchmark at"),
-        (changed_benchmark, "was changed"),
-        (of_another_version, "is of version 0, and this is 1"),
-        (unreadable_benchmark, "holds no benchmark that can be read"),
+        ("edits/003.png", None, "003.png does not exist"),
+        ("edits/007.png", png(32), "007.png has 32 x 32 pixels, the benchmark 64 x 64"),
+        ("edits/007.png", b"not a picture", "007.png is not a readable picture"),
+        ("benchmark/benchmark.json", None, "no benchmark at"),
+        ("benchmark/benchmark.json", b"[1, 2", "holds no benchmark that can be used"),
+        ("benchmark/benchmark.json", b'{"version": 0}', "it is of version 0, and this is 1"),
+        ("benchmark/truths/000.png", png(64), "it was changed"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_in_one_line(made, tmp_path, capsys, spoil, said):
+def test_what_cannot_be_scored_is_refused_in_one_line(made, tmp_path, capsys, name, content, message):
     edits = shutil.copytree(made / "sources", tmp_path / "edits")
     own = shutil.copytree(made, tmp_path / "benchmark")
-    spoil(edits, own)
+    (tmp_path / name).unlink()
+    if content:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(SystemExit) as stop:
         run("score", "--edits", edits, "--benchmark", own)
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and said in line
+    assert stop.value.code == 2 and message in line
     assert not (edits / "score.json").exists()
 
 

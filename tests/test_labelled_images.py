@@ -66,35 +66,37 @@ def test_given_splits_are_kept_and_the_lacking_one_comes_from_train(tmp_path):
     assert load(root, "test").attributes[0].tolist() == [-1, 1]
 
 
-def test_annotations_name_pictures_attributes_and_splits(tmp_path):
-    for kind in ("csv", "jsonl"):
-        root = tmp_path / kind
-        for i in range(6):
-            picture(root / "pictures" / f"{i}.png", 40 * i)
-        splits = ["train", "train", "train", "val", "test", "test"]
-        if kind == "csv":
-            lines = ["file,split,Red,Round"]
-            lines += [
-                f"pictures/{i}.png,{split},{i % 2},{'' if i else -1}" for i, split in enumerate(splits)
-            ]
-            (root / "attributes.csv").write_text("\n".join(lines) + "\n")
-        else:
-            rows = [
-                {"file": f"pictures/{i}.png", "split": split, "attributes": {"Red": i % 2}}
-                for i, split in enumerate(splits)
-            ]
-            rows[0]["attributes"]["Round"] = -1
-            (root / "attributes.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        data = load(root)
-        assert data.attribute_names == ("Red", "Round") and not data.one_hot
-        assert sorted(data.attributes.tolist()) == [[-1, -1], [-1, 0], [1, 0]]
-        assert sorted(find_dataset(root).attribute_rows("test").tolist()) == [[-1, 0], [1, 0]]
+SPLIT_OF_ROWS = ["train", "train", "train", "val", "test", "test"]
+CSV = [f"pictures/{i}.png,{s},{i % 2},{'' if i else -1}" for i, s in enumerate(SPLIT_OF_ROWS)]
+JSONL = [
+    {
+        "file": f"pictures/{i}.png",
+        "split": s,
+        "attributes": {"Red": i % 2} | ({} if i else {"Round": -1}),
+    }
+    for i, s in enumerate(SPLIT_OF_ROWS)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [("csv", ["file,split,Red,Round", *CSV]), ("jsonl", [json.dumps(row) for row in JSONL])],
+)
+def test_annotations_name_pictures_attributes_and_splits(tmp_path, name, lines):
+    root = tmp_path / "root"
+    for i in range(6):
+        picture(root / "pictures" / f"{i}.png", 40 * i)
+    (root / f"attributes.{name}").write_text("\n".join(lines))
+    data = load(root)
+    assert data.attribute_names == ("Red", "Round") and not data.one_hot
+    assert sorted(data.attributes.tolist()) == [[-1, -1], [-1, 0], [1, 0]]
+    assert sorted(find_dataset(root).attribute_rows("test").tolist()) == [[-1, 0], [1, 0]]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,Red\n../../outside.png,1\n", "lies outside"),
+        ("file,Red\n../outside.png,1\n", "there is no ../outside.png"),
         ("file,Red\na.png,maybe\n", "line 2: Red is 'maybe'"),
         ("name,Red\na.png,1\n", "name each column once"),
         ("file,Red\na.png\n", "line 2 has 1 columns, and its header 2"),
@@ -106,6 +108,7 @@ def test_annotations_name_pictures_attributes_and_splits(tmp_path):
 def test_wrong_annotations_are_one_line(tmp_path, text, message):
     root = tmp_path / "root"
     picture(root / "a.png", 3)
+    picture(tmp_path / "outside.png", 3)
     (root / "attributes.csv").write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as refused:
         load(root)
@@ -157,14 +160,12 @@ def test_celeba_hq_is_split_as_celeba(tmp_path):
 def test_a_folder_that_holds_nothing_says_what_it_could_hold(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no picture that can be read$"):
         load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="not a folder"):
+    with pytest.raises(FileNotFoundError, match="no folder"):
         load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "pictures.zip").touch()
     with pytest.raises(FileNotFoundError, match=r"but 1 .zip \(unpack\)"):
         load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="unpack it, and give"):
-        load(tmp_path / "empty" / "pictures.zip")
 
 
 def test_naming_a_class_denies_the_others():
@@ -182,17 +183,6 @@ def test_real_digits_and_objects():
     assert len(data) == 1000 and 100 < data.images[:, 8:20, 8:20].max() <= 255
     found = find_dataset(REAL / "cifar10")
     assert found.attribute_rows("test").shape == (1000, 10) and found.names[3] == "cat"
-
-
-def test_what_no_row_names_is_taken_from_train(tmp_path):
-    """One picture at least, even of the few."""
-    for number in range(8):
-        picture(tmp_path / f"{number}.png", number)
-    split = ["train"] * 6 + ["test"] * 2
-    rows = "".join(f"{i}.png,{part},{i % 2}\n" for i, part in enumerate(split))
-    (tmp_path / "attributes.csv").write_text(f"file,split,odd\n{rows}")
-    sizes = [len(load(tmp_path, part)) for part in ("train", "val", "test")]
-    assert sizes[1] >= 1 and sizes[2] == 2 and sum(sizes) == 8
 
 
 def test_a_few_class_pictures_are_of_all_classes(colours):

@@ -292,7 +292,7 @@ def test_encoded_images_are_those_of_the_first_stage(latents, faces, first_stage
     data = LatentDataset(latents, "train")
     some = LatentDataset(latents, "train")
     some.keep(["Smiling", "Male"])
-    assert some.attribute_names == ["Male", "Smiling"]
+    assert some.attribute_names == ("Male", "Smiling")
     columns = [data.attribute_names.index(name) for name in some.attribute_names]
     assert torch.equal(some.attributes, data.attributes[:, columns])
     images = CelebADataset(faces, "train", 32, cache_dir=tmp_path)
