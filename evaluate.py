@@ -132,7 +132,6 @@ class EditsConfig(MeasureConfig):
 
 
 COMMANDS = {"judge": JudgeConfig, "samples": SamplesConfig, "edits": EditsConfig}
-MOVED = {"--train_judge": "judge", "--edit": "edits", "--counterfactual": "edits --smallest"}
 OF_SAMPLES = {"--cfg_scale": "--edit_cfg_scale", "--guide_scale": "--edit_guide_scale"}
 
 
@@ -144,8 +143,6 @@ def parse_args(argv: Sequence[str] | None = None) -> JudgeConfig | SamplesConfig
     if command not in COMMANDS:
         parser.error(f"no subcommand {command!r}: use one of {', '.join(COMMANDS)}")
     for name in (word.split("=")[0] for word in argv):
-        if name in MOVED:
-            parser.error(f"{name} is a subcommand now: evaluate.py {MOVED[name]}")
         if command == "edits" and name in OF_SAMPLES:
             parser.error(f"{name} is of new faces: with edits use {OF_SAMPLES[name]}")
     return flags.parse(COMMANDS[command], __doc__, argv)
@@ -158,8 +155,11 @@ def evaluate(config: JudgeConfig | SamplesConfig | EditsConfig) -> None:
     """Train the judge, or measure samples or edits; write the judge or the report."""
     from accelerate import PartialState
 
-    from evaluation.reading import say
+    from evaluation.base import make_judge, say
+    from evaluation.edits import EditEvaluation
+    from evaluation.samples import SampleEvaluation
     from image_data.datasets import find_dataset
+    from synthetic_faces.dataset import counterfactuals
 
     if isinstance(config, JudgeConfig):
         flags.check_writable(Path(config.judge).parent, "--judge")
@@ -174,22 +174,15 @@ def evaluate(config: JudgeConfig | SamplesConfig | EditsConfig) -> None:
     data = find_dataset(config.data_root, config.dataset)
     say(str(data))
     if isinstance(config, JudgeConfig):
-        from evaluation.base import make_judge
-
         accuracy = make_judge(config, data, device)
-        print(f"written: {config.judge}, balanced accuracy {accuracy:.4f} on the test split")
-    elif isinstance(config, EditsConfig):
-        from evaluation.edits import EditEvaluation
-        from synthetic_faces.dataset import counterfactuals
-
-        edits = EditEvaluation(config, data, device, counterfactuals)
-        say(edits.run())
-        say(f"written: {config.output_dir}/edits.json, edits.md and pictures")
-    else:
-        from evaluation.samples import SampleEvaluation
-
+        say(f"written: {config.judge}, balanced accuracy {accuracy:.4f} on the test split")
+    elif isinstance(config, SamplesConfig):
         say(SampleEvaluation(config, data, device).run())
         say(f"written: {config.output_dir}/report.json, report.md and pictures")
+    else:
+        # counterfactuals: what faces would be, where a program drew them and can draw them again
+        say(EditEvaluation(config, data, device, counterfactuals).run())
+        say(f"written: {config.output_dir}/edits.json, edits.md and pictures")
     processes.wait_for_everyone()
     processes.destroy_process_group()
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import flags  # first: it refuses an old Python in one line
 
 # isort: split
+import numpy as np
+
 from config import (
     DATASET_HELP,
     DATASETS,
@@ -28,14 +30,17 @@ from config import (
     flag,
     nested,
 )
+from figures.grids import caption, heat_map, save_gif, save_grid, save_image
 
 if TYPE_CHECKING:
     from classifiers.guide import GuidanceClassifier
     from diffusion_model import ConditionalDiffusion
     from image_data.photograph import Photograph
+    from studio import Result
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a strip of edits
+Made = dict[str, Any]  # what the manifest says of a mode: its files, and facts
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,9 @@ class ManipulateConfig(Config):
 
     def arguments(self) -> dict[str, Any]:
         """All settings, in one level, for the manifest."""
-        arguments = {"mode": self.mode, "output_dir": self.output_dir, "paste_back": self.paste_back}
-        arguments |= {"data_root": self.data_root, "dataset": self.dataset}
-        for part in (self.files, self.photograph, self.generate, self.interpolate, self.edit):
-            arguments |= asdict(part)
+        arguments: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            arguments |= value if isinstance(value, dict) else {name: value}
         return arguments
 
     @property
@@ -98,36 +102,34 @@ def parse_args(argv: Sequence[str] | None = None) -> ManipulateConfig:
 # -------------------------------------------------------------------- photographs
 
 
-def find_source(config: ManipulateConfig) -> Path | None:
+def find_source(config: ManipulateConfig) -> PhotographSettings | None:
     """The photograph to edit or to interpolate from: --source_image, else the first test image of
-    --data_root. None if no mode needs one.
+    --data_root, in which no face is searched for. None if no mode needs one.
 
     Raises:
-        FileNotFoundError: if it is not there.
         ValueError: if a mode needs one and there is none.
     """
     from image_data.datasets import find_dataset
 
     if not (config.mixes_photographs or config.makes("edit") or config.makes("counterfactual")):
         return None
-    source = Path(config.photograph.source_image) if config.photograph.source_image else None
-    if source is None and config.data_root:
+    if config.photograph.source_image:
+        return config.photograph
+    if config.data_root:
         dataset = find_dataset(config.data_root, config.dataset)
         print(dataset)
-        source = dataset.first_image("test")
-    if source is None and config.mode == "all" and not config.mixes_photographs:
+        image = dataset.first_image("test")
+        if image:
+            return PhotographSettings(str(image), face=0)
+    if config.mode == "all" and not config.mixes_photographs:
         return None
-    if source is None:
-        raise ValueError(
-            f"--mode {config.mode} needs a photograph: give --source_image, or a --data_root of files"
-        )
-    if not source.is_file():
-        raise FileNotFoundError(f"no source image at {source}: check --source_image")
-    return source
+    raise ValueError(
+        f"--mode {config.mode} needs a photograph: give --source_image, or a --data_root of files"
+    )
 
 
 def open_photograph(model: ConditionalDiffusion, settings: PhotographSettings) -> Photograph:
-    """A photograph as the model sees it. Says what was done to it beyond what was asked for."""
+    """A photograph as the model sees it. Prints what was done to it beyond what was asked for."""
     import studio
 
     photograph, search = studio.open_photograph(model, settings)
@@ -143,13 +145,75 @@ def open_photograph(model: ConditionalDiffusion, settings: PhotographSettings) -
     return photograph
 
 
-def open_source(config: ManipulateConfig, model: ConditionalDiffusion, path: Path) -> Photograph:
-    """The photograph of ``find_source``. Faces are searched for in a file that is named, not in a
-    dataset's."""
-    settings = config.photograph
-    if settings.source_image is None:
-        settings = PhotographSettings(str(path), face=0)
-    return open_photograph(model, settings)
+# -------------------------------------------------------------------- results as files
+
+
+def save_each(images: np.ndarray, folder: Path) -> list[Path]:
+    """Write every image (N, H, W, 3) to a file of its own."""
+    return [save_image(image, folder / f"{i:03d}.png") for i, image in enumerate(images)]
+
+
+def save_new_faces(out: Path, result: Result, seed: int) -> Made:
+    """``samples.png``, a labelled grid, and every image on its own."""
+    requests, title = result.facts["attributes"], f"Generated: {result.guidance}, seed {seed}"
+    labels = [caption(request) for request in requests] if any(requests) else [""] * len(requests)
+    single = save_each(result.images, out / "samples")
+    grid = save_grid(out / "samples.png", result.images, labels, result.columns, title=title)
+    return {"grid": grid, "images": single, **result.facts}
+
+
+def save_strip(path: Path, result: Result, title: str) -> Made:
+    """Frames as a labelled strip and as a GIF; ``path`` has no suffix."""
+    images = result.images
+    labels = [f"{i / (len(images) - 1):.2f}" for i in range(len(images))]
+    strip = save_grid(path.with_suffix(".png"), images, labels, len(images), title=title)
+    return {"strip": strip, "gif": save_gif(path.with_suffix(".gif"), images), **result.facts}
+
+
+def save_edits(
+    out: Path, source: Photograph, result: Result, strengths: list[float], full: float
+) -> Made:
+    """``edit.png``, the photograph and its edits at strength ``full``; each edit on its own; and
+    ``edit_strength.png``, a row for each edit, over ``strengths``."""
+    labels = [caption(request) for request in result.facts["attributes"]]
+    edited = result.images[:, strengths.index(full)]
+    row = save_grid(
+        out / "edit.png",
+        np.concatenate([source.square[None], edited]),
+        ["source", *labels],
+        result.columns,
+        title=f"Edited at strength {full:g}: {result.guidance}",
+    )
+    save_grid(
+        out / "edit_strength.png",
+        result.images.reshape(-1, *source.square.shape),
+        [f"{label} at {strength:g}" for label in labels for strength in strengths],
+        len(strengths),
+        title=f"Edited: {result.guidance}",
+    )
+    return {"row": row, "images": save_each(edited, out / "edits"), **result.facts}
+
+
+def save_counterfactual(out: Path, source: Photograph, result: Result) -> Made:
+    """``counterfactual.png``: the photograph, its edit, and where they differ."""
+    facts, edited = result.facts, result.images[0]
+    if not facts["flipped"]:
+        outcome = "does not flip at full strength"
+    elif facts["strength"]:
+        outcome = f"flips at strength {facts['strength']:.2f}"
+    else:
+        outcome = "is so already"
+    images = np.stack([source.square, edited, heat_map(source.square, edited)])
+    labels = ["source", caption(facts["attributes"]), "difference"]
+    title = f"Counterfactual: {outcome}"
+    row = save_grid(out / "counterfactual.png", images, labels, len(images), title=title)
+    return {"row": row, **facts}
+
+
+def save_whole(source: Photograph, edited: np.ndarray, path: Path) -> Path:
+    """Write the whole photograph with an edit in it."""
+    source.paste(edited).save(path)
+    return path
 
 
 # -------------------------------------------------------------------- the script
@@ -173,7 +237,7 @@ def load(
     requests = [parse_request(items) for items in named]
     model = load_model(files.checkpoint, devices.choose_device(files.device))
     print(f"model: {files.checkpoint}")
-    studio.resolve(config.generate, model)  # refuses what it was not trained for
+    studio.resolve_drawing(config.generate, model)  # refuses what it was not trained for
     guide = None
     if guidance != "free" or reads_photographs:
         guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
@@ -187,66 +251,47 @@ def load(
     return model, guide
 
 
-def draw_faces(
-    config: ManipulateConfig, model: ConditionalDiffusion, guide: GuidanceClassifier | None
-) -> dict[str, dict[str, Any]]:
-    """Run the modes that need no photograph. Returns what the manifest says of each."""
-    import studio
-    from figures import results
-
-    out, settings = Path(config.output_dir), config.generate
-    made = {}
-    if config.makes("generate"):
-        guidance = "unconditional"
-        if not settings.unconditional:
-            guidance = results.guidance_title(studio.resolve(settings, model), guide is not None)
-        faces = studio.generate(model, guide, settings, progress=True)
-        title = f"Generated: {guidance}, seed {settings.seed}"
-        made["generate"] = results.save_new_faces(out, faces, title)
-    if config.makes("interpolate"):
-        frames = studio.interpolate(model, guide, config.interpolate, progress=True)
-        made["interpolate"] = results.save_interpolation(out, frames)
-    return made
-
-
-def edit_photograph(
+def make(
     config: ManipulateConfig,
     model: ConditionalDiffusion,
     guide: GuidanceClassifier | None,
-    source: Photograph,
+    source: Photograph | None,
     target: Photograph | None,
-) -> dict[str, dict[str, Any]]:
-    """Run the modes that start from a photograph. Returns what the manifest says of each."""
+) -> dict[str, Made]:
+    """Run the modes that are asked for. Returns what the manifest says of each."""
     import studio
-    from figures import results
 
-    out, settings = Path(config.output_dir), config.edit
+    out, made = Path(config.output_dir), {}
+    if config.makes("generate"):
+        faces = studio.generate(model, guide, config.generate, progress=True)
+        made["generate"] = save_new_faces(out, faces, config.generate.seed)
+    if config.makes("interpolate"):
+        frames = studio.interpolate(model, guide, config.interpolate, progress=True)
+        title = f"From {caption(frames.facts['from'])} to {caption(frames.facts['to'])}"
+        made["interpolate"] = save_strip(out / "interpolation", frames, title)
+    if source is None:
+        return made
     facts = {"source": source.path, "landmarks": source.landmarks}
-    made: dict[str, dict[str, Any]] = {}
     if target is not None:
         squares = source.square, target.square
         frames = studio.interpolate_photographs(model, guide, squares, config.interpolate, progress=True)
-        strip = results.save_strip(out / "photographs", frames, "From one photograph to another")
+        strip = save_strip(out / "photographs", frames, "From one photograph to another")
         made["interpolate photographs"] = strip | {"from": source.path, "to": target.path}
     if config.makes("counterfactual") and guide is not None:
-        flipped = studio.counterfactual(model, guide, source.square, settings, progress=True)
-        made["counterfactual"] = results.save_counterfactual(out, source, flipped) | facts
+        flipped = studio.counterfactual(model, guide, source.square, config.edit, progress=True)
+        made["counterfactual"] = save_counterfactual(out, source, flipped) | facts
         if config.paste_back:
             path = out / "counterfactual_whole.png"
-            made["counterfactual"]["whole"] = results.save_whole(source, flipped.images[0], path)
+            made["counterfactual"]["whole"] = save_whole(source, flipped.images[0], path)
     if config.makes("edit"):
-        full = settings.manipulation_strength
+        full = config.edit.manipulation_strength
         strengths = sorted({*STRENGTHS, full})
-        guidance = results.guidance_title(studio.resolve(settings, model, guide), guide is not None)
-        edits = studio.edit_each(model, guide, source.square, settings, strengths, progress=True)
-        made["edit"] = results.save_edits(out, source, edits, strengths, full, guidance) | facts
-        if len(settings.attributes) == 2:
-            pairs = studio.edit_pairs(model, guide, source.square, settings, STRENGTHS, progress=True)
-            made["edit"]["pairs"] = results.save_pairs(out, pairs, STRENGTHS)
+        edits = studio.edit_each(model, guide, source.square, config.edit, strengths, progress=True)
+        made["edit"] = save_edits(out, source, edits, strengths, full) | facts
         if config.paste_back:
             edited = edits.images[:, strengths.index(full)]
             made["edit"]["whole"] = [
-                results.save_whole(source, image, out / "edits" / f"{i:03d}_whole.png")
+                save_whole(source, image, out / "edits" / f"{i:03d}_whole.png")
                 for i, image in enumerate(edited)
             ]
     return made
@@ -258,22 +303,20 @@ def manipulate(config: ManipulateConfig) -> None:
     import studio
 
     flags.check_writable(config.output_dir)
-    path = find_source(config)
-    model, guide = load(config, path is not None)
-    source = open_source(config, model, path) if path else None
-    target, target_file = None, config.interpolate.target_image
+    settings, target_file = find_source(config), config.interpolate.target_image
+    model, guide = load(config, settings is not None)
+    source = open_photograph(model, settings) if settings else None
+    target = None
     if source and target_file:
-        end = PhotographSettings(target_file, face=min(1, config.photograph.face))
-        target = open_photograph(model, end)
+        settings = PhotographSettings(target_file, face=min(1, config.photograph.face))
+        target = open_photograph(model, settings)
     with devices.autocast(config.files.mixed_precision, model.device.type):
-        made = draw_faces(config, model, guide)
-        if source:
-            made |= edit_photograph(config, model, guide, source, target)
-    editing = replace(config.edit.editing, cfg_scale=studio.resolve(config.edit, model, guide).cfg_scale)
+        made = make(config, model, guide, source, target)
+    scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
     manifest = {
         "arguments": config.arguments(),
-        "sampling": asdict(studio.resolve(config.generate, model)),
-        "editing": asdict(editing),
+        "sampling": asdict(studio.resolve_drawing(config.generate, model)),
+        "editing": asdict(replace(config.edit.editing, cfg_scale=scale)),
         **studio.model_facts(config.files, model, guide),
         "made": made,
     }

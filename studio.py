@@ -1,26 +1,25 @@
 """What people do with a model: open a photograph, generate, interpolate, edit, find a counterfactual.
 
-manipulate.py, the page, the figures and the evaluation all work through these functions. So the same
-settings give the same pixels everywhere. Images are uint8 (N, S, S, 3). Functions compute in the
-caller's autocast context. ``progress`` is as in ``samplers.Progress``.
+manipulate.py and the page work through these functions, figures and evaluation through some of them. So
+the same settings give the same pixels everywhere. Images are uint8 (N, S, S, 3), a photograph's square
+is uint8 (S, S, 3). Functions compute in the caller's autocast context. ``progress`` is as in
+``samplers.Progress``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, product
-from typing import Any, TypeVar, overload
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 import devices
+import editing
+import samplers
 from attributes import CELEBA_ATTRIBUTES, parse_request
 from checkpoint import file_hash
 from classifiers.guide import GuidanceClassifier, load_guide
@@ -36,16 +35,12 @@ from config import (
 )
 from diffusion_model import ConditionalDiffusion, load_model
 from editing import EditAt, Editor, smallest_edit
-from editing import resolve as resolve_editing
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
 from image_data.photograph import Photograph
 from samplers import Progress, sample_generators
-from samplers import resolve as resolve_sampling
 
 Request = dict[str, float]  # attribute names, and 0 ... 1 as a user says it
-Part = TypeVar("Part")
-Done = TypeVar("Done")
 
 # What is made if no attributes are named, as far as the model has them.
 USUAL_REQUESTS: tuple[Request, ...] = (
@@ -68,19 +63,15 @@ FLIP_MARGIN = 1.0
 
 @dataclass(frozen=True)
 class Result:
-    """What a function made.
-
-    Attributes:
-        images: uint8 (N, S, S, 3); those of ``edit_each`` (edits, strengths, S, S, 3).
-        rows: the attribute rows behind them.
-        facts: for the manifest.
-        columns: how many images stand well in a row of a grid.
-    """
+    """What a function made: images (N, S, S, 3), those of ``edit_each`` (edits, strengths, S, S, 3); the
+    attribute rows behind them; facts for the manifest; how many images stand well in a row of a grid;
+    what guided them, in words."""
 
     images: np.ndarray
     rows: Tensor
     facts: dict[str, Any] = field(default_factory=dict)
     columns: int = 8
+    guidance: str = ""
 
 
 # -------------------------------------------------------------------- the model and its guide
@@ -101,7 +92,7 @@ def load_guide_of(
     path = files.guide_file(is_needed or guidance != "free")
     if path is None:
         return None
-    is_model = GUIDANCE[guidance].guide == "model"
+    is_model = GUIDANCE[guidance].guide == "model"  # a weaker one, not a classifier
     guide: Any = load_model(path, model.device) if is_model else load_guide(path, model.device)
     model.check_guide(guide)
     return guide
@@ -127,45 +118,51 @@ def model_facts(
 # -------------------------------------------------------------------- defaults
 
 
-@overload
-def resolve(
-    settings: DrawSettings, model: ConditionalDiffusion, guide: GuidanceClassifier | None = None
-) -> SamplingConfig: ...
-
-
-@overload
-def resolve(
-    settings: EditSettings,
-    model: ConditionalDiffusion,
-    guide: GuidanceClassifier | None = None,
-    named: Sequence[str] = (),
-) -> EditConfig: ...
-
-
-def resolve(settings, model, guide=None, named=()):
-    """How new faces are drawn, or photographs are edited: the settings with every default that depends
-    on the model, its guide and the attributes ``named`` in an edit.
+def resolve_drawing(settings: DrawSettings, model: ConditionalDiffusion) -> SamplingConfig:
+    """How new faces are drawn: the settings with every default that depends on the model.
 
     Raises:
         ValueError: for guidance that the model was not trained for.
     """
-    by_guide_alone = settings.guidance == "guide"
-    if by_guide_alone and not model.config.guidable:
+    unconditional = isinstance(settings, GenerateSettings) and settings.unconditional
+    guide_scale = 0.0 if settings.guidance == "free" else settings.guide_scale
+    sampling = replace(settings.sampling, guidance=settings.guidance, guide_scale=guide_scale)
+    if unconditional or guide_alone(settings, model):
+        sampling = replace(sampling, cfg_scale=0.0)
+    return samplers.resolve(sampling, model.schedule, model.config.guidable)
+
+
+def resolve_edit(
+    settings: EditSettings,
+    model: ConditionalDiffusion,
+    guide: GuidanceClassifier | None,
+    names: Sequence[str] = (),
+) -> EditConfig:
+    """How a photograph is edited: the settings with every default that depends on the guide and on the
+    ``names`` of the attributes to change. Raises as ``resolve_drawing``."""
+    config = settings.editing
+    if guide_alone(settings, model):
+        config = replace(config, cfg_scale=0.0)
+    return editing.resolve(config, names, guide is not None)
+
+
+def guide_alone(settings: DrawSettings | EditSettings, model: ConditionalDiffusion) -> bool:
+    """Whether the guide alone steers. ValueError where the model cannot be without a condition."""
+    if settings.guidance == "guide" and not model.config.guidable:
         raise ValueError(
             "--guidance guide starts from no condition. This model, trained with --cfg_dropout 0, never "
             "saw that: use --guidance both"
         )
-    if isinstance(settings, EditSettings):
-        editing = settings.editing
-        if by_guide_alone:
-            editing = replace(editing, cfg_scale=0.0)
-        return resolve_editing(editing, named, guide is not None)
-    sampling = settings.sampling
-    if by_guide_alone or getattr(settings, "unconditional", False):
-        sampling = replace(sampling, cfg_scale=0.0)
-    guide_scale = 0.0 if settings.guidance == "free" else settings.guide_scale
-    sampling = replace(sampling, guidance=settings.guidance, guide_scale=guide_scale)
-    return resolve_sampling(sampling, model.schedule, model.config.guidable)
+    return settings.guidance == "guide"
+
+
+def guidance_in_words(scales: SamplingConfig | EditConfig, guide: GuidanceClassifier | None) -> str:
+    """What guides, for a title."""
+    by_guide = f", guide at {scales.guide_scale:g}" if scales.guide_scale and guide is not None else ""
+    return f"guidance {scales.cfg_scale:g}{by_guide}"
+
+
+# -------------------------------------------------------------------- requests
 
 
 def names_to_request(
@@ -206,14 +203,17 @@ def generate(
 ) -> Result:
     """New faces. Image i depends on the seed and i, not on how many are drawn."""
     requests, columns = requests_to_generate(model, guide, settings)
-    if settings.open or settings.unconditional:
-        rows = model.attribute_rows(requests)  # (N, A)
-    else:
-        rows = complete_requests(model, requests, settings.seed)
-    sampling = resolve(settings, model)
-    options = {"guide": guide, "complete": False, "progress": progress}
-    images = draw(model, rows, sampling, nullcontext(), settings.seed, **options).numpy()
-    return Result(images, rows, {"attributes": requests, "rows": rows.tolist()}, columns)
+    rows = model.attribute_rows(requests)  # (N, A)
+    if not (settings.open or settings.unconditional):
+        # The noise of image i comes from the seed (seed, i). These must not be the same numbers.
+        rows = model.complete_rows(
+            rows, generator=sample_generators(settings.seed + 1, range(len(rows)))
+        )
+    sampling = resolve_drawing(settings, model)
+    images = draw(model, rows, sampling, settings.seed, progress, guide=guide, complete=False)
+    facts = {"attributes": requests, "rows": rows.tolist()}
+    guidance = "unconditional" if settings.unconditional else guidance_in_words(sampling, guide)
+    return Result(images.numpy(), rows, facts, columns, guidance)
 
 
 def requests_to_generate(
@@ -224,82 +224,38 @@ def requests_to_generate(
     names = names_to_request(model, guide, settings.guidance)
     if settings.attributes or settings.unconditional:
         return [parse_request(settings.attributes)] * (number or USUAL_NUMBER), USUAL_NUMBER
-    built_in = []
-    if not (config.one_hot or config.one_of_two):
-        built_in = usual_requests(USUAL_REQUESTS, names)
-    if built_in:  # each has a column of its own
-        rounds = number or -(-USUAL_NUMBER // len(built_in))
-        return built_in * rounds, len(built_in)
     if config.one_of_two:
-        each: list[Request] = [{names[0]: value} for value in (0.0, 1.0)]
+        requests: list[Request] = [{names[0]: value} for value in (0.0, 1.0)]
+    elif config.one_hot:
+        requests = [{name: 1.0} for name in names]
     else:
-        some = names if config.one_hot else names[:USUAL_NUMBER]
-        each = [{name: 1.0} for name in some]
-    number = number or USUAL_NUMBER  # in a row of its own
-    return [request for request in each for _ in range(number)], number
+        built_in = usual_requests(USUAL_REQUESTS, names)
+        if built_in:  # each has a column of its own
+            rounds = number or -(-USUAL_NUMBER // len(built_in))
+            return built_in * rounds, len(built_in)
+        requests = [{name: 1.0} for name in names[:USUAL_NUMBER]]
+    number = number or USUAL_NUMBER  # each has a row of its own
+    return [request for request in requests for _ in range(number)], number
 
 
-def complete_requests(model: ConditionalDiffusion, requests: Sequence[Request], seed: int) -> Tensor:
-    """Complete attribute rows (N, A) for requests. What row i does not name is drawn from the seed
-    (seed + 1, i): its noise comes from (seed, i), and the two must not be the same numbers."""
-    return model.complete_rows(requests, generator=sample_generators(seed + 1, range(len(requests))))
-
-
-# -------------------------------------------------------------------- drawing many images
-
-
-def in_parallel(work: Callable[[Part], Done], parts: Sequence[Part]) -> list[Done]:
-    """[work(part) for part in parts], with the parts shared among the processes.
-
-    Every process must call this, and every process gets all results. So what follows is the same in all
-    of them.
-    """
-    processes = PartialState()
-    number = processes.num_processes
-    own = [work(part) for part in parts[processes.process_index :: number]]
-    done = gather_object([own])  # done[p]: what process p did
-    return [done[i % number][i // number] for i in range(len(parts))]
-
-
-def draw_batches(
-    then: Callable[[Tensor], Done],
+def draw(
     model: ConditionalDiffusion,
     rows: Tensor,
     sampling: SamplingConfig,
-    autocast,
     seed: int = 0,
+    progress: Progress = False,
     batch_size: int = 50,
-    bar: tqdm | None = None,
-    numbers: Sequence[int] | None = None,
-    **options,
-) -> list[Done]:
-    """``then`` of every batch of images uint8 (B, H, W, 3), drawn under attribute rows (N, A). Only one
-    batch is in memory. The processes share the batches.
-
-    Args:
-        seed, numbers: image i is drawn from the seed (seed, numbers[i]), by default (seed, i).
-        bar: counts images; where none is given, each batch has a bar of its own.
-        options: of ``ConditionalDiffusion.sample``.
-    """
-    processes = PartialState()
-    options.setdefault("progress", bar is None and processes.is_main_process)
-    numbers = range(len(rows)) if numbers is None else numbers
-
-    def part(start: int) -> Done:
-        batch = rows[start : start + batch_size]
-        generators = sample_generators(seed, numbers[start : start + batch_size])
-        with autocast:
-            images = model.sample(len(batch), None, batch, sampling, generators, **options)
-        if bar is not None:
-            bar.update(len(batch) * processes.num_processes)
-        return then(images)
-
-    return in_parallel(part, range(0, len(rows), batch_size))
-
-
-def draw(*args, **options) -> Tensor:
-    """``draw_batches`` that keeps the images: uint8 (N, H, W, 3), on the CPU."""
-    return torch.cat(draw_batches(Tensor.cpu, *args, **options))
+    **options: Any,
+) -> Tensor:
+    """Images (N, S, S, 3) under attribute rows (N, A), on the CPU. Image i is drawn from the seed
+    (seed, i). ``options`` are those of ``ConditionalDiffusion.sample``."""
+    generators = sample_generators(seed, range(len(rows)))
+    parts = []
+    for start in range(0, len(rows), batch_size):
+        batch, own = rows[start : start + batch_size], generators[start : start + batch_size]
+        images = model.sample(len(batch), None, batch, sampling, own, progress=progress, **options)
+        parts.append(images.cpu())
+    return torch.cat(parts)
 
 
 # -------------------------------------------------------------------- interpolations
@@ -316,14 +272,13 @@ def interpolate(
     if not start:
         start, end = usual_ends(model, guide, settings)
     generator = torch.Generator().manual_seed(settings.seed)
-    if settings.open:
-        rows = model.attribute_rows(start), model.attribute_rows(end)
-    else:
-        rows = model.complete_ends(start, end, generator.clone_state())
+    rows = model.attribute_rows(start), model.attribute_rows(end)
+    if not settings.open:
+        rows = model.complete_ends(*rows, generator.clone_state())
     images = model.interpolate_between_attributes(
         *rows,
         settings.interpolation_steps,
-        sampling=resolve(settings, model),
+        sampling=resolve_drawing(settings, model),
         generator=generator,
         progress=progress,
         guide=guide,
@@ -352,16 +307,11 @@ def interpolate_photographs(
     settings: InterpolateSettings,
     progress: Progress = False,
 ) -> Result:
-    """Frames from one photograph's square uint8 (S, S, 3) to another's."""
+    """Frames from one photograph's square to another's."""
     images = torch.from_numpy(np.stack(squares))
     rows = model.predict_attributes(images, guide)
-    frames = Editor(model).interpolate(
-        images,
-        settings.interpolation_steps,
-        settings.editing.num_inference_steps,
-        rows,
-        progress=progress,
-    )
+    number, steps = settings.interpolation_steps, settings.editing.num_inference_steps
+    frames = Editor(model).interpolate(images, number, steps, rows, progress)
     return Result(frames.cpu().numpy(), rows, {}, len(frames))
 
 
@@ -389,32 +339,24 @@ def open_photograph(
     return photograph, align_to_face(photograph, settings.face)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A photograph's square uint8 (1, S, S, 3), and the attributes (1, A) that are read in it: by the
-    guide, or else by the VAE."""
-
-    image: Tensor
-    attributes: Tensor
-
-
-def read_source(
+def read_attributes(
     model: ConditionalDiffusion, guide: GuidanceClassifier | None, square: np.ndarray
-) -> Source:
-    """A square uint8 (S, S, 3) with what it shows."""
-    image = torch.from_numpy(square)[None]
-    return Source(image, model.predict_attributes(image, guide))
+) -> Tensor:
+    """The attributes (1, A) in [-1, 1] that a square shows, as the guide reads them, or else the VAE."""
+    return model.predict_attributes(torch.from_numpy(square)[None], guide)
 
 
 def prepare_edits(
     model: ConditionalDiffusion,
     guide: GuidanceClassifier | None,
-    source: Source,
+    square: np.ndarray,
+    attributes: Tensor,
     rows: Tensor,
     settings: EditSettings,
     progress: Progress = False,
 ) -> EditAt:
-    """A photograph, edited towards every row (N, A): strength -> uint8 (N, S, S, 3).
+    """A square that shows ``attributes`` (1, A), edited towards every row (N, A): strength -> images
+    (N, S, S, 3).
 
     Rows with the same needs and as many names are edited together, from the same noise. So an edit does
     not depend on what else is asked for.
@@ -423,18 +365,18 @@ def prepare_edits(
     rows_of: dict[tuple[EditConfig, int], list[int]] = {}
     for i, row in enumerate(rows.tolist()):
         named = [name for name, value in zip(names, row, strict=True) if value]
-        rows_of.setdefault((resolve(settings, model, guide, named), len(named)), []).append(i)
+        rows_of.setdefault((resolve_edit(settings, model, guide, named), len(named)), []).append(i)
     edits = [
         Editor(model).prepare_edit(
-            source.image,
+            torch.from_numpy(square)[None],
             rows[alike],
-            editing,
-            source_attributes=source.attributes,
+            config,
+            source_attributes=attributes,
             guide=guide,
             generator=torch.Generator().manual_seed(settings.seed),
             progress=progress,
         )
-        for (editing, _), alike in rows_of.items()
+        for (config, _), alike in rows_of.items()
     ]
     order = torch.tensor([*chain(*rows_of.values())]).argsort()
     return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])[order]
@@ -447,10 +389,11 @@ def edit(
     settings: EditSettings,
     progress: Progress = False,
 ) -> Result:
-    """A square uint8 (S, S, 3), edited towards all named attributes at once: one image."""
+    """A square, edited towards all named attributes at once: one image."""
     request = parse_request(settings.attributes)
-    source, rows = read_source(model, guide, square), model.attribute_rows(request)
-    edit_at = prepare_edits(model, guide, source, rows, settings, progress)
+    rows = model.attribute_rows(request)
+    attributes = read_attributes(model, guide, square)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress)
     return Result(edit_at(settings.manipulation_strength).cpu().numpy(), rows, {"attributes": [request]})
 
 
@@ -462,25 +405,28 @@ def edit_each(
     strengths: Sequence[float],
     progress: Progress = False,
 ) -> Result:
-    """Several edits of a square uint8 (S, S, 3), each at all strengths: see ``requests_to_edit``."""
-    source = read_source(model, guide, square)
-    requests = requests_to_edit(model, guide, settings, source.attributes[0])
+    """Several edits of a square, each at all strengths: see ``requests_to_edit``."""
+    attributes = read_attributes(model, guide, square)
+    requests = requests_to_edit(model, guide, settings, attributes[0])
     rows = model.attribute_rows(requests)  # (N, A)
-    edit_at = prepare_edits(model, guide, source, rows, settings, progress)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress)
     images = np.stack([edit_at(strength).cpu().numpy() for strength in strengths], 1)
-    resolved = [resolve(settings, model, guide, list(request)) for request in requests]
+    configs = [resolve_edit(settings, model, guide, list(request)) for request in requests]
     facts = {
         "attributes": requests,
-        "t_start": [editing.t_start for editing in resolved],
-        "margin": [editing.margin for editing in resolved],
+        "t_start": [config.t_start for config in configs],
+        "margin": [config.margin for config in configs],
     }
-    return Result(images, rows, facts)
+    return Result(images, rows, facts, guidance=guidance_in_words(configs[0], guide))
 
 
 def requests_to_edit(
-    model: ConditionalDiffusion, guide: GuidanceClassifier | None, settings: EditSettings, has: Tensor
+    model: ConditionalDiffusion,
+    guide: GuidanceClassifier | None,
+    settings: EditSettings,
+    attributes: Tensor,
 ) -> list[Request]:
-    """The edits of a photograph with attributes ``has`` (A,): each named attribute alone, then all
+    """The edits of a photograph that shows ``attributes`` (A,): each named attribute alone, then all
     together. If none is named, some attributes are turned into what they are not, or a class into
     others."""
     names = model.config.attribute_names
@@ -489,40 +435,28 @@ def requests_to_edit(
         edits = [{name: value} for name, value in request.items()]
         return [*edits, request] if len(edits) > 1 else edits
     if model.config.one_hot:
-        others = [name for i, name in enumerate(names) if i != int(has.argmax())]
+        others = [name for i, name in enumerate(names) if i != int(attributes.argmax())]
         return [{name: 1.0} for name in others[:USUAL_NUMBER]]
     reachable = names_to_request(model, guide, settings.guidance)
     some = [name for name in USUAL_EDITS if name in reachable] or list(reachable)[:6]
-    return [{name: float(has[names.index(name)] < 0)} for name in some]
+    return [{name: float(attributes[names.index(name)] < 0)} for name in some]
 
 
-def edit_pairs(
-    model: ConditionalDiffusion,
-    guide: GuidanceClassifier | None,
-    square: np.ndarray,
-    settings: EditSettings,
-    strengths: Sequence[float],
-    progress: Progress = False,
-) -> Result:
-    """The first two named attributes at once, each at all strengths: images row by row, the first
-    attribute down, the second to the right."""
-    source = read_source(model, guide, square)
-    edits = [{name: value} for name, value in parse_request(settings.attributes).items()][:2]
-    targets = model.attribute_rows(edits)
-    has = source.attributes.cpu().clone()
-    pairs = list(product(strengths, repeat=2))
-    rows = targets.new_zeros(len(pairs), targets.shape[1])
-    for i, request in enumerate(edits):
-        column = model.config.attribute_names.index(next(iter(request)))
-        full = float(targets[i, column])
-        has[:, column] = -full  # strength 0
-        for row, pair in zip(rows, pairs, strict=True):
-            value = full * (2 * pair[i] - 1)
-            row[column] = value if abs(value) > 1e-3 else 1e-3  # 0 would mean: not named
-    # The rows say the strength, so each is a full edit, and strength 0 is what ``has`` says.
-    settings = replace(settings, editing=replace(settings.editing, oppose=False))
-    edit_at = prepare_edits(model, guide, Source(source.image, has), rows, settings, progress)
-    return Result(edit_at(1.0).cpu().numpy(), rows, {"attributes": edits}, len(strengths))
+# -------------------------------------------------------------------- counterfactuals
+
+
+def log_odds_of(guide: GuidanceClassifier, request: Request, image: Tensor) -> float:
+    """The log odds by which a request is met in an image (1, S, S, 3), as the guide reads it: those of
+    the attribute that is least so."""
+    names = list(guide.config.attribute_names)
+    odds = (guide.read_logits(image) - guide.prior)[0].tolist()
+    return min(odds[names.index(name)] * (1 if value > 0.5 else -1) for name, value in request.items())
+
+
+def smallest_flip(edit_at: EditAt, guide: GuidanceClassifier, request: Request) -> tuple[float, Tensor]:
+    """The least strength at which an edit passes the guide's thresholds of a request by FLIP_MARGIN, and
+    the edit there, an image (1, S, S, 3). Strength 1 where none does."""
+    return smallest_edit(edit_at, lambda image: log_odds_of(guide, request, image) - FLIP_MARGIN)
 
 
 def counterfactual(
@@ -532,9 +466,8 @@ def counterfactual(
     settings: EditSettings,
     progress: Progress = False,
 ) -> Result:
-    """The smallest change of a square uint8 (S, S, 3) with which the guide sees what was asked for: one
-    image. That is the least strength at which the edit passes the guide's threshold by FLIP_MARGIN, for
-    every attribute named.
+    """The smallest change of a square with which the guide sees what was asked for: one image, that of
+    ``smallest_flip``.
 
     Raises:
         ValueError: for an attribute that the guide does not read, or one that is to be 0.5.
@@ -545,23 +478,15 @@ def counterfactual(
     for name, value in request.items():
         if value == 0.5:
             raise ValueError(f"a counterfactual of {name}=0.5 flips nothing: ask for 0 or 1")
-    columns = [guide.config.attribute_names.index(name) for name in request]
-    signs = rows[0, [model.config.attribute_names.index(name) for name in request]].sign()
-
-    def margin(picture: Tensor) -> float:
-        """The log odds by which the least certain of the attributes passes its threshold."""
-        odds = (guide.read_logits(picture) - guide.prior)[0, columns].cpu()
-        return float((odds * signs).min())
-
-    source = read_source(model, guide, square)
-    edit_at = prepare_edits(model, guide, source, rows, settings, progress)
-    strength, images = smallest_edit(edit_at, lambda edited: margin(edited) - FLIP_MARGIN)
-    reached = margin(images)
+    attributes = read_attributes(model, guide, square)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress)
+    strength, image = smallest_flip(edit_at, guide, request)
+    margin = log_odds_of(guide, request, image)
     facts = {
         "strength": strength,
-        "margin": reached,
-        "flipped": reached >= FLIP_MARGIN,
-        "margin_before": margin(source.image),
+        "margin": margin,
+        "flipped": margin >= FLIP_MARGIN,
+        "margin_before": log_odds_of(guide, request, torch.from_numpy(square)[None]),
         "attributes": request,
     }
-    return Result(images.cpu().numpy(), rows, facts)
+    return Result(image.cpu().numpy(), rows, facts)

@@ -22,18 +22,18 @@ from config import (
     refuse_ignored_requests,
 )
 
-# Those of figures/figures.py.
-FIGURES = (
-    "attributes",
-    "samples",
-    "reconstructions",
-    "latent-space",
-    "denoising",
-    "animation",
-    "interpolation",
-    "curves",
-    "architecture",
-)
+FIGURES = {  # those of figures/figures.py, and the flags that each cannot do without
+    "attributes": ("data_root",),
+    "samples": ("checkpoint", "data_root"),
+    "reconstructions": ("checkpoint", "data_root"),
+    "latent-space": ("checkpoint", "data_root"),
+    "denoising": ("checkpoint",),
+    "animation": ("checkpoint",),
+    "interpolation": ("checkpoint",),
+    "curves": ("log_dir",),
+    "architecture": ("checkpoint",),
+}
+OF_FIRST_STAGE = ("reconstructions", "latent-space")  # for which a first stage will do as a checkpoint
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class VisualizeConfig(DeviceConfig):
     )
     unconditional: bool = flag(False, "denoising and animation without any request")
     num_samples: int = count(8, "images in a row")
-    num_points: int = count(1000, "points of the latent space", low=50)
     cache_dir: str = flag("data/cache", CACHE_HELP)
     seed: int = count(0, "another seed, other samples", low=0)
     sampling: SamplingConfig = nested(SamplingConfig)
@@ -71,6 +70,11 @@ def parse_args(argv: Sequence[str] | None = None) -> VisualizeConfig:
     return flags.parse(VisualizeConfig, __doc__, argv)
 
 
+def missing_flags(config: VisualizeConfig, name: str) -> list[str]:
+    """The flags that a figure needs and that are not given."""
+    return [f"--{flag}" for flag in FIGURES[name] if getattr(config, flag) is None]
+
+
 def visualize(config: VisualizeConfig) -> None:
     """Draw one figure, or all that the flags allow, and print its files.
 
@@ -78,30 +82,29 @@ def visualize(config: VisualizeConfig) -> None:
         ValueError: if a flag is missing that the figure needs, or the checkpoint has no such figure.
     """
     from attributes import request_rows
-    from figures.figures import FIGURES, Sources
+    from figures import figures
 
+    names = [config.what]
     if config.what == "all":
-        names = [name for name, figure in FIGURES.items() if not figure.lacks(config)]
+        names = [name for name in FIGURES if not missing_flags(config, name)]
         if not names:
             raise ValueError("all needs something to draw from: --checkpoint, --data_root or --log_dir")
-    else:
-        names = [config.what]
-        missing = FIGURES[config.what].lacks(config)
-        if missing:
-            raise ValueError(f"{config.what} needs {' and '.join(f'--{flag}' for flag in missing)}")
+    elif missing_flags(config, config.what):
+        raise ValueError(f"{config.what} needs {' and '.join(missing_flags(config, config.what))}")
     flags.check_writable(config.output_dir)
-    sources = Sources(config)
-    possible = [name for name in names if FIGURES[name].suits(sources)]
-    if not possible:
-        of_first_stage = [name for name, figure in FIGURES.items() if figure.of_first_stage]
-        raise ValueError(
-            f"{config.checkpoint} is a first stage, not a model: with --data_root, it has the figures "
-            f"{' and '.join(of_first_stage)}"
-        )
-    if sources.requests and any("checkpoint" in FIGURES[name].needs for name in possible):
-        request_rows(sources.opened.config.attribute_names, sources.requests)  # refuses unknown names
-    for name in possible:
-        for path in FIGURES[name].draw(sources):
+    sources = figures.Sources(config)
+    if any("checkpoint" in FIGURES[name] for name in names):
+        if isinstance(sources.opened, figures.FirstStageAlone):
+            names = [n for n in names if n in OF_FIRST_STAGE or "checkpoint" not in FIGURES[n]]
+            if not names:
+                raise ValueError(
+                    f"{config.checkpoint} is a first stage, not a model: with --data_root, it has the "
+                    f"figures {' and '.join(OF_FIRST_STAGE)}"
+                )
+        if sources.requests:  # refuses unknown names before anything is drawn
+            request_rows(sources.opened.config.attribute_names, sources.requests)
+    for name in names:
+        for path in figures.FIGURES[name](sources):
             print(f"{name}: {path}")
 
 

@@ -73,30 +73,22 @@ def command(*arguments: object) -> str:
     return " ".join(["python", *argv])
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: commands as a user would type them, and the folders of their pictures."""
-
-    title: str
-    text: str
-    commands: Sequence[str]
-    folders: Sequence[Path]
-
-    def html(self) -> str:
-        """The section, with those pictures of CAPTIONS that its folders hold."""
-        parts = [f"<h2>{escape(self.title)}</h2><p>{escape(self.text)}</p>"]
-        for file in (folder / name for folder in self.folders for name in CAPTIONS):
-            if file.is_file():
-                link, caption = escape(file.relative_to(OUT).as_posix()), escape(CAPTIONS[file.name])
-                picture = f'<a href="{link}"><img src="{link}" alt="{caption}"></a>'
-                parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-        return "\n".join([*parts, *(f"<code>{escape(command)}</code>" for command in self.commands)])
+def section(title: str, text: str, commands: Sequence[str], folders: Sequence[Path]) -> str:
+    """HTML of a part of the page: those pictures of CAPTIONS that the folders hold, and the commands
+    that made them."""
+    parts = [f"<h2>{escape(title)}</h2><p>{escape(text)}</p>"]
+    for file in (folder / name for folder in folders for name in CAPTIONS):
+        if file.is_file():
+            link, caption = escape(file.relative_to(OUT).as_posix()), escape(CAPTIONS[file.name])
+            picture = f'<a href="{link}"><img src="{link}" alt="{caption}"></a>'
+            parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+    return "\n".join([*parts, *(f"<code>{escape(command)}</code>" for command in commands)])
 
 
-def write_page(text: str, sections: Sequence[Section], numbers: dict[str, dict[str, float]]) -> None:
+def write_page(text: str, sections: Sequence[str], numbers: dict[str, dict[str, float]]) -> None:
     """Write index.html: an introduction, sections, and tables (title -> name -> value)."""
     title = "Attribute-conditioned face diffusion"
-    parts = [f"<h1>{title}</h1><p>{escape(text)}</p>", *(section.html() for section in sections)]
+    parts = [f"<h1>{title}</h1><p>{escape(text)}</p>", *sections]
     for name, values in numbers.items():
         rows = (f"<div><span>{escape(k)}</span><span>{v:.3f}</span></div>" for k, v in values.items())
         parts.append(f'<h2>{escape(name)}</h2><div class="numbers">{"".join(rows)}</div>')
@@ -126,15 +118,15 @@ def manipulate_drawn(checkpoint: Path | str, folder: Path) -> str:
     )
 
 
-def pretrained_drawn() -> Section:
+def pretrained_drawn() -> str:
     """Pictures by the pretrained model of drawn faces."""
     folder = OUT / "drawn64"
     made = manipulate_drawn("drawn64", folder)
     text = "Each was requested by three attributes. The edits start from a face that a program drew."
-    return Section("Drawn faces, by the pretrained model", text, [made], [folder])
+    return section("Drawn faces, by the pretrained model", text, [made], [folder])
 
 
-def pretrained_celeba() -> Section:
+def pretrained_celeba() -> str:
     """Pictures by the pretrained model of CelebA's faces. It edits a face that it drew itself. Each
     command has a folder of its own, with the manifest that makes its pictures again."""
     folder, edits = OUT / "celeba64", OUT / "celeba64_edits"
@@ -147,10 +139,10 @@ def pretrained_celeba() -> Section:
         ),
     ]
     text = "Nobody in these pictures exists: the model edits a face that it drew itself."
-    return Section("CelebA's faces, by the pretrained model", text, made, [folder, edits])
+    return section("CelebA's faces, by the pretrained model", text, made, [folder, edits])
 
 
-def trained_here(faces: str, minutes: float | None) -> tuple[Section, float]:
+def trained_here(faces: str, minutes: float | None) -> tuple[str, float]:
     """Train a model on drawn faces, and draw with it. ``faces`` is the command that drew them. Returns
     the section and how many minutes the training took."""
     limit = [] if minutes is None else ["--max_minutes", minutes]
@@ -165,7 +157,7 @@ def trained_here(faces: str, minutes: float | None) -> tuple[Section, float]:
     curves = command("visualize.py", "curves", "--log_dir", OUT / "logs", "--output_dir", folder)
     text = f"After {took:.1f} minutes of training on this machine, from nothing."
     commands = [faces, train, draw, curves]
-    return Section("Drawn faces, by the model trained here", text, commands, [folder]), took
+    return section("Drawn faces, by the model trained here", text, commands, [folder]), took
 
 
 def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, dict[str, float]]:
@@ -173,7 +165,6 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     rows, and in the held-out faces themselves: balanced accuracies."""
     import torch
     from probe import draw_labelled, predict, train_probe
-    from tqdm import tqdm
 
     from celeba_dataset import CelebADataset
     from config import SamplingConfig
@@ -187,9 +178,8 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     sampling = SamplingConfig(num_inference_steps=10)
     accuracies = {}
     for name, path in checkpoints.items():
-        with tqdm(total=len(attributes), desc=f"faces to judge: {name}", unit="img") as bar:
-            model, autocast = load_model(path), devices.autocast("auto", "cpu")
-            samples = draw(model, attributes, sampling, autocast, bar=bar)
+        with devices.autocast("auto", "cpu"):
+            samples = draw(load_model(path), attributes, sampling, progress=True)
         accuracies[name] = balanced_accuracy(predict(probe, samples), attributes)
     faces = torch.from_numpy(held_out.images[:].copy())
     accuracies["held-out faces"] = balanced_accuracy(predict(probe, faces), held_out.attributes)

@@ -40,8 +40,9 @@ from checkpoint import EMA, load_checkpoint
 from classifiers.judge import load_judge
 from config import CACHE_HELP, CFG_SCALE, FEWEST_SAMPLES, Config, SamplingConfig, count, flag
 from diffusion_model import load_model
+from evaluation.base import read
 from evaluation.metrics import balanced_accuracy, distances
-from evaluation.reading import read
+from evaluation.tables import table
 from figures.grids import save_grid
 from image_data.cached import random_flip
 from studio import draw
@@ -144,11 +145,11 @@ def train_peer(peer, images, minutes: float, tuned: bool, label: str):
         network.to(memory_format=torch.channels_last)
     ema = EMA(network, TUNED_EMA if tuned else peer.ema_decay)
     if tuned:
-        lr, anneals = TUNED_LR, True
-        optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=True)
+        lr, optimizer = TUNED_LR, torch.optim.AdamW(network.parameters(), fused=True)
     else:
-        lr, anneals = peer.lr, peer.anneals
-        optimizer = getattr(torch.optim, peer.optimizer)(network.parameters(), lr=lr, betas=peer.betas)
+        lr, kind = peer.lr, getattr(torch.optim, peer.optimizer)
+        optimizer = kind(network.parameters(), betas=peer.betas)
+    anneals = tuned or peer.anneals
     started = time.perf_counter()
     with keep_freed_memory("cpu" if tuned else ""), tqdm(desc=label, unit="image") as bar:
         while (done := (time.perf_counter() - started) / (60 * minutes)) < 1:
@@ -205,10 +206,9 @@ class Contest:
         self.options, self.out = options, Path(options.output_dir).resolve()
         self.out.mkdir(parents=True, exist_ok=True)
         self.judge, facts = load_judge(find_judge(options, root), CELEBA_ATTRIBUTES, 178)
-        self.train_set, val, test = (
-            CelebADataset(root, split, 64, cache_dir=options.cache_dir)
-            for split in ("train", "val", "test")
-        )
+        splits = ("train", "val", "test")
+        data = [CelebADataset(root, split, 64, cache_dir=options.cache_dir) for split in splits]
+        self.train_set, val, test = data
         self.rows = val.attributes[: options.num_samples]
         self.reference = read(self.judge, test.images)[0]
         self.results: dict[str, dict] = {}
@@ -232,10 +232,8 @@ class Contest:
 
     def summary(self) -> dict:
         """Print the table. Returns the figures of the last line."""
-        print(f"{'':<26}{'images seen':>12}{'Frechet':>18}{'coverage':>10}")
-        for name, row in self.results.items():
-            distance = f"{row['frechet']:.2f} +- {row['frechet_error']:.2f}"
-            print(f"{name:<26}{row['images_seen']:>12}{distance:>18}{row['coverage']:>10.3f}")
+        rows = [([name, str(row["images_seen"])], row) for name, row in self.results.items()]
+        print(*table(["", "images seen"], rows), sep="\n")
         unconditional, ours = (self.results[f"ours, cfg_scale {SCALES[i]:g}"] for i in (0, -1))
 
         def over_best(row: dict, kind: str) -> float:
@@ -259,7 +257,8 @@ def main() -> None:
     model, seen = train_ours(options, root, contest.out / time.strftime("run_%Y%m%d_%H%M%S"))
     for scale in SCALES:
         sampling = SamplingConfig(cfg_scale=scale)
-        images = draw(model, contest.rows, sampling, devices.autocast("auto", "cpu"))
+        with devices.autocast("auto", "cpu"):
+            images = draw(model, contest.rows, sampling, progress=True)
         contest.measure(f"ours, cfg_scale {scale:g}", images, seen)
     for name, (kind, size, tuned) in PEERS.items():
         peer = kind(size)

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -155,31 +156,31 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
 def ceiling(device: str) -> dict[str, float]:
     """GFLOP/s of the fastest bfloat16 convolution and matrix product of a few sizes."""
 
-    def best(work: Callable[[], object], gflop: float) -> float:
+    def rate(gflop: float, work: Callable[..., object], *inputs: torch.Tensor) -> float:
         calls = 50 if device == "cuda" else 1  # to hide what a launch costs
 
         def repeated() -> None:
             for _ in range(calls):
-                work()
+                work(*inputs)
 
         repeated()
         return calls * gflop / min(seconds_of(repeated, device) for _ in range(5))
 
-    rates = {"convolution": 0.0, "matmul": 0.0}
+    def normal(*shape: int) -> torch.Tensor:
+        x = torch.randn(shape, device=device, dtype=torch.bfloat16)
+        return x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+    convolve = partial(F.conv2d, padding=1)
+    batch, convolutions, products = 256 if device == "cuda" else 16, [], []
     with torch.inference_mode():
-        batch = 256 if device == "cuda" else 16
         for channels, side in ((128, 32), (256, 16), (256, 32), (512, 16)):
-            x = torch.randn(batch, channels, side, side, device=device, dtype=torch.bfloat16)
-            x = x.to(memory_format=torch.channels_last)
-            w = torch.randn(channels, channels, 3, 3, device=device, dtype=torch.bfloat16)
-            w = w.to(memory_format=torch.channels_last)
+            inputs = normal(batch, channels, side, side), normal(channels, channels, 3, 3)
             gflop = 2 * 9 * channels**2 * side**2 * batch / 1e9
-            rate = best(lambda x=x, w=w: F.conv2d(x, w, padding=1), gflop)
-            rates["convolution"] = max(rates["convolution"], rate)
+            convolutions.append(rate(gflop, convolve, *inputs))
         for size in (4096, 8192) if device == "cuda" else (1024, 2048):
-            a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-            rates["matmul"] = max(rates["matmul"], best(lambda a=a: a @ a, 2 * size**3 / 1e9))
-    return rates
+            a = normal(size, size)
+            products.append(rate(2 * size**3 / 1e9, torch.matmul, a, a))
+    return {"convolution": max(convolutions), "matmul": max(products)}
 
 
 CONTENDERS = {  # how it is built, and whether under our precision and memory format

@@ -1,29 +1,81 @@
-"""What the evaluations of samples and of edits share, and the training of the judge."""
+"""What the evaluations share: work in batches, the model with its judge, the judge's training."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
+from tqdm import tqdm
 
 import devices
 from checkpoint import file_hash, save_atomically
 from classifiers.guide import load_guide
-from classifiers.judge import load_judge, train_judge
+from classifiers.judge import Judge, load_judge, train_judge
 from config import ModelConfig
 from diffusion_model import load_model
 from evaluation.metrics import balanced_accuracy
-from evaluation.reading import in_batches, read, say
 from image_data.labelled import LabelledImages
 
 if TYPE_CHECKING:
     from evaluate import JudgeConfig, MeasureConfig
+
+Done = TypeVar("Done")
+
+
+def say(text: str) -> None:
+    """Print on the main process only."""
+    if PartialState().is_main_process:
+        print(text)
+
+
+def main_bar(total: int, label: str, unit: str = "image") -> tqdm:
+    """A progress bar that only the main process shows; without a label nobody does."""
+    hidden = not label or not PartialState().is_main_process
+    return tqdm(total=total, desc=label, leave=False, unit=unit, disable=hidden)
+
+
+def in_batches(
+    work: Callable[[Tensor, range], Done],
+    items: Any,
+    batch_size: int = 250,
+    label: str = "",
+    bar: tqdm | None = None,
+) -> list[Done]:
+    """``work`` of every batch of items and of their numbers. The processes share the batches.
+
+    Every process must call this, and every process gets all results. So what follows is the same in all
+    of them.
+
+    Args:
+        items: (N, ...), an array or a tensor; ``work`` gets tensors.
+        label: of a progress bar; without one there is no bar.
+        bar: in the place of that one.
+    """
+    processes = PartialState()
+    number, starts = processes.num_processes, range(0, len(items), batch_size)
+    own = []
+    with nullcontext(bar) if bar is not None else main_bar(len(items), label) as counter:
+        for start in starts[processes.process_index :: number]:
+            batch = items[start : start + batch_size]
+            batch = batch if isinstance(batch, Tensor) else torch.from_numpy(batch.copy())  # read-only
+            own.append(work(batch, range(start, start + len(batch))))
+            counter.update(len(batch) * number)
+    done = gather_object([own])  # done[p]: what process p did
+    return [done[i % number][i // number] for i in range(len(starts))]
+
+
+def read(judge: Judge, images, label: str = "") -> tuple[Tensor, Tensor]:
+    """The judge's features (N, D) and logits (N, A) of uint8 images (N, H, W, 3), on the CPU."""
+    features = torch.cat(in_batches(lambda batch, _: judge.read_features(batch), images, label=label))
+    return features, judge.read_logits(features)
 
 
 def make_judge(config: JudgeConfig, data: LabelledImages, device: str) -> float:
@@ -32,8 +84,8 @@ def make_judge(config: JudgeConfig, data: LabelledImages, device: str) -> float:
     Returns:
         its balanced accuracy on the test split, the mean over attributes.
     """
-    seen = ModelConfig(data.names, image_size=config.image_size, crop=config.crop)
-    test, train = (data.open_for(seen, split, config.cache_dir) for split in ("test", "train"))
+    view = ModelConfig(data.names, image_size=config.image_size, crop=config.crop)
+    test, train = (data.open_for(view, split, config.cache_dir) for split in ("test", "train"))
     judge = train_judge(train, config.judge_epochs, config.seed, device)
     accuracy = balanced_accuracy(read(judge, test.images)[1], test.attributes)
     content = {
@@ -61,7 +113,7 @@ class Evaluation:
     """
 
     def __init__(self, config: MeasureConfig, data: LabelledImages, device: str):
-        self.config, self.data = config, data
+        self.config = config
         self.model = load_model(config.checkpoint, device)
         self.guide = load_guide(config.guide, device) if config.guide else None
         if self.guide is not None:
@@ -76,21 +128,21 @@ class Evaluation:
                 "The first stage was trained to look right to this judge, so distances in its features "
                 "are too small. Measure with another: evaluate.py judge --seed 1 --judge FILE"
             )
-        self.train, self.reference_set = (
-            data.open_for(of_model, split, config.cache_dir)
-            for split in ("train", config.reference_split)
-        )
+        self.train = data.open_for(of_model, "train", config.cache_dir)
+        self.reference_set = data.open_for(of_model, config.reference_split, config.cache_dir)
         self.output_dir, self.writes = Path(config.output_dir), PartialState().is_main_process
         self.autocast = devices.autocast(config.mixed_precision, device)
         self.spaces: dict[str, Callable[[Tensor], Tensor]] = {"judge": self.judge.read_features}
 
     def read(self, images, label: str) -> dict[str, Tensor]:
-        """Features (N, D) of images uint8 (N, H, W, 3) in every feature space. ``label`` names them in
-        the progress bars."""
-        return {
-            space: torch.cat(in_batches(features, images, 50, f"{space}, {label}"))
-            for space, features in self.spaces.items()
-        }
+        """Features (N, D) of images uint8 (N, H, W, 3) in every feature space. ``label`` is of the
+        progress bar."""
+
+        def features_of(batch: Tensor, _: range) -> dict[str, Tensor]:
+            return {space: features(batch) for space, features in self.spaces.items()}
+
+        parts = in_batches(features_of, images, 50, label)
+        return {space: torch.cat([part[space] for part in parts]) for space in self.spaces}
 
     @cached_property
     def reference(self) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ identity, drawn with the attribute turned around.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import islice
@@ -17,28 +17,26 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
-from tqdm import tqdm
 
-from attributes import attr_dict, deny_other_classes
-from classifiers.guide import GuidanceClassifier
+from attributes import attr_dict, columns_of, deny_other_classes
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from config import EditConfig, in_file_name
-from editing import EditAt, Editor, resolve, smallest_edit
-from evaluation.base import Evaluation
+from editing import EditAt, Editor, resolve
+from evaluation.base import Evaluation, in_batches, main_bar, read
 from evaluation.edit_figures import edit_figures, summary
 from evaluation.metrics import frechet_distance, psnr
-from evaluation.reading import read
 from evaluation.tables import edits_table, plot_strengths, write_report
 from figures.grids import heat_map, readable, save_grid
 from image_data.labelled import LabelledImages
 from samplers import sample_generators
-from studio import FLIP_MARGIN, in_parallel
+from studio import check_is_read, smallest_flip
 
 if TYPE_CHECKING:
     from evaluate import EditsConfig
 
 MASK_SHARE = 0.25  # of the pixels: those that an edit changes most on average, and may change; by eye
+PAIRS, FRAMES = 8, 9  # of photographs that are interpolated, and frames of each strip; by eye
 FEWEST_IN_A_SET = 8  # images that a Frechet distance is taken of; with fewer its bias hides the rest
 
 # (file name, column) -> the true counterfactual uint8 (S, S, 3), or None where it is impossible
@@ -57,54 +55,37 @@ class Task:
         return f"{'add' if self.direction > 0 else 'remove'} {self.name}"
 
 
-class EditJudge:
-    """What the judge says of edits. ``features`` (N, D) are those of held-out faces."""
+def cosine(judge: Judge, mean: Tensor, a: Tensor, b: Tensor, column: int) -> Tensor:
+    """Cosine (N,) of features (N, D): how much is kept beside the attribute of this column.
 
-    def __init__(self, judge: Judge, features: Tensor, one_hot: bool = False):
-        self.judge, self.device, self.one_hot = judge, judge.head.weight.device, one_hot
-        self.mean = F.relu(features).mean(0)
-
-    def cosine(self, a: Tensor, b: Tensor, task: Task) -> Tensor:
-        """Cosine (N,) of features (N, D): how much is kept beside the attribute of this task.
-
-        The features are taken as the judge's head sees them, less their mean over held-out faces. The
-        direction in which the head reads the attribute is left out.
-        """
-        w = F.normalize(self.judge.head.weight[task.column].detach().float().cpu(), dim=0)
-        a, b = (F.relu(x) - self.mean for x in (a, b))
-        a, b = (x - (x @ w)[:, None] * w for x in (a, b))
-        return F.cosine_similarity(a, b)
-
-    def measure(
-        self, source: Tensor, edited: Tensor, task: Task, mask: Tensor, truth: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """``edit_figures`` (N,), the cosine, and the PSNR where ``mask`` (H, W) is true: there this edit
-        should change nothing."""
-        a, b = source.to(self.device), edited.to(self.device)
-        right = None if truth is None else truth.to(self.device)
-        figures = edit_figures(self.judge, a, b, task.column, task.direction, right, self.one_hot)
-        before, after = (read(self.judge, x)[0] for x in (source, edited))
-        return figures | {
-            "cosine": self.cosine(before, after, task),
-            "psnr_outside": psnr(source, edited, mask),
-        }
-
-    def flip_rate(self, images: Tensor, task: Task) -> float:
-        """How often the judge sees in images what was requested."""
-        logits = read(self.judge, images)[1]
-        return float((logits[:, task.column].sign() == task.direction).float().mean())
+    The features are taken as the judge's head sees them, less their ``mean`` (D,) over held-out faces.
+    The direction in which the head reads the attribute is left out.
+    """
+    w = F.normalize(judge.head.weight[column].detach().float().cpu(), dim=0)
+    a, b = (F.relu(x) - mean for x in (a, b))
+    a, b = (x - (x @ w)[:, None] * w for x in (a, b))
+    return F.cosine_similarity(a, b)
 
 
-def check_flips(guide: GuidanceClassifier, file: str, names: Sequence[str]) -> None:
-    """Raise ValueError for an attribute of which the guide in a file cannot say whether it flips."""
-    if guide.config.one_hot:
-        raise ValueError(f"{file} reads classes, which do not flip: leave --smallest out")
-    unread = [name for name in names if name not in guide.config.attribute_names]
-    if unread:
-        raise ValueError(
-            f"{file} does not read {unread[0]}: with --smallest name some of "
-            f"{list(guide.config.attribute_names)} in --edit_attributes"
-        )
+def measure(
+    judge: Judge,
+    mean: Tensor,
+    source: Tensor,
+    edited: Tensor,
+    task: Task,
+    mask: Tensor,
+    truth: Tensor | None = None,
+    one_hot: bool = False,
+) -> dict[str, Tensor]:
+    """``edit_figures`` (N,), the ``cosine``, and the PSNR where ``mask`` (H, W) is true: there this edit
+    should change nothing."""
+    device = judge.head.weight.device
+    a, b = source.to(device), edited.to(device)
+    right = None if truth is None else truth.to(device)
+    figures = edit_figures(judge, a, b, task.column, task.direction, right, one_hot)
+    before, after = (read(judge, images)[0] for images in (source, edited))
+    figures["cosine"] = cosine(judge, mean, before, after, task.column)
+    return figures | {"psnr_outside": psnr(source, edited, mask)}
 
 
 class EditEvaluation(Evaluation):
@@ -129,18 +110,20 @@ class EditEvaluation(Evaluation):
         counterfactuals: Callable[[str, int, int], Turned | None],
     ):
         super().__init__(config, data, device)
-        of_model, names = self.model.config, list(self.names)
-        unknown = [name for name in config.edit_attributes if name not in names]
-        if unknown:
-            raise ValueError(f"no attribute {unknown[0]} in {config.data_root}: name some of {names}")
-        ways = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
+        of_model, names = self.model.config, self.names
+        columns_of(names, config.edit_attributes)  # refuses unknown names
         edited = config.edit_attributes or names
-        tasks = [Task(name, names.index(name), way) for name in edited for way in ways]
         if config.smallest and self.guide is not None:
-            check_flips(self.guide, str(config.guide), edited)
+            if self.guide.config.one_hot:
+                raise ValueError(
+                    f"{config.guide} reads classes, which do not flip: leave --smallest out"
+                )
+            check_is_read(edited, self.guide)
         self.truth = counterfactuals(config.data_root, of_model.image_size, of_model.crop)
+        directions = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
+        tasks = [Task(name, names.index(name), sign) for name in edited for sign in directions]
         self.tasks = [task for task in tasks if len(self.sources(task)[0])]
-        self.edit_judge = EditJudge(self.judge, self.reference["judge"], of_model.one_hot)
+        self.mean = F.relu(self.reference["judge"]).mean(0)
         self.protocol |= {
             "sources": self.protocol["reference"],
             "edit_sources": config.edit_sources,
@@ -151,8 +134,27 @@ class EditEvaluation(Evaluation):
             "true_counterfactuals": self.truth is not None,
         }
 
-    def variants(self) -> Iterator[tuple[str, EditConfig]]:
-        """Every way of editing that is compared, with a name."""
+    def run(self) -> str:
+        """Judge every way of editing. edits.json and edits.md grow as it goes. Returns the latter."""
+        report: dict[str, Any] = {"protocol": self.protocol, "interpolation": self.interpolation()}
+        no_edit = [self.figures(task, self.sources(task)[0]) for task in self.tasks]
+        report["edits"] = [{"name": "no edit", "tasks": no_edit}]
+        variants = list(self.variants())
+        with main_bar(len(variants) * len(self.tasks), "editing", "task") as bar:
+            for name, editing, smallest in variants:
+                tasks = []
+                for task in self.tasks:
+                    tasks.append(self.judge_task(name, editing, task, smallest))
+                    bar.update()
+                report["edits"].append({"name": name, "editing": asdict(editing), "tasks": tasks})
+                if self.writes:
+                    write_report(self.output_dir, "edits", report, edits_table(report))
+        if self.writes:
+            plot_strengths(report, self.output_dir)
+        return edits_table(report)
+
+    def variants(self) -> Iterator[tuple[str, EditConfig, bool]]:
+        """Every way of editing that is compared: a name, how, and whether at the smallest strength."""
         for scale in self.config.edit_cfg_scale or (None,):
             editing = replace(self.config.editing, cfg_scale=scale)
             full = resolve(editing, (), self.guide is not None)
@@ -160,7 +162,9 @@ class EditEvaluation(Evaluation):
             name = f"cfg {editing.cfg_scale:g}"
             if self.guide and editing.guide_scale:
                 name += f", guide {editing.guide_scale:g}"
-            yield name, editing
+            yield name, editing, False
+            if self.config.smallest:
+                yield f"{name}, smallest", editing, True
 
     # ---------------------------------------------------------------- faces and their edits
 
@@ -168,44 +172,32 @@ class EditEvaluation(Evaluation):
     def sources(self, task: Task) -> tuple[Tensor, Tensor | None]:
         """Images uint8 (N, S, S, 3) that lack what is added, or have what is removed. For drawn faces,
         also their true counterfactuals."""
-        faces = self.reference_set
+        faces, number, truths = self.reference_set, self.config.edit_sources, None
         rows = (faces.attributes[:, task.column] == -task.direction).nonzero()[:, 0].tolist()
-        truths = None
         if self.truth:
             column = attr_dict[task.name]  # the model may have some of the attributes only
-            pairs = ((row, self.truth(faces.filenames[row], column)) for row in rows)
-            pairs = list(islice((p for p in pairs if p[1] is not None), self.config.edit_sources))
-            rows, truths = [row for row, _ in pairs], [truth for _, truth in pairs]
-            truths = torch.from_numpy(np.stack(truths)) if truths else None
-        rows = np.array(rows[: self.config.edit_sources], dtype=int)
-        return torch.from_numpy(faces.images[rows]), truths
+            drawn = ((row, self.truth(faces.filenames[row], column)) for row in rows)
+            pairs = list(islice((pair for pair in drawn if pair[1] is not None), number))
+            rows = [row for row, _ in pairs]
+            truths = torch.from_numpy(np.stack([truth for _, truth in pairs])) if pairs else None
+        return torch.from_numpy(faces.images[np.array(rows[:number], dtype=int)]), truths
 
     def each_batch(self, images: Tensor, task: Task, editing: EditConfig, size: int, then) -> list:
-        """``then(edit_at)`` of every batch of images. The processes share the batches.
-
-        Args:
-            then: takes the edit of a batch as a function of its strength.
-        """
+        """``then`` of every batch of images, where it gets the edit as a function of its strength."""
         target = torch.zeros(1, len(self.names))
         target[0, task.column] = task.direction
         if self.model.config.one_hot:
             target = deny_other_classes(target)
-        number = PartialState().num_processes
 
-        def one_batch(first: int) -> Any:
-            batch = images[first : first + size]
-            generators = sample_generators(self.config.seed, range(first, first + len(batch)))
+        def one_batch(batch: Tensor, numbers: range) -> Any:
+            generators = sample_generators(self.config.seed, numbers)
             with self.autocast:
                 edit_at = Editor(self.model).prepare_edit(
                     batch, target, editing, guide=self.guide, generator=generators
                 )
-                result = then(edit_at)
-            bar.update(len(batch) * number)
-            return result
+                return then(edit_at)
 
-        hidden = not self.writes
-        with tqdm(total=len(images), desc=str(task), leave=False, unit="image", disable=hidden) as bar:
-            return in_parallel(one_batch, range(0, len(images), size))
+        return in_batches(one_batch, images, size, str(task))
 
     def edit(self, images: Tensor, task: Task, editing: EditConfig) -> list[Tensor]:
         """The images after the edit, at each of --strengths. Every process gets all."""
@@ -220,23 +212,44 @@ class EditEvaluation(Evaluation):
 
     def smallest(self, images: Tensor, task: Task, editing: EditConfig) -> tuple[Tensor, Tensor]:
         """The images after the smallest edit with which the guide sees what was requested, and the
-        strengths (N,). An edit that never flips has strength 1."""
-        guide = self.guide
+        strengths (N,): see ``smallest_flip``."""
+        guide, request = self.guide, {task.name: float(task.direction > 0)}
         assert guide is not None  # --smallest needs one
-        column = guide.config.attribute_names.index(task.name)
-
-        def margin(edited: Tensor) -> float:
-            odds = float((guide.read_logits(edited) - guide.prior)[0, column])
-            return odds * task.direction - FLIP_MARGIN
 
         def smallest(edit_at: EditAt) -> tuple[float, Tensor]:
-            strength, edited = smallest_edit(edit_at, margin)
+            strength, edited = smallest_flip(edit_at, guide, request)
             return strength, edited.cpu()
 
         strengths, edits = zip(*self.each_batch(images, task, editing, 1, smallest), strict=True)
         return torch.cat(edits), torch.tensor(strengths)
 
     # ---------------------------------------------------------------- figures
+
+    def judge_task(self, name: str, editing: EditConfig, task: Task, smallest: bool) -> dict[str, Any]:
+        """The figures of one way of editing, for one attribute and direction: at the last of
+        --strengths, with the flip rate at each; or at the smallest strength that flips."""
+        source, _ = self.sources(task)
+        full = resolve(editing, [task.name], self.guide is not None)
+        facts: dict[str, Any] = {"t_start": full.t_start, "margin": full.margin}
+        if smallest:
+            edited, strengths = self.smallest(source, task, editing)
+            return self.figures(task, edited, name) | facts | summary({"strength": strengths})
+        strip, curve = self.edit(source, task, editing), {}
+        for strength, images in zip(self.config.strengths, strip, strict=True):
+            signs = read(self.judge, images)[1][:, task.column].sign()
+            curve[str(strength)] = float((signs == task.direction).float().mean())
+        return self.figures(task, strip[-1], name) | facts | {"flip_rate_over_strength": curve}
+
+    def figures(self, task: Task, edited: Tensor, name: str = "") -> dict[str, Any]:
+        """Every figure of edited sources. Writes a picture of them under the name of how they were
+        edited; none without a name."""
+        source, truth = self.sources(task)
+        of_what = (task, self.mask(task), truth, self.model.config.one_hot)
+        each = measure(self.judge, self.mean, source, edited, *of_what)
+        if self.writes and name:
+            self.picture(name, task, edited, each["flip_rate"] + each["cosine"])
+        facts = {"task": str(task), "faces": len(source)}
+        return {**facts, **summary(each), **self.frechet(edited, task)}
 
     @cache  # noqa: B019
     def mask(self, task: Task) -> Tensor:
@@ -272,30 +285,6 @@ class EditEvaluation(Evaluation):
             "frechet_real": frechet_distance(real[:number], right),
         }
 
-    def figures(self, task: Task, edited: Tensor, name: str = "") -> dict[str, Any]:
-        """Every figure of edited sources. Writes a picture of them under the name of how they were
-        edited; none without a name."""
-        source, truth = self.sources(task)
-        each = self.edit_judge.measure(source, edited, task, self.mask(task), truth)
-        if self.writes and name:
-            self.picture(name, task, edited, each["flip_rate"] + each["cosine"])
-        facts = {"task": str(task), "faces": len(source)}
-        return {**facts, **summary(each), **self.frechet(edited, task)}
-
-    def judge_task(self, name: str, editing: EditConfig, task: Task, smallest: bool) -> dict[str, Any]:
-        """The figures of one way of editing, for one attribute and direction: at the last of
-        --strengths, with the flip rate at each; or at the smallest strength that flips."""
-        source, _ = self.sources(task)
-        full = resolve(editing, [task.name], self.guide is not None)
-        facts: dict[str, Any] = {"t_start": full.t_start, "margin": full.margin}
-        if smallest:
-            edited, strengths = self.smallest(source, task, editing)
-            return self.figures(task, edited, name) | facts | summary({"strength": strengths})
-        strip = self.edit(source, task, editing)
-        rates = [self.edit_judge.flip_rate(edited, task) for edited in strip]
-        curve = dict(zip(map(str, self.config.strengths), rates, strict=True))
-        return self.figures(task, strip[-1], name) | facts | {"flip_rate_over_strength": curve}
-
     def picture(self, name: str, task: Task, edited: Tensor, score: Tensor) -> None:
         """Write the best, the median and the worst edit by a score (N,): source, edit, where they
         differ, and the truth where it is known."""
@@ -305,53 +294,32 @@ class EditEvaluation(Evaluation):
         images, labels = [], []
         for rank, i in ranks.items():
             a, b = source[i].numpy(), edited[i].numpy()
-            images += [a, b, heat_map(a, b)] + ([] if truth is None else [truth[i].numpy()])
-            labels += [rank, "edited", "difference"] + ([] if truth is None else ["truth"])
+            images += [a, b, heat_map(a, b)]
+            labels += [rank, "edited", "difference"]
+            if truth is not None:
+                images.append(truth[i].numpy())
+                labels.append("truth")
         safe = f"{name}_{task}".replace(", ", "_").replace(" ", "_")
         path = self.output_dir / "edits" / f"{in_file_name(safe)}.png"
         title = f"{'Add' if task.direction > 0 else 'Remove'} {readable(task.name)}: {name}"
         save_grid(path, np.stack(images), labels, len(images) // 3, title=title)
 
-    def interpolation(self, pairs: int = 8, frames: int = 9) -> dict[str, float]:
-        """How evenly the way from one photograph to another goes, and whether it begins and ends at the
-        photographs. Evenness is the largest perceptual distance between two frames over the mean one."""
-        number = min(pairs, len(self.reference_set) // 2)
-        images = torch.from_numpy(self.reference_set.images[: 2 * number].copy())
+    def interpolation(self) -> dict[str, float]:
+        """How even strips from one photograph to another are: the largest perceptual distance between
+        two frames over the mean one. And whether they begin and end at the photographs."""
+        number = min(PAIRS, len(self.reference_set) // 2)
         steps, judge = self.config.editing.num_inference_steps, self.judge
 
         @torch.no_grad()
-        def evenness(pair: Tensor) -> tuple[float, float]:
+        def evenness(pair: Tensor, _: range) -> tuple[float, float]:
             with self.autocast:
                 rows = self.model.predict_attributes(pair, self.guide)
-                way = Editor(self.model).interpolate(pair, frames, steps, rows)
-            inputs = judge.input(way.to(self.edit_judge.device))
+                strip = Editor(self.model).interpolate(pair, FRAMES, steps, rows)
+            inputs = judge.input(strip.to(self.model.device))
             distance = perceptual_distance(judge.stages(), inputs[:-1], inputs[1:]).cpu()
-            ends = psnr(way[[0, -1]].cpu(), pair)
+            ends = psnr(strip[[0, -1]].cpu(), pair)
             return float(distance.max() / distance.mean()), float(ends.min())
 
-        unevenness, ends = zip(*in_parallel(evenness, images.split(2)), strict=True)
+        images = self.reference_set.images[: 2 * number]
+        unevenness, ends = zip(*in_batches(evenness, images, 2), strict=True)
         return {"largest_step_over_mean": sum(unevenness) / number, "worst_end_psnr": min(ends)}
-
-    def run(self) -> str:
-        """Judge every way of editing. edits.json and edits.md grow as it goes. Returns the latter."""
-        report: dict[str, Any] = {"protocol": self.protocol, "interpolation": self.interpolation()}
-        no_edit = [self.figures(task, self.sources(task)[0]) for task in self.tasks]
-        report["edits"] = [{"name": "no edit", "tasks": no_edit}]
-        ways = []
-        for name, editing in self.variants():
-            ways.append((name, editing, False))
-            if self.config.smallest:
-                ways.append((f"{name}, smallest", editing, True))
-        total, hidden = len(ways) * len(self.tasks), not self.writes
-        with tqdm(total=total, desc="editing", unit="task", disable=hidden) as bar:
-            for name, editing, smallest in ways:
-                tasks = []
-                for task in self.tasks:
-                    tasks.append(self.judge_task(name, editing, task, smallest))
-                    bar.update()
-                report["edits"].append({"name": name, "editing": asdict(editing), "tasks": tasks})
-                if self.writes:
-                    write_report(self.output_dir, "edits", report, edits_table(report))
-        if self.writes:
-            plot_strengths(report, self.output_dir)
-        return edits_table(report)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,19 +28,20 @@ def judge_features(config: SamplesConfig, judge: Judge) -> Features:
     return judge.read_features
 
 
-def inception_features(config: SamplesConfig, judge: Judge) -> Features:
+def inception_features(config: SamplesConfig, judge: Judge) -> Features | None:
     """The 2048 features of Inception-v3 that Frechet distances are usually quoted in. The weights come
     from torch-fidelity's file, or are fetched where the flag says "download".
 
     Raises:
         FileNotFoundError, ValueError: where there is no such file, or one of something else.
     """
-    weights, device = config.inception_weights or "", judge.head.weight.device
-    fetch = weights == "download"
-    if not fetch and not Path(weights).is_file():
-        raise FileNotFoundError(f"no Inception weights at {weights}: see torch-fidelity's releases")
+    weights, device = config.inception_weights, judge.head.weight.device
+    if not weights:
+        return None
+    file = None if weights == "download" else weights
+    if file and not Path(file).is_file():
+        raise FileNotFoundError(f"no Inception weights at {file}: see torch-fidelity's releases")
     try:
-        file = None if fetch else weights
         network = FeatureExtractorInceptionV3("fid", ["2048"], file).to(device).eval()
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{weights} holds no Inception weights of torch-fidelity: {error}") from None
@@ -53,28 +53,14 @@ def inception_features(config: SamplesConfig, judge: Judge) -> Features:
     return features
 
 
-@dataclass(frozen=True)
-class FeatureSpace:
-    """How features are made, and when.
-
-    make: (configuration, judge) -> a function of images uint8 (B, H, W, 3) that gives features (B, D).
-    applies: whether a configuration has what this needs.
-    """
-
-    make: Callable[[SamplesConfig, Judge], Features]
-    applies: Callable[[SamplesConfig], bool] = lambda config: True
-
-
-FEATURE_SPACES: dict[str, FeatureSpace] = {
-    "judge": FeatureSpace(judge_features),
-    "inception": FeatureSpace(inception_features, lambda config: bool(config.inception_weights)),
+# name -> (configuration, judge) -> features, or None where the configuration does not ask for them
+FEATURE_SPACES: dict[str, Callable[[SamplesConfig, Judge], Features | None]] = {
+    "judge": judge_features,
+    "inception": inception_features,
 }
 
 
 def make_features(config: SamplesConfig, judge: Judge) -> dict[str, Features]:
     """The features of every space that applies to this configuration."""
-    return {
-        name: space.make(config, judge)
-        for name, space in FEATURE_SPACES.items()
-        if space.applies(config)
-    }
+    spaces = {name: make(config, judge) for name, make in FEATURE_SPACES.items()}
+    return {name: features for name, features in spaces.items() if features}

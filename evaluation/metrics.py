@@ -118,14 +118,14 @@ def pooled_accuracy(logits: Tensor, requests: Tensor) -> float:
 def pooled_accuracy_by_chance(logits: Tensor, requests: Tensor) -> float:
     """``pooled_accuracy`` where each request (N, A) is compared with the images of all other requests,
     N (N - 1) pairs. Chance is not one half: what is common is drawn, and asked for, more often."""
-    seen = (logits > 0).double()
+    visible, number = (logits > 0).double(), len(requests)
 
-    def rate(asked: Tensor, met: Tensor) -> Tensor:  # over all images less a request's own
-        hits = (asked.sum(0) * met.sum(0) - (asked * met).sum(0)).sum()
-        return hits / (asked.sum() * (len(asked) - 1))
+    def rate(named: Tensor, met: Tensor) -> Tensor:  # over all images less a request's own
+        hits = (named.sum(0) * met.sum(0) - (named * met).sum(0)).sum()
+        return hits / (named.sum() * (number - 1))
 
     present, absent = (requests > 0).double(), (requests < 0).double()
-    return float(rate(present, seen) + rate(absent, 1 - seen)) / 2
+    return float(rate(present, visible) + rate(absent, 1 - visible)) / 2
 
 
 def with_error(
@@ -190,7 +190,7 @@ def _spread(images: Tensor, most: int) -> Tensor:
     return images[torch.linspace(0, len(images) - 1, min(most, len(images))).long()]
 
 
-def nearest(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """The distance of each query's features to the nearest of ``known``, and the row of that one."""
-    closest = [torch.cdist(part, known).min(1) for part in queries.split(_rows(known))]
+def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance of each query's features to the nearest reference, and the row of that one."""
+    closest = [torch.cdist(part, references).min(1) for part in queries.split(_rows(references))]
     return torch.cat([c.values for c in closest]), torch.cat([c.indices for c in closest])

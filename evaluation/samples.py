@@ -4,7 +4,7 @@ split, and compared with the images of a reference split."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from attributes import AttributePrior
 from classifiers.likeness import perceptual_distance
-from config import FEWEST_SAMPLES, REQUESTS, SamplingConfig
-from evaluation.base import Evaluation
+from config import FEWEST_SAMPLES, SamplingConfig
+from evaluation.base import Evaluation, in_batches, main_bar, say
 from evaluation.features import make_features
 from evaluation.metrics import (
     balanced_accuracy,
@@ -31,12 +31,10 @@ from evaluation.metrics import (
     pooled_accuracy_by_chance,
     with_error,
 )
-from evaluation.reading import Result, in_batches, say
 from evaluation.tables import plot_sweeps, samples_table, write_report
 from figures.grids import save_grid
 from image_data.labelled import LabelledImages
-from samplers import SAMPLERS, resolve
-from studio import draw_batches
+from samplers import SAMPLERS, resolve, sample_generators
 
 if TYPE_CHECKING:
     from evaluate import SamplesConfig
@@ -105,17 +103,12 @@ class SampleEvaluation(Evaluation):
         scales = config.cfg_scale or (DEFAULT_SCALES if model.config.guidable else (1.0,))
         numbers = config.num_inference_steps or (None,)
         settings = []
-        for name, number, scale, guide_scale in product(
+        for sampler, number, scale, guide_scale in product(
             config.sampler, numbers, scales, config.guide_scale
         ):
-            SAMPLERS[name].options(eta=config.sampling.eta)
-            setting = replace(
-                config.sampling,
-                sampler=name,
-                num_inference_steps=number,
-                cfg_scale=scale,
-                guide_scale=guide_scale,
-            )
+            SAMPLERS[sampler].options(eta=config.sampling.eta)
+            setting = replace(config.sampling, sampler=sampler, num_inference_steps=number)
+            setting = replace(setting, cfg_scale=scale, guide_scale=guide_scale)
             settings.append(resolve(setting, model.schedule, model.config.guidable))
         return settings
 
@@ -124,15 +117,11 @@ class SampleEvaluation(Evaluation):
         each, and nothing at all. Classes have no short requests, since one class says everything."""
         generator = torch.Generator().manual_seed(self.config.seed)
         order = torch.rand(self.rows.shape, generator=generator).argsort(1)
-        every = {
-            "whole": self.rows,
-            "three": self.rows * (order < NAMED),
-            "none": torch.zeros_like(self.rows),
-        }
-        kinds = [kind for kind in REQUESTS if kind in self.config.requests]
-        if self.model.config.one_hot:
-            kinds = [kind for kind in kinds if kind != "three"]
-        return {kind: every[kind] for kind in kinds}
+        requests = {"whole": self.rows}
+        if not self.model.config.one_hot:
+            requests["three"] = self.rows * (order < NAMED)
+        requests["none"] = torch.zeros_like(self.rows)
+        return {kind: rows for kind, rows in requests.items() if kind in self.config.requests}
 
     def run(self) -> str:
         """Measure every setting under every kind of request. report.json and report.md grow as it goes.
@@ -141,8 +130,7 @@ class SampleEvaluation(Evaluation):
         report: dict[str, Any] = {"protocol": self.protocol, "real": real, **self.autoencoders()}
         report["settings"] = []
         pairs = [*product(self.settings, self.requests)]
-        total = (len(self.rows) + ALIKE**2) * len(pairs)
-        with tqdm(total=total, desc="sampling", unit="image", disable=not self.writes) as bar:
+        with main_bar((self.number + ALIKE**2) * len(pairs), "sampling") as bar:
             for sampling, request in pairs:
                 report["settings"].append(self.measure(sampling, request, bar))
                 if self.writes:
@@ -153,30 +141,31 @@ class SampleEvaluation(Evaluation):
 
     # ---------------------------------------------------------------- drawing
 
-    def draw(
-        self, then: Callable[[Tensor], Result], rows: Tensor, sampling: SamplingConfig, **options: Any
-    ) -> list[Result]:
-        """``then`` of every batch of images drawn under attribute rows (N, A). ``options`` are those of
-        ``draw_batches``."""
-        options |= {"guide": self.guide, "complete": not self.config.open}
-        options |= {"batch_size": self.config.batch_size}
-        return draw_batches(then, self.model, rows, sampling, self.autocast, **options)
+    def draw(self, rows: Tensor, sampling: SamplingConfig, seed: int, numbers: Sequence[int]) -> Tensor:
+        """Images uint8 (B, S, S, 3) under attribute rows (B, A): image i from the seed (seed,
+        numbers[i])."""
+        options: dict[str, Any] = {"guide": self.guide, "complete": not self.config.open}
+        generators = sample_generators(seed, numbers)
+        with self.autocast:
+            return self.model.sample(len(rows), None, rows, sampling, generators, **options)
 
     def measure(self, sampling: SamplingConfig, request: str, bar: tqdm) -> dict[str, Any]:
         """Every figure of one setting under one kind of request. Writes its pictures."""
-        rows, first = self.requests[request], iter(range(0, len(self.rows), self.config.batch_size))
+        rows, size = self.requests[request], self.config.batch_size
 
-        def features_of(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            kept = images if next(first) < IN_PICTURE else images[:0]  # the rest leaves the memory
-            return {space: read(images) for space, read in self.spaces.items()}, kept.cpu()
+        def features_of(batch: Tensor, numbers: range) -> tuple[dict[str, Tensor], Tensor]:
+            images = self.draw(batch, sampling, self.config.seed, numbers)
+            kept = images[: max(0, IN_PICTURE - numbers.start)].cpu()  # the rest leaves the memory
+            return {space: features(images) for space, features in self.spaces.items()}, kept
 
-        drawn = self.draw(features_of, rows, sampling, bar=bar, seed=self.config.seed)
+        drawn = in_batches(features_of, rows, size, bar=bar)
         features = {space: torch.cat([each[space] for each, _ in drawn]) for space in self.spaces}
         logits = self.judge.read_logits(features["judge"])
         spread = mean_of("diversity", self.diversity(rows, sampling, bar))
         closest, which = nearest(features["judge"], self.train_features)
-        images = torch.cat([kept for _, kept in drawn])[:IN_PICTURE]
-        self.pictures(sampling, request, images, closest, which)
+        if self.writes:
+            images = torch.cat([kept for _, kept in drawn])
+            self.pictures(sampling, request, images, closest, which)
         return {
             "sampling": asdict(sampling),
             "request": request,
@@ -191,12 +180,6 @@ class SampleEvaluation(Evaluation):
         self, sampling: SamplingConfig, request: str, images: Tensor, closest: Tensor, which: Tensor
     ) -> None:
         """Write a grid of samples, and a grid of the samples nearest to training images above those."""
-        suspects = closest.argsort()[:CLOSEST]
-        rows = self.requests[request][suspects]
-        seeds = {"seed": self.config.seed, "numbers": suspects.tolist()}
-        again = self.draw(Tensor.cpu, rows, sampling, **seeds)
-        if not self.writes:
-            return
         s = sampling
         name = f"{request}_{s.sampler}_{s.num_inference_steps}_cfg{s.cfg_scale:g}"
         title = f"{s.sampler}, {s.num_inference_steps} steps, guidance {s.cfg_scale:g}"
@@ -207,7 +190,10 @@ class SampleEvaluation(Evaluation):
         title = f"{f'Request {request}' if conditional else 'Unconditional'}: {title}"
         path = self.output_dir / f"samples_{name}.png"
         save_grid(path, images.numpy(), [""] * len(images), 16, title=title)
-        pairs = torch.cat([*again, torch.tensor(self.train.images[which[suspects].numpy()])])
+        suspects = closest.argsort()[:CLOSEST]
+        rows = self.requests[request][suspects]
+        again = self.draw(rows, sampling, self.config.seed, suspects.tolist()).cpu()
+        pairs = torch.cat([again, torch.tensor(self.train.images[which[suspects].numpy()])])
         labels = [f"{d:.2f}" for d in closest[suspects].tolist()] + ["training image"] * len(suspects)
         title = "The samples closest to a training image, and that image"
         path = self.output_dir / f"nearest_{name}.png"
@@ -218,61 +204,56 @@ class SampleEvaluation(Evaluation):
     def diversity(self, rows: Tensor, sampling: SamplingConfig, bar: tqdm) -> Tensor:
         """For each of the first rows, how far apart samples of that one row lie, over how far apart
         reference images lie (ALIKE,)."""
-        alike = rows[:ALIKE].repeat_interleave(ALIKE, 0)
         seed = self.config.seed + 2  # other noise than that of the samples
-        drawn = self.draw(self.judge.read_features, alike, sampling, bar=bar, seed=seed)
+
+        def features_of(batch: Tensor, numbers: range) -> Tensor:
+            return self.judge.read_features(self.draw(batch, sampling, seed, numbers))
+
+        alike = rows[:ALIKE].repeat_interleave(ALIKE, 0)
+        drawn = in_batches(features_of, alike, self.config.batch_size, bar=bar)
         groups = torch.cat(drawn).view(ALIKE, ALIKE, -1)
         reference = self.reference["judge"]
         some = reference[:: max(1, len(reference) // 500)]
         return torch.stack([torch.pdist(group).mean() for group in groups]) / torch.pdist(some).mean()
 
     def control(self, request: str, logits: Tensor) -> dict[str, Any]:
-        """How well the judge sees a kind of request met, and how often it sees what nobody asked for."""
+        """How well the judge sees a kind of request met, and, under ``unasked``, two shares for each
+        attribute: how often it is seen where a request leaves it open, and how often it is present in
+        training rows that agree with these requests."""
         rows = self.requests[request]
-        figures: dict[str, Any] = {}
         if request == "whole":
-            figures |= self.accuracy(logits, rows)
-            if self.model.config.one_hot:
-                figures |= self.class_accuracy(logits)
+            met, error = with_error(
+                lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
+            )
+            each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
+            return {
+                "balanced_accuracy": met,
+                "balanced_accuracy_error": error,
+                "each": {name: None if math.isnan(value) else value for name, value in each},
+                **self.class_accuracy(logits, rows),
+            }
+        figures: dict[str, Any] = {}
         if request == "three":
             met, error = with_error(lambda i: pooled_accuracy(logits[i], rows[i]), len(rows))
-            figures |= {"named_accuracy": met, "named_accuracy_error": error}
+            figures = {"named_accuracy": met, "named_accuracy_error": error}
             figures["named_accuracy_by_chance"] = pooled_accuracy_by_chance(logits, rows)
-        if request != "whole":
-            figures["unasked"] = self.unasked(logits, rows)
-        return figures
-
-    def accuracy(self, logits: Tensor, rows: Tensor) -> dict[str, Any]:
-        """Balanced accuracy under whole rows: the mean over attributes, and that of each."""
-        whole, error = with_error(
-            lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
-        )
-        each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
-        return {
-            "balanced_accuracy": whole,
-            "balanced_accuracy_error": error,
-            "each": {name: None if math.isnan(value) else value for name, value in each},
-        }
-
-    def unasked(self, logits: Tensor, rows: Tensor) -> dict[str, tuple[float, float]]:
-        """Two shares for each attribute: how often it is seen where a request (N, A) leaves it open, and
-        how often it is present in training rows that agree with these requests."""
         is_open = rows == 0
-        seen = self.is_seen(logits) & is_open
-        expected = self.prior.frequencies(rows) * is_open
         number = is_open.sum(0).clamp(min=1)
-        rates = zip((seen.sum(0) / number).tolist(), (expected.sum(0) / number).tolist(), strict=True)
-        return dict(zip(self.names, rates, strict=True))
+        visible = (self.is_visible(logits) & is_open).sum(0) / number
+        expected = (self.prior.frequencies(rows) * is_open).sum(0) / number
+        shares = zip(visible.tolist(), expected.tolist(), strict=True)
+        return figures | {"unasked": dict(zip(self.names, shares, strict=True))}
 
-    def is_seen(self, logits: Tensor) -> Tensor:
+    def class_accuracy(self, logits: Tensor, rows: Tensor) -> dict[str, float]:
+        """How often the judge sees the class that was requested. Nothing where attributes are none."""
+        if not self.model.config.one_hot:
+            return {}
+        return mean_of("class_accuracy", (logits.argmax(1) == rows.argmax(1)).float())
+
+    def is_visible(self, logits: Tensor) -> Tensor:
         """Whether each attribute is more likely there than not, by the judge's logits (N, A). The judge
         was trained as if each were there half of the time. This corrects for how often they are."""
         return logits + self.log_odds > 0
-
-    def class_accuracy(self, logits: Tensor) -> dict[str, float]:
-        """How often the judge sees the class that was requested, where attributes are classes."""
-        right = (logits.argmax(1) == self.rows[: len(logits)].argmax(1)).float()
-        return mean_of("class_accuracy", right)
 
     def distances(self, features: dict[str, Tensor]) -> dict[str, dict]:
         """Every distance to the reference, in every feature space."""
@@ -284,15 +265,14 @@ class SampleEvaluation(Evaluation):
         images, rows = self.held_out.images[:number], self.rows[:number]
         features = self.read(images, f"{self.config.attribute_split} split")
         logits = self.judge.read_logits(features["judge"])
-        seen: dict[str, Any] = {"balanced_accuracy": float(balanced_accuracy(logits, rows).nanmean())}
-        if self.model.config.one_hot:
-            seen |= self.class_accuracy(logits)
-        rates = self.is_seen(logits).float().mean(0).tolist(), (rows > 0).float().mean(0).tolist()
-        seen["frequency"] = dict(zip(self.names, zip(*rates, strict=True), strict=True))
+        accuracy = float(balanced_accuracy(logits, rows).nanmean())
+        figures: dict[str, Any] = {"balanced_accuracy": accuracy, **self.class_accuracy(logits, rows)}
+        rates = self.is_visible(logits).float().mean(0).tolist(), (rows > 0).float().mean(0).tolist()
+        figures["frequency"] = dict(zip(self.names, zip(*rates, strict=True), strict=True))
         closest, _ = nearest(features["judge"], self.train_features)
         return {
             **self.distances(features),
-            "attributes": seen,
+            "attributes": figures,
             "median_distance_to_train": float(closest.median()),
         }
 
@@ -302,40 +282,40 @@ class SampleEvaluation(Evaluation):
         """How near reconstructions of the first N held-out images come to those images."""
         originals = torch.tensor(self.held_out.images[: len(reconstructions)])
         pictures = [x.permute(0, 3, 1, 2).float() / 255 for x in (reconstructions, originals)]
-        pairs = zip(reconstructions.split(250), originals.split(250), strict=True)
-        judge, device = self.judge, self.model.device
+        judge, device, perceptual = self.judge, self.model.device, []
         with torch.no_grad():
-            perceptual = [
-                perceptual_distance(judge.stages(), *(judge.input(part.to(device)) for part in pair))
-                for pair in pairs
-            ]
+            for pair in zip(reconstructions.split(250), originals.split(250), strict=True):
+                inputs = [judge.input(part.to(device)) for part in pair]
+                perceptual.append(perceptual_distance(judge.stages(), *inputs))
         return {
             "psnr": float(peak_signal_noise_ratio(*pictures, data_range=1.0)),
             "ssim": float(structural_similarity_index_measure(*pictures, data_range=1.0)),
             "perceptual_distance": float(torch.cat(perceptual).mean()),
         }
 
-    def autoencoders(self, number: int = RECONSTRUCTED) -> dict[str, dict]:
+    def autoencoders(self) -> dict[str, dict]:
         """How well the semantic latent keeps held-out images, and so for the first stage of a model that
         has one."""
-        model = self.model
-        latent, stage = model.config.first_stage != "pixels", model.first_stage
+        model, stage = self.model, self.model.first_stage
 
-        def kept(batch: Tensor) -> tuple[Tensor, ...]:
-            with self.autocast, torch.no_grad():
-                mu = model.encode_latent(batch)
-                image = stage.decode(model.autoencoder.decode(mu))
-                same = stage.decode(stage.encode(batch.to(model.device))) if latent else image
-                parts = (mu, image, model.autoencoder.attribute_logits(mu), same)
-                return tuple(part.cpu() for part in parts)
+        @torch.no_grad()
+        def kept(batch: Tensor, _: range) -> list[Tensor]:
+            with self.autocast:
+                parts = [model.encode_latent(batch), model.predict_attributes(batch)]
+                parts.append(model.reconstruct(batch))
+                if model.config.first_stage != "pixels":
+                    parts.append(stage.decode(stage.encode(batch.to(model.device))))
+            return [part.cpu() for part in parts]
 
-        parts = in_batches(kept, self.held_out.images[:number], label="reconstructions")
-        mu, image, attributes, same = map(torch.cat, zip(*parts, strict=True))
-        accuracy = balanced_accuracy(attributes, self.held_out.attributes[:number])
+        parts = in_batches(kept, self.held_out.images[:RECONSTRUCTED], label="reconstructions")
+        mu, attributes, *images = map(torch.cat, zip(*parts, strict=True))
+        accuracy = balanced_accuracy(attributes, self.held_out.attributes[:RECONSTRUCTED])
         semantic = {
             "active_dimensions": int((mu.float().var(0) > 0.01).sum()),
             "latent_dim": mu.shape[1],
             "attribute_balanced_accuracy": float(accuracy.nanmean()),
         }
-        figures = {"autoencoder": self.fidelity(image) | semantic}
-        return figures | {"first_stage": self.fidelity(same)} if latent else figures
+        figures = {"autoencoder": self.fidelity(images[0]) | semantic}
+        if len(images) > 1:
+            figures["first_stage"] = self.fidelity(images[1])
+        return figures

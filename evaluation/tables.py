@@ -93,36 +93,33 @@ def protocol_lines(title: str, report: dict[str, Any]) -> list[str]:
 # -------------------------------------------------------------------- samples
 
 
-def control_row(attributes: dict[str, Any]) -> dict[str, float]:
+def control_row(attributes: dict[str, Any]) -> dict[str, float | None]:
     """The figures that say how well requests are met, and how far off the rest is."""
-    row = {}
-    for key in ("class_accuracy", "named_accuracy", "balanced_accuracy"):
-        if key in attributes:
-            row["request_met"] = attributes[key]
-            if f"{key}_error" in attributes:
-                row["request_met_error"] = attributes[f"{key}_error"]
-            break
-    if "named_accuracy_by_chance" in attributes:
-        row["by_chance"] = attributes["named_accuracy_by_chance"]
+    accuracies = ("class_accuracy", "named_accuracy", "balanced_accuracy")
+    met = next((key for key in accuracies if key in attributes), "")
     rates = attributes.get("unasked") or attributes.get("frequency") or {}
     off = [abs(seen - expected) for seen, expected in rates.values()]
-    return row | ({"unasked": sum(off) / len(off)} if off else {})
+    return {
+        "request_met": attributes.get(met),
+        "request_met_error": attributes.get(f"{met}_error"),
+        "by_chance": attributes.get("named_accuracy_by_chance"),
+        "unasked": sum(off) / len(off) if off else None,
+    }
 
 
 def samples_table(report: dict[str, Any]) -> str:
     """The report of ``SampleEvaluation`` as Markdown: a table for each feature space."""
     lines = protocol_lines("Evaluation", report)
     keys = ("sampler", "spacing", "num_inference_steps", "cfg_scale", "guide_scale")
-    real = report["real"]
-    spaces = [key for key, value in real.items() if isinstance(value, dict) and "frechet" in value]
-    for space in spaces:
+    heads = ["sampler", "spacing", "steps", "cfg", "guide", "request"]
+    real, label = report["real"], f"{report['protocol']['attribute_split']} images"
+    entries = [*report["settings"], {"sampling": {"sampler": label}, "request": "", **real}]
+    for space in [key for key, value in real.items() if isinstance(value, dict) and "frechet" in value]:
         rows = []
-        for entry in report["settings"]:
-            texts = [*(str(entry["sampling"][key]) for key in keys), entry["request"]]
-            rows.append((texts, entry[space] | control_row(entry["attributes"])))
-        texts = [f"{report['protocol']['attribute_split']} images", *[""] * len(keys)]
-        rows.append((texts, real[space] | control_row(real["attributes"])))
-        heads = ["sampler", "spacing", "steps", "cfg", "guide", "request"]
+        for entry in entries:
+            texts = [str(entry["sampling"].get(key, "")) for key in keys]
+            row = entry[space] | control_row(entry["attributes"])
+            rows.append(([*texts, entry["request"]], row))
         lines += [f"Features: {space}. Errors are half of a 95 % interval.", "", *table(heads, rows), ""]
     lines += [LEGEND, ""]
     for key, name in (("autoencoder", "Semantic latent"), ("first_stage", "First stage")):
@@ -148,7 +145,8 @@ def plot_sweeps(report: dict[str, Any], folder: Path) -> None:
             sampling = entry["sampling"]
             others = [f"{labels[other]} {sampling[other]:g}" for other in varied if other != key]
             name = ", ".join([sampling["sampler"], *others, f"request {entry['request']}"])
-            met = control_row(entry["attributes"]).get("request_met", float("nan"))
+            met = control_row(entry["attributes"])["request_met"]
+            met = math.nan if met is None else met
             curves.setdefault(name, []).append((sampling[key], entry["judge"]["frechet"], met))
         path = folder / f"sweep_{key}.png"
         save_curves(path, curves, labels[key], ["Fréchet distance", "request met"])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 TO_VARY = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat")
 FRAMES = 10  # of a strip
+POINTS = 1000  # of the latent space
 MOST_STEPS = 100  # of a reverse chain that are kept: as many as a film of twelve seconds shows
 CURVES = {  # group of metrics.jsonl -> what its plot shows
     "loss": "What training minimises: the total, and each of its terms",
@@ -68,41 +69,47 @@ class Sources:
     Attributes:
         config: the flags of visualize.py.
         out: the folder that figures are written to.
+        origin: the checkpoint's name, for titles.
+        requests: each of --attributes as a request of its own: NAME stands for NAME=1.
     """
 
     def __init__(self, config: VisualizeConfig):
         self.config, self.out = config, Path(config.output_dir)
+        self.origin, self.device = (
+            Path(str(config.checkpoint)).name,
+            devices.choose_device(config.device),
+        )
+        items = (item if "=" in item else f"{item}=1" for item in config.attributes)
+        self.requests = [parse_request([item]) for item in items]
 
-    @cached_property
-    def device(self) -> str:
-        return devices.choose_device(self.config.device)
+    def save(
+        self, name: str, title: str, images: np.ndarray, labels: Sequence[str], columns: int
+    ) -> list[Path]:
+        """Write a labelled grid, whose title names the checkpoint."""
+        title = f"{title} ({self.origin})"
+        return [save_grid(self.out / f"{name}.png", images, labels, columns, title=title)]
 
     @cached_property
     def opened(self) -> ConditionalDiffusion | FirstStageAlone:
         """What --checkpoint holds."""
         path = str(self.config.checkpoint)
         state = load_checkpoint(path)
-        if "autoencoder" in state:
-            stored = load_first_stage(path)
-            with refusing(path, "first stage"):
-                names = ("attribute_names", "image_size", "crop")
-                data = {name: state["trained_on"][name] for name in names}
-                return FirstStageAlone(
-                    ModelConfig(**data, first_stage=stored.kind), stored.module.to(self.device)
-                )
-        model = build(ConditionalDiffusion, "model", state, path)
-        return model.to(self.device, memory_format=torch.channels_last)
+        if "autoencoder" not in state:
+            model = build(ConditionalDiffusion, "model", state, path)
+            return model.to(self.device, memory_format=torch.channels_last)
+        stored = load_first_stage(path)
+        with refusing(path, "first stage"):
+            data = {
+                name: state["trained_on"][name] for name in ("attribute_names", "image_size", "crop")
+            }
+            config = ModelConfig(**data, first_stage=stored.kind)
+        return FirstStageAlone(config, stored.module.to(self.device))
 
     @property
     def model(self) -> ConditionalDiffusion:
         """The model, for figures that are of a model."""
         assert isinstance(self.opened, ConditionalDiffusion)  # visualize.py asks for no others
         return self.opened
-
-    @cached_property
-    def origin(self) -> str:
-        """The checkpoint's name, for titles."""
-        return Path(str(self.config.checkpoint)).name
 
     @cached_property
     def data(self) -> LabelledImages:
@@ -116,13 +123,7 @@ class Sources:
         """The test split, as the model sees it."""
         return self.data.open_for(self.opened.config, "test", self.config.cache_dir)
 
-    @cached_property
-    def requests(self) -> list[dict[str, float]]:
-        """Each of --attributes as a request of its own: NAME stands for NAME=1."""
-        items = self.config.attributes
-        return [parse_request([item if "=" in item else f"{item}=1"]) for item in items]
-
-    @cached_property
+    @property
     def to_vary(self) -> list[str]:
         """The attributes to vary: those of --attributes, else those of TO_VARY that the model has, else
         its first ones."""
@@ -136,7 +137,7 @@ class Sources:
     def autocast(self) -> AbstractContextManager:
         return devices.autocast(self.config.mixed_precision, self.device)
 
-    @cached_property
+    @property
     def sampling(self) -> SamplingConfig:
         """How faces are drawn: by the flags, as far as the model allows."""
         sampling = self.config.sampling
@@ -207,26 +208,22 @@ class Sources:
 
 def attributes(sources: Sources) -> list[Path]:
     """How often each attribute is present in each split, and how attributes go together."""
-    names = sources.data.names
     rows = {split: sources.data.attribute_rows(split) for split in SPLITS}
     order = np.argsort(rows["train"].mean(0))
+    names = [readable(sources.data.names[i]) for i in order]
     shares = {
-        f"{split}, {len(values)} images": (values[:, order] > 0).mean(0)
-        for split, values in rows.items()
+        f"{split}, {len(each)} images": (each[:, order] > 0).mean(0) for split, each in rows.items()
     }
-    ordered = [readable(names[i]) for i in order]
-    constant = rows["train"].std(0) == 0
+    train = rows["train"][:, order]
     with np.errstate(invalid="ignore"):
-        correlation = np.atleast_2d(np.corrcoef(rows["train"].T))
+        correlation = np.atleast_2d(np.corrcoef(train.T))
+    constant = train.std(0) == 0
     correlation[constant] = correlation[:, constant] = 0  # not defined for what never varies
-    correlation = correlation[np.ix_(order, order)]
-    root = sources.data.root.name
-    balance, together = sources.out / "attribute_balance.png", sources.out / "attribute_correlation.png"
+    root, out = sources.data.root.name, sources.out
     title = f"How often each attribute is present ({root})"
-    return [
-        save_bars(balance, shares, ordered, "share of images", title),
-        save_matrix(together, correlation, ordered, f"How attributes go together ({root})"),
-    ]
+    balance = save_bars(out / "attribute_balance.png", shares, names, "share of images", title)
+    title = f"How attributes go together ({root})"
+    return [balance, save_matrix(out / "attribute_correlation.png", correlation, names, title)]
 
 
 def samples(sources: Sources) -> list[Path]:
@@ -244,13 +241,11 @@ def samples(sources: Sources) -> list[Path]:
     for name in sources.to_vary:
         ends = sources.without_and_with(name, number)
         for value in values:
-            drawn.append(
-                draw(model, ends[value], sources.sampling, sources.autocast, sources.config.seed)
-            )
+            with sources.autocast:
+                drawn.append(draw(model, ends[value], sources.sampling, sources.config.seed, True))
             titles += [caption({name: value})] * number
-    title = f"Faces with and without an attribute, from the same noise ({sources.origin})"
-    path = sources.out / "samples.png"
-    return [real, save_grid(path, torch.cat(drawn).numpy(), titles, number, title=title)]
+    title = "Faces with and without an attribute, from the same noise"
+    return [real, *sources.save("samples", title, torch.cat(drawn).numpy(), titles, number)]
 
 
 def reconstructions(sources: Sources) -> list[Path]:
@@ -266,9 +261,8 @@ def reconstructions(sources: Sources) -> list[Path]:
             parts["first stage"] = stage.decode(stage.encode(images.to(sources.device)))
     grid = torch.cat([part.cpu() for part in parts.values()]).numpy()
     labels = [label for label in parts for _ in images]
-    title = f"Test images and what is left of them ({sources.origin})"
-    path = sources.out / "reconstructions.png"
-    return [save_grid(path, grid, labels, len(images), title=title)]
+    title = "Test images and what is left of them"
+    return sources.save("reconstructions", title, grid, labels, len(images))
 
 
 def latent_space(sources: Sources) -> list[Path]:
@@ -277,7 +271,7 @@ def latent_space(sources: Sources) -> list[Path]:
     seed, names = sources.config.seed, sources.opened.config.attribute_names
     semantic = isinstance(sources.opened, ConditionalDiffusion)
     kind = "Semantic latents" if semantic else "Latents of the first stage"
-    images = torch.from_numpy(sources.held_out.images[: sources.config.num_points].copy())
+    images = torch.from_numpy(sources.held_out.images[:POINTS].copy())
     batches = tqdm(images.split(100), "latents", leave=False, unit="batch")
     with sources.autocast, torch.no_grad():
         latents = torch.cat([sources.opened.encode_latent(batch) for batch in batches]).float().cpu()
@@ -308,9 +302,8 @@ def denoising(sources: Sources) -> list[Path]:
             images += [row[step, i] for step in frames]
             labels += [f"t = {times[step]}" if times[step] >= 0 else "end" for step in frames]
             labels[-len(frames)] = name
-    title = f"From noise to an image; below, what the network predicts ({sources.origin})"
-    path = sources.out / "denoising.png"
-    return [save_grid(path, np.stack(images), labels, len(frames), title=title)]
+    title = "From noise to an image; below, what the network predicts"
+    return sources.save("denoising", title, np.stack(images), labels, len(frames))
 
 
 def animation(sources: Sources) -> list[Path]:
@@ -339,9 +332,8 @@ def interpolation(sources: Sources) -> list[Path]:
             )
         strips.append(strip.cpu())
         labels += [f"{readable(name)} {i / (FRAMES - 1):.2f}" for i in range(FRAMES)]
-    title = f"Each attribute from absent to present, from the same noise ({sources.origin})"
-    path = sources.out / "interpolation.png"
-    return [save_grid(path, torch.cat(strips).numpy(), labels, FRAMES, title=title)]
+    title = "Each attribute from absent to present, from the same noise"
+    return sources.save("interpolation", title, torch.cat(strips).numpy(), labels, FRAMES)
 
 
 def curves(sources: Sources) -> list[Path]:
@@ -380,35 +372,14 @@ def architecture(sources: Sources) -> list[Path]:
     return save_unet_drawing(sources.out / "architecture", model.unet, side, sources.origin)
 
 
-# -------------------------------------------------------------------- their list
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure: the function that draws it, and the flags that it cannot do without."""
-
-    draw: Callable[[Sources], list[Path]]
-    needs: tuple[str, ...]
-    of_first_stage: bool = False  # whether a first stage will do in the place of a model
-
-    def lacks(self, config: VisualizeConfig) -> list[str]:
-        """The needed flags that were not given."""
-        return [flag for flag in self.needs if getattr(config, flag) is None]
-
-    def suits(self, sources: Sources) -> bool:
-        """Whether it can be drawn of what --checkpoint holds."""
-        any_will_do = self.of_first_stage or "checkpoint" not in self.needs
-        return any_will_do or isinstance(sources.opened, ConditionalDiffusion)
-
-
-FIGURES: dict[str, Figure] = {
-    "attributes": Figure(attributes, ("data_root",)),
-    "samples": Figure(samples, ("checkpoint", "data_root")),
-    "reconstructions": Figure(reconstructions, ("checkpoint", "data_root"), of_first_stage=True),
-    "latent-space": Figure(latent_space, ("checkpoint", "data_root"), of_first_stage=True),
-    "denoising": Figure(denoising, ("checkpoint",)),
-    "animation": Figure(animation, ("checkpoint",)),
-    "interpolation": Figure(interpolation, ("checkpoint",)),
-    "curves": Figure(curves, ("log_dir",)),
-    "architecture": Figure(architecture, ("checkpoint",)),
+FIGURES: dict[str, Callable[[Sources], list[Path]]] = {  # visualize.py says which flags each needs
+    "attributes": attributes,
+    "samples": samples,
+    "reconstructions": reconstructions,
+    "latent-space": latent_space,
+    "denoising": denoising,
+    "animation": animation,
+    "interpolation": interpolation,
+    "curves": curves,
+    "architecture": architecture,
 }

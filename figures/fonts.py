@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 
 from PIL import ImageFont
@@ -28,15 +27,13 @@ def font_files() -> list[str]:
 
 
 @cache
-def characters(file: str | None) -> frozenset[int]:
-    """The codes of the characters that a font file has, or for None Pillow's own font. None for a file
-    that cannot be drawn with."""
+def characters(file: str) -> frozenset[int]:
+    """The codes of the characters that a font file has; none for a file that cannot be drawn with."""
     from matplotlib.ft2font import FT2Font
 
     try:
         pillow_font(12, file)  # fonts of coloured pictures have fixed sizes
-        font = FT2Font(file) if file else FT2Font(BytesIO(pillow_font(12).path.getvalue()))
-        return frozenset(font.get_charmap())
+        return frozenset(FT2Font(file).get_charmap())
     except Exception:  # a damaged font, for which both libraries raise many types
         return frozenset()
 
@@ -52,7 +49,7 @@ def legible(text: str) -> tuple[str, str | None]:
         return text, None
     codes = {ord(character) for character in text if not character.isspace()}
     files = font_files()
-    for file in (None, *files):
+    for file in files:
         if codes <= characters(file):
             return text, file
     drawable = characters(files[0])

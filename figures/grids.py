@@ -15,12 +15,19 @@ from figures.fonts import legible, pillow_font
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 WIDTH = 192  # about how many pixels wide an image of a grid is
+FRAME_TIME = 120  # milliseconds
+
+
+def new_file(path: str | Path) -> Path:
+    """A path, in a folder that is there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def save_image(image: np.ndarray, path: str | Path) -> Path:
     """Write one image (H, W, 3) as it is."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = new_file(path)
     Image.fromarray(image).save(path)
     return path
 
@@ -31,10 +38,10 @@ def _scaled(image: np.ndarray, scale: int) -> Image.Image:
 
 
 def _wrapped(text: str, size: int, width: int) -> tuple[list[str], ImageFont.FreeTypeFont]:
-    """The lines of ``text``, and their font. A line is at most ``width`` pixels wide. It is broken at a
-    space, or where a single word is wider, in that word."""
+    """The lines of ``text``, none where it is empty, and their font. A line is at most ``width`` pixels
+    wide. It is broken at a space, or where a single word is wider, in that word."""
     text, file = legible(text)
-    font, lines = pillow_font(size, file), [""]
+    font, lines = pillow_font(size, file), [""] if text.split() else []
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width:
@@ -95,62 +102,48 @@ def labelled_grid(
     gap, line = size // 2, round(1.25 * size)
     captions = [_wrapped(label, size, width) for label in labels]
     columns = min(columns, len(images))
+    starts = range(0, len(images), columns)
     page_width = gap + columns * (width + gap)
     title_size = max(line, page_width // 60)
-    rows = -(-len(images) // columns)
-    lines = []  # of the longest caption in each row
-    for row in range(rows):
-        in_row = captions[row * columns : (row + 1) * columns]
-        lines.append(max(len(caption) if caption != [""] else 0 for caption, _ in in_row))
+    title_line = round(1.4 * title_size)
     titles, title_font = _wrapped(title, title_size, page_width - 2 * gap)
-    titles = titles if title else []
-    top = gap + round(1.4 * title_size) * len(titles)
-    page_height = top + sum(height + gap + line * n for n in lines) + gap
-    page = Image.new("RGB", (page_width, page_height), PAPER)
+    tops = [gap + title_line * len(titles)]  # of each row, and the end
+    for start in starts:
+        longest = max(len(lines) for lines, _ in captions[start : start + columns])
+        tops.append(tops[-1] + height + gap + line * longest)
+    page = Image.new("RGB", (page_width, tops[-1] + gap), PAPER)
     draw = ImageDraw.Draw(page)
     for i, text in enumerate(titles):
-        draw.text((gap, gap // 2 + round(1.4 * title_size) * i), text, INK, title_font)
-    y = top
-    for row in range(rows):
-        for column, index in enumerate(range(row * columns, min((row + 1) * columns, len(images)))):
-            x = gap + column * (width + gap)
-            page.paste(_scaled(images[index], scale), (x, y))
-            caption, font = captions[index]
-            for i, text in enumerate(caption):
-                draw.text((x + width / 2, y + height + 1 + line * i), text, INK, font, anchor="ma")
-        y += height + gap + line * lines[row]
+        draw.text((gap, gap // 2 + title_line * i), text, INK, title_font)
+    for index, (image, (lines, font)) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(index, columns)
+        x, y = gap + column * (width + gap), tops[row]
+        page.paste(_scaled(image, scale), (x, y))
+        for i, text in enumerate(lines):
+            draw.text((x + width / 2, y + height + 1 + line * i), text, INK, font, anchor="ma")
     return page
 
 
 def save_grid(path: str | Path, images: np.ndarray, labels: Sequence[str], columns: int, **look) -> Path:
     """Write ``labelled_grid`` to a file. ``look`` is its title and scale."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = new_file(path)
     labelled_grid(images, labels, columns, **look).save(path)
     return path
 
 
-def save_gif(
-    path: str | Path,
-    images: np.ndarray,
-    milliseconds: int = 120,
-    scale: int | None = None,
-    back: bool = True,
-) -> Path:
-    """Write images (N, H, W, 3) as an animation without end.
+def save_gif(path: str | Path, images: np.ndarray, scale: int | None = None, back: bool = True) -> Path:
+    """Write images (N, H, W, 3) as an animation without end. Each is shown for FRAME_TIME.
 
     Args:
-        milliseconds: time that each image is shown.
         scale: whole factor by which images are enlarged. By default they become about 128 pixels wide.
         back: play backward after playing forward. Without it, the last image is shown ten times as long.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = new_file(path)
     scale = scale or max(1, round(128 / images.shape[2]))
     frames = [_scaled(image, scale) for image in images]
     if back:
         frames += frames[-2:0:-1]
-    durations = [milliseconds] * len(frames)
+    durations = [FRAME_TIME] * len(frames)
     if not back:
         durations[-1] *= 10
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -12,6 +12,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from figures.fonts import make_legible
+from figures.grids import new_file
 
 # Told apart with any kind of colour blindness (Okabe and Ito 2008); lines also in grey, by their dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -35,7 +36,6 @@ def _figure(
 ) -> Iterator[list]:
     """The axes of ``columns`` plots side by side. The figure is ``width`` and ``height`` inches large,
     and is written when the context ends. What the last plot shows is named below all."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         figure.suptitle(title, fontsize=12, wrap=True)
@@ -47,7 +47,7 @@ def _figure(
             room = max(1, min(room, len(names)))
             figure.legend(handles, names, loc="outside lower center", ncols=room)
         make_legible(figure)
-        figure.savefig(path, dpi=150)
+        figure.savefig(new_file(path), dpi=150)
 
 
 def save_curves(

@@ -12,16 +12,15 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 from figures.fonts import make_legible
+from figures.grids import new_file
 from figures.plots import STYLE
 from unet_model import ConditionalUNet
 
 Box = tuple[int, int, str, str]  # side of the U (-1 down, 0 bottom, 1 up), level, text, kind
 COLOURS = {"convolution": "#d9d9d9", "residual": "#c6dbef", "attention": "#fdd0a2"}
 ORDER, SKIP = "#333333", "#0072B2"  # of arrows
-BENT = {
-    (-1, 0): "angle,angleA=90,angleB=0",
-    (0, 1): "angle,angleA=0,angleB=90",
-}  # arms -> an arrow's way
+# arms -> an arrow's way
+BENT = {(-1, 0): "angle,angleA=90,angleB=0", (0, 1): "angle,angleA=0,angleB=90"}
 
 
 def unet_boxes(unet: ConditionalUNet, side: int) -> tuple[list[Box], list[tuple[int, int]]]:
@@ -113,6 +112,5 @@ def save_unet_drawing(path: str | Path, unet: ConditionalUNet, side: int, source
         make_legible(figure)
         paths = [Path(f"{path}.png"), Path(f"{path}.svg")]
         for each in paths:
-            each.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(each, dpi=600)
+            figure.savefig(new_file(each), dpi=600)
     return paths

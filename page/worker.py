@@ -84,7 +84,7 @@ class Worker:
 
     def read(self, square: np.ndarray) -> np.ndarray:
         """How sure the model is of each attribute (A,) in a square uint8 (S, S, 3): 0 ... 1."""
-        attributes = self.compute(studio.read_source, square).attributes
+        attributes = self.compute(studio.read_attributes, square)
         return (attributes[0].float().cpu().numpy() + 1) / 2
 
     def judge(self, images: np.ndarray) -> np.ndarray:

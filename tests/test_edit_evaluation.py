@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,28 +18,32 @@ from celeba_dataset import CelebADataset
 from checkpoint import save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
-from config import EditConfig
 from diffusion_model import load_model
-from editing import Editor
-from evaluation.edits import EditEvaluation, EditJudge, Task
+from evaluation.edits import Task, measure
 from evaluation.metrics import psnr
+from studio import FLIP_MARGIN, smallest_flip
 from synthetic_faces.attributes import attributes_are_possible
 from synthetic_faces.dataset import counterfactuals, draw_parameters, write_dataset
 
-EVERYWHERE = torch.ones(32, 32, dtype=torch.bool)
 NAMES_OF_SMALLEST = ["cfg 6, guide 5", "cfg 6, guide 5, smallest"]
-SMILE = Task("Smiling", attr_dict["Smiling"], 1)
 
 
 @pytest.fixture
 def judge():
     torch.manual_seed(0)
-    return EditJudge(Judge(40).eval(), torch.randn(20, 128))
+    return Judge(40).eval()
 
 
 @pytest.fixture
 def pictures():
     return torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
+
+
+def figures_of(judge, source, edited, truth=None):
+    """``measure`` of smiles, where nothing may change."""
+    smile, everywhere = Task("Smiling", attr_dict["Smiling"], 1), torch.ones(32, 32, dtype=torch.bool)
+    mean = torch.randn(20, 128, generator=torch.manual_seed(1)).relu().mean(0)
+    return measure(judge, mean, source, edited, smile, everywhere, truth)
 
 
 def test_psnr_is_torchmetrics_s(pictures):
@@ -57,7 +60,7 @@ def test_psnr_is_torchmetrics_s(pictures):
 
 
 def test_no_edit_keeps_everything(judge, pictures):
-    figures = judge.measure(pictures, pictures, SMILE, EVERYWHERE)
+    figures = figures_of(judge, pictures, pictures)
     assert not figures["attributes_changed"].any()
     torch.testing.assert_close(figures["cosine"], torch.ones(6))
     assert figures["perceptual"].abs().max() < 1e-6 and (figures["psnr_outside"] == 100).all()
@@ -65,29 +68,28 @@ def test_no_edit_keeps_everything(judge, pictures):
 
 def test_the_target_is_not_counted_among_the_others(judge, pictures):
     """An edit that turns every logit round flips the target and 39 others."""
-    network = judge.judge
     with torch.no_grad():
-        network.head.weight.zero_()
-        network.head.bias.fill_(-1.0)
-    assert judge.measure(pictures[:3], pictures[3:], SMILE, EVERYWHERE)["flip_rate"].sum() == 0
-    read_before = network.features
+        judge.head.weight.zero_()
+        judge.head.bias.fill_(-1.0)
+    assert figures_of(judge, pictures[:3], pictures[3:])["flip_rate"].sum() == 0
+    read_before = judge.features
 
     def features(images):  # the head now reads the sign of a feature that says which half it is
-        found = read_before(images)
+        values = read_before(images)
         first = (images[:, None] == pictures[:3].to(images.device)[None]).flatten(2).all(2).any(1)
-        found[:, 0] = torch.where(first, 0.0, 5.0)
-        return found
+        values[:, 0] = torch.where(first, 0.0, 5.0)
+        return values
 
-    network.features = features
+    judge.features = features
     with torch.no_grad():
-        network.head.weight[:, 0] = 1.0
-    figures = judge.measure(pictures[:3], pictures[3:], SMILE, EVERYWHERE)
+        judge.head.weight[:, 0] = 1.0
+    figures = figures_of(judge, pictures[:3], pictures[3:])
     assert (figures["flip_rate"] == 1).all() and (figures["attributes_changed"] == 39).all()
 
 
 def test_an_edit_that_is_the_truth_is_exact(judge, pictures):
     source, truth = pictures[:3], pictures[3:]
-    figures = judge.measure(source, truth, SMILE, EVERYWHERE, truth)
+    figures = figures_of(judge, source, truth, truth)
     assert (figures["psnr_truth"] == 100).all() and (figures["attributes_exact"] == 1).all()
     torch.testing.assert_close(figures["psnr_no_edit"], psnr(source, truth))
     assert (figures["inside"] == 1).all() and figures["perceptual_truth"].abs().max() < 1e-6
@@ -119,33 +121,31 @@ def test_true_counterfactuals_are_the_same_face_with_one_change(faces, tmp_path)
 
 
 class Brightness:
-    """A guide of one attribute: its log odds are how much brighter than 60 the first pixel is."""
+    """A guide of two attributes: by how much a picture is brighter, and darker, than 60."""
 
-    config = SimpleNamespace(attribute_names=("Smiling",), one_hot=False)
-    prior = torch.zeros(1)
+    config = SimpleNamespace(attribute_names=("Smiling", "Blurry"))
+    prior = torch.zeros(2)
 
     @staticmethod
     def read_logits(images):
-        return images[:, 0, 0, :1].float() - 60
+        odds = images[:, 0, 0, :1].float() - 60
+        return torch.cat([odds, -odds], 1)
 
 
-def test_the_smallest_edit_is_the_weakest_that_the_guide_sees(monkeypatch):
-    work = object.__new__(EditEvaluation)
-    work.guide, work.names, work.config = Brightness(), ("Smiling",), SimpleNamespace(seed=0)
-    work.autocast, work.writes = nullcontext(), False
+@pytest.mark.parametrize(
+    "request_", [{"Smiling": 1.0}, {"Blurry": 0.0}, {"Smiling": 1.0, "Blurry": 0.0}]
+)
+@pytest.mark.parametrize(("start", "least"), [(20, 0.41), (200, 0.0), (-100, 1.0)])
+def test_the_smallest_edit_is_the_weakest_that_the_guide_sees(start, least, request_):
+    """It becomes bright enough; it is so already; it never does."""
 
-    def prepare_edit(editor, source, target, editing, **options):
-        return lambda strength: (source + 100 * strength).clamp(0, 255).to(torch.uint8)
+    def edit_at(strength):
+        value = min(max(start + 100 * strength, 0), 255)
+        return torch.full((1, 4, 4, 3), value).to(torch.uint8)
 
-    monkeypatch.setattr(Editor, "__init__", lambda editor, model: None)
-    monkeypatch.setattr(Editor, "prepare_edit", prepare_edit)
-    work.model = SimpleNamespace(config=SimpleNamespace(one_hot=False))
-    source = torch.tensor([20, 200, 0]).view(3, 1, 1, 1).expand(3, 1, 1, 3).float()
-    source[2] = -100  # never bright
-    edited, strengths = work.smallest(source, Task("Smiling", 0, 1), EditConfig())
-    assert strengths[0] == pytest.approx(0.41, abs=0.02) and edited[0, 0, 0, 0] >= 61
-    assert strengths[1] == 0 and edited[1, 0, 0, 0] == 200, "is so already"
-    assert strengths[2] == 1
+    strength, edited = smallest_flip(edit_at, Brightness(), request_)
+    assert strength == pytest.approx(least, abs=0.02)
+    assert (edited[0, 0, 0, 0] >= 60 + FLIP_MARGIN) == (least < 1)
 
 
 @pytest.fixture(scope="module")
@@ -216,4 +216,4 @@ def test_the_smallest_edits_stand_in_the_same_table(options, tmp_path, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run("edits", *common, "--edit_attributes", "Young")
-    assert "does not read Young: with --smallest name some of" in capsys.readouterr().err
+    assert "the guide does not read Young: name one of" in capsys.readouterr().err

@@ -37,8 +37,8 @@ from config import (
 )
 from diffusion_model import ConditionalDiffusion
 from editing import Editor
-from evaluation.edits import EditJudge, Task
-from evaluation.reading import read
+from evaluation.base import read
+from evaluation.edits import Task, measure
 from latent_vae import SpatialVAE
 from samplers import SAMPLERS, sample_generators
 from studio import draw
@@ -285,8 +285,8 @@ def test_a_judge_is_trained_and_measures(gpu, monkeypatch):
         features, logits = read(judge, PICTURES)
         assert features.shape == (2, 128) and logits.shape == (2, 3)
         task, mask = Task("Male", 1, 1), torch.ones(8, 8, dtype=torch.bool)
-        measure = EditJudge(judge, features).measure
-        figures = measure(PICTURES, PICTURES.flip(2), task, mask, PICTURES)
+        edits = (PICTURES, PICTURES.flip(2), task, mask, PICTURES)
+        figures = measure(judge, features.mean(0), *edits)
         assert {each.device.type for each in figures.values()} == {"cpu"}
         images = gpu.put(PICTURES)
         distance = perceptual_distance(judge.stages(), judge.input(images), judge.input(images.flip(2)))
@@ -298,7 +298,8 @@ def test_the_work_of_a_run_and_of_reports(gpu):
     with gpu:
         model, guide, stage = map(gpu.move, (model, guide, stage))
         autocast = torch.autocast("cuda", torch.bfloat16)
-        assert draw(model, ROWS, SamplingConfig(num_inference_steps=2), autocast).device.type == "cpu"
+        with autocast:
+            assert draw(model, ROWS, SamplingConfig(num_inference_steps=2)).device.type == "cpu"
         (moments,) = encode_images(stage, autocast, PICTURES.numpy(), 2, "cuda")
         assert moments.shape == (2, 2, 8, 4, 4) and moments.dtype == np.float16
         images = gpu.put(PICTURES)

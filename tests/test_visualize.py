@@ -14,44 +14,30 @@ from diffusion_model import load_model
 from figures.figures import Sources
 from image_data.datasets import find_dataset
 
-WANTED = {
-    "attribute_balance.png",
-    "attribute_correlation.png",
-    "real.png",
-    "samples.png",
-    "reconstructions.png",
-    "latent_space_Smiling.png",
-    "denoising.png",
-    "animation.gif",
-    "interpolation.png",
-    "curves_loss.png",
-    "curves_validation.png",
-    "architecture.png",
+FILES = {
+    *("attribute_balance.png", "attribute_correlation.png", "real.png", "samples.png"),
+    *("reconstructions.png", "latent_space_Smiling.png", "denoising.png", "animation.gif"),
+    *("interpolation.png", "curves_loss.png", "curves_validation.png", "architecture.png"),
     "architecture.svg",
 }
 
 
+def draw(what, checkpoint, out, *more) -> None:
+    common = [what, "--checkpoint", checkpoint, "--output_dir", out, "--device", "cpu"]
+    argv = [str(word) for word in (*common, "--num_inference_steps", 3, *more)]
+    visualize.visualize(visualize.parse_args(argv))
+
+
 def test_all_figures_are_drawn(checkpoint, faces, tmp_path):
-    flags = ["all", "--checkpoint", str(checkpoint), "--data_root", str(faces), "--output_dir"]
-    flags += [str(tmp_path)]
-    flags += ["--log_dir", str(checkpoint.parents[1] / "logs"), "--attributes", "Smiling"]
-    flags += ["--num_samples", "2", "--num_inference_steps", "3", "--device", "cpu"]
-    flags += ["--cache_dir", str(tmp_path / "cache")]
-    visualize.visualize(visualize.parse_args(flags))
-    written = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert written >= WANTED
+    data = ["--data_root", faces, "--cache_dir", tmp_path / "cache", "--num_samples", 2]
+    logs = ["--log_dir", checkpoint.parents[1] / "logs", "--attributes", "Smiling"]
+    draw("all", checkpoint, tmp_path, *data, *logs)
+    assert {path.name for path in tmp_path.iterdir()} >= FILES
     with Image.open(tmp_path / "animation.gif") as film:
         playing = [film.seek(i) or film.info["duration"] for i in range(film.n_frames)]
         assert playing == [120, 120, 120, 1200]  # the noise, after each step, and the end held
     svg = (tmp_path / "architecture.svg").read_text()
     assert "svg" in svg[:500]
-
-
-def test_several_classes_are_drawn(class_checkpoint, tmp_path):
-    flags = ["denoising", "--checkpoint", str(class_checkpoint), "--output_dir", str(tmp_path)]
-    flags += ["--attributes", "red", "green", "--num_inference_steps", "2", "--device", "cpu"]
-    visualize.visualize(visualize.parse_args(flags))
-    assert (tmp_path / "denoising.png").is_file()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +56,7 @@ def test_a_model_of_one_attribute_draws_both_its_classes(smiling, faces, tmp_pat
     made = json.loads((tmp_path / "manifest.json").read_text())["made"]
     assert made["generate"]["attributes"] == [{"Smiling": value} for value in (0, 0, 1, 1)]
     assert (made["interpolate"]["from"], made["interpolate"]["to"]) == ({"Smiling": 0}, {"Smiling": 1})
-    visualize.visualize(visualize.parse_args(["animation", *common]))
+    draw("animation", smiling, tmp_path)
     with Image.open(tmp_path / "animation.gif") as film:
         assert film.width > 2 * 128 and film.height > 2 * 128 + 15, "two columns, captions below"
     captions = Sources(visualize.parse_args(["denoising", *common])).captions
@@ -80,17 +66,21 @@ def test_a_model_of_one_attribute_draws_both_its_classes(smiling, faces, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("asked", "captions"),
+    ("request_", "captions"),
     [
         (["--attributes", "Smiling=0", "Smiling=1"], ["not smiling", "smiling"]),
         (["--attributes", "Male", "Young=0.5"], ["male", "young 0.5"]),
         (["--unconditional"], ["unconditional"]),
     ],
 )
-def test_a_chain_is_captioned_with_what_it_saw(checkpoint, tmp_path, asked, captions):
-    common = ["--checkpoint", str(checkpoint), "--output_dir", str(tmp_path), "--device", "cpu"]
-    config = visualize.parse_args(["denoising", *common, *asked, "--num_inference_steps", "2"])
+def test_a_chain_is_captioned_with_what_it_saw(checkpoint, tmp_path, request_, captions):
+    config = visualize.parse_args(["denoising", "--checkpoint", str(checkpoint), *request_])
     assert Sources(config).captions == captions
-    visualize.visualize(config)
+    draw("denoising", checkpoint, tmp_path, *request_)
     with Image.open(tmp_path / "denoising.png") as strip:
         assert strip.height > 2 * 128 * len(captions)
+
+
+def test_several_classes_are_drawn(class_checkpoint, tmp_path):
+    draw("denoising", class_checkpoint, tmp_path, "--attributes", "red", "green")
+    assert (tmp_path / "denoising.png").is_file()
