@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,6 @@ import flags  # first: it refuses an old Python in one line
 
 # isort: split
 from config import Config, ModelFiles, count, flag, nested
-
-# Files of visitors who have gone are looked for this often. By eye: with RETURN_SECONDS they are deleted
-# within two minutes.
-SWEEP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,25 +32,12 @@ class AppConfig(Config):
     files: ModelFiles = nested(ModelFiles)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> AppConfig:
-    return flags.parse(AppConfig, __doc__, argv)
-
-
-def check_free(host: str, port: int) -> None:
-    """Raise OSError unless a page can be opened there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(
-                f"cannot listen at {host}:{port} ({error.strerror}): choose another --port"
-            ) from None
-
-
 def serve(config: AppConfig) -> None:
     """Open the page, until Ctrl-C."""
-    check_free(config.host, config.port)
+    try:
+        socket.create_server((config.host, config.port)).close()
+    except OSError as error:  # before the models are loaded
+        raise OSError(f"{error.strerror}: choose another --port") from None
     with tempfile.TemporaryDirectory(prefix="faces_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -64,25 +47,24 @@ def serve(config: AppConfig) -> None:
         from page.worker import Worker
 
         visitors = Visitors(Path(folder))
-        page = Page(Worker(config.files, config.judge), visitors)
-        page.blocks.queue(max_size=64)
-        with visitors.sweeping(SWEEP_SECONDS):
-            page.blocks.launch(
-                server_name=config.host,
-                server_port=config.port or None,
-                max_file_size=round(config.max_upload * 1e6),
-                theme=THEME,
-                css=CSS,
-                footer_links=[],
-                ssr_mode=False,
-                share=False,
-                enable_monitoring=False,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-            print(f"the page: {page.blocks.local_url} (Ctrl-C ends it)", flush=True)
-            page.blocks.block_thread()
+        page = Page(Worker(config.files, config.judge), visitors).blocks
+        threading.Thread(target=visitors.sweep_always, daemon=True).start()
+        page.queue(max_size=64).launch(
+            server_name=config.host,
+            server_port=config.port or None,  # None: any that is free
+            max_file_size=round(config.max_upload * 1e6),
+            theme=THEME,
+            css=CSS,
+            footer_links=[],
+            ssr_mode=False,
+            share=False,
+            enable_monitoring=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        print(f"the page: {page.local_url} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
 
 
 if __name__ == "__main__":
-    flags.run(lambda: serve(parse_args()))
+    flags.run(lambda: serve(flags.parse(AppConfig, __doc__)))

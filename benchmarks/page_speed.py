@@ -71,8 +71,8 @@ class Server:
 
     @property
     def address(self) -> str:
-        found = re.search(r"http://[\d.:]+", "".join(self.lines))
-        return found[0] if found else ""
+        match = re.search(r"http://[\d.:]+", "".join(self.lines))
+        return match[0] if match else ""
 
     def close(self) -> None:
         self.process.terminate()
@@ -84,7 +84,7 @@ def time_edits(address: str, number: int) -> dict[str, float]:
     """Median seconds from a click to the preview and to the edit, as a browser shows them."""
     from playwright.sync_api import sync_playwright
 
-    holds = "text => document.querySelector('#status')?.innerText.includes(text)"
+    holds = "text => document.querySelector('#edit_status')?.innerText.includes(text)"
     preview, full = [], []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

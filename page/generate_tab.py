@@ -10,6 +10,8 @@ import studio
 from config import CFG_SCALE, GenerateSettings, SamplingConfig
 from figures.grids import save_image
 from page import parts
+from page.fields import NewFaceFields
+from page.interpolate_tab import ENDS
 from page.parts import BAR, COMPUTES, QUICK, one_line_errors, status_line
 from page.visitors import Visitors
 from page.worker import Worker
@@ -22,73 +24,57 @@ class GenerateTab:
 
     def __init__(self, worker: Worker, visitors: Visitors):
         self.worker, self.visitors = worker, visitors
-        config = worker.model.config
+        self.is_guided = worker.model.config.guidable
         with gr.Row():
             with gr.Column(scale=3, min_width=280):
-                self.request = parts.RequestFields(
-                    worker.names, config.one_hot, "New picture", ("Smiling", "Wavy_Hair")
+                usual = ("Smiling", "Wavy_Hair")
+                self.request = NewFaceFields(worker.model.config, "New picture", usual)
+                number = gr.Slider(1, MOST_FACES, 8, step=1, label="How many", buttons=[])
+                label = "Guidance: more follows the request better, and varies less"
+                scale = gr.Slider(
+                    1, 5, CFG_SCALE, step=0.1, label=label, buttons=[], visible=self.is_guided
                 )
-                self.number = gr.Slider(1, MOST_FACES, 8, step=1, label="How many", buttons=[])
-                self.guidance = gr.Slider(
-                    1,
-                    5,
-                    CFG_SCALE,
-                    step=0.1,
-                    label="Guidance: more follows the request better, and varies less",
-                    buttons=[],
-                    visible=config.guidable,
-                )
-                with gr.Row():
-                    self.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-                    self.dice = gr.Button("Dice", min_width=80)
-                with gr.Row():
-                    self.draw = gr.Button("Generate", variant="primary", elem_id="draw")
-                    self.stop = gr.Button("Stop", variant="stop")
-                self.status = gr.HTML(status_line(""), elem_id="generate_status")
+                self.controls = parts.Controls("Generate", "generate", visitors)
             with gr.Column(scale=5, min_width=300):
-                self.faces = parts.gallery("Click a face, then say what it is for", 4, "faces")
+                label = "Click a face, then say what it is for"
+                self.faces = gr.Gallery(label=label, columns=4, elem_id="faces", **parts.GALLERY)
                 with gr.Row():
                     self.to_edit = gr.Button("Edit it")
-                    self.to_start = gr.Button("Interpolate from it")
-                    self.to_end = gr.Button("Interpolate to it")
-                self.command = parts.command_line()
-
-    def connect(self) -> None:
-        values = [self.number, self.guidance, self.seed, *self.request.fields]
-        outputs = [self.faces, self.status, self.command]
-        self.draw.click(self.generate, values, outputs, **COMPUTES, show_progress_on=[self.status])
-        self.dice.click(parts.random_seed, None, self.seed, **QUICK)
-        self.faces.select(self.choose, None, [self.status], **QUICK)
+                    self.to_ends = [
+                        gr.Button(f"Interpolate {end} it", elem_id=f"face_{end}") for end in ENDS
+                    ]
+                self.command = gr.Textbox(interactive=False, **parts.COMMAND)
+        status = self.controls.status
+        values = [number, scale, self.controls.seed, *self.request.fields]
+        outputs = [self.faces, status, self.command]
+        self.controls.go.click(self.generate, values, outputs, **COMPUTES, show_progress_on=[status])
+        self.faces.select(self.choose, None, [status], **QUICK)
 
     @one_line_errors()
-    def generate(
-        self, request: gr.Request, progress=BAR, number=8, guidance=CFG_SCALE, seed=0, *values
-    ) -> dict:
-        visitor = self.visitors.of(request.session_hash)
-        is_guided = self.worker.model.config.guidable
+    def generate(self, request: gr.Request, progress=BAR, *values) -> dict:
+        number, scale, seed, *fields = values
+        visitor = self.visitors.of(request)
         settings = GenerateSettings(
-            attributes=self.request.request(values),
-            num_samples=min(int(number), MOST_FACES),
+            attributes=self.request.request(fields),
+            num_samples=int(number),
             seed=int(seed or 0),
-            sampling=SamplingConfig(cfg_scale=float(guidance) if is_guided else None),
+            sampling=SamplingConfig(cfg_scale=float(scale) if self.is_guided else None),
         )
         started, bar = time.perf_counter(), parts.progress_bar(visitor, progress)
-        try:
-            images = self.worker.compute(studio.generate, settings, bar).images
-        except parts.Stopped:
-            return {self.status: status_line("Stopped.")}
-        visitor.faces = [
-            save_image(image, visitor.new_file(f"{i:03d}.png")) for i, image in enumerate(images)
-        ]
-        visitor.chosen = None
-        pictures = [str(parts.save_enlarged(image, visitor.new_file("face.png"))) for image in images]
+        images = self.worker.compute(studio.generate, settings, bar).images
         seconds = time.perf_counter() - started
+        folder = visitor.new_folder()
+        visitor.faces = [save_image(image, folder / f"{i:03d}.png") for i, image in enumerate(images)]
+        visitor.chosen = None
+        line = f"{len(images)} in {seconds:.1f} seconds. Click one to use it."
         return {
-            self.faces: gr.update(value=pictures, selected_index=None),
-            self.status: status_line(f"{len(images)} in {seconds:.1f} seconds. Click one to use it."),
+            self.faces: gr.update(value=visitor.faces, selected_index=None),
+            self.controls.status: status_line(line),
             self.command: self.worker.command("generate", settings),
         }
 
-    def choose(self, request: gr.Request, event: gr.SelectData) -> dict:
-        self.visitors.of(request.session_hash).chosen = event.index
-        return {self.status: status_line(f"Picture {event.index + 1} is chosen.")}
+    @one_line_errors()
+    def choose(self, request: gr.Request, event: gr.SelectData) -> str:
+        visitor = self.visitors.of(request)
+        visitor.chosen = visitor.faces[event.index]
+        return status_line(f"Picture {event.index + 1} is chosen.")

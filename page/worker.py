@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import devices
 import flags
@@ -27,8 +27,6 @@ from image_data.photograph import Photograph
 # From a face's centre, in pixels of CelebA's pictures, within which a click means that face. By eye: a
 # face is some 120 pixels high there.
 CLICK_RADIUS = 60
-# Logits (B, A) of attributes in images uint8 (B, S, S, 3); 0 is the threshold.
-Logits = Callable[[Tensor], Tensor]
 
 
 class Worker:
@@ -38,17 +36,11 @@ class Worker:
     twice as long. Therefore everything is computed in one thread.
 
     Args:
-        files: the model and its guide.
+        files: the model and its guide, which reads photographs and steers edits.
         judge: a classifier of evaluate.py; by default the probe of a pretrained model.
 
     Attributes:
-        model: of the checkpoint.
-        guide: reads photographs and steers edits; may be None.
-        names: the model's attributes.
         judged_names: the attributes that the independent reader knows; empty where there is none.
-
-    Raises:
-        FileNotFoundError, ValueError: for files that are not there or do not fit each other.
     """
 
     def __init__(self, files: ModelFiles, judge: str | None = None):
@@ -60,18 +52,16 @@ class Worker:
         device = devices.choose_device(self.files.device)
         self.model = load_model(self.files.checkpoint, device)
         self.guide = studio.load_guide_of(self.files, self.model)
-        self.names = self.model.config.attribute_names
-        self.independent, self.judged_names = self._find_reader(judge, device)
-
-    def _find_reader(self, judge: str | None, device: str) -> tuple[Logits | None, tuple[str, ...]]:
-        """A classifier that shares nothing with model and guide, and the attributes that it reads."""
+        # It shares nothing with model and guide. Images uint8 (B, S, S, 3) -> logits (B, A).
+        self.independent: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.judged_names: tuple[str, ...] = ()
+        config, probe = self.model.config, f"{self.files.checkpoint}_probe"
         if judge:
-            classifier, _ = load_judge(judge, self.names, self.model.config.crop, device)
-            return classifier, self.names
-        probe = f"{self.files.checkpoint}_probe"
-        if (PRETRAINED / f"{probe}.safetensors").is_file():
-            return load_probe(probe).to(device), CELEBA_ATTRIBUTES
-        return None, ()
+            self.independent, _ = load_judge(judge, config.attribute_names, config.crop, device)
+            self.judged_names = config.attribute_names
+        elif (PRETRAINED / f"{probe}.safetensors").is_file():
+            self.independent = load_probe(probe).to(device)
+            self.judged_names = CELEBA_ATTRIBUTES
 
     def compute(self, function: Callable[..., Any], *args: Any) -> Any:
         """``function(model, guide, *args)``, one of ``studio``."""
@@ -87,38 +77,42 @@ class Worker:
         attributes = self.compute(studio.read_attributes, square)
         return (attributes[0].float().cpu().numpy() + 1) / 2
 
-    def judge(self, images: np.ndarray) -> np.ndarray:
-        """How sure the independent reader is of each attribute in images uint8 (B, S, S, 3): (B, A) in
-        0 ... 1. It reads each picture and its mirror image, which halves its own noise."""
+    def judge(self, square: np.ndarray) -> np.ndarray:
+        """How sure the independent reader is of each attribute that it knows in a square uint8
+        (S, S, 3): 0 ... 1. It reads the picture and its mirror image, which halves its own noise."""
         independent = self.independent
-        assert independent is not None
+        if independent is None:
+            return np.zeros(0)
 
         @torch.no_grad()
         def work() -> np.ndarray:
-            pictures = torch.from_numpy(images).to(self.model.device)
-            logits = independent(pictures) + independent(pictures.flip(2))
-            return (logits.float() / 2).sigmoid().cpu().numpy()
+            picture = torch.from_numpy(square)[None].to(self.model.device)
+            logits = independent(picture) + independent(picture.flip(2))
+            return (logits[0].float() / 2).sigmoid().cpu().numpy()
 
         return self.thread.submit(work).result()
 
     def face_at(self, photograph: Photograph, point: np.ndarray) -> int:
         """Which face, 1 the largest, lies at a point (x, y) of a picture. 0 where there is none."""
-        try:
-            faces = find_faces(photograph.picture) if studio.knows_faces(self.model) else []
-        except ImportError:
-            faces = []
-        for number, face in enumerate(faces, 1):
-            if np.linalg.norm(face.points.mean(0) - point) < CLICK_RADIUS * face.scale:
-                return number
+        if not studio.knows_faces(self.model):
+            return 0
+        with suppress(ImportError):  # the library that finds faces is optional
+            for number, face in enumerate(find_faces(photograph.picture), 1):
+                if np.linalg.norm(face.points.mean(0) - point) < CLICK_RADIUS * face.scale:
+                    return number
         return 0
-
-    # ---------------------------------------------------------------- how to make it again
 
     def command(self, mode: str, *settings: Config) -> str:
         """The command of manipulate.py that makes the same pictures. A file is named without its
         folder."""
-        named = [without_folder(part) for part in settings]
-        return flags.command(f"manipulate.py --mode {mode}", self.files, *named)
+        parts = []
+        for part in settings:
+            for name in ("source_image", "target_image"):
+                path = getattr(part, name, None)
+                if path:
+                    part = replace(part, **{name: Path(path).name})
+            parts.append(part)
+        return flags.command(f"manipulate.py --mode {mode}", self.files, *parts)
 
     def manifest(self, mode: str, *settings: Config) -> str:
         """What is needed to make the same pictures, as JSON."""
@@ -131,12 +125,3 @@ class Worker:
             **studio.model_facts(self.files, self.model, self.guide),
         }
         return json.dumps(facts, indent=2, default=str) + "\n"
-
-
-def without_folder(settings: Config) -> Config:
-    """The same settings with pictures that are named without their folder."""
-    for name in ("source_image", "target_image"):
-        path = getattr(settings, name, None)
-        if path:
-            settings = replace(settings, **{name: Path(path).name})
-    return settings

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
 import flags
 import manipulate
-import page.visitors
 import studio
 from attributes import CELEBA_ATTRIBUTES
 from benchmarks.page_speed import CHROMIUM, Server
@@ -34,6 +34,8 @@ from config import (
 )
 from figures.grids import save_gif
 from manipulate import ManipulateConfig
+from page import visitors as visitors_module
+from page.layout import Page
 from page.leaks import leak_meter
 from page.visitors import MOST_RESULTS, Edit, Visitors
 from page.worker import Worker
@@ -43,15 +45,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 120 * 1000  # to wait for a picture, in milliseconds: slow machines are no failure
 
 
-def drawn_face(path: Path, index: int = 3, size: int = 256) -> Path:
-    """A drawn face without glasses, as a picture file."""
-    for number in range(index, index + 100):
-        identity, attributes = draw_parameters(number, 5, True)
-        on = {name for name, value in zip(CELEBA_ATTRIBUTES, attributes, strict=True) if value > 0}
-        if not on & {"Eyeglasses", "Blurry", "Wearing_Hat"}:
-            Image.fromarray(render(identity, attributes, size)).save(path)
-            return path
-    raise AssertionError("no such face")
+def plain_face(number: int) -> tuple[int, np.ndarray]:
+    """The first drawn face from this number on that has no glasses, no hat, no blur."""
+    columns = [CELEBA_ATTRIBUTES.index(name) for name in ("Eyeglasses", "Blurry", "Wearing_Hat")]
+    while (draw_parameters(number, 5, True)[1][columns] > 0).any():
+        number += 1
+    return draw_parameters(number, 5, True)
+
+
+def drawn_face(path: Path, number: int = 3) -> Path:
+    """A drawn face as a picture file."""
+    Image.fromarray(render(*plain_face(number), 256)).save(path)
+    return path
 
 
 # -------------------------------------------------------------------- what it computes
@@ -84,12 +89,17 @@ def picture(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-@pytest.mark.parametrize("request_", [("Smiling=1",), ("Smiling=1", "Male=0", "Young=0.25")])
-def test_an_edit_is_that_of_its_command(worker, photo, tmp_path, monkeypatch, request_):
-    """One attribute, and several at once, where the script makes each alone, too."""
-    source = PhotographSettings(str(photo), face=0)
-    settings = EditSettings(attributes=request_, seed=3, **FEW_EDITS)
+@pytest.mark.parametrize("is_moved", (True, False))
+def test_an_edit_is_that_of_its_command(worker, photo, tmp_path, monkeypatch, is_moved):
+    """One attribute, in a frame that is moved by hand; and several at once, where the script makes each
+    alone, too."""
+    source, names = PhotographSettings(str(photo), face=0), ("Smiling=1", "Male=0", "Young=0.25")
     photograph, _ = studio.open_photograph(worker.model, source)
+    if is_moved:
+        marks = tuple(photograph.landmarks_moved(0.1, -0.05, 0.8, 20))
+        source, names = PhotographSettings(str(photo), marks), names[:1]
+        photograph, _ = studio.open_photograph(worker.model, source)
+    settings = EditSettings(attributes=names, seed=3, **FEW_EDITS)
     edited = worker.compute(studio.edit, photograph.square, settings).images[0]
     out = written_by(worker.command("edit", source, settings), tmp_path, monkeypatch, photo)
     last = sorted((out / "edits").glob("*.png"))[-1]
@@ -97,22 +107,18 @@ def test_an_edit_is_that_of_its_command(worker, photo, tmp_path, monkeypatch, re
     assert (edited != photograph.square).any()
 
 
-def test_a_frame_moved_by_hand_travels_in_the_command(worker, photo, tmp_path, monkeypatch):
-    photograph, _ = studio.open_photograph(worker.model, PhotographSettings(str(photo), face=0))
-    marks = tuple(photograph.landmarks_moved(0.1, -0.05, 0.8, 20))
-    source = PhotographSettings(str(photo), marks)
-    moved, _ = studio.open_photograph(worker.model, source)
-    centre = lambda each: each.corners().mean(0)  # noqa: E731
-    side = np.linalg.norm(photograph.corners()[1] - photograph.corners()[0])
-    np.testing.assert_allclose(centre(moved) - centre(photograph), [0.1 * side, -0.05 * side], atol=0.05)
-    np.testing.assert_allclose(photograph.towards(centre(moved)), [0.1, -0.05], atol=1e-3)
-    x, y = moved.corners()[1] - moved.corners()[0]
+def test_a_frame_is_moved_as_its_sliders_say(worker, photo):
+    before, _ = studio.open_photograph(worker.model, PhotographSettings(str(photo), face=0))
+    marks = tuple(before.landmarks_moved(0.1, -0.05, 0.8, 20))
+    after, _ = studio.open_photograph(worker.model, PhotographSettings(str(photo), marks))
+    place = after.corners().mean(0)
+    side = np.linalg.norm(before.corners()[1] - before.corners()[0])
+    moved = place - before.corners().mean(0)
+    np.testing.assert_allclose(moved, [0.1 * side, -0.05 * side], atol=0.05)
+    np.testing.assert_allclose(before.towards(place), [0.1, -0.05], atol=1e-3)
+    x, y = after.corners()[1] - after.corners()[0]
     assert np.hypot(x, y) == pytest.approx(0.8 * side, abs=0.1)
     assert np.degrees(np.arctan2(y, x)) == pytest.approx(20, abs=0.1)
-    settings = EditSettings(attributes=("Smiling=1",), **FEW_EDITS)
-    edited = worker.compute(studio.edit, moved.square, settings).images[0]
-    out = written_by(worker.command("edit", source, settings), tmp_path, monkeypatch, photo)
-    np.testing.assert_array_equal(edited, picture(out / "edits" / "000.png"))
 
 
 def test_new_faces_and_films_are_those_of_their_commands(worker, photo, tmp_path, monkeypatch):
@@ -152,12 +158,12 @@ def test_a_command_says_what_differs_and_is_read_back(worker):
 
 def test_classes_are_asked_for_by_name(class_checkpoint, tmp_path):
     """A model of other things than faces has no reader, and its page can be built."""
-    from page.layout import Page
-
     worker = Worker(ModelFiles(checkpoint=str(class_checkpoint)))
     assert not studio.knows_faces(worker.model) and not worker.judged_names
     opened = Page(worker, Visitors(tmp_path))
     assert opened.generate.request.request(("red",)) == ("red=1",)
+    assert opened.edit.fields.request(np.zeros(1), ["red"]) == ("red=1",)
+    assert opened.edit.fields.values(np.zeros(1), {"red": 1.0}) == ["red"]
     settings = GenerateSettings(attributes=("red=1",), num_samples=1, **FEW)
     (square,) = worker.compute(studio.generate, settings).images
     settings = EditSettings(attributes=("blue=1",), **FEW_EDITS)
@@ -170,22 +176,67 @@ def test_files_that_do_not_fit_are_refused():
         Worker(ModelFiles(checkpoint="drawn64"), judge="nowhere.pth")
 
 
-def test_a_click_on_the_picture_takes_the_face_there_or_frames_the_place(worker, tmp_path, monkeypatch):
-    from page.layout import Page
+def asking(session: str) -> SimpleNamespace:
+    """A request of a session."""
+    return SimpleNamespace(session_hash=session)
 
+
+@pytest.fixture
+def tab(worker, tmp_path):
+    """The tab of edits, where the session "anna" has a white picture, shown as large as it is."""
     visitors = Visitors(tmp_path)
-    tab, asking = Page(worker, visitors).edit, SimpleNamespace(session_hash="anna")
+    tab = Page(worker, visitors).edit
     wide = tmp_path / "wide.png"
-    Image.new("RGB", (800, 400), "white").save(wide)  # shown as large as it is
-    tab.look(visitors.of("anna"), wide)
-    monkeypatch.setattr(worker, "face_at", lambda photograph, point: 0)
-    place = tab.point(asking, SimpleNamespace(index=[700, 250]), 0.5, 0)
-    assert place[0] == 1 and place[3:] == [0.5, 0]
-    tab.move(asking, *place)
-    moved, _ = studio.open_photograph(worker.model, visitors.of("anna").source.settings)
-    np.testing.assert_allclose(moved.corners().mean(0), [700, 250], atol=0.1)
-    monkeypatch.setattr(worker, "face_at", lambda photograph, point: 2)
-    assert tab.point(asking, SimpleNamespace(index=[10, 10]), 0.5, 0) == [2, 0, 0, 1, 0]
+    Image.new("RGB", (800, 400), "white").save(wide)
+    tab.look(visitors.of(asking("anna")), PhotographSettings(str(wide)))
+    return tab
+
+
+def test_a_click_on_the_picture_takes_the_face_there_or_frames_the_place(tab, monkeypatch):
+    anna = tab.visitors.of(asking("anna"))
+    centre = lambda: studio.open_photograph(tab.worker.model, anna.source.settings)[0].corners().mean(0)  # noqa: E731
+    monkeypatch.setattr(tab.worker, "face_at", lambda photograph, point: 0)
+    tab.move(asking("anna"), 0, 0, 0.5, 0)
+    np.testing.assert_allclose(centre(), [400, 200], atol=0.1)
+    for place in ([700, 250], [150, 100]):
+        tab.point(asking("anna"), SimpleNamespace(index=place))
+        np.testing.assert_allclose(centre(), place, atol=0.1)
+    requests = []
+    monkeypatch.setattr(tab, "look", lambda visitor, settings: requests.append(settings))
+    monkeypatch.setattr(tab.worker, "face_at", lambda photograph, point: 2)
+    tab.point(asking("anna"), SimpleNamespace(index=[10, 10]))
+    assert requests == [PhotographSettings(anna.source.settings.source_image, face=2)]
+
+
+def test_sliders_ask_for_what_is_moved(tab):
+    """A slider where it starts, or in the middle, asks for nothing."""
+    fields, read = tab.fields, tab.visitors.of(asking("anna")).source.read
+    starts = fields.values(read, {})
+    assert all(0.05 <= start <= 0.95 for start in starts) and fields.request(read, starts) == ()
+    request = {"Smiling": 0.15, "Eyeglasses": 1.0, "Male": 0.5}
+    read = np.full_like(read, 0.31)
+    values = fields.values(read, request)
+    assert sorted(fields.request(read, values)) == ["Eyeglasses=1", "Smiling=0.15"]
+    assert len(values) == len(fields.names) and values.count(0.3) == len(fields.names) - 3
+    assert tab.set_preset(asking("anna"), ["Reset"]) == starts
+
+
+def test_a_search_shows_the_groups_that_it_names(tab):
+    visible = lambda text: sum(each["visible"] for each in tab.fields.find(text))  # noqa: E731
+    assert visible("") == len(tab.fields.groups) and visible("wearing hat") == visible("Make-up") == 1
+    assert visible("hair") == 2 and visible("nothing") == 0
+
+
+def test_an_end_that_is_cleared_is_forgotten(worker, tmp_path):
+    opened, end = Page(worker, Visitors(tmp_path)), SimpleNamespace(target=SimpleNamespace(elem_id="to"))
+    (tmp_path / "hash").mkdir()
+    path = drawn_face(tmp_path / "hash" / "photo.png")
+    taken = opened.interpolate.take(asking("anna"), end, {"path": str(path)})
+    assert taken.read_bytes() == path.read_bytes() and opened.arrive(asking("anna"), "a")
+    with pytest.raises(gr.Error, match="two pictures are needed"):
+        opened.interpolate.interpolate(asking("anna"), None, 3, 0, ["Male"], [], ["Young"], [])
+    assert opened.interpolate.take(asking("anna"), end, None) is None
+    assert not any(opened.visitors.of(asking("anna")).ends.values())
 
 
 # -------------------------------------------------------------------- the leak meter
@@ -198,7 +249,7 @@ def test_the_meter_says_what_was_asked_for_and_what_leaked():
     assert "believes 1 of 1" in html and "1 of 3 others changed sides" in html
     rows = re.findall(r'<tr class="(\w+)"><th scope="row">(.*?)</th>.*?<td>(.*?)</td>', html)
     assert rows == [
-        ("asked", "Smiling", "10% → 90%"),
+        ("request", "Smiling", "10% → 90%"),
         ("leak", "Male", "20% → 90%"),
         ("leak", "&lt;b&gt;", "50% → 10%"),
     ]
@@ -207,16 +258,11 @@ def test_the_meter_says_what_was_asked_for_and_what_leaked():
 
 def test_an_edit_that_is_drawn_is_believed(worker):
     """The reader is the pretrained probe: it sees glasses come in the renderer's own counterfactual."""
-    for number in range(100):
-        identity, row = draw_parameters(number, 5, True)
-        column = worker.judged_names.index("Eyeglasses")
-        if row[column] < 0 and row[worker.judged_names.index("Blurry")] < 0:
-            break
-    other = row.copy()
+    identity, row = plain_face(0)
+    column, other = worker.judged_names.index("Eyeglasses"), row.copy()
     other[column] = 1
-    pair = np.stack([render(identity, each, 64) for each in (row, other)])
-    seen = worker.judge(pair)[:, column]
-    assert seen[0] < 0.2 and seen[1] > 0.8
+    before, after = (worker.judge(render(identity, each, 64))[column] for each in (row, other))
+    assert before < 0.2 and after > 0.8
 
 
 # -------------------------------------------------------------------- visitors
@@ -224,86 +270,73 @@ def test_an_edit_that_is_drawn_is_believed(worker):
 
 def test_what_a_visitor_left_goes_with_them(tmp_path, monkeypatch):
     visitors = Visitors(tmp_path)
-    anna, ben = visitors.arrive("anna", "a"), visitors.arrive("ben", "b")
+    anna, ben = visitors.arrive(asking("anna"), "a"), visitors.arrive(asking("ben"), "b")
     for visitor in (anna, ben):
-        visitor.new_file("photo.jpg").write_text("me")
-    visitors.leave("anna")
-    visitors.sweep(60)
-    assert visitors.arrive("anna again", "a") is anna, "who comes back finds everything"
-    visitors.leave("anna again")
-    monkeypatch.setattr(page.visitors, "RETURN_SECONDS", -1.0)
-    visitors.sweep(60)
+        (visitor.new_folder() / "photo.jpg").write_text("me")
+    visitors.leave(asking("anna"))
+    visitors.sweep()
+    assert visitors.arrive(asking("anna again"), "a") is anna, "who comes back finds everything"
+    visitors.leave(asking("anna again"))
+    monkeypatch.setattr(visitors_module, "RETURN_SECONDS", -1.0)
+    visitors.sweep()
     assert not anna.folder.exists() and list(ben.folder.rglob("photo.jpg"))
-    visitors.arrive("ben", "another secret")  # the session is no longer that of the first
-    visitors.sweep(60)
-    assert not ben.folder.exists() and len(visitors.present) == 1
+    cleo = visitors.arrive(asking("cleo"), "c")
+    assert visitors.arrive(asking("ben"), "c") is cleo  # the session is no longer that of the first
+    visitors.sweep()
+    assert not ben.folder.exists() and visitors.present == [cleo]
 
 
 def test_who_is_faster_than_their_page_is_the_same_visitor(tmp_path):
     visitors = Visitors(tmp_path)
-    early = visitors.of("session")
-    assert visitors.arrive("session", "secret") is early is visitors.of("session")
+    early = visitors.of(asking("session"))
+    assert visitors.arrive(asking("session"), "secret") is early is visitors.of(asking("session"))
     assert visitors.present == [early]
 
 
-def test_uploads_that_nobody_took_are_swept_up(tmp_path):
-    visitors = Visitors(tmp_path)
-    visitor = visitors.of("anna")
-    kept = visitor.new_file("photo.jpg")
-    kept.write_text("me")
-    (tmp_path / "hash").mkdir()
-    (tmp_path / "hash" / "junk.bin").write_text("junk")
-    visitors.sweep(60)
-    assert (tmp_path / "hash").exists()
-    visitors.sweep(-1)
-    assert not (tmp_path / "hash").exists() and kept.exists()
-
-
-def test_only_what_was_sent_here_is_taken(tmp_path):
-    uploads = tmp_path / "uploads"
+def test_uploads_are_swept_up_and_what_was_taken_stays(tmp_path, monkeypatch):
+    """Only what was sent here is taken: paths and addresses are not followed."""
+    uploads, outside = tmp_path / "uploads", tmp_path / "secret.jpg"
     visitors = Visitors(uploads)
-    visitor = visitors.of("anna")
-    other = visitors.of("ben").new_file("photo.jpg")
-    outside = tmp_path / "secret.jpg"
+    visitor = visitors.of(asking("anna"))
+    other = visitors.of(asking("ben")).new_folder() / "photo.jpg"
     sent = uploads / "hash" / "photo.jpg"
     sent.parent.mkdir()
     for path in (other, outside, sent):
         path.write_text("me")
     taken = visitors.received(visitor, {"path": str(sent)})
-    assert taken.read_text() == "me" and taken.is_relative_to(visitor.folder)
-    around = sent.parent / ".." / ".." / "secret.jpg"
-    for upload in (
-        None,
-        "x",
-        {},
-        {"path": "http://127.0.0.1"},
-        *({"path": p} for p in (other, outside, around)),
-    ):
+    paths = ("http://127.0.0.1", other, outside, sent.parent / ".." / ".." / "secret.jpg")
+    for upload in (None, "x", {}, *({"path": str(path)} for path in paths)):
         with pytest.raises(ValueError, match="did not arrive"):
             visitors.received(visitor, upload)
+    visitors.sweep()
+    assert sent.exists()
+    monkeypatch.setattr(visitors_module, "SWEEP_SECONDS", -1.0)
+    visitors.sweep()
+    assert not sent.parent.exists()
+    assert taken.read_text() == "me" and taken.is_relative_to(visitor.folder)
 
 
 def test_there_are_never_too_many_visitors(tmp_path, monkeypatch):
     """The one who did nothing for longest makes room; an open page is forgotten in time."""
-    monkeypatch.setattr(page.visitors, "MOST_VISITORS", 3)
+    monkeypatch.setattr(visitors_module, "MOST_VISITORS", 3)
     visitors = Visitors(tmp_path)
     for name in "abc":
-        visitors.arrive(name, name)
-    visitors.of("a")
-    visitors.arrive("d", "d")
+        visitors.arrive(asking(name), name)
+    visitors.of(asking("a"))
+    visitors.arrive(asking("d"), "d")
     assert sorted(visitor.secret for visitor in visitors.present) == ["a", "c", "d"]
     assert len(list(visitors.folder.iterdir())) == 3
-    monkeypatch.setattr(page.visitors, "IDLE_SECONDS", -1.0)
-    visitors.sweep(60)
-    assert not visitors.present and not list(visitors.folder.iterdir())
+    monkeypatch.setattr(visitors_module, "IDLE_SECONDS", -1.0)
+    visitors.sweep()
+    assert not visitors.present and not visitors.sessions and not list(visitors.folder.iterdir())
 
 
 def test_the_history_is_bounded(tmp_path):
-    visitor = Visitors(tmp_path).of("anna")
+    visitor = Visitors(tmp_path).of(asking("anna"))
     for _ in range(MOST_RESULTS + 2):
-        file = visitor.new_file("edit.png")
-        file.write_text("x")
-        visitor.keep(Edit(None, None, None, "", 0.0, {}, "", {"edit.png": file}))  # type: ignore
+        folder = visitor.new_folder()
+        (folder / "edit.png").write_text("x")
+        visitor.keep(Edit(None, EditSettings(), folder, None, 0.0, ""))  # type: ignore
     assert len(visitor.edits) == len(list(visitor.folder.rglob("edit.png"))) == MOST_RESULTS
 
 
@@ -362,6 +395,12 @@ def send(opened, photo: Path) -> None:
     opened.wait_for_function(moved, timeout=SECONDS)
 
 
+def edit(opened, preset: str, title: str) -> None:
+    """Click a preset, and wait for its edit."""
+    opened.get_by_role("button", name=preset, exact=True).click()
+    says(opened, "#edit_status", title)
+
+
 def drag(opened, name: str, to: float) -> None:
     """Drag the slider of an attribute to a value."""
     slider = opened.locator(f"#attribute-{name} input[type=range]")
@@ -381,24 +420,23 @@ def test_a_visit(visit, photo, tmp_path):
     send(opened, photo)
     opened.get_by_role("button", name="Accessories").click()
     drag(opened, "Eyeglasses", 1)
-    assert "Eyeglasses" in says(opened, "#status", "seconds.")
+    assert "Eyeglasses" in says(opened, "#edit_status", "seconds.")
     assert re.search(r"Eyeglasses\s+\d+% → \d+%\s+(not )?believed", opened.inner_text("#meter"))
     first = opened.locator("#compared img").last.get_attribute("src")
 
-    opened.get_by_role("button", name="Smile", exact=True).click()
-    says(opened, "#status", "Smiling:")
+    edit(opened, "Smile", "Smiling:")
     assert opened.locator("#compared img").last.get_attribute("src") != first
     opened.locator("#past button").first.click()
-    says(opened, "#status", "Eyeglasses:")
+    says(opened, "#edit_status", "Eyeglasses:")
     assert opened.locator("#attribute-Eyeglasses input[type=range]").input_value() == "1"
     opened.get_by_label("compare it with what is shown").check()
     opened.locator("#past button").last.click()
-    says(opened, "#status", "Right: Eyeglasses")
+    says(opened, "#edit_status", "Right: Eyeglasses")
 
     opened.get_by_role("button", name="Take it away").click()
     line = opened.locator("#take textarea").input_value()
     with opened.expect_download() as download:
-        opened.get_by_role("button", name="Picture", exact=True).click()
+        opened.locator("#take a[download='edit.png']").click()
     saved = tmp_path / "saved.png"
     download.value.save_as(saved)
     script = [sys.executable, ROOT / "manipulate.py", *shlex.split(line)[2:]]
@@ -408,18 +446,18 @@ def test_a_visit(visit, photo, tmp_path):
 
 def test_a_new_face_is_edited_and_becomes_an_end(visit):
     opened = visit()
+    opened.get_by_role("tab", name="Interpolate").click()
+    opened.locator("#interpolate").click()
+    says(opened, "#interpolate_status", "10 frames")
     opened.get_by_role("tab", name="Generate").click()
-    opened.locator("#draw").click()
+    opened.locator("#generate").click()
     says(opened, "#generate_status", "8 in")
     opened.locator("#faces button").nth(1).click()
     says(opened, "#generate_status", "2 is chosen")
     opened.get_by_role("button", name="Interpolate from it").click()
-    opened.wait_for_selector("#mix", state="visible")
-    opened.locator("#mix").click()
+    opened.wait_for_selector("#from img", state="visible")
+    opened.locator("#interpolate").click()
     says(opened, "body", "two pictures are needed")
-    opened.get_by_label("requests").check()
-    opened.locator("#mix").click()
-    says(opened, "#between_status", "10 frames")
     opened.get_by_role("tab", name="Generate").click()
     opened.get_by_role("button", name="Edit it").click()
     opened.wait_for_selector("#frame img", state="visible")
@@ -428,8 +466,7 @@ def test_a_new_face_is_edited_and_becomes_an_end(visit):
 def test_junk_is_refused_in_one_line_and_nothing_is_lost(visit, photo, tmp_path):
     opened = visit()
     send(opened, photo)
-    opened.get_by_role("button", name="Glasses", exact=True).click()
-    says(opened, "#status", "Eyeglasses:")
+    edit(opened, "Glasses", "Eyeglasses:")
     junk = tmp_path / "junk.png"
     junk.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     opened.set_input_files("#upload input[type=file]", junk)
@@ -449,22 +486,20 @@ def test_three_visitors_at_once_see_their_own(visit, photo):
     for opened, button in zip(pages, ("Glasses", "Smile", "Older"), strict=True):
         opened.get_by_role("button", name=button, exact=True).click()
     for opened, title in zip(pages, ("Eyeglasses:", "Smiling:", "Not young:"), strict=True):
-        assert title in says(opened, "#status", "seconds.")
+        assert title in says(opened, "#edit_status", "seconds.")
         assert opened.locator("#past button").count() == 1
 
 
 def test_a_lost_connection_loses_nothing(visit, photo):
     opened = visit()
     send(opened, photo)
-    opened.get_by_role("button", name="Glasses", exact=True).click()
-    says(opened, "#status", "Eyeglasses:")
+    edit(opened, "Glasses", "Eyeglasses:")
     opened.context.set_offline(True)
     opened.get_by_role("button", name="Smile", exact=True).click()
     with opened.expect_navigation():  # gradio loads the page anew
         opened.context.set_offline(False)
-    says(opened, "#status", "Eyeglasses:")
-    opened.get_by_role("button", name="Smile", exact=True).click()
-    says(opened, "#status", "Smiling:")
+    says(opened, "#edit_status", "Eyeglasses:")
+    edit(opened, "Smile", "Smiling:")
     assert opened.locator("#past button").count() == 2
 
 

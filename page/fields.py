@@ -1,0 +1,144 @@
+"""What a visitor asks for: attributes of new faces, sliders of an edit, one of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from config import ModelConfig
+from figures.grids import readable
+from page.parts import QUICK
+
+GROUPS = {
+    "Expression": ("Smiling", "Mouth_Slightly_Open"),
+    "Hair": (
+        "Blond_Hair", "Black_Hair", "Brown_Hair", "Gray_Hair", "Bald", "Bangs", "Receding_Hairline",
+        "Straight_Hair", "Wavy_Hair",
+    ),
+    "Facial hair": ("5_o_Clock_Shadow", "Goatee", "Mustache", "No_Beard", "Sideburns"),
+    "Accessories": (
+        "Eyeglasses", "Wearing_Hat", "Wearing_Earrings", "Wearing_Necklace", "Wearing_Necktie",
+    ),
+    "Make-up": ("Heavy_Makeup", "Wearing_Lipstick", "Rosy_Cheeks"),
+    "Person": ("Young", "Male", "Attractive"),
+    "Face": (
+        "Arched_Eyebrows", "Bags_Under_Eyes", "Big_Lips", "Big_Nose", "Bushy_Eyebrows", "Chubby",
+        "Double_Chin", "High_Cheekbones", "Narrow_Eyes", "Oval_Face", "Pale_Skin", "Pointy_Nose",
+    ),
+}  # fmt: skip
+OPEN_GROUPS = 2
+PRESETS: dict[str, dict[str, float]] = {
+    "Reset": {},
+    "Smile": {"Smiling": 1.0},
+    "No smile": {"Smiling": 0.0},
+    "Glasses": {"Eyeglasses": 1.0},
+    "Older": {"Young": 0.0},
+    "Blond": {"Blond_Hair": 1.0},
+}
+# Of a slider. Readings stay this far from its ends, so that the ends always ask for a change.
+STEP = 0.05
+SLIDER: dict[str, Any] = {
+    "minimum": 0, "maximum": 1, "value": 0.5, "step": STEP, "min_width": 150, "buttons": [],
+    "elem_classes": "group-slider",
+}  # fmt: skip
+
+
+class NewFaceFields:
+    """What a new face is asked for: attributes that are present and others that are absent, or one of
+    several classes.
+
+    Attributes:
+        fields: the components. Their values are what ``request`` takes.
+    """
+
+    def __init__(
+        self, config: ModelConfig, label: str, present: Sequence[str] = (), absent: Sequence[str] = ()
+    ):
+        names, self.are_classes = config.attribute_names, config.one_hot
+        choices = [(readable(name).capitalize(), name) for name in names]
+        if self.are_classes:
+            self.fields = [gr.Dropdown(choices, value=names[0], label=f"{label}: class")]
+            return
+        self.fields = []
+        for kind, usual in (("present", present), ("absent", absent)):
+            value = [name for name in usual if name in names]
+            field = gr.Dropdown(choices, value=value, multiselect=True, label=f"{label}: {kind}")
+            self.fields.append(field)
+
+    def request(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """A request as ``parse_request`` takes it. It refuses a name that is present and absent."""
+        if self.are_classes:
+            return (f"{values[0]}=1",)
+        present, absent = values
+        return (*(f"{name}=1" for name in present), *(f"{name}=0" for name in absent))
+
+
+class EditFields:
+    """What an edit asks for: a slider for each attribute, or one of several classes. A slider that is
+    left where it starts, at what the model reads in the picture, asks for nothing.
+
+    Attributes:
+        fields: the components.
+        changes: the events after which an edit is to be made.
+        presets: buttons of usual requests; None for classes.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.names, self.are_classes, self.presets = config.attribute_names, config.one_hot, None
+        names = self.names
+        if self.are_classes:
+            choice = gr.Radio(list(names), label="Turn it into", elem_id="class")
+            self.fields, self.changes = [choice], [choice.input]
+            return
+        gr.Markdown(
+            "**0** absent, **0.5** leave open, **1** present. Each slider starts at what the model "
+            "reads in your picture. Move what should change."
+        )
+        usual = [[title] for title, request in PRESETS.items() if set(request) <= set(names)]
+        self.presets = gr.Dataset(label="Presets", components=["textbox"], samples=usual)
+        search = gr.Textbox(label="Search", placeholder="hair, eye, wearing ...", elem_id="search")
+        self.groups: dict[gr.Accordion, list[str]] = {}
+        self.sliders: dict[str, gr.Slider] = {}
+        grouped = {name for group in GROUPS.values() for name in group}
+        for title, group in {**GROUPS, "Other": [name for name in names if name not in grouped]}.items():
+            members = [name for name in group if name in names]
+            if not members:
+                continue
+            with gr.Accordion(title, open=len(self.groups) < OPEN_GROUPS) as accordion, gr.Row():
+                self.groups[accordion] = members
+                for name in members:
+                    label, key = readable(name).capitalize(), f"attribute-{name}"
+                    self.sliders[name] = gr.Slider(label=label, elem_id=key, **SLIDER)
+        self.fields = list(self.sliders.values())
+        self.changes = [slider.release for slider in self.fields]
+        search.change(self.find, [search], list(self.groups), trigger_mode="always_last", **QUICK)
+
+    def values(self, read: np.ndarray, request: dict[str, float]) -> list:
+        """The fields' values for a request on a picture in which the model reads (A,), 0 ... 1."""
+        if self.are_classes:
+            return [next(iter(request), None)]
+        levels = (read.astype(float) / STEP).round().clip(1, 1 / STEP - 1) * STEP
+        starts = dict(zip(self.names, levels.round(2).tolist(), strict=True))
+        return [request.get(name, starts[name]) for name in self.sliders]
+
+    def request(self, read: np.ndarray, values: Sequence[Any]) -> tuple[str, ...]:
+        """What the fields' values ask for, as ``parse_request`` takes it. 0.5 asks for nothing."""
+        if self.are_classes:
+            return (f"{values[0]}=1",) if values[0] else ()
+        request = []
+        for name, start, value in zip(self.sliders, self.values(read, {}), values, strict=True):
+            if abs(value - start) > STEP / 2 and round(value, 2) != 0.5:
+                request.append(f"{name}={value:.2g}")
+        return tuple(request)
+
+    def find(self, text: str) -> list:
+        """Show and open the groups that a text names, or one of whose attributes it names."""
+        updates = []
+        for number, (group, names) in enumerate(self.groups.items()):
+            words = " ".join([group.label, *map(readable, names)])
+            is_there = text.strip().lower() in words.lower()
+            updates.append(gr.update(visible=is_there, open=bool(text) or number < OPEN_GROUPS))
+        return updates
