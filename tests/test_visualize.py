@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers import run_training
 from PIL import Image
 
 import manipulate
-import train
 import visualize
 from diffusion_model import load_model
 from figures.figures import Sources
@@ -34,7 +34,7 @@ WANTED = {
 def test_all_figures_are_drawn(checkpoint, faces, tmp_path):
     flags = ["all", "--checkpoint", str(checkpoint), "--data_root", str(faces), "--output_dir"]
     flags += [str(tmp_path)]
-    flags += ["--log_dir", str(checkpoint.parents[1] / "logs"), "--attributes", "Smiling"]
+    flags += ["--log_dir", str(checkpoint.parent / "logs"), "--attributes", "Smiling"]
     flags += ["--num_samples", "2", "--num_inference_steps", "3", "--device", "cpu"]
     flags += ["--cache_dir", str(tmp_path / "cache")]
     visualize.visualize(visualize.parse_args(flags))
@@ -58,9 +58,9 @@ def test_several_classes_are_drawn(class_checkpoint, tmp_path):
 def smiling(flags, tmp_path_factory):
     """best_model.pth of a model of one attribute alone."""
     folder = tmp_path_factory.mktemp("smiling")
-    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--attribute", "Smiling"]
-    train.train(train.parse_args([*flags, *where, "--max_steps", "2"]))
-    return folder / "best_model.pth"
+    drawn = ("--report_to", "tensorboard")  # both its classes, while it trains
+    last = run_training(flags, folder, "--attribute", "Smiling", "--max_steps", 2, *drawn)
+    return last.with_name("best_model.pth")
 
 
 def test_a_model_of_one_attribute_draws_both_its_classes(smiling, faces, tmp_path):
