@@ -19,8 +19,9 @@ demo: export DEMO_STARTED := $(shell date +%s)
 demo: .venv/installed
 	$(BIN)/python benchmarks/demo.py
 
+# In two processes of one thread each. The tests of a file stay together: they share what they train.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The suite's fast part in the oldest versions that requirements.txt allows.
 OLDEST := .venv/oldest

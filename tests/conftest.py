@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny folder of synthetic faces, and flags of a model that trains in seconds."""
+"""Shared fixtures: a tiny folder of synthetic faces, models trained on it; and the suite's memory."""
 
 from __future__ import annotations
 
@@ -6,69 +6,83 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from helpers import REPOSITORY, TINY_FLAGS, run_training
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers on every machine
-torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it does
+# Tiny tensors: a second thread costs more than it does. Processes that a test starts have one, too.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
+# These files take longest. With several processes they go first, so that none has to wait for the last.
+LONGEST = ("test_page.py", "test_edit_evaluation.py", "test_fuzz.py", "test_trained.py", "test_kills.py")
 SLOW_FIXTURES = {"trained", "launch_two"}  # a model that has learnt; two processes
-MOST_GIB = 4.0  # of memory for the whole suite: a laptop has 16, and is never left alone
+MOST_GIB = 6.0  # of memory for the whole suite, in two processes: a laptop has 16
 
 
 class PeakMemory(threading.Thread):
-    """Watches the memory of this process and its children, four times a second: the sum of their PSS,
-    which counts a page that several share once."""
+    """Watches the memory of this process and its children: the sum of their PSS, which counts a page
+    that several share once. PSS is slow to read, so it is read only at a new peak of the RSS."""
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.stop, self.gib, self.during = threading.Event(), 0.0, ""
+        self.stop, self.gib, self.during, self.test = threading.Event(), 0.0, "", ""
 
     def run(self) -> None:
-        own = psutil.Process()
-        while not self.stop.wait(0.25):
-            total = 0
-            for process in (own, *own.children(recursive=True)):
-                with suppress(psutil.Error):
-                    found = process.memory_full_info()
-                    total += getattr(found, "pss", found.uss)
-            if total / 2**30 > self.gib:
-                self.gib, self.during = total / 2**30, os.environ.get("PYTEST_CURRENT_TEST", "")
+        own, highest = psutil.Process(), 0
+        while not self.stop.wait(0.5):
+            processes = [own, *own.children(recursive=True)]
+            resident = total(processes, lambda process: process.memory_info().rss)
+            if resident > highest:
+                highest = resident
+                gib = total(processes, lambda process: process.memory_full_info().pss) / 2**30
+                if gib > self.gib:
+                    self.gib, self.during = gib, self.test
+
+
+def total(processes: list[psutil.Process], read: Callable[[psutil.Process], int]) -> int:
+    """The sum over the processes that have not ended."""
+    amount = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            amount += read(process)
+    return amount
+
+
+MEMORY = PeakMemory()
 
 
 def pytest_sessionstart(session):
-    session.config.peak_memory = PeakMemory()
-    session.config.peak_memory.start()
+    if not hasattr(session.config, "workerinput"):  # pytest-xdist's workers are children of this process
+        MEMORY.start()
+
+
+def pytest_runtest_logstart(nodeid):
+    MEMORY.test = nodeid
 
 
 def pytest_sessionfinish(session, exitstatus):
-    session.config.peak_memory.stop.set()
-    if session.config.peak_memory.gib > MOST_GIB and exitstatus == 0:
+    MEMORY.stop.set()
+    if MEMORY.gib > MOST_GIB and exitstatus == 0:
         session.exitstatus = 1
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if SLOW_FIXTURES & {*item.fixturenames}:
-            item.add_marker(pytest.mark.slow)
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    peak = config.peak_memory
-    terminalreporter.write_line(f"peak memory {peak.gib:.2f} GiB, during {peak.during}")
-    if peak.gib > MOST_GIB:
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"peak memory {MEMORY.gib:.2f} GiB, during {MEMORY.during}")
+    if MEMORY.gib > MOST_GIB:
         terminalreporter.write_line(f"that is more than {MOST_GIB:g} GiB", red=True)
 
 
-TINY_FLAGS = [
-    *("--image_size", "32", "--channels", "16", "32", "--patch_size", "2"),
-    *("--latent_dim", "16", "--batch_size", "4", "--blocks_per_level", "1", "--device", "cpu"),
-    *("--mixed_precision", "no", "--warmup_steps", "2", "--val_images", "4"),
-]
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+    for item in items:
+        if SLOW_FIXTURES & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -90,24 +104,20 @@ def flags(faces, tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(flags, tmp_path_factory):
     """best_model.pth of a model trained for three steps on the tiny faces."""
-    import train
-
     folder = tmp_path_factory.mktemp("run")
-    where = ["--save_dir", str(folder / "checkpoints"), "--log_dir", str(folder / "logs")]
-    train.train(train.parse_args([*flags, *where, "--max_steps", "3"]))
-    return folder / "checkpoints" / "best_model.pth"
+    return run_training(flags, folder, "--max_steps", 3).with_name("best_model.pth")
 
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory):
-    """Class folders of 3 x 120 noisy pictures, red, green and blue, 20 pixels wide."""
+    """Class folders of 3 x 60 noisy pictures, red, green and blue, 20 pixels wide."""
     import numpy as np
     from PIL import Image
 
     root, noise = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
     for channel, name in enumerate(("red", "green", "blue")):
         (root / name).mkdir()
-        for number in range(120):
+        for number in range(60):
             pixels = noise.integers(0, 80, (20, 20, 3), dtype=np.uint8)
             pixels[..., channel] += 160
             Image.fromarray(pixels).save(root / name / f"{number:03d}.png")
@@ -117,13 +127,10 @@ def colours(tmp_path_factory):
 @pytest.fixture(scope="session")
 def class_checkpoint(colours, tmp_path_factory):
     """best_model.pth of a model of those classes, trained for three steps; never without its class."""
-    import train
-
     folder = tmp_path_factory.mktemp("classes")
-    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--max_steps", "3"]
     data = ["--data_root", str(colours), "--cache_dir", str(folder / "cache"), "--cfg_dropout", "0"]
-    train.train(train.parse_args([*TINY_FLAGS, *data, *where]))
-    return folder / "best_model.pth"
+    last = run_training([*TINY_FLAGS, *data], folder, "--max_steps", 3)
+    return last.with_name("best_model.pth")
 
 
 @pytest.fixture
@@ -146,46 +153,14 @@ def make_model():
 
 
 @pytest.fixture(scope="session")
-def trained():
-    """A model of the toys in toys.py that has learnt them."""
-    from toys import NAMES, toy_batch
-
-    from config import LossConfig, ModelConfig
-    from diffusion_model import ConditionalDiffusion
-
-    torch.manual_seed(0)
-    small = {"image_size": 16, "channels": (32, 64), "blocks_per_level": 1, "num_heads": 2}
-    config = ModelConfig(NAMES, **small, latent_dim=8, prediction="v")
-    model = ConditionalDiffusion(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    loss = LossConfig(attr_weight=1.0, loss_weighting="none", attr_dropout=0.2, latent_dropout=0.8)
-    for step in range(240):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 20) * (1 - step / 240)
-        terms, _, _ = model(*toy_batch(32), loss)
-        optimizer.zero_grad()
-        terms["total"].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model.eval()
-
-
-@pytest.fixture(scope="session")
 def launch_two():
     """Run a script in two processes on the CPU; returns what they say."""
 
     def launch(script: str, *flags: object) -> str:
         # Its --cpu would start a single one; the script, which sees no GPU, makes gloo of --multi_gpu.
-        how = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-        how += ["--main_process_port", "0"]
-        done = subprocess.run(
-            [sys.executable, *how, script, *map(str, flags)],
-            cwd=Path(__file__).resolve().parents[1],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        command += ["--num_processes", "2", "--main_process_port", "0", script, *map(str, flags)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from checkpoint import EMA, load_checkpoint, save_atomically, save_model
+from checkpoint import EMA, FORMAT, load_checkpoint, save_atomically, save_model
 from diffusion_model import load_model
 
 
@@ -45,27 +45,19 @@ def test_norm_and_activation_travel_and_files_from_before_have_the_defaults(make
         make_model(norm="batch")
 
 
-def damage_text(path):
-    path.write_text("not a checkpoint")
+DAMAGE = {
+    "text": lambda path: path.write_text("not a checkpoint"),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-5000]),
+    "foreign": lambda path: torch.save({"state_dict": {}}, path),
+    "code": lambda path: torch.save({"format": FORMAT, "args": copy.copy}, path),
+}
 
 
-def damage_truncate(path):
-    path.write_bytes(path.read_bytes()[:-5000])
-
-
-def damage_foreign(path):
-    torch.save({"state_dict": {}}, path)
-
-
-def damage_pickle(path):
-    torch.save({"format": "attribute-face-diffusion/1", "args": copy.copy}, path)
-
-
-@pytest.mark.parametrize("damage", [damage_text, damage_truncate, damage_foreign, damage_pickle])
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_other_files_are_refused_in_one_line(make_model, tmp_path, damage):
     path = tmp_path / "best_model.pth"
     save_model(make_model(), path)
-    damage(path)
+    DAMAGE[damage](path)
     with pytest.raises(ValueError, match=str(path)) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import train_judge
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import evaluate
@@ -158,9 +159,9 @@ def options(checkpoint, tmp_path_factory):
     guide = GuidanceClassifier(config)
     torch.nn.init.normal_(guide.network.weight)
     save_model(guide, root / "guide.pth", "guide")
-    data = ["--data_root", root / "faces", "--judge", root / "judge.pth", "--device", "cpu"]
-    data += ["--cache_dir", root / "cache"]
-    run("judge", *data, "--judge_epochs", 1)
+    data = ["--data_root", root / "faces", "--cache_dir", root / "cache", "--device", "cpu"]
+    train_judge(root / "judge.pth", *data, "--judge_epochs", 1)
+    data += ["--judge", root / "judge.pth"]
     edits = ["--checkpoint", checkpoint, "--reference_split", "val", "--num_inference_steps", 2]
     return [*data, *edits], root / "guide.pth"
 

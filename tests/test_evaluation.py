@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import train_judge
 from torchmetrics.image.kid import poly_mmd
 
 import evaluate
@@ -200,8 +201,8 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
         run_evaluate(*common)
     assert stop.value.code == 2
     assert "make one with evaluate.py judge" in capsys.readouterr().err and not out.exists()
-    training = ("--data_root", faces, "--judge", judge, "--cache_dir", tmp_path / "cache")
-    run_evaluate("judge", *training, "--judge_epochs", 1)
+    training = ("--data_root", faces, "--cache_dir", tmp_path / "cache", "--judge_epochs", 1)
+    train_judge(judge, *training)
     assert f"written: {judge}" in capsys.readouterr().out and not out.exists()
     with pytest.raises(SystemExit):
         run_evaluate(*common, "--sampler", "ddim", "ddpm", "--eta", 0.5)

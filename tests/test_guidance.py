@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -57,14 +59,8 @@ def test_guidance_extrapolates_from_base_to_conditional(schedule, cfg_scale, t):
     for ours, b, c in zip(guided, base, conditional, strict=True):
         assert ours.shape == x_t.shape
         torch.testing.assert_close(ours, (1 - cfg_scale) * b + cfg_scale * c, rtol=1e-10, atol=1e-9)
-
-
-@pytest.mark.parametrize("cfg_scale", SCALES)
-def test_guided_predictions_stay_consistent_with_x_t(schedule, cfg_scale):
-    x_t = noise(3, 3, 4, 5)
-    for t in (0, 400, 999):
-        x0_hat, eps_hat = classifier_free(PairDenoiser(schedule), cfg_scale)(x_t, t)
-        torch.testing.assert_close(schedule.q_sample(x0_hat, t, eps_hat), x_t, rtol=0, atol=1e-9)
+    x0_hat, eps_hat = guided
+    torch.testing.assert_close(schedule.q_sample(x0_hat, t, eps_hat), x_t, rtol=0, atol=1e-9)
 
 
 def test_a_sampler_takes_a_guided_denoiser_and_asks_once_a_step(schedule):
@@ -78,48 +74,59 @@ def test_a_sampler_takes_a_guided_denoiser_and_asks_once_a_step(schedule):
 
 # ---------------------------------------------------------------- Gaussian classes
 
-MEANS, WIDTH = (-0.8, 0.5), 0.4  # two classes, each as likely; the second is asked for
+MEANS, STD = torch.tensor([-0.6, 0.6]).double(), 0.3  # of two classes, each as likely
 
 
-def log_densities(schedule: NoiseSchedule, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-    """(log p_t(x_t), log p_t(x_t | y)) up to constants, for x0 | y ~ N(MEANS[y], WIDTH^2)."""
-    alpha_bar = schedule.alpha_bar[t]
-    scale = (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt()
-    classes = torch.stack([Normal(alpha_bar.sqrt() * mean, scale).log_prob(x_t) for mean in MEANS])
-    return classes.logsumexp(0), classes[1]
+class TwoGaussians:
+    """Data of two classes, N(MEANS[y], STD^2): every score has a closed form."""
 
+    def __init__(self, schedule: NoiseSchedule):
+        self.schedule = schedule
 
-def class_denoiser(schedule: NoiseSchedule, one_class_base: bool = False):
-    """Exact predictions for the base (the mixture, or the first class alone) and the second class, by
-    Bayes' rule over the classes and Gaussian conditioning within each."""
+    def log_densities(self, x_t: Tensor, t: int) -> Tensor:
+        """(2, *x_t.shape): log p_t(x_t | y)."""
+        signal, spread = self.schedule.signal_and_noise(t, x_t)
+        scale = (signal**2 * STD**2 + spread**2).sqrt()
+        return torch.stack([Normal(signal * mean, scale).log_prob(x_t) for mean in MEANS])
 
-    def denoiser(x_t, t):
-        alpha_bar = schedule.alpha_bar[t]
-        variance = alpha_bar * WIDTH**2 + 1 - alpha_bar
-        gain = alpha_bar.sqrt() * WIDTH**2 / variance
-        base, conditional = x_t.chunk(2)
-        first, second = (mean + gain * (base - alpha_bar.sqrt() * mean) for mean in MEANS)
-        gaps = torch.stack([base - alpha_bar.sqrt() * mean for mean in MEANS])
-        share = torch.softmax(-gaps.pow(2) / (2 * variance), dim=0)
-        mixture = first if one_class_base else share[0] * first + share[1] * second
-        asked = MEANS[1] + gain * (conditional - alpha_bar.sqrt() * MEANS[1])
-        x0_hat = torch.cat([mixture, asked])
-        return x0_hat, (x_t - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
+    def log_prob(self, x_t: Tensor, t: int) -> Tensor:
+        """log p(y = 1 | x_t), Bayes' rule, summed over the pixels."""
+        return self.log_densities(x_t, t).log_softmax(0)[1].flatten(1).sum(1)
 
-    return denoiser
+    def of_class(self, y: int, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """x0_hat and eps_hat of one class alone: the posterior mean of a Gaussian."""
+        signal, spread = self.schedule.signal_and_noise(t, x_t)
+        x0_hat = (signal * STD**2 * x_t + spread**2 * MEANS[y]) / (signal**2 * STD**2 + spread**2)
+        return x0_hat, (x_t - signal * x0_hat) / spread
+
+    def denoiser(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """Those of the mixture."""
+        shares = self.log_densities(x_t, t).softmax(0)
+        each = [self.of_class(y, x_t, t) for y in (0, 1)]
+        return tuple(shares[0] * first + shares[1] * second for first, second in zip(*each, strict=True))
+
+    def pair(self, base) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        """A denoiser whose batch is that of a base, and then that of the class y = 1."""
+
+        def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+            first, second = x_t.chunk(2)
+            halves = base(first, t), self.of_class(1, second, t)
+            return tuple(map(torch.cat, zip(*halves, strict=True)))
+
+        return denoise
 
 
 @pytest.mark.parametrize("t", [5, 200, 600, 950])
 @pytest.mark.parametrize("cfg_scale", SCALES)
 def test_guided_score_is_that_of_the_sharpened_density(schedule, cfg_scale, t):
-    """eps_hat = -sqrt(1 - alpha_bar) d/dx log(p(x | y)^w p(x)^(1 - w)), differentiated by autograd."""
-    x_t = noise(50, 1, 1, 1).requires_grad_()
-    log_p, log_p_y = log_densities(schedule, x_t, t)
-    [score] = torch.autograd.grad((cfg_scale * log_p_y + (1 - cfg_scale) * log_p).sum(), x_t)
-    alpha_bar = schedule.alpha_bar[t]
-    x0_hat, eps_hat = classifier_free(class_denoiser(schedule), cfg_scale)(x_t.detach(), t)
-    torch.testing.assert_close(eps_hat, -(1 - alpha_bar).sqrt() * score, rtol=1e-9, atol=1e-9)
-    tweedie = (x_t.detach() + (1 - alpha_bar) * score) / alpha_bar.sqrt()
+    """eps_hat = -noise d/dx log(p(x | y)^w p(x)^(1 - w)), differentiated by autograd."""
+    data, x_t = TwoGaussians(schedule), noise(50, 1, 1, 1).requires_grad_()
+    logs = data.log_densities(x_t, t)
+    [score] = torch.autograd.grad((cfg_scale * logs[1] + (1 - cfg_scale) * logs.logsumexp(0)).sum(), x_t)
+    signal, spread = schedule.signal_and_noise(t, x_t)
+    x0_hat, eps_hat = classifier_free(data.pair(data.denoiser), cfg_scale)(x_t.detach(), t)
+    torch.testing.assert_close(eps_hat, -spread * score, rtol=1e-9, atol=1e-9)
+    tweedie = (x_t.detach() + spread**2 * score) / signal
     torch.testing.assert_close(x0_hat, tweedie, rtol=1e-7, atol=1e-8)
 
 
@@ -127,12 +134,13 @@ def test_guided_score_is_that_of_the_sharpened_density(schedule, cfg_scale, t):
 def test_guided_samples_centre_where_the_closed_form_says(schedule, cfg_scale):
     """Between two Gaussians of one width the sharpened density is a Gaussian about base + w (asked -
     base), the same quantile of which DDIM reaches from x_T."""
-    guided = classifier_free(class_denoiser(schedule, one_class_base=True), cfg_scale)
-    mean, quantile = MEANS[0] + cfg_scale * (MEANS[1] - MEANS[0]), noise(20, 1, 1, 1)
-    alpha_bar = schedule.alpha_bar[-1]
-    x_T = alpha_bar.sqrt() * mean + (alpha_bar * WIDTH**2 + 1 - alpha_bar).sqrt() * quantile
+    data, quantile = TwoGaussians(schedule), noise(20, 1, 1, 1)
+    guided = classifier_free(data.pair(partial(data.of_class, 0)), cfg_scale)
+    mean = MEANS[0] + cfg_scale * (MEANS[1] - MEANS[0])
+    signal, spread = schedule.signal_and_noise(T - 1, quantile)
+    x_T = signal * mean + (signal**2 * STD**2 + spread**2).sqrt() * quantile
     samples = last(ddim(guided, schedule, x_T, timestep_grid(schedule, T)))
-    torch.testing.assert_close(samples, mean + WIDTH * quantile, rtol=0, atol=0.02)
+    torch.testing.assert_close(samples, mean + STD * quantile, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("t", [0, 30, 400, 999])
@@ -163,44 +171,12 @@ def test_weighing_keeps_inversion_sane_where_the_network_errs(schedule):
 
 # ------------------------------------------------------------------ classifier guidance
 
-MEAN, STD = 0.6, 0.3  # of the class y = 1; that of y = 0 has mean -MEAN
-
-
-class TwoGaussians:
-    """Data of two classes, N(MEAN, STD^2) and N(-MEAN, STD^2): the posterior of the class given x_t is a
-    logistic function of x_t, and every score has a closed form."""
-
-    def __init__(self, schedule: NoiseSchedule):
-        self.schedule = schedule
-
-    def parts(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        signal, noise_std = self.schedule.signal_and_noise(t, x_t)
-        return signal, noise_std, signal**2 * STD**2 + noise_std**2  # variance of x_t given y
-
-    def log_prob(self, x_t: Tensor, t: int) -> Tensor:
-        signal, _, variance = self.parts(x_t, t)
-        return torch.nn.functional.logsigmoid(2 * signal * MEAN * x_t / variance).flatten(1).sum(1)
-
-    def denoiser(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """eps_hat = -noise score of the mixture."""
-        signal, noise_std, variance = self.parts(x_t, t)
-        toward = torch.tanh(signal * MEAN * x_t / variance)  # E[+-1 | x_t]
-        eps_hat = noise_std * (x_t - signal * MEAN * toward) / variance
-        return (x_t - noise_std * eps_hat) / signal, eps_hat
-
-    def of_class(self, x_t: Tensor, t: int) -> Tensor:
-        """x0_hat of the class y = 1 alone: the posterior mean of a Gaussian."""
-        signal, noise_std, variance = self.parts(x_t, t)
-        return (signal * STD**2 * x_t + noise_std**2 * MEAN) / variance
-
 
 @pytest.mark.parametrize("t", [0, 100, 500, 900])
 def test_classifier_guidance_of_scale_1_gives_the_class_s_own_mean(schedule, t):
     data, x_t = TwoGaussians(schedule), noise(4, 3, 2, 2)
     x0_hat, eps_hat = classifier_guided(data.denoiser, schedule, data.log_prob, 1.0)(x_t, t)
-    torch.testing.assert_close(x0_hat, data.of_class(x_t, t), rtol=1e-8, atol=1e-8)
-    signal, noise_std = schedule.signal_and_noise(t, x_t)
-    torch.testing.assert_close(signal * x0_hat + noise_std * eps_hat, x_t, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close((x0_hat, eps_hat), data.of_class(1, x_t, t), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("classifier_scale", [0.5, 3.0])
@@ -224,7 +200,7 @@ def test_sampling_under_classifier_guidance_ends_in_the_class(schedule):
     denoise = classifier_guided(data.denoiser, schedule, data.log_prob, 1.0)
     with torch.no_grad():  # as samplers run
         x0 = last(ddim(denoise, schedule, noise(2000, 1, 1, 1), timestep_grid(schedule, 200)))
-    assert abs(float(x0.mean()) - MEAN) < 0.03
+    assert abs(float(x0.mean() - MEANS[1])) < 0.03
     assert abs(float(x0.std()) - STD) < 0.03
 
 

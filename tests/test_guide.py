@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
+from helpers import run_script, run_training
 from PIL import Image
 
 import manipulate
 import studio
-import train
 from classifiers.guide import AttributeClassifier, GuidanceClassifier, load_guide
 from config import LossConfig, ModelConfig
 from diffusion_model import ConditionalDiffusion
@@ -89,26 +89,20 @@ def test_a_side_that_does_not_divide_is_refused():
 def guide(flags, tmp_path_factory):
     """guide_best.pth of three steps on the tiny faces."""
     folder = tmp_path_factory.mktemp("guide")
-    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
-    train.train(train.parse_args([*flags, *where, "--stage", "guide", "--max_steps", "3"]))
+    run_training(flags, folder, "--stage", "guide", "--max_steps", 3)
     return folder / "guide_best.pth"
 
 
 def run_manipulate(checkpoint, out, *more: str) -> dict:
-    flags = ["--checkpoint", str(checkpoint), "--output_dir", str(out), "--num_samples", "2"]
-    flags += ["--num_inference_steps", "3", "--device", "cpu"]
-    manipulate.manipulate(manipulate.parse_args([*flags, *more]))
+    flags = ["--checkpoint", checkpoint, "--output_dir", out, "--num_samples", 2]
+    run_script(manipulate, *flags, "--num_inference_steps", 3, "--device", "cpu", *more)
     return json.loads((out / "manifest.json").read_text())["made"]
 
 
 def test_training_resumes_and_some_attributes_can_be_learned(flags, guide, checkpoint, tmp_path):
-    folder = guide.parent
-    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
-    stage = ["--stage", "guide"]
-    train.train(train.parse_args([*flags, *where, *stage, "--max_steps", "4", "--resume"]))
-    where = ["--save_dir", str(tmp_path), "--log_dir", str(tmp_path / "logs")]
-    where += ["--attribute", "Smiling", "Eyeglasses"]
-    train.train(train.parse_args([*flags, *where, *stage, "--max_steps", "2"]))
+    flags = [*flags, "--stage", "guide"]
+    run_training(flags, guide.parent, "--max_steps", 4, "--resume")
+    run_training(flags, tmp_path, "--max_steps", 2, "--attribute", "Smiling", "Eyeglasses")
     one = tmp_path / "guide_best.pth"
     assert load_guide(one).config.attribute_names == ("Eyeglasses", "Smiling")
     asked = ["--mode", "generate", "--guidance", "guide", "--guide", str(one)]

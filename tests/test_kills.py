@@ -6,10 +6,10 @@ import os
 import random
 import signal
 import time
-import traceback
 
 import pytest
 import torch
+from helpers import run_training, start_child
 
 import train
 from checkpoint import load_checkpoint
@@ -25,27 +25,14 @@ def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(
     """Every step saves, so that many kills fall into a save; moments are drawn from the time that the
     undisturbed run takes."""
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
-    common = [*flags, "--max_steps", "25", "--grad_accum", "2"]
-
-    def run(folder, *more: str) -> None:
-        where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
-        train.train(train.parse_args([*common, *where, *more]))
+    common = [*flags, "--max_steps", "15", "--grad_accum", "2"]
 
     def survive(folder, pick: random.Random, left: int, span: float, steps: set[int]) -> int:
         """Train in a child that is killed again and again, until it ends by itself; how many kills.
         ``steps`` takes in where they left it."""
         for kills in range(ROUNDS):
             resume = ["--resume"] if (folder / "last.pth").exists() else []
-            child = os.fork()
-            if child == 0:
-                code = 0
-                try:
-                    run(folder, *resume)
-                except BaseException:
-                    traceback.print_exc()
-                    code = 1
-                finally:
-                    os._exit(code)
+            child = start_child(lambda: run_training(common, folder, *resume))  # noqa: B023
             if kills < left:
                 time.sleep(pick.uniform(0.1, 0.7) * span)
                 os.kill(child, signal.SIGKILL)
@@ -57,9 +44,9 @@ def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(
                 steps.add(load_checkpoint(folder / "last.pth")["step"])
         raise AssertionError(f"not done after {ROUNDS} rounds")
 
-    run(tmp_path / "first")  # which pays for imports and the cache
+    run_training(common, tmp_path / "first")  # which pays for imports and the cache
     started = time.perf_counter()
-    run(tmp_path / "whole")
+    run_training(common, tmp_path / "whole")
     span = time.perf_counter() - started
     whole = load_checkpoint(tmp_path / "whole" / "last.pth")
     pick, kills, number, steps = random.Random(0), 0, 0, set()
@@ -73,4 +60,4 @@ def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(
                 assert torch.equal(state[part][name], value), f"{part} {name}"
         number += 1
         assert number < 40
-    assert len(steps & set(range(1, 25))) >= 5, steps  # killed in the midst of it, not before or after
+    assert len(steps & set(range(1, 15))) >= 5, steps  # killed in the midst of it, not before or after

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import run_script, run_training, start_child, train_judge
 
 import encode_latents
-import evaluate
 import manipulate
-import train
 import visualize
 from autoencoder_model import LatentFirstStage, build_first_stage
 from celeba_dataset import CelebADataset
@@ -31,13 +29,16 @@ from training import encoding as writer
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 VAE_FLAGS = ["--stage", "first_stage", "--channels", "8", "16"]
 
 
 def small_vae() -> SpatialVAE:
     torch.manual_seed(0)
     return SpatialVAE((8, 16), latent_channels=3, num_attributes=4)
+
+
+def encode(*argv: object) -> None:
+    run_script(encode_latents, *argv)
 
 
 def pictures(number: int, side: int = 32) -> torch.Tensor:
@@ -183,22 +184,16 @@ def first_stage(flags, faces, tmp_path_factory):
     """first_stage.pth after three steps on the tiny faces, the discriminator at work in the last."""
     folder = tmp_path_factory.mktemp("first_stage")
     judge = folder / "judge.pth"
-    evaluate.evaluate(
-        evaluate.parse_args(
-            [
-                *("judge", "--judge_epochs", "1", "--data_root", str(faces), "--device", "cpu"),
-                *("--judge", str(judge), "--cache_dir", str(folder / "cache")),
-            ]
-        )
-    )
-    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--judge", str(judge)]
-    train.train(train.parse_args([*flags, *VAE_FLAGS, *where, "--max_steps", "3"]))
-    return folder / "first_stage.pth"
+    data = ["--data_root", faces, "--cache_dir", folder / "cache", "--device", "cpu"]
+    train_judge(judge, *data, "--judge_epochs", 1)
+    flags = [*flags, *VAE_FLAGS, "--report_to", "tensorboard"]  # for which it draws
+    last = run_training(flags, folder, "--judge", judge, "--max_steps", 3)
+    return last.with_name("first_stage.pth")
 
 
 @pytest.fixture(scope="module")
 def encoding(first_stage, faces, tmp_path_factory):
-    """Command line for encode_latents.py, without --output_dir; shards of 8 images."""
+    """Command line for encode_latents.py, without --output_dir."""
     cache = str(tmp_path_factory.mktemp("cache"))
     return [
         *("--data_root", str(faces), "--first_stage", str(first_stage), "--image_size", "32"),
@@ -213,7 +208,7 @@ def latents(encoding, tmp_path_factory):
     out = tmp_path_factory.mktemp("encoded") / "latents"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "SHARD", 8)
-        encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(out)]))
+        encode(*encoding, "--output_dir", out)
     return out
 
 
@@ -222,41 +217,20 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(writer, "SHARD", 8)
 
 
-def test_a_first_stage_resumed_equals_an_uninterrupted_one(
-    flags, first_stage, stop_after_three, tmp_path
-):
-    """The discriminator and its schedule included."""
-    common = [*flags, *VAE_FLAGS, "--judge", str(first_stage.with_name("judge.pth"))]
-
-    def run(folder, *more):
-        where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--max_steps", "6"]
-        train.train(train.parse_args([*common, *where, *more]))
-        return load_checkpoint(folder / "last.pth")
-
-    whole = run(tmp_path / "whole")
-    with stop_after_three():
-        assert run(tmp_path / "parts")["step"] == 3
-    parts = run(tmp_path / "parts", "--resume")
-    for part in ("model", "ema"):
-        for name, weight in whole[part].items():
-            assert torch.equal(weight, parts[part][name]), f"{part} {name}"
-
-
 def test_without_perceptual_loss_no_judge_is_needed_and_the_figures_are_drawn(
     flags, faces, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))  # no VGG16 either
-    where = ["--save_dir", str(tmp_path / "run"), "--log_dir", str(tmp_path / "logs")]
-    args = [*flags, *VAE_FLAGS, *where, "--judge", str(tmp_path / "none.pth"), "--max_steps", "1"]
+    flags = [*flags, *VAE_FLAGS, "--judge", str(tmp_path / "none.pth"), "--max_steps", "1"]
     with pytest.raises(FileNotFoundError, match=r"no judge at .*: --perceptual_weight 0"):
-        train.train(train.parse_args(args))
-    train.train(train.parse_args([*args, "--perceptual_weight", "0"]))
+        run_training(flags, tmp_path / "run")
+    run_training(flags, tmp_path / "run", "--perceptual_weight", 0)
     file, out = tmp_path / "run" / "first_stage.pth", tmp_path / "figures"
     assert load_first_stage(file).judge == ""
 
     def draw(what: str, *more: str) -> set[str]:
-        args = [what, "--checkpoint", str(file), "--output_dir", str(out / what), "--device", "cpu"]
-        visualize.visualize(visualize.parse_args([*args, *more]))
+        where = ["--checkpoint", file, "--output_dir", out / what, "--device", "cpu"]
+        run_script(visualize, what, *where, *more)
         return {path.name for path in (out / what).iterdir()}
 
     data = ["--data_root", str(faces), "--cache_dir", str(tmp_path / "cache"), "--num_samples", "2"]
@@ -269,15 +243,15 @@ def test_without_perceptual_loss_no_judge_is_needed_and_the_figures_are_drawn(
     with pytest.raises(ValueError, match="did you mean Smiling"):
         draw("latent-space", *data, "--attributes", "Smilin")
     with pytest.raises(ValueError, match="--own_scale is for an AutoencoderKL"):
-        args = ["--data_root", str(faces), "--first_stage", str(file), "--own_scale"]
-        encode_latents.encode(encode_latents.parse_args([*args, "--output_dir", str(tmp_path / "no")]))
+        data = ["--data_root", faces, "--first_stage", file]
+        encode(*data, "--own_scale", "--output_dir", tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
 
 def test_two_processes_write_the_same_folder(encoding, launch_two, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "SHARD", 512)  # what the script's own processes use
     alone, together = tmp_path / "alone", tmp_path / "together"
-    encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(alone)]))
+    encode(*encoding, "--output_dir", alone)
     said = launch_two("encode_latents.py", *encoding, "--output_dir", together)
     assert "2 processes" in said and said.count("images, ") == 1
     names = sorted(path.name for path in alone.iterdir())
@@ -317,28 +291,30 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def test_killed_encoding_goes_on_and_ends_byte_for_byte_the_same(latents, encoding, tmp_path):
-    out = tmp_path / "latents"
-    program = (
-        "import time, encode_latents as e\n"
-        "from training import encoding\n"
-        "encoding.SHARD = 8\n"
-        "write = encoding.LatentWriter.write\n"
-        "encoding.LatentWriter.write = lambda *a: (write(*a), time.sleep(0.3))\n"
-        f"e.encode(e.parse_args({[*encoding, '--output_dir', str(out)]!r}))\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_encoding_goes_on_and_ends_byte_for_byte_the_same(
+    latents, encoding, tmp_path, monkeypatch
+):
+    out, write = tmp_path / "latents", writer.LatentWriter.write
+
+    def write_slowly(*shard) -> None:
+        write(*shard)
+        time.sleep(0.3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.LatentWriter, "write", write_slowly)
+        child = start_child(lambda: encode(*encoding, "--output_dir", out))
     deadline = time.monotonic() + 60
     while not (out / "train_00001.npy").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("train_0*.npy")}
     assert 2 <= len(before) < len(list(latents.glob("train_0*.npy")))
     with pytest.raises(ValueError, match="not whole: run the same"):
         LatentDataset(out, "train")
     (out / ".train_00002.npy.tmp").write_bytes(b"cut short")  # what a kill within a shard leaves
-    encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(out)]))
+    encode(*encoding, "--output_dir", out)
     assert contents(out) == contents(latents)
     assert all((out / name).stat().st_mtime_ns == written for name, written in before.items())
 
@@ -350,45 +326,37 @@ def test_a_folder_of_something_else_is_refused_by_name(latents, encoding, tmp_pa
         ("--image_size", "64", "image_size 32"),
     ):
         with pytest.raises(ValueError, match=named):
-            encode_latents.encode(
-                encode_latents.parse_args([*encoding, "--output_dir", str(latents), flag, value])
-            )
+            encode(*encoding, "--output_dir", latents, flag, value)
     other = load_checkpoint(encoding[3])
     other["autoencoder"]["decoder.0.bias"] += 1
     torch.save(other, tmp_path / "other.pth")
     changed = [*encoding, "--output_dir", str(latents), "--first_stage", str(tmp_path / "other.pth")]
     with pytest.raises(ValueError, match=weights_hash(other["autoencoder"])):
-        encode_latents.encode(encode_latents.parse_args(changed))
+        encode(*changed)
     assert contents(latents) == before
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"no manifest\.json"):
-        encode_latents.encode(encode_latents.parse_args([*encoding, "--output_dir", str(tmp_path)]))
+        encode(*encoding, "--output_dir", tmp_path)
 
 
 # ---------------------------------------------------------------- diffusion in it
 
 
-SMALL = ["--channels", "16", "32", "--latent_dim", "8", "--batch_size", "4"]
+SMALL = ["--channels", "16", "32", "--latent_dim", "8", "--batch_size", "4", "--max_steps", "3"]
 SMALL += ["--blocks_per_level", "1", "--device", "cpu", "--mixed_precision", "no", "--val_images", "4"]
 
 
-def train_in(latents: Path, folder: Path, *more: str) -> Path:
-    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs")]
-    args = [*SMALL, "--data_root", str(latents), *where, "--max_steps", "3", *more]
-    train.train(train.parse_args(args))
-    return folder / "best_model.pth"
+def train_in(latents: Path, folder: Path, *more: object) -> Path:
+    return run_training([*SMALL, "--data_root", str(latents)], folder, *more).with_name("best_model.pth")
 
 
 def draw_and_edit(checkpoint: Path, faces: Path, out: Path) -> None:
     """Everything manipulate.py does, with no flag about latents."""
-    flags = ["--checkpoint", str(checkpoint), "--data_root", str(faces), "--output_dir", str(out)]
-    flags += ["--num_inference_steps", "3", "--num_samples", "1", "--interpolation_steps", "2"]
-    manipulate.manipulate(manipulate.parse_args([*flags, "--device", "cpu"]))
-    assert set(json.loads((out / "manifest.json").read_text())["made"]) == {
-        "generate",
-        "interpolate",
-        "edit",
-    }
+    flags = ["--checkpoint", checkpoint, "--data_root", faces, "--output_dir", out, "--device", "cpu"]
+    few = ["--num_inference_steps", 3, "--num_samples", 1, "--interpolation_steps", 2]
+    run_script(manipulate, *flags, *few)
+    made = json.loads((out / "manifest.json").read_text())["made"]
+    assert {*made} == {"generate", "interpolate", "edit"}
 
 
 def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path):
@@ -400,14 +368,14 @@ def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path)
     assert model.sample(1).shape == (1, 32, 32, 3)
     stage = first_stage_weights(latents)
     assert all(torch.equal(stage[name], value) for name, value in model.first_stage.state_dict().items())
-    train_in(latents, tmp_path / "run", "--resume", "--max_steps", "4")
+    train_in(latents, tmp_path / "run", "--resume", "--max_steps", 4, "--report_to", "none")
     draw_and_edit(checkpoint, faces, tmp_path / "out")
     with pytest.raises(ValueError, match="30x32 is not divisible by 4"):
         model.sample(1, (30, 32))
 
 
 def test_the_average_shares_what_is_frozen(latents, tmp_path):
-    model = load_model(train_in(latents, tmp_path / "run")).requires_grad_(True)
+    model = load_model(train_in(latents, tmp_path / "run", "--report_to", "none")).requires_grad_(True)
     model.first_stage.requires_grad_(False)
     ema = EMA(model, 0.9)
     assert ema.model.first_stage.autoencoder.last.weight is model.first_stage.autoencoder.last.weight
@@ -433,14 +401,14 @@ def test_stable_diffusion_s_format_trains_draws_and_edits(faces, tmp_path):
         stage.std, torch.full((4,), 4.0)
     )  # 1 / scaling_factor before anything is measured
     out = tmp_path / "latents"
-    flags = ["--data_root", str(faces), "--first_stage", str(tmp_path / "vae"), "--output_dir", str(out)]
-    flags += ["--image_size", "32", "--cache_dir", str(tmp_path / "cache"), "--device", "cpu"]
-    encode_latents.encode(encode_latents.parse_args(flags))
-    checkpoint = train_in(out, tmp_path / "run")
+    flags = ["--data_root", faces, "--first_stage", tmp_path / "vae", "--output_dir", out]
+    flags += ["--image_size", 32, "--cache_dir", tmp_path / "cache", "--device", "cpu"]
+    encode(*flags)
+    checkpoint = train_in(out, tmp_path / "run", "--report_to", "none")
     draw_and_edit(checkpoint, faces, tmp_path / "pictures")
     # In the VAE's own scale: no image is encoded again.
     shards = {file.name: file.stat().st_mtime_ns for file in out.glob("*_0*.npy")}
-    encode_latents.encode(encode_latents.parse_args([*flags, "--own_scale"]))
+    encode(*flags, "--own_scale")
     assert shards == {file.name: file.stat().st_mtime_ns for file in out.glob("*_0*.npy")}
     own = first_stage_weights(out)
     assert (own["mean"] == 0).all() and (own["std"] == 4).all()

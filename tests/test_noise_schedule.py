@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from config import ModelConfig
@@ -152,6 +152,19 @@ def test_q_sample_and_v_match_diffusers(schedule, dtype):
     torch.testing.assert_close(v, theirs.get_velocity(x0, eps, STEPS), **close)
     assert schedule.target("eps", x0, eps, STEPS) is eps
     assert schedule.target("x0", x0, eps, STEPS) is x0
+
+
+def test_the_noise_of_a_flow_is_diffusers_sigma():
+    schedule, theirs = NoiseSchedule("flow", T), FlowMatchEulerDiscreteScheduler(T)
+    x0, eps = pictures(0), pictures(1)
+    for t in (0, 1, 400, 998, 999):
+        signal, sigma = schedule.signal_and_noise(t, x0)
+        assert float(sigma) == pytest.approx(float(theirs.sigmas[T - 1 - t]), abs=1e-6)
+        assert float(signal) == pytest.approx(1 - float(sigma), abs=1e-12)
+        scaled = theirs.scale_noise(x0, theirs.timesteps[T - 1 - t : T - t], eps)
+        torch.testing.assert_close(schedule.q_sample(x0, t, eps), scaled, atol=1e-6, rtol=0)
+    assert schedule.signal_and_noise(-1, x0) == (1, 0)
+    assert schedule.target("flow", x0, eps, 5).equal(eps - x0)
 
 
 def test_conversion_inverts_target(pair):

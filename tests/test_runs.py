@@ -11,7 +11,8 @@ import threading
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from test_training import make_run, one_line, run_training
+from helpers import one_line, run_training
+from test_training import make_run
 from torch.utils.tensorboard import SummaryWriter
 
 import train
@@ -21,7 +22,6 @@ from synthetic_faces.dataset import parallel_draw
 from train import TrainConfig
 from training import process
 from training.init_from import take_over
-from training.monitoring import Logger
 from training.process import keep_freed_memory, make_accelerator
 from training.run import CheckpointFiles
 
@@ -92,7 +92,7 @@ def test_a_full_log_disk_is_named_and_the_run_saved(flags, tmp_path, monkeypatch
         raise FULL
 
     monkeypatch.setattr(SummaryWriter, "flush", full)
-    line = one_line(capsys, lambda: run_training(flags, tmp_path))
+    line = one_line(capsys, lambda: run_training(flags, tmp_path, "--report_to", "tensorboard"))
     assert f"cannot write the log in {tmp_path / 'logs' / '0001'} (No space left on device)" in line
     assert "choose another --log_dir" in line
     assert load_checkpoint(tmp_path / "last.pth")["step"] == 2
@@ -128,13 +128,8 @@ def test_a_killed_drawing_process_is_one_line(capsys):
 # -------------------------------------------------------------------- the process around them
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Runs that draw none, which takes longer than all else they do."""
-    monkeypatch.setattr(Logger, "pictures", lambda logger: None)
-
-
-def test_a_notebook_gets_its_signals_back_and_a_thread_can_train(flags, tmp_path, no_pictures):
+def test_a_notebook_gets_its_signals_back_and_a_thread_can_train(flags, tmp_path):
+    flags = [*flags, "--report_to", "tensorboard"]
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run_training(flags, tmp_path / "one", "--max_steps", "1")
     threads = threading.active_count()
@@ -318,7 +313,7 @@ def test_of_another_width_little_fits(make_model):
 
 
 def test_new_classes_start_from_old_weights_and_a_resumed_run_needs_them_no_more(
-    checkpoint, colours, flags, tmp_path, capsys, no_pictures
+    checkpoint, colours, flags, tmp_path, capsys
 ):
     old = tmp_path / "old.pth"
     old.write_bytes(checkpoint.read_bytes())

@@ -7,9 +7,16 @@ import math
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from test_noise_schedule import VARIANTS
 from torch import Tensor
 
@@ -220,6 +227,19 @@ def test_dpm_solver_walks_with_diffusers(schedule, eta, algorithm, prediction, s
     for (_, s, x_s, _), t in zip(ours, grid[:-1], strict=True):
         x_T = theirs.step(dummy_network(x_T, t), t, x_T, generator=own).prev_sample
         assert (x_s - x_T).abs().max() <= 1e-5 * x_T.abs().max(), s  # they step in float32
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 10, 50])
+def test_ddim_on_a_flow_walks_with_diffusers_euler_steps(num_steps):
+    flow, x_t = NoiseSchedule("flow", T), noise(2, 3, 6, 5)
+    grid = timestep_grid(flow, num_steps)
+
+    ours = last(ddim(dummy_denoiser(flow, "flow"), flow, x_t, grid))
+    theirs = FlowMatchEulerDiscreteScheduler(T)
+    theirs.set_timesteps(sigmas=np.array([(t + 1) / T for t in grid[:-1]]))
+    for timestep, t in zip(theirs.timesteps, grid[:-1], strict=True):
+        x_t = theirs.step(dummy_network(x_t, t), timestep, x_t).prev_sample
+    torch.testing.assert_close(ours, x_t, atol=2e-5, rtol=0)  # their sigmas are float32
 
 
 def test_float32_ddim_agrees_with_untouched_diffusers(schedule):

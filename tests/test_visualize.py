@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers import run_training
 from PIL import Image
 
 import manipulate
-import train
 import visualize
 from diffusion_model import load_model
 from figures.figures import Sources
@@ -30,7 +30,7 @@ def draw(what, checkpoint, out, *more) -> None:
 
 def test_all_figures_are_drawn(checkpoint, faces, tmp_path):
     data = ["--data_root", faces, "--cache_dir", tmp_path / "cache", "--num_samples", 2]
-    logs = ["--log_dir", checkpoint.parents[1] / "logs", "--attributes", "Smiling"]
+    logs = ["--log_dir", checkpoint.parent / "logs", "--attributes", "Smiling"]
     draw("all", checkpoint, tmp_path, *data, *logs)
     assert {path.name for path in tmp_path.iterdir()} >= FILES
     with Image.open(tmp_path / "animation.gif") as film:
@@ -44,9 +44,9 @@ def test_all_figures_are_drawn(checkpoint, faces, tmp_path):
 def smiling(flags, tmp_path_factory):
     """best_model.pth of a model of one attribute alone."""
     folder = tmp_path_factory.mktemp("smiling")
-    where = ["--save_dir", str(folder), "--log_dir", str(folder / "logs"), "--attribute", "Smiling"]
-    train.train(train.parse_args([*flags, *where, "--max_steps", "2"]))
-    return folder / "best_model.pth"
+    drawn = ("--report_to", "tensorboard")  # both its classes, while it trains
+    last = run_training(flags, folder, "--attribute", "Smiling", "--max_steps", 2, *drawn)
+    return last.with_name("best_model.pth")
 
 
 def test_a_model_of_one_attribute_draws_both_its_classes(smiling, faces, tmp_path):
