@@ -129,7 +129,7 @@ def pretrained_drawn() -> str:
 def pretrained_celeba() -> str:
     """Pictures by the pretrained model of CelebA's faces. It edits a face that it drew itself. Each
     command has a folder of its own, with the manifest that makes its pictures again."""
-    folder, edits = OUT / "celeba64", OUT / "celeba64_edits"
+    folder, edits = OUT / "celeba128", OUT / "celeba128_edits"
     made = [
         command("manipulate.py", "--output_dir", folder, "--num_samples", 2),
         command(
@@ -195,12 +195,13 @@ def main() -> None:
     started = float(os.environ.get("DEMO_STARTED", time.time()))
     os.chdir(ROOT)
     shutil.rmtree(OUT, ignore_errors=True)
+    celeba = pretrained_celeba()
+    print(f"\nfirst pictures: {OUT}/celeba128/samples.png", flush=True)
     faces = command(
         *("-m", "synthetic_faces", "--out", FACES, "--num_images", config.num_images),
         *("--image_size", 64, "--seed", 0, "--floor", 0.1),  # rare attributes need longer training
     )
-    sections = [pretrained_drawn(), pretrained_celeba()]
-    print(f"\nfirst pictures: {OUT}/drawn64/samples.png, {OUT}/celeba64/samples.png", flush=True)
+    drawn = pretrained_drawn()
     here, minutes = trained_here(faces, config.minutes)
     print("\njudging samples with a probe trained on rendered faces", flush=True)
     accuracies = judge({"pretrained": "drawn64", "trained here": CHECKPOINT}, config)
@@ -208,7 +209,7 @@ def main() -> None:
     seconds = round(time.time() - started, 1)
     write_page(
         f"Made on this machine in {seconds / 60:.0f} minutes, installation included.",
-        [*sections, here],
+        [celeba, drawn, here],
         {
             f"Attributes seen in {name}: balanced accuracy, {mean[name]:.3f} on average": values
             for name, values in accuracies.items()
