@@ -36,6 +36,7 @@ EXCLUSIVE = (
 )
 attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_ATTRIBUTES)}
 
+TURNED = 0.2  # see ``continued``; measured: docs/log.md, "Where interpolations end"
 MOST_PAIRS = 2**22  # pairs of a request and a row that are compared at once; limits the memory
 
 
@@ -227,10 +228,12 @@ class AttributePrior(nn.Module):
             completed.append(torch.where(part == 0, rows[drawn[:, 0].clamp(max=len(rows) - 1)], part))
         return torch.cat(completed)
 
-    def nearest(self, request: Tensor, start: Tensor) -> Tensor:
-        """A request (1, A) completed from the row that agrees with it and, among those, is most like the
-        whole row ``start`` (1, A); of equally like rows the most frequent."""
-        rows = self.rows()
-        likeness = start.sign() @ rows.T + self.counts / (self.counts.sum() + 1)  # (1, R)
-        best = likeness.masked_fill(self.agreeing(request, rows) == 0, -math.inf).argmax()
-        return torch.where(request == 0, rows[best], request)
+    def continued(self, request: Tensor, start: Tensor) -> Tensor:
+        """A request (1, A) completed as the whole row ``start`` (1, A) is, except for what contradicts
+        the request. An attribute is turned if it is as in ``start`` in less than the share TURNED of the
+        rows that agree with the request. So a man who becomes a woman loses his beard and keeps his
+        age."""
+        present = self.frequencies(request)  # (1, A)
+        alike = torch.where(start > 0, present, 1 - present)
+        rest = torch.where(alike < TURNED, -start, start)
+        return torch.where(request == 0, rest, request)

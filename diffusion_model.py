@@ -293,12 +293,11 @@ class ConditionalDiffusion(nn.Module):
         self, start: Attributes, end: Attributes, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Complete rows (1, A) for both ends of an interpolation. ``complete_rows`` completes ``start``.
-        ``end`` takes what it does not name from the training row that agrees with it and is most like
-        ``start``: a man who becomes a woman loses his beard. Without training rows it stays as in
-        ``start``."""
+        What ``end`` does not name stays as in ``start``, except for what contradicts it in the training
+        rows (``AttributePrior.continued``)."""
         start, end = self.complete_rows(start, 1, generator), self.attribute_rows(end, 1)
         if self.config.prior_rows:
-            end = self.attribute_prior.nearest(end, start)
+            end = self.attribute_prior.continued(end, start)
         return start, torch.where(end == 0, start, end)
 
     def initial_noise(

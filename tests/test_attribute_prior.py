@@ -105,7 +105,16 @@ def test_a_model_without_rows_leaves_requests_open(make_model):
     assert start.tolist() == [[1, 0, 0]] and end.tolist() == [[1, 1, 0]]
 
 
-def test_an_interpolation_ends_at_the_nearest_row_that_agrees(make_model):
+def test_an_end_keeps_what_some_of_the_agreeing_rows_share():
+    """Of ten rows with the first attribute, one has the second and three the third."""
+    second, third = torch.full((10,), -1.0), torch.full((10,), -1.0)
+    second[:1], third[:3] = 1, 1
+    prior = AttributePrior.of(torch.stack([torch.ones(10), second, third], dim=1))
+    start = torch.tensor([[-1.0, 1, 1]])
+    assert prior.continued(torch.tensor([[0.5, 0, 0]]), start).tolist() == [[0.5, -1, 1]]
+
+
+def test_an_interpolation_turns_what_contradicts_its_end(make_model):
     model = with_prior(make_model)
     start, end = ({"Smiling": 1}, {"Smiling": 0, "Male": 0.75})
     seen = set()
@@ -113,7 +122,7 @@ def test_an_interpolation_ends_at_the_nearest_row_that_agrees(make_model):
         generator = torch.Generator().manual_seed(seed)
         ends = model.complete_ends(start, end, generator)
         seen.add(tuple(ends[0][0].tolist()))
-        assert ends[1].tolist() == [[-1, 0.5, -1]], "the only row without a smile"
+        assert ends[1].tolist() == [[-1, 0.5, -1]], "as in the only row without a smile"
     assert seen == {(1, 1, 1), (1, -1, -1)}
     strip = model.interpolate_between_attributes(start, end, 3)
     assert strip.shape == (3, 16, 16, 3)
