@@ -390,7 +390,7 @@ def test_a_damaged_checkpoint_is_refused_and_one_of_an_epoch_can_be_named(flags,
 @pytest.mark.parametrize("stage", ["diffusion", "guide", "first_stage"])
 def test_a_run_ends_with_its_files_and_commands_that_can_be_typed(flags, tmp_path, capsys, stage):
     folder = tmp_path / "with space"
-    more = ["--stage", stage, "--max_steps", "1"]
+    more = ["--stage", stage, "--max_steps", "1", *TENSORBOARD]
     if stage == "first_stage":
         more += ["--channels", "8", "16", "--perceptual_weight", "0"]
     run_training(flags, folder, *more)
