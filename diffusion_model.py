@@ -187,10 +187,11 @@ class ConditionalDiffusion(nn.Module):
         x0 = self.first_stage.encode(images, sample=True)
         terms, latent = self.autoencoder.losses(x0, attributes, loss.free_bits)
         x_t, t, eps = self.schedule.draw_noisy(x0, t, eps)
+        attr_dropout = 0.0 if self.config.one_hot else loss.attr_dropout  # a class is named whole
         output = self.unet(
             x_t,
             t,
-            drop_attributes(attributes, loss.cfg_dropout, loss.attr_dropout),
+            drop_attributes(attributes, loss.cfg_dropout, attr_dropout),
             latent,
             (torch.rand(len(x0), device=x0.device) >= loss.latent_dropout).float(),
         )

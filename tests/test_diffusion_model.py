@@ -127,6 +127,16 @@ def test_dropping_does_not_depend_on_training_mode(make_model):
     assert totals[0] == totals[1]
 
 
+def test_a_class_is_never_named_in_part(make_model):
+    model, seen = make_model(one_hot=True), []
+    model.unet.register_forward_hook(lambda module, given, output: seen.append(given[2]))
+    rows = -torch.ones(64, 3)
+    rows[:, 0] = 1
+    model(images(64), rows, LossConfig(cfg_dropout=0.5, attr_dropout=1.0))
+    whole = [(row == given).all() or not row.any() for row, given in zip(seen[0], rows, strict=True)]
+    assert all(whole)
+
+
 # ------------------------------------------------------------------ sampling
 
 

@@ -186,7 +186,7 @@ def test_real_digits_and_objects():
 
 
 def test_a_few_class_pictures_are_of_all_classes(colours):
-    few = load(colours, "val").attributes[:8]
+    few = load(colours, "train").attributes[:16]
     assert ((few == 1).sum(0) > 0).all()
 
 
