@@ -92,7 +92,7 @@ class ConditionalDiffusion(nn.Module):
     Attributes:
         facts: what its file says of its training.
         extra_losses: further terms of the joint loss: name -> (weight, term). Whoever trains the model
-            sets them. They are in no checkpoint.
+            sets them. They are in no checkpoint, and their own weights are not trained.
     """
 
     def __init__(self, config: ModelConfig):
@@ -415,7 +415,9 @@ class ConditionalDiffusion(nn.Module):
         deterministic given the noise, eta = 1 is as noisy as DDPM. cfg_scale 0 is unconditional, 1
         conditional, and more amplifies the attributes; None is the usual scale. Further options are
         those of ``sample``."""
-        sampling = SamplingConfig("ddim", num_inference_steps, "trailing", eta, cfg_scale)
+        sampling = SamplingConfig(
+            "ddim", num_inference_steps, spacing="trailing", eta=eta, cfg_scale=cfg_scale
+        )
         return self.sample(batch_size, image_size, attributes, sampling, **options)
 
     def ddpm_sample(
@@ -428,7 +430,7 @@ class ConditionalDiffusion(nn.Module):
         **options: Any,
     ) -> Tensor:
         """``sample`` by ancestral (DDPM) sampling, by default through all T timesteps."""
-        sampling = SamplingConfig("ddpm", num_inference_steps, "trailing", cfg_scale=cfg_scale)
+        sampling = SamplingConfig("ddpm", num_inference_steps, spacing="trailing", cfg_scale=cfg_scale)
         return self.sample(batch_size, image_size, attributes, sampling, **options)
 
     def interpolate_between_attributes(

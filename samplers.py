@@ -5,6 +5,10 @@ labels or guidance. A grid is a list of timesteps to visit; it ends in -1, the c
 Every sampler is a generator. All have the same leading arguments and yield ``(step, t, x_t, x0_hat)``:
 the state ``x_t`` after the step, its timestep ``t``, and the prediction ``x0_hat`` that the step used.
 The last x_t is the sample. Tensors are (B, C, H, W).
+
+The signal may be 0 at the first timestep (flow, zero_terminal_snr), so a sampler must not divide by
+it. ``_transition`` moves x_t from one timestep to another, and ``schedule.eps_from_x0`` gives the
+eps_hat of a changed x0_hat.
 """
 
 from __future__ import annotations

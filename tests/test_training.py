@@ -34,7 +34,7 @@ from train import MAX_SKIPPED, TrainConfig, learning_rate, training_step
 from training.batches import batch_order, load_datasets, seed_everything
 from training.monitoring import Logger, validate
 from training.process import make_accelerator
-from training.run import TrainingRun
+from training.run import TrainingRun, check_extra_losses
 
 TENSORBOARD = ("--report_to", "tensorboard")
 
@@ -385,6 +385,15 @@ def test_a_damaged_checkpoint_is_refused_and_one_of_an_epoch_can_be_named(flags,
         run_training(flags, tmp_path, *more, "--resume")
     run_training(flags, tmp_path, *more, "--resume", str(epochs[1]))
     assert load_checkpoint(path)["step"] == 20
+
+
+def test_an_extra_loss_with_weights_that_nothing_trains_is_refused(make_model):
+    model, term = make_model(), torch.nn.Linear(2, 1)
+    model.extra_losses["x"] = (1.0, term)
+    with pytest.raises(ValueError, match="the extra loss x has weights that nothing trains"):
+        check_extra_losses(model)
+    term.requires_grad_(False)
+    check_extra_losses(model)
 
 
 @pytest.mark.parametrize("stage", ["diffusion", "guide", "first_stage"])

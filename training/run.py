@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 
 import devices
 import flags
@@ -79,6 +79,18 @@ class CheckpointFiles:
         STAGES[config.stage].check(config)
 
 
+def check_extra_losses(model: nn.Module) -> None:
+    """Raise ValueError for an extra loss with weights that look trained and that no step changes."""
+    own = set(model.parameters())
+    for name, (_, term) in getattr(model, "extra_losses", {}).items():
+        weights = set(term.parameters()) if isinstance(term, nn.Module) else set()
+        if any(weight.requires_grad for weight in weights - own):
+            raise ValueError(
+                f"the extra loss {name} has weights that nothing trains: freeze them with "
+                "requires_grad_(False), or make the network a part of the model"
+            )
+
+
 class TrainingRun:
     """The state of a run, which its checkpoint keeps: model, EMA, optimiser, counters."""
 
@@ -94,6 +106,7 @@ class TrainingRun:
         self.origin = ""  # what --init_from gave; a resumed run has its weights from its checkpoint
         if config.init_from and config.resume is None:
             self.origin = self.stage.start_from(config.init_from, model)
+        check_extra_losses(model)
         model.to(accelerator.device, memory_format=torch.channels_last)
         self.ema = EMA(model, config.ema_decay)
         self.stage.prepare(model, config)
