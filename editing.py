@@ -262,6 +262,12 @@ def flow_edit(
         yield step, s, x0 + change, x0_hat
 
 
+def lost_pixels(images: Tensor, decoded: Tensor) -> Tensor:
+    """What the first stage loses of photographs uint8 (B, S, S, 3), which it decodes to pixels
+    (B, 3, S, S). It is added to every edit, so what is not edited stays to the byte."""
+    return PIXELS.encode(images.to(decoded.device)) - decoded
+
+
 class Editor:
     """Edits photographs uint8 (B, S, S, 3) with a model."""
 
@@ -275,11 +281,6 @@ class Editor:
     def own(self, attributes: Tensor, latent: Tensor | None) -> Denoiser:
         """The unguided denoiser under a photograph's own attributes and latent."""
         return self.near_clean(self.model.denoiser(attributes, latent))
-
-    def lost_pixels(self, images: Tensor, x0: Tensor) -> Tensor:
-        """What the first stage loses of photographs with this x0: pixels (B, 3, S, S). It is added to
-        every edit, so what is not edited stays to the byte."""
-        return PIXELS.encode(images.to(x0.device)) - self.first_stage.to_pixels(x0)
 
     @torch.no_grad()
     def invert(
@@ -317,7 +318,8 @@ class Editor:
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
         x0 = model.encode_images(source_image)
-        lost, decoded = self.lost_pixels(source_image, x0), self.first_stage.to_pixels(x0)
+        decoded = self.first_stage.to_pixels(x0)
+        lost = lost_pixels(source_image, decoded)
         read = model.attribute_rows(source_attributes, len(x0))
         named = model.attribute_rows(target_attributes, len(x0) if len(x0) > 1 else None)
         number = len(named)
@@ -442,5 +444,5 @@ class Editor:
         denoise = self.own(between(rows), between(latent))
         frames = back(denoise, slerp(x_T[0], x_T[1], weight)) + between(lost)
         frames[0], frames[-1] = x0  # the same up to rounding
-        pixels = self.first_stage.to_pixels(frames) + between(self.lost_pixels(images, x0))
-        return PIXELS.decode(pixels)
+        pixels = self.first_stage.to_pixels(frames)
+        return PIXELS.decode(pixels + between(lost_pixels(images, pixels[[0, -1]])))
