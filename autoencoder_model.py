@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -231,30 +232,19 @@ class AttributeVAE(nn.Module):
 # -------------------------------------------------------------------- the kinds of first stages
 
 
-def _own(config: dict) -> LatentFirstStage:
-    from latent_vae import SpatialVAE
+def _latent_vae() -> ModuleType:
+    """The module of autoencoders, loaded for a model that has one."""
+    import latent_vae
 
-    return LatentFirstStage(SpatialVAE(**config))
-
-
-def _upscaler(config: dict) -> LatentFirstStage:
-    from latent_vae import Upscaler
-
-    return LatentFirstStage(Upscaler(**config))
-
-
-def _stable_diffusion(config: dict) -> LatentFirstStage:
-    from latent_vae import StableDiffusionVAE
-
-    return LatentFirstStage(StableDiffusionVAE(config))
+    return latent_vae
 
 
 # configuration -> first stage; its weights are loaded with the rest of a checkpoint
 FIRST_STAGES: dict[str, Callable[[dict], nn.Module]] = {
     "pixels": lambda config: PixelFirstStage(),
-    "vae": _own,
-    "upscaler": _upscaler,
-    "sd-vae": _stable_diffusion,
+    "vae": lambda config: LatentFirstStage(_latent_vae().SpatialVAE(**config)),
+    "upscaler": lambda config: LatentFirstStage(_latent_vae().Upscaler(**config)),
+    "sd-vae": lambda config: LatentFirstStage(_latent_vae().StableDiffusionVAE(config)),
 }
 
 

@@ -63,7 +63,12 @@ SD_VAE = {
     "latent_channels": 4,
     "scaling_factor": 0.25,
 }
-FIRST_STAGES = {"pixels": {}, "vae": {"channels": (8,), "num_attributes": 3}, "sd-vae": SD_VAE}
+FIRST_STAGES = {
+    "pixels": {},
+    "vae": {"channels": (8,), "num_attributes": 3},
+    "upscaler": {"width": 8},
+    "sd-vae": SD_VAE,
+}
 ROWS = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 1.0]])
 PICTURES = torch.randint(0, 256, (2, 8, 8, 3), generator=torch.Generator().manual_seed(1)).byte()
 
