@@ -107,13 +107,16 @@ def find_source(config: ManipulateConfig) -> PhotographSettings | None:
     --data_root, in which no face is searched for. None if no mode needs one.
 
     Raises:
-        ValueError: if a mode needs one and there is none.
+        FileNotFoundError, ValueError: if a mode needs one and there is none.
     """
     from image_data.datasets import find_dataset
 
     if not (config.mixes_photographs or config.makes("edit") or config.makes("counterfactual")):
         return None
-    if config.photograph.source_image:
+    source = config.photograph.source_image
+    if source:
+        if not Path(source).is_file():  # before a model is loaded
+            raise FileNotFoundError(f"no source image at {source}: check --source_image")
         return config.photograph
     if config.data_root:
         dataset = find_dataset(config.data_root, config.dataset)
