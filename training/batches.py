@@ -25,7 +25,6 @@ from synthetic_faces.dataset import write_dataset
 if TYPE_CHECKING:
     from train import TrainConfig
 
-Dataset = ImageDataset | LatentDataset
 SYNTHETIC_FACES = 6000  # drawn where no folder is given
 
 
@@ -34,7 +33,7 @@ def is_encoded(folder: str) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def load_datasets(config: TrainConfig, accelerator: Accelerator) -> Sequence[Dataset]:
+def load_datasets(config: TrainConfig, accelerator: Accelerator) -> Sequence[ImageDataset]:
     """The training and the validation dataset. Draws the synthetic faces if no folder is given."""
     root, size, crop = config.data_folder, config.model.image_size, config.model.crop
     if is_encoded(root):
@@ -113,7 +112,7 @@ def read_ahead(
 
 
 def load_batches(
-    dataset: Dataset, config: TrainConfig, accelerator: Accelerator, step: int
+    dataset: ImageDataset, config: TrainConfig, accelerator: Accelerator, step: int
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Images and attributes of every batch from a step on, on the device. Before each batch, torch is
     seeded from the run's seed, the step and the process. So a resumed run repeats exactly. ``close``

@@ -19,8 +19,9 @@ import devices
 import flags
 from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomically
 from config import ADJUSTABLE, FREE, Flag
+from image_data.cached import ImageDataset
 from image_data.encoded import LatentDataset
-from training.batches import Dataset, load_batches, seed_everything, to_device
+from training.batches import load_batches, seed_everything, to_device
 from training.optimizers import OPTIMIZERS
 from training.stages import STAGES, Stage
 
@@ -95,7 +96,11 @@ class TrainingRun:
     """The state of a run, which its checkpoint keeps: model, EMA, optimiser, counters."""
 
     def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, train_set: Dataset, val_set: Dataset
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        train_set: ImageDataset,
+        val_set: ImageDataset,
     ):
         self.config, self.accelerator = config, accelerator
         self.train_set, self.val_set = train_set, val_set

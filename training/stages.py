@@ -22,9 +22,10 @@ from classifiers.likeness import perceptual_stages
 from config import Config, FirstStageConfig, LossConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
+from image_data.cached import ImageDataset
 from image_data.encoded import LatentDataset
 from latent_vae import SpatialVAE, Upscaler
-from training.batches import Dataset, is_encoded, seed_everything
+from training.batches import is_encoded, seed_everything
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 from training.init_from import take_over
@@ -55,7 +56,7 @@ class Stage(Protocol):
         """Raise ValueError for flags that cannot build the module. Takes no memory."""
         return
 
-    def build(self, config: TrainConfig, train_set: Dataset) -> nn.Module:
+    def build(self, config: TrainConfig, train_set: ImageDataset) -> nn.Module:
         """The module to train."""
 
     def loss(self, config: TrainConfig) -> Config:
@@ -120,7 +121,7 @@ class NoisyStage(Stage):
         loss = replace(loss, cfg_dropout=0.0, attr_dropout=0.0)
         return loss, spread_timesteps(number, model.schedule.num_timesteps)
 
-    def make(self, config: TrainConfig, train_set: Dataset, prior_rows: int) -> Any:
+    def make(self, config: TrainConfig, train_set: ImageDataset, prior_rows: int) -> Any:
         """The module for this data; in latents, with the weights of their first stage."""
         model_config = replace(
             config.model,
@@ -156,7 +157,7 @@ class DiffusionStage(NoisyStage):
 
     prefix, best, kind, key = "", "best_model.pth", ConditionalDiffusion, "model"
 
-    def build(self, config: TrainConfig, train_set: Dataset) -> ConditionalDiffusion:
+    def build(self, config: TrainConfig, train_set: ImageDataset) -> ConditionalDiffusion:
         prior = AttributePrior.of(train_set.attributes)
         model = self.make(config, train_set, len(prior.counts))
         model.attribute_prior = prior
@@ -201,7 +202,7 @@ class GuideStage(NoisyStage):
 
     prefix, best, kind, key = "guide_", "guide_best.pth", GuidanceClassifier, "guide"
 
-    def build(self, config: TrainConfig, train_set: Dataset) -> GuidanceClassifier:
+    def build(self, config: TrainConfig, train_set: ImageDataset) -> GuidanceClassifier:
         model = self.make(config, train_set, prior_rows=0)
         model.set_prior(train_set.attributes)
         return model
@@ -255,7 +256,7 @@ class AutoencoderStage(Stage):
     keeps_best = False  # the loss changes when the discriminator starts
     has_unused_parameters = True  # the discriminator's, before it starts
 
-    def build(self, config: TrainConfig, train_set: Dataset) -> FirstStageTraining:
+    def build(self, config: TrainConfig, train_set: ImageDataset) -> FirstStageTraining:
         names = tuple(train_set.attribute_names)
         stages, judge = None, ""
         if config.first_stage_loss.perceptual_weight:
@@ -267,7 +268,7 @@ class AutoencoderStage(Stage):
         """The arguments of the network."""
         return config.network()
 
-    def autoencoder(self, config: FirstStageConfig, train_set: Dataset) -> SpatialVAE | Upscaler:
+    def autoencoder(self, config: FirstStageConfig, train_set: ImageDataset) -> SpatialVAE | Upscaler:
         """The network before its training."""
         vae = SpatialVAE(**self.network(config))
         images = train_set.__getitems__([*range(min(PATCH_IMAGES, len(train_set)))])["image"]
@@ -312,7 +313,7 @@ class UpscalerStage(AutoencoderStage):
     def network(self, config: FirstStageConfig) -> dict[str, Any]:
         return {"width": config.vae_channels[0]}
 
-    def autoencoder(self, config: FirstStageConfig, train_set: Dataset) -> Upscaler:
+    def autoencoder(self, config: FirstStageConfig, train_set: ImageDataset) -> Upscaler:
         return Upscaler(**self.network(config))
 
     def hidden(self, model: FirstStageTraining) -> Iterable[nn.Module]:
