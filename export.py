@@ -48,7 +48,8 @@ def enlarged(model: Any, path: str) -> Any:
     if kinds != ("pixels", "upscaler"):
         raise ValueError(
             f"--first_stage puts an upscaler behind a model in pixels, and {path} holds a first stage "
-            f"of kind {kinds[1]}, the checkpoint one of kind {kinds[0]}"
+            f"of kind {kinds[1]}, the checkpoint one of kind {kinds[0]}; train.py --stage upscaler "
+            "makes an upscaler"
         )
     config = replace(
         model.config,

@@ -81,7 +81,8 @@ class CheckpointFiles:
 
 
 def check_extra_losses(model: nn.Module) -> None:
-    """Raise ValueError for an extra loss with weights that look trained and that no step changes."""
+    """Raise ValueError for an extra loss whose weights want a gradient, but are not the model's: the
+    optimiser would not change them."""
     own = set(model.parameters())
     for name, (_, term) in getattr(model, "extra_losses", {}).items():
         weights = set(term.parameters()) if isinstance(term, nn.Module) else set()
