@@ -16,7 +16,7 @@ import types
 import typing
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,7 @@ class ModelConfig(Config):
     first_stage_config: dict = field(default_factory=dict)  # what rebuilds it
     first_stage_judge: str = ""  # what judged likeness when the first stage was trained
     prior_rows: int = count(0, low=0, high=10**8)  # distinct training rows, which complete requests
+    guide_channels: tuple[int, ...] = count((), high=8192)  # widths of the guide inside; none: no guide
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -283,6 +284,10 @@ class ModelConfig(Config):
                 f"levels has one at image_size {self.image_size}: give fewer --channels, or --norm group"
             )
 
+    def own_guide(self) -> ModelConfig:
+        """What builds the guide inside the model."""
+        return replace(self, channels=self.guide_channels, guide_channels=(), prior_rows=0)
+
     @property
     def one_of_two(self) -> bool:
         """Whether the model has one attribute alone, and some pictures of its training set lack it.
@@ -303,6 +308,7 @@ class LossConfig(Config):
     cfg_dropout: float = share(0.1, "share of rows trained without any attribute")
     attr_dropout: float = share(0.3)  # share of rows trained with some of their attributes only
     latent_dropout: float = share(0.5, "share trained without the latent")
+    guide_weight: float = weight(1.0)  # of the loss of the guide inside; they share no weights
 
 
 @dataclass(frozen=True)

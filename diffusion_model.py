@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attributes import AttributePrior, deny_other_classes, request_rows
 from autoencoder_model import AttributeVAE, build_first_stage
 from checkpoint import load
+from classifiers.guide import GuidanceClassifier
 from config import LossConfig, ModelConfig, SamplingConfig
 from guidance import GUIDANCE, Conditions, Guide
 from noise_schedule import Denoiser, NoiseSchedule
@@ -90,6 +91,8 @@ class ConditionalDiffusion(nn.Module):
     ``progress`` for a progress bar (see ``samplers.Progress``).
 
     Attributes:
+        guide: steers edits and, where a scale asks for it, samples; None in a model without one. It is
+            trained on the same noisy images, and shares no weights with the rest.
         facts: what its file says of its training.
         extra_losses: further terms of the joint loss: name -> (weight, term). Whoever trains the model
             sets them. They are in no checkpoint, and their own weights are not trained.
@@ -133,6 +136,9 @@ class ConditionalDiffusion(nn.Module):
             norm=config.norm,
             activation=config.activation,
         )
+        self.guide: GuidanceClassifier | None = None
+        if config.guide_channels:  # the last part, so that the others start as without it
+            self.guide = GuidanceClassifier(config.own_guide(), self.first_stage)
 
     @property
     def device(self) -> torch.device:
@@ -172,7 +178,7 @@ class ConditionalDiffusion(nn.Module):
         eps: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Joint loss = diffusion + ae_weight (reconstruction + kl_weight kl + attr_weight attributes)
-        + the weighted ``extra_losses``.
+        + guide_weight guide + the weighted ``extra_losses``.
 
         Args:
             images: uint8 (B, H, W, 3), or the moments of a latent first stage.
@@ -206,6 +212,9 @@ class ConditionalDiffusion(nn.Module):
             + loss.kl_weight * terms["kl"]
             + loss.attr_weight * terms["attributes"]
         )
+        if self.guide is not None:
+            terms["guide"] = self.guide.losses(x_t, t, attributes).mean()
+            terms["total"] = terms["total"] + loss.guide_weight * terms["guide"]
         if self.extra_losses:
             x0_hat, _ = self.schedule.to_x0_eps(self.config.prediction, output.float(), x_t, t)
             predicted = Predicted(x0, x_t, x0_hat, t, attributes)
@@ -237,9 +246,13 @@ class ConditionalDiffusion(nn.Module):
         ``guidance.GUIDANCE``). All branches get the latent, which says who is in the picture. So
         guidance amplifies only the attributes.
 
+        Args:
+            guide: None takes the model's own.
+
         Raises:
             ValueError: for a guide_scale without a guide, or a guide that does not fit.
         """
+        guide = self.guide if guide is None else guide
 
         def denoiser(rows: Tensor) -> Denoiser:
             copies = len(rows) // len(attributes)
@@ -351,6 +364,8 @@ class ConditionalDiffusion(nn.Module):
         Raises:
             ValueError: for a guide of other x_t or other attributes; names the difference.
         """
+        if guide is self.guide:
+            return [*range(len(self.config.attribute_names))]
         shared = ("image_size", "crop", "schedule", "num_timesteps", "zero_terminal_snr", "first_stage")
         for name in shared:
             ours, theirs = getattr(self.config, name), getattr(guide.config, name)
@@ -482,6 +497,16 @@ class ConditionalDiffusion(nn.Module):
     def reconstruct(self, images: Tensor) -> Tensor:
         """The VAE's reconstruction of images uint8 (B, S, S, 3), in the same form."""
         return self.first_stage.decode(self.autoencoder.decode(self.encode_latent(images)))
+
+    @torch.no_grad()
+    def autoencoder_odds(self, x0: Tensor) -> Tensor:
+        """How far each attribute (B, A) is above its threshold of balanced accuracy in x0 (B, C, h, w):
+        the logits of the VAE's head, less the log odds of each attribute in the training rows."""
+        logits = self.autoencoder.attribute_logits(self.autoencoder.encode(x0)[0])
+        if not self.config.prior_rows:
+            return logits
+        share = self.attribute_prior.frequencies(torch.zeros_like(logits[:1]))
+        return logits - share.clamp(1e-4, 1 - 1e-4).logit()
 
     @torch.no_grad()
     def predict_attributes(self, images: Tensor, guide: Guide | None = None) -> Tensor:

@@ -127,6 +127,45 @@ class Steering:
     editing: EditConfig
 
 
+def missing_share(
+    goal: Tensor, source_odds: Tensor, odds: Tensor, margin: float | None, strength: float
+) -> Tensor:
+    """m_i of ``towards`` (B, A): how much is missing of each attribute that the goal (B, A) names. Log
+    odds (B, A) are of the source and of the edit so far."""
+    start = source_odds * goal
+    aim = torch.lerp(start, torch.full_like(start, margin), strength)
+    return (goal != 0) * ((aim - odds * goal) / FADE).clamp(0, 1)
+
+
+def until_seen(
+    pair: Denoiser,
+    read: Callable[[Tensor], Tensor],
+    goal: Tensor,
+    source_odds: Tensor,
+    schedule: NoiseSchedule,
+    editing: EditConfig,
+    strength: float,
+) -> Denoiser:
+    """Guidance of an edit without a guide: classifier-free at m cfg_scale, which ends where what is
+    asked for is seen in x0_hat. m is the largest m_i of ``missing_share``.
+
+    Args:
+        pair: under base rows and target rows, as of ``classifier_free``.
+        read: x0_hat (B, C, h, w) -> log odds of each attribute (B, A).
+        goal: (B, A), +1 or -1 for a named attribute, and 0 for the others.
+        source_odds: what ``read`` gives for the sources.
+    """
+
+    def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        x0_base, x0_target = pair(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
+        missing = missing_share(goal, source_odds, read(x0_base), editing.margin, strength)
+        scale = editing.cfg_scale * missing.amax(1)
+        x0_hat = x0_base + scale.view(-1, 1, 1, 1) * (x0_target - x0_base)
+        return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
+
+    return guided
+
+
 def towards(
     denoiser: Callable[[Tensor], Denoiser],
     base: Tensor,
@@ -164,9 +203,7 @@ def towards(
         with torch.enable_grad():
             x = x_t.detach().requires_grad_(True)
             odds = guide.log_odds(x, t)
-            start = source_odds[t] * goal
-            aim = torch.lerp(start, torch.full_like(start, editing.margin), strength)
-            missing = named * ((aim - odds.detach() * goal) / FADE).clamp(0, 1)
+            missing = missing_share(goal, source_odds[t], odds.detach(), editing.margin, strength)
             progress = (missing * F.logsigmoid(goal * odds)).sum(1)
             moved = (held * (odds.sigmoid() - source_odds[t].sigmoid()).square()).sum(1)
             objective = editing.guide_scale * progress - editing.hold * moved
@@ -315,6 +352,7 @@ class Editor:
         Edits start at the timestep t_start T. Less noise keeps more of the composition.
         """
         model, schedule = self.model, self.schedule
+        guide = model.guide if guide is None else guide
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
         x0 = model.encode_images(source_image)
@@ -355,7 +393,11 @@ class Editor:
                 return source_image.to(x0.device).expand(number, -1, -1, -1)
             if steered is None:
                 pair = model.denoiser(torch.cat([base, target]))
+            if editing.guide_scale == 0:
                 denoise = classifier_free(pair, strength * cfg_scale)
+            elif steered is None:
+                read, goal = model.autoencoder_odds, named.sign()
+                denoise = until_seen(pair, read, goal, read(x0), schedule, editing, strength)
             else:
                 denoise = towards(model.denoiser, base, target, schedule, steering, strength)
             steps = flow_edit(denoise, schedule, x0, x0_hats, noise, grid)
@@ -389,7 +431,7 @@ class Editor:
             strength: in [0, 1].
             editing: steps and guidance. ``options`` replace single fields of it.
             source_attributes: of the source; from ``predict_attributes`` if not given.
-            guide: predicts them, too, and steers.
+            guide: predicts them, too, and steers; None takes the model's own.
             generator: of the noise.
 
         Returns:

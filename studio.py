@@ -80,7 +80,8 @@ class Result:
 def load_guide_of(
     files: ModelFiles, model: ConditionalDiffusion, guidance: str = "free", is_needed: bool = False
 ) -> GuidanceClassifier | None:
-    """The guide that belongs to the model: see ``ModelFiles.guide_file``. None where there is none.
+    """The guide that belongs to the model: that of ``ModelFiles.guide_file``, else the one inside the
+    model. None where there is none.
 
     Args:
         guidance: the kind of guidance, which says what kind of file --guide names.
@@ -89,9 +90,9 @@ def load_guide_of(
     Raises:
         FileNotFoundError, ValueError: for a file that is not there, or does not fit the model.
     """
-    path = files.guide_file(is_needed or guidance != "free")
+    path = files.guide_file((is_needed or guidance != "free") and model.guide is None)
     if path is None:
-        return None
+        return model.guide
     is_model = GUIDANCE[guidance].guide == "model"  # a weaker one, not a classifier
     guide: Any = load_model(path, model.device) if is_model else load_guide(path, model.device)
     model.check_guide(guide)
@@ -109,7 +110,7 @@ def model_facts(
     """What a manifest says of the model."""
     return {
         "checkpoint": file_hash(files.checkpoint),
-        "guide": file_hash(str(files.guide_file(is_needed=True))) if guide else None,
+        "guide": None if guide in (None, model.guide) else file_hash(str(files.guide_file(True))),
         "precision": devices.choose_precision(files.mixed_precision, model.device.type),
         "model": model.config.to_dict(),
     }

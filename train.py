@@ -54,6 +54,7 @@ class TrainConfig(DeviceConfig):
     stage: str = flag(
         "diffusion", "the model, a first stage, a guide or an upscaler", choices=STAGES, resume=FREE
     )
+    train_guide: bool = flag(True, "train a guide beside the model, for edits", resume=FREE)
     init_from: str | None = flag(None, "start from what fits of this model's weights", resume=FREE)
     seed: int = count(0, "another seed, another run", low=0)
 

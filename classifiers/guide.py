@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from autoencoder_model import build_first_stage, specified_bce
-from checkpoint import load
+from checkpoint import build, load_checkpoint, refusing
 from config import LossConfig, ModelConfig
 from layers import Norm, ResidualBlock, TimeEmbedding
 from noise_schedule import NoiseSchedule
@@ -97,13 +97,18 @@ class GuidanceClassifier(nn.Module):
 
     Its ``prior`` (A,) holds the log odds of each attribute in the training set. The bias starts there,
     and balanced accuracy takes it as threshold. So probabilities stay calibrated, as guidance needs.
+
+    Args:
+        first_stage: that of the model which the guide is a part of; None builds one.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, first_stage: nn.Module | None = None):
         super().__init__()
         self.config = config
         self.schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
-        self.first_stage = build_first_stage(config.first_stage, config.first_stage_config)
+        self.first_stage = first_stage or build_first_stage(
+            config.first_stage, config.first_stage_config
+        )
         side = config.image_size // self.first_stage.factor
         config.check_norm(side)
         self.network = AttributeClassifier(
@@ -143,10 +148,14 @@ class GuidanceClassifier(nn.Module):
         """
         x0 = self.first_stage.encode(images, sample=True)
         x_t, t, _ = self.schedule.draw_noisy(x0, t, eps)
-        bce, specified = specified_bce(self.network(x_t, t), attributes)
-        per_sample = bce.sum(1) / specified.sum(1).clamp(min=1)
+        per_sample = self.losses(x_t, t, attributes)
         terms = {"attributes": per_sample.mean()}
         return terms | {"total": terms["attributes"]}, per_sample.detach(), t
+
+    def losses(self, x_t: Tensor, t: Tensor, attributes: Tensor) -> Tensor:
+        """The loss of each sample (B,) at x_t (B, C, h, w), timesteps (B,)."""
+        bce, specified = specified_bce(self.network(x_t, t), attributes)
+        return bce.sum(1) / specified.sum(1).clamp(min=1)
 
     def log_prob(self, x_t: Tensor, t: int, attributes: Tensor) -> Tensor:
         """log p(y | x_t) (B,): the sum over attributes of |a| log p(present) where a > 0, and of
@@ -171,10 +180,27 @@ class GuidanceClassifier(nn.Module):
         return torch.tanh(self.read_logits(images) / 2)
 
 
+def guide_widths(config: ModelConfig) -> tuple[int, ...]:
+    """Widths of the guide that is trained beside a model: half of the model's finest width more at every
+    level. That of configs/small.yaml takes an eighth of the time."""
+    step = max(1, config.channels[0] // (2 * config.num_heads)) * config.num_heads
+    return tuple(step * (level + 1) for level in range(len(config.channels)))
+
+
 def load_guide(path: str | Path, device: str | torch.device = "cpu") -> GuidanceClassifier:
-    """The guide in a checkpoint of ``train.py --stage guide``, frozen, in evaluation mode.
+    """The guide in a checkpoint of ``train.py --stage guide``, or inside that of a model, frozen, in
+    evaluation mode.
 
     Raises:
-        FileNotFoundError, ValueError: as ``checkpoint.load``.
+        FileNotFoundError, ValueError: as ``checkpoint.load_checkpoint`` and ``checkpoint.build``.
     """
-    return load(GuidanceClassifier, "guide", path, device).requires_grad_(False)
+    state = load_checkpoint(path)
+    with refusing(path, "guide"):
+        config = ModelConfig(**state["config"])
+        if config.guide_channels:  # the file of a model
+            weights = state["ema"] if "ema" in state else state["model"]
+            parts = {name.partition(".")[::2]: weight for name, weight in weights.items()}
+            own = {name: weight for (part, name), weight in parts.items() if part == "guide"}
+            state = {"config": config.own_guide().to_dict(), "guide": own}
+    guide = build(GuidanceClassifier, "guide", state, path).requires_grad_(False)
+    return guide.to(device, memory_format=torch.channels_last)

@@ -115,7 +115,7 @@ class Evaluation:
     def __init__(self, config: MeasureConfig, data: LabelledImages, device: str):
         self.config = config
         self.model = load_model(config.checkpoint, device)
-        self.guide = load_guide(config.guide, device) if config.guide else None
+        self.guide = load_guide(config.guide, device) if config.guide else self.model.guide
         if self.guide is not None:
             self.model.check_guide(self.guide)
         of_model = self.model.config

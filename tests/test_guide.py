@@ -13,7 +13,7 @@ import manipulate
 import studio
 from classifiers.guide import AttributeClassifier, GuidanceClassifier, load_guide
 from config import LossConfig, ModelConfig
-from diffusion_model import ConditionalDiffusion
+from diffusion_model import ConditionalDiffusion, load_model
 from editing import STRENGTH_TOLERANCE, Editor
 
 
@@ -160,6 +160,43 @@ def test_counterfactual_shows_the_change(checkpoint, guide, faces, tmp_path):
     assert made["flipped"] == (made["margin"] >= studio.FLIP_MARGIN)
     with Image.open(tmp_path / "counterfactual.png") as row:
         assert row.width > 3 * 128
+
+
+def test_a_model_is_trained_with_its_guide(flags, checkpoint, tmp_path, capsys):
+    """It travels in the checkpoint, and steers where no other is named. Without it, the rest starts from
+    the same weights, and its losses are the same."""
+    model = load_model(checkpoint)
+    assert model.guide is not None
+    own = load_guide(checkpoint)
+    images = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
+    assert torch.equal(own.read_logits(images), model.guide.read_logits(images))
+    assert model.check_guide(own) == model.check_guide(model.guide) == [*range(40)]
+
+    def edit(guide_scale: float = 1e5, **options) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        request = {"Smiling": 1}
+        options |= {"num_inference_steps": 3, "localise": 0.0, "guide_scale": guide_scale}
+        return Editor(model).edit(images, request, generator=generator, **options)
+
+    assert torch.equal(edit(), edit(guide=own)) and not torch.equal(edit(), edit(guide_scale=0.0))
+    out = run_manipulate(checkpoint, tmp_path / "out", "--guidance", "both", "--mode", "generate")
+    assert out["generate"]  # by the guide inside: no other was trained
+
+    step = ("--max_steps", 1, "--attribute", "Smiling", "Male")
+    run_training(flags, tmp_path / "with", *step)
+    assert "with its guide" in capsys.readouterr().out
+    run_training(flags, tmp_path / "without", *step, "--no-train_guide")
+    assert "without a guide" in capsys.readouterr().out
+    first = [
+        json.loads((tmp_path / name / "logs/0001/metrics.jsonl").read_text().splitlines()[0])
+        for name in ("with", "without")
+    ]
+    assert first[0]["loss/diffusion"] == first[1]["loss/diffusion"]
+    assert first[0]["loss/total"] == pytest.approx(first[1]["loss/total"] + first[0]["loss/guide"])
+    with pytest.raises(ValueError, match=r"guide_channels \(none with --no-train_guide\)"):
+        run_training(flags, tmp_path / "without", *step, "--max_steps", 2, "--resume")
+    with pytest.raises(ValueError, match="holds no guide"):
+        load_guide(tmp_path / "without" / "best_model.pth")
 
 
 def test_a_guide_of_another_schedule_is_refused(guide, make_model):

@@ -311,7 +311,10 @@ def test_validation_repeats_and_leaves_training_alone(flags):
     first = validate(run)
     torch.randn(5)
     assert validate(run) == first
-    assert set(first) == {"total", "diffusion", "reconstruction", "kl", "attributes"}
+    losses = {name for name in first if "quartile" not in name}
+    assert losses == {"total", "diffusion", "reconstruction", "kl", "attributes", "guide"}
+    weighted = first["diffusion"] + 0.1 * first["reconstruction"] + 0.001 * first["kl"]
+    assert first["total"] == pytest.approx(weighted + 0.01 * first["attributes"])  # without the guide
 
 
 def test_flags_default_to_the_configuration_s_defaults():

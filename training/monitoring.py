@@ -80,7 +80,10 @@ def last_words(run: TrainingRun, files: CheckpointFiles) -> str:
     """The end of a run: its files, and the commands that one would type next."""
     config, best = run.config, files.folder / run.stage.best
     log = Path(config.log_dir) / Path(run.log).name
-    written = {best: "for the other scripts", files.last: "for --resume", log: "what was logged"}
+    use = "for the other scripts"
+    if config.stage == "diffusion":
+        use += ", with its guide: it steers edits" if run.raw_model.guide else ", without a guide"
+    written = {best: use, files.last: "for --resume", log: "what was logged"}
     lines = [f"done: {run.step} steps, {run.seconds / 60:.1f} minutes"]
     lines += [f"  {path}: {use}" for path, use in written.items() if path.exists()]
     lines += ["next:"]

@@ -28,6 +28,11 @@ from training.stages import STAGES, Stage
 if TYPE_CHECKING:
     from train import TrainConfig
 
+# What people set, where the recipe has another name for it.
+RECIPE_NAMES = {
+    "batches_per_step": "grad_accum x processes",
+    "guide_channels": "guide_channels (none with --no-train_guide)",
+}
 FOLLOWS = ("guidable", "prior_rows")  # from other settings: a difference is not told twice
 
 
@@ -274,7 +279,7 @@ class TrainingRun:
             if before == value or (key in FOLLOWS and differences):
                 continue
             if key not in adjustable:
-                name = "grad_accum x processes" if key == "batches_per_step" else key
+                name = RECIPE_NAMES.get(key, key)
                 differences.append(
                     f"{name} = {reprlib.repr(before)}, this run has {reprlib.repr(value)}"
                 )

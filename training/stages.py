@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attributes import CELEBA_ATTRIBUTES, AttributePrior
 from autoencoder_model import PixelFirstStage
 from checkpoint import load, load_weights, save_atomically, save_model
-from classifiers.guide import GuidanceClassifier
+from classifiers.guide import GuidanceClassifier, guide_widths
 from classifiers.likeness import perceptual_stages
 from config import Config, FirstStageConfig, LossConfig
 from diffusion_model import ConditionalDiffusion
@@ -118,10 +118,13 @@ class NoisyStage(Stage):
         return config.loss
 
     def validation(self, loss: LossConfig, number: int, model: Any) -> tuple[LossConfig, Tensor | None]:
-        loss = replace(loss, cfg_dropout=0.0, attr_dropout=0.0)
+        # The best model is the one that draws best, whatever its guide reads.
+        loss = replace(loss, cfg_dropout=0.0, attr_dropout=0.0, guide_weight=0.0)
         return loss, spread_timesteps(number, model.schedule.num_timesteps)
 
-    def make(self, config: TrainConfig, train_set: ImageDataset, prior_rows: int) -> Any:
+    def make(
+        self, config: TrainConfig, train_set: ImageDataset, prior_rows: int = 0, has_guide: bool = False
+    ) -> Any:
         """The module for this data; in latents, with the weights of their first stage."""
         model_config = replace(
             config.model,
@@ -129,6 +132,7 @@ class NoisyStage(Stage):
             one_hot=train_set.one_hot,
             guidable=config.loss.cfg_dropout > 0,
             prior_rows=prior_rows,
+            guide_channels=guide_widths(config.model) if has_guide else (),
         )
         if not isinstance(train_set, LatentDataset):
             return self.kind(model_config)
@@ -159,8 +163,10 @@ class DiffusionStage(NoisyStage):
 
     def build(self, config: TrainConfig, train_set: ImageDataset) -> ConditionalDiffusion:
         prior = AttributePrior.of(train_set.attributes)
-        model = self.make(config, train_set, len(prior.counts))
+        model = self.make(config, train_set, len(prior.counts), config.train_guide)
         model.attribute_prior = prior
+        if model.guide is not None:
+            model.guide.set_prior(train_set.attributes)
         return model
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
@@ -171,7 +177,16 @@ class DiffusionStage(NoisyStage):
     def hidden(self, model: ConditionalDiffusion) -> Iterable[nn.Module]:
         unet = model.unet
         parts = (unet.down, unet.downsample, unet.middle, unet.up, unet.upsample)
-        return chain.from_iterable(part.modules() for part in parts)
+        of_guide = [] if model.guide is None else hidden_of_guide(model.guide)
+        return chain(chain.from_iterable(part.modules() for part in parts), of_guide)
+
+    def further(self, run: TrainingRun) -> dict[str, float]:
+        """``guide_accuracy``, where there is a guide."""
+        guide = run.ema.model.guide
+        return {} if guide is None else guide_accuracy(run, guide)
+
+    def summary(self, losses: dict[str, float], final: bool) -> str:
+        return guide_summary(losses, final)
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """EMA samples from fixed noise under the images' attributes, or with and without the only
@@ -197,51 +212,68 @@ class DiffusionStage(NoisyStage):
         return f"python manipulate.py --checkpoint {quote(str(path))}"
 
 
+def hidden_of_guide(guide: GuidanceClassifier) -> Iterable[nn.Module]:
+    """The modules of a guide whose matrices Muon takes."""
+    return chain(guide.network.down.modules(), guide.network.downsample.modules())
+
+
+def guide_accuracy(run: TrainingRun, guide: GuidanceClassifier) -> dict[str, float]:
+    """Balanced accuracy of a guide on validation images in each quartile of t, cleanest first, as the
+    mean over attributes. An attribute counts as present if it is more likely than in the training set.
+    The cleanest quartile also gives the accuracy of each attribute."""
+    results: dict[str, float] = {}
+    total, steps = run.num_validation_images, guide.schedule.num_timesteps
+    for q in range(4):
+        logits, rows = [], []
+        for start in range(0, total, 64):
+            images, attributes = run.validation_images(range(start, min(start + 64, total)))
+            seed_everything(0, q, start)
+            x0 = guide.first_stage.encode(images)
+            t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
+            with run.accelerator.autocast():
+                x_t = guide.schedule.q_sample(x0, t, torch.randn_like(x0))
+                logits.append(guide.network(x_t, t) - guide.prior)
+            rows.append(attributes)
+        accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
+        results[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
+        if q == 0:
+            for name, value in zip(run.val_set.attribute_names, accuracy.tolist(), strict=True):
+                results[f"cleanest_quartile/{name}"] = value
+    return results
+
+
+def guide_summary(losses: dict[str, float], final: bool) -> str:
+    """What ``guide_accuracy`` found, as text; each attribute only at the end of a run."""
+    quartiles = [f"{v:.3f}" for name, v in losses.items() if name.startswith("balanced_accuracy")]
+    if not quartiles:
+        return ""
+    text = f", the guide's balanced accuracy by quartile of t, cleanest first: {' '.join(quartiles)}"
+    if final:
+        each = [(name.partition("/")[2], v) for name, v in losses.items() if "/" in name]
+        text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
+    return text
+
+
 class GuideStage(NoisyStage):
     """A guide: ``GuidanceClassifier``."""
 
     prefix, best, kind, key = "guide_", "guide_best.pth", GuidanceClassifier, "guide"
 
     def build(self, config: TrainConfig, train_set: ImageDataset) -> GuidanceClassifier:
-        model = self.make(config, train_set, prior_rows=0)
+        model = self.make(config, train_set)
         model.set_prior(train_set.attributes)
         return model
 
     def hidden(self, model: GuidanceClassifier) -> Iterable[nn.Module]:
-        return chain(model.network.down.modules(), model.network.downsample.modules())
+        return hidden_of_guide(model)
 
     def further(self, run: TrainingRun) -> dict[str, float]:
-        """Balanced accuracy on validation images in each quartile of t, cleanest first, as the mean over
-        attributes. An attribute counts as present if it is more likely than in the training set. The
-        cleanest quartile also gives the accuracy of each attribute."""
+        """``guide_accuracy``."""
         model: Any = run.ema.model
-        results: dict[str, float] = {}
-        total, steps = run.num_validation_images, model.schedule.num_timesteps
-        for q in range(4):
-            logits, rows = [], []
-            for start in range(0, total, 64):
-                images, attributes = run.validation_images(range(start, min(start + 64, total)))
-                seed_everything(0, q, start)
-                x0 = model.first_stage.encode(images)
-                t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
-                with run.accelerator.autocast():
-                    x_t = model.schedule.q_sample(x0, t, torch.randn_like(x0))
-                    logits.append(model.network(x_t, t) - model.prior)
-                rows.append(attributes)
-            accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
-            results[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
-            if q == 0:
-                for name, value in zip(run.val_set.attribute_names, accuracy.tolist(), strict=True):
-                    results[f"cleanest_quartile/{name}"] = value
-        return results
+        return guide_accuracy(run, model)
 
     def summary(self, losses: dict[str, float], final: bool) -> str:
-        quartiles = [f"{v:.3f}" for name, v in losses.items() if name.startswith("balanced_accuracy")]
-        text = f", balanced accuracy by quartile of t, cleanest first: {' '.join(quartiles)}"
-        if final:
-            each = [(name.partition("/")[2], v) for name, v in losses.items() if "/" in name]
-            text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
-        return text
+        return guide_summary(losses, final)
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
         model = path.with_name(DiffusionStage.best)
