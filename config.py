@@ -250,6 +250,7 @@ class ModelConfig(Config):
     first_stage_judge: str = ""  # what judged likeness when the first stage was trained
     prior_rows: int = count(0, low=0, high=10**8)  # distinct training rows, which complete requests
     guide_channels: tuple[int, ...] = count((), high=8192)  # widths of the guide inside; none: no guide
+    knows_typical: bool = False  # whether the guide can tell what lies far from the training images
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -365,6 +366,7 @@ class SamplingConfig(Config):
     )  # 0 is unconditional; None is CFG_SCALE, or 1 for a model that was never without condition
     guide_scale: float = weight(0.0)  # of a guide's gradient
     guidance: str = flag("both", choices=GUIDANCE)  # both: a guide_scale of 0 leaves the guide out
+    tries: int = count(3, "drawings, at most, of a face that lies far from the training pictures")
 
 
 def refuse_ignored_requests(

@@ -7,7 +7,7 @@ edited by ``editing.Editor(model)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -303,6 +303,19 @@ class ConditionalDiffusion(nn.Module):
             rows[short] = self.attribute_prior.complete(rows[short], uniform)
         return rows
 
+    def rows_to_draw(
+        self,
+        attributes: Attributes,
+        batch_size: int,
+        generator: Generator,
+        latent: Tensor | None,
+        complete: bool,
+    ) -> Tensor:
+        """The rows (B, A) of a sample. A latent already sets the rest of the face."""
+        if complete and latent is None:
+            return self.complete_rows(attributes, batch_size, generator)
+        return self.attribute_rows(attributes, batch_size)
+
     def complete_ends(
         self, start: Attributes, end: Attributes, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -347,10 +360,7 @@ class ConditionalDiffusion(nn.Module):
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
         sampling = resolve(sampling, self.schedule, self.config.guidable)
         assert sampling.num_inference_steps and sampling.spacing  # resolved
-        if complete and latent is None:  # a latent already sets the rest of the face
-            rows = self.complete_rows(attributes, len(x_T), generator)
-        else:
-            rows = self.attribute_rows(attributes, len(x_T))
+        rows = self.rows_to_draw(attributes, len(x_T), generator, latent, complete)
         denoise = self.guided_denoiser(rows, sampling, latent, guide)
         sampler = SAMPLERS[sampling.sampler]
         grid = timestep_grid(self.schedule, sampling.num_inference_steps, sampling.spacing)
@@ -402,19 +412,41 @@ class ConditionalDiffusion(nn.Module):
             attributes: what to draw: see ``attribute_rows``.
             complete: fill unspecified attributes by ``complete_rows``. False leaves them at 0. Short
                 requests then often give shapeless images, and None gives an unconditional sample.
-            sampling: sampler, steps and guidance.
+            sampling: sampler, steps and guidance. Where the guide knows what is typical, an image that
+                lies far from the training images is drawn again, from other noise: ``sampling.tries``
+                times in all. The nearest is kept.
             generator: one for the batch, or a list with one for each image
                 (``samplers.sample_generators``). With a list, image i is the same in any batch.
-            guide: steers towards the attributes with sampling.guide_scale.
+            guide: steers towards the attributes with sampling.guide_scale; None takes the model's own.
 
         Raises:
             ValueError: for rows or sizes that do not fit the model, eta or steps out of range.
         """
+        guide = self.guide if guide is None else guide
         x_T = self.initial_noise(batch_size, image_size, generator)
-        steps = self.sample_steps(
-            x_T, attributes, sampling, generator, latent, progress, guide, complete
-        )
-        return self.first_stage.decode(last(steps))
+        rows = self.rows_to_draw(attributes, batch_size, generator, latent, complete)
+
+        def draw(x_T: Tensor, which: Tensor, own: Generator) -> Tensor:
+            """The images of these numbers (B,)."""
+            same = None if latent is None else latent[which]
+            steps = self.sample_steps(x_T, rows[which], sampling, own, same, progress, guide, False)
+            return self.first_stage.decode(last(steps))
+
+        images = draw(x_T, torch.arange(batch_size, device=self.device), generator)
+        if guide is None or not guide.config.knows_typical:
+            return images
+        for _ in range(sampling.tries - 1):
+            distance = guide.distance(images)
+            far = (distance > 1).nonzero()[:, 0]
+            if not len(far):
+                break
+            own = generator
+            if isinstance(generator, Sequence):
+                own = [generator[i] for i in far.tolist()]
+            again = draw(self.initial_noise(len(far), image_size, own), far, own)
+            nearer = guide.distance(again) < distance[far]
+            images[far[nearer]] = again[nearer]
+        return images
 
     def ddim_sample(
         self,
@@ -478,6 +510,7 @@ class ConditionalDiffusion(nn.Module):
         rows = torch.lerp(start, end, weight)  # (N, A)
         latent = None if latent is None else latent.expand(num_steps, -1)
         same = [generator.clone_state() for _ in range(num_steps)]
+        sampling = replace(sampling, tries=1)  # all frames from the same noise
         return self.sample(
             num_steps, None, rows, sampling, same, latent, progress, guide, complete=False
         )

@@ -59,8 +59,12 @@ def enlarged(model: Any, path: str) -> Any:
         first_stage_judge=stored.judge,
     )
     larger = type(model)(config)
-    stage = {f"first_stage.{name}": weight for name, weight in stored.module.state_dict().items()}
-    larger.load_state_dict(model.state_dict() | stage)
+    weights = model.state_dict()
+    for name in larger.state_dict():
+        before, _, of_stage = name.partition("first_stage.")
+        if of_stage and before in ("", "guide."):  # the guide inside has the same first stage
+            weights[name] = stored.module.state_dict()[of_stage]
+    larger.load_state_dict(weights)
     larger.facts = model.facts
     return larger.eval()
 

@@ -37,6 +37,11 @@ class Guide(Protocol):
         """How far each attribute (B, A) is above the threshold from which it counts as present."""
         ...
 
+    def distance(self, images: Tensor) -> Tensor:
+        """How far images lie from the training images (B,), more than 1 for what is drawn again. Only
+        where its ``config.knows_typical``."""
+        ...
+
     def predict_attributes(self, images: Tensor) -> Tensor:
         """Predicted attributes (B, A) in [-1, 1] of clean images uint8 (B, S, S, 3)."""
         ...

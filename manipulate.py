@@ -223,9 +223,9 @@ def save_whole(source: Photograph, edited: np.ndarray, path: Path) -> Path:
 
 
 def load(
-    config: ManipulateConfig, reads_photographs: bool
+    config: ManipulateConfig,
 ) -> tuple[ConditionalDiffusion, GuidanceClassifier | None]:
-    """The model, and the guide if one is needed.
+    """The model, and its guide where there is one.
 
     Raises:
         ValueError: for requests that the model does not know, or files that do not fit.
@@ -241,9 +241,7 @@ def load(
     model = load_model(files.checkpoint, devices.choose_device(files.device))
     print(f"model: {files.checkpoint}")
     studio.resolve_drawing(config.generate, model)  # refuses what it was not trained for
-    guide = None
-    if guidance != "free" or reads_photographs:
-        guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
+    guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     if guide is not None and guidance == "guide":
         studio.check_is_read([name for request in requests for name in request], guide)
@@ -307,7 +305,7 @@ def manipulate(config: ManipulateConfig) -> None:
 
     flags.check_writable(config.output_dir)
     settings, target_file = find_source(config), config.interpolate.target_image
-    model, guide = load(config, settings is not None)
+    model, guide = load(config)
     source = open_photograph(model, settings) if settings else None
     target = None
     if source and target_file:

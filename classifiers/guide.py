@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,9 @@ from config import LossConfig, ModelConfig
 from layers import Norm, ResidualBlock, TimeEmbedding
 from noise_schedule import NoiseSchedule
 from unet_model import Block, attend, way_down
+
+FAR = 0.7  # share of photographs that are nearer than what is drawn again (docs/log.md)
+SHRINKAGE = 0.03  # of the covariance of features towards a multiple of the identity (docs/log.md)
 
 
 class AttributeClassifier(nn.Module):
@@ -71,8 +75,8 @@ class AttributeClassifier(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_attributes, width))
         self.bias = nn.Parameter(torch.zeros(num_attributes))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x_t (B, C, side, side) and timesteps (B,) -> logits float32 (B, A)."""
+    def positions(self, x: Tensor, t: Tensor) -> Tensor:
+        """The coarsest features of x_t (B, C, side, side) at timesteps (B,): (B, width, h, w)."""
         embedding = F.silu(self.time(t))
         h = F.pixel_unshuffle(x, self.patch_size)  # (B, C p p, H / p, W / p)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
@@ -81,7 +85,11 @@ class AttributeClassifier(nn.Module):
                 h = self.downsample[level - 1](h)
             for block in blocks:
                 h = block(h, embedding, None)
-        tokens = rearrange(self.norm(h), "b c h w -> b (h w) c") + self.where
+        return self.norm(h)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x_t (B, C, side, side) and timesteps (B,) -> logits float32 (B, A)."""
+        tokens = rearrange(self.positions(x, t), "b c h w -> b (h w) c") + self.where
         key, value = rearrange(
             self.key_value(tokens), "b n (two k d) -> two b k n d", two=2, k=self.num_heads
         )
@@ -124,6 +132,10 @@ class GuidanceClassifier(nn.Module):
             config.activation,
         )
         self.register_buffer("prior", torch.zeros(len(config.attribute_names)))
+        if config.knows_typical:
+            number = 4 * config.channels[-1]
+            self.register_buffer("typical", torch.zeros(number))
+            self.register_buffer("whitener", torch.zeros(number, number))
 
     @torch.no_grad()
     def set_prior(self, attributes: Tensor) -> None:
@@ -173,6 +185,35 @@ class GuidanceClassifier(nn.Module):
         """Logits (B, A) of each attribute's presence in clean images uint8 (B, S, S, 3)."""
         x0 = self.first_stage.encode(images.to(self.prior.device))
         return self.network(x0, torch.zeros(len(x0), device=x0.device))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the guide sees in clean images uint8 (B, S, S, 3): its coarsest features, averaged over
+        each quarter of the picture, float32 (B, D)."""
+        x0 = self.first_stage.encode(images.to(self.prior.device))
+        positions = self.network.positions(x0, torch.zeros(len(x0), device=x0.device))
+        return F.adaptive_avg_pool2d(positions.float(), 2).flatten(1)
+
+    def set_typical(self, features: Tensor) -> None:
+        """Learn what is typical from ``features`` (N, D) of training images, N >= 8: their mean and
+        covariance, without every fourth. Those say which distance is far (``distance``)."""
+        is_rest = torch.arange(len(features), device=features.device) % 4 == 0
+        fitted, rest = features.double()[~is_rest], features.double()[is_rest]
+        mean = fitted.mean(0)
+        variances, directions = torch.linalg.eigh(torch.cov(fitted.T, correction=0))
+        whitener = directions / (variances + SHRINKAGE * variances.mean()).clamp(min=1e-12).sqrt()
+        far = torch.quantile(((rest - mean) @ whitener).norm(dim=1), FAR)
+        self.register_buffer("typical", mean.float())
+        self.register_buffer("whitener", (whitener / far.clamp(min=1e-6)).float())
+        self.config = replace(self.config, knows_typical=True)
+
+    def distance(self, images: Tensor) -> Tensor:
+        """How far images uint8 (B, S, S, 3) lie from the training images: the Mahalanobis distance of
+        their features (Lee et al. 2018, arXiv:1807.03888), (B,). 1 is what a share FAR of unseen
+        photographs stay below."""
+        features = self.features(images)
+        with torch.autocast(features.device.type, enabled=False):  # the whitener spans a wide range
+            return ((features - self.typical) @ self.whitener).norm(dim=1)
 
     def predict_attributes(self, images: Tensor) -> Tensor:
         """What is seen in clean images uint8 (B, S, S, 3): (B, A) in [-1, 1], the expectation 2 p - 1 of

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 import devices
 from checkpoint import file_hash, save_atomically
-from classifiers.guide import load_guide
 from classifiers.judge import Judge, load_judge, train_judge
-from config import ModelConfig
+from config import ModelConfig, ModelFiles
 from diffusion_model import load_model
 from evaluation.metrics import balanced_accuracy
 from image_data.labelled import LabelledImages
+from studio import load_guide_of
 
 if TYPE_CHECKING:
     from evaluate import JudgeConfig, MeasureConfig
@@ -115,9 +115,8 @@ class Evaluation:
     def __init__(self, config: MeasureConfig, data: LabelledImages, device: str):
         self.config = config
         self.model = load_model(config.checkpoint, device)
-        self.guide = load_guide(config.guide, device) if config.guide else self.model.guide
-        if self.guide is not None:
-            self.model.check_guide(self.guide)
+        files = ModelFiles(checkpoint=config.checkpoint, guide=config.guide)
+        self.guide = load_guide_of(files, self.model)
         of_model = self.model.config
         self.names = of_model.attribute_names
         self.judge, self.judge_facts = load_judge(config.judge, self.names, of_model.crop, device)

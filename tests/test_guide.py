@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,15 +13,23 @@ from PIL import Image
 import manipulate
 import studio
 from classifiers.guide import AttributeClassifier, GuidanceClassifier, load_guide
-from config import LossConfig, ModelConfig
+from config import LossConfig, ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion, load_model
 from editing import STRENGTH_TOLERANCE, Editor
+from samplers import sample_generators
 
 
 def small(names=("Above", "Left"), **changes) -> GuidanceClassifier:
     torch.manual_seed(0)
     config = {"image_size": 16, "channels": (16, 32), "num_heads": 2, "blocks_per_level": 1}
     return GuidanceClassifier(ModelConfig(names, **config | changes))
+
+
+def load_state(guide: GuidanceClassifier) -> GuidanceClassifier:
+    """The same guide, built from its configuration and its weights."""
+    copy = GuidanceClassifier(guide.config)
+    copy.load_state_dict(guide.state_dict())
+    return copy
 
 
 def test_shapes_and_starting_at_the_prior():
@@ -123,8 +132,37 @@ def test_guidance_changes_faces_and_scale_0_does_not(checkpoint, guide, tmp_path
     )
     assert zero == plain
     assert much != plain
-    # without --guidance guide or both, the guide's file is not read
-    run_manipulate(checkpoint, tmp_path / "free", *asked, "--guide", "/nowhere.pth")
+
+
+def test_what_lies_far_from_the_training_images_is_drawn_again(make_model):
+    """The nearest of the drawings is kept, image by image, from noise of its own; strips share one."""
+    images = torch.randint(256, (64, 16, 16, 3), dtype=torch.uint8)
+    guide = small(("Smiling", "Male", "Young"))
+    guide.set_typical(guide.features(images))
+    near = guide.distance(torch.randint(256, (400, 16, 16, 3), dtype=torch.uint8))
+    assert 0.4 < float((near < 1).double().mean()) <= 1  # as those it was fitted to
+    flat = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    assert guide.distance(flat).min() > 1
+    assert load_state(guide).distance(flat).tolist() == guide.distance(flat).tolist()
+
+    model = make_model()
+
+    def draw(tries: int, numbers: range) -> torch.Tensor:
+        sampling = SamplingConfig(num_inference_steps=2, tries=tries)
+        generators = sample_generators(0, numbers)
+        return model.sample(len(numbers), None, {"Smiling": 1}, sampling, generators, guide=guide)
+
+    guide.whitener *= 1.0 / guide.distance(draw(1, range(8))).median()  # half of them are far
+    first, chosen = draw(1, range(8)), draw(4, range(8))
+    distance = guide.distance(first)
+    same = (first == chosen).flatten(1).all(1)
+    assert same[distance <= 1].all() and not same.all()
+    assert (guide.distance(chosen) <= distance).all()
+    assert torch.equal(draw(4, range(8))[3:5], draw(4, range(3, 5)))
+    strip = partial(model.interpolate_between_attributes, {"Male": 1}, {"Male": 0}, 3)
+    options = {"sampling": SamplingConfig(num_inference_steps=2)}
+    with_guide = strip(generator=torch.Generator().manual_seed(0), guide=guide, **options)
+    assert torch.equal(with_guide, strip(generator=torch.Generator().manual_seed(0), **options))
 
 
 @pytest.mark.parametrize(("threshold", "strength", "flips"), [(0.3, 0.3, True), (9.0, 1.0, False)])

@@ -300,5 +300,5 @@ class TrainingRun:
                 return False
             self.best = losses["total"]
             facts = {"validation_loss": self.best}
-        self.stage.save(self.ema.model, folder / self.stage.best, step=self.step, **facts)
+        self.stage.save(self.stage.finished(self), folder / self.stage.best, step=self.step, **facts)
         return self.stage.keeps_best

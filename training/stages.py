@@ -4,6 +4,7 @@ defines what differs. The loop is the same for all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
@@ -19,7 +20,7 @@ from autoencoder_model import PixelFirstStage
 from checkpoint import load, load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier, guide_widths
 from classifiers.likeness import perceptual_stages
-from config import Config, FirstStageConfig, LossConfig
+from config import FEWEST_SAMPLES, Config, FirstStageConfig, LossConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
 from image_data.cached import ImageDataset
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from train import TrainConfig
     from training.run import TrainingRun
 
+TYPICAL_IMAGES = 2000  # from which a guide learns what is typical (docs/log.md)
 PATCH_IMAGES = 512  # whose patches a first stage starts from: 131,072 patches of 128-pixel faces
 
 Pictures = dict[str, Tensor]  # title -> uint8 (N, H, W, 3)
@@ -88,6 +90,10 @@ class Stage(Protocol):
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """Pictures to show, from validation images and their attributes."""
         return {}
+
+    def finished(self, run: TrainingRun) -> nn.Module:
+        """The averaged model, as the file for inference holds it."""
+        return run.ema.model
 
     def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
         """Write the file for inference."""
@@ -147,6 +153,21 @@ class NoisyStage(Stage):
         )
         model = self.kind(model_config)
         load_weights(model.first_stage, first_stage_weights(train_set.folder), train_set.folder)
+        return model
+
+    def guide(self, model: Any) -> GuidanceClassifier | None:
+        """The guide that is trained."""
+        return model.guide
+
+    def finished(self, run: TrainingRun) -> nn.Module:
+        """A copy whose guide knows what is typical."""
+        model: Any = copy.deepcopy(run.ema.model)
+        guide, total = self.guide(model), len(run.train_set)
+        if guide is not None and total >= FEWEST_SAMPLES:
+            chosen = torch.linspace(0, total - 1, min(TYPICAL_IMAGES, total)).long()
+            batches = [run.train_set.__getitems__(part.tolist())["image"] for part in chosen.split(64)]
+            guide.set_typical(torch.cat([guide.features(images) for images in batches]))
+            model.config = replace(model.config, knows_typical=True)
         return model
 
     def start_from(self, path: str, model: Any) -> str:
@@ -262,6 +283,9 @@ class GuideStage(NoisyStage):
     def build(self, config: TrainConfig, train_set: ImageDataset) -> GuidanceClassifier:
         model = self.make(config, train_set)
         model.set_prior(train_set.attributes)
+        return model
+
+    def guide(self, model: GuidanceClassifier) -> GuidanceClassifier:
         return model
 
     def hidden(self, model: GuidanceClassifier) -> Iterable[nn.Module]:
