@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest lint bench latent guided
+.PHONY: demo test test-oldest lint bench latent
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.txt
@@ -49,13 +49,13 @@ bench: .venv/installed-dev
 		--judge_epochs 1 --output_dir outputs/quick_time_to_quality
 	$(BIN)/python benchmarks/probe.py
 
-# Whole workflows: `make latent DATA=/path/to/celeba`. The same command goes on where it was stopped. RUN is
+# A whole workflow: `make latent DATA=/path/to/celeba`. The same command goes on where it was stopped. RUN is
 # the folder of all that it writes; FLAGS go to each training. Each file in configs/ says what it needs.
 RUN ?= outputs/$@
 SIZE ?= 128
-CONFIG ?= configs/small.yaml
-WORKFLOW := $(filter latent guided,$(MAKECMDGOALS))
-$(if $(WORKFLOW),$(if $(DATA),,$(error no DATA: make $(WORKFLOW) DATA=/path/to/celeba)))
+ifeq ($(MAKECMDGOALS),latent)
+$(if $(DATA),,$(error no DATA: make latent DATA=/path/to/celeba))
+endif
 
 # A training: its folder in RUN, and its flags.
 train = $(BIN)/python train.py $(2) --save_dir "$(RUN)/$(1)" --log_dir "$(RUN)/$(1)/logs" \
@@ -70,11 +70,3 @@ latent: .venv/installed
 	$(BIN)/python encode_latents.py --data_root "$(DATA)" --image_size $(SIZE) \
 		--first_stage "$(RUN)/vae/first_stage.pth" --output_dir "$(RUN)/latents"
 	$(call train,diffusion,--config configs/celeba128-latent.yaml --data_root "$(RUN)/latents")
-
-# Faces steered by a guide: diffusion, guide, pictures.
-guided: .venv/installed
-	$(call train,diffusion,--config $(CONFIG) --data_root "$(DATA)")
-	$(call train,guide,--stage guide --config $(CONFIG) --data_root "$(DATA)" --max_minutes 10)
-	$(BIN)/python manipulate.py --mode generate --checkpoint "$(RUN)/diffusion/best_model.pth" \
-		--guidance both --guide "$(RUN)/guide/guide_best.pth" --guide_scale 3 --num_samples 16 \
-		--output_dir "$(RUN)/pictures"

@@ -38,7 +38,8 @@ CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
 SPLITS = ("train", "val", "test")
 REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
 CFG_SCALE = 1.5  # of new faces, by default
-STEERED_SCALE, EDIT_CFG_SCALE = 6.0, 2.0  # of edits: a guide ends them, and without one 6 burns them
+# Of edits: a guide, or the VAE's head, ends them. Where nothing does, 6 burns them.
+STEERED_SCALE, EDIT_CFG_SCALE = 6.0, 2.0
 GUIDANCE = ("free", "guide", "both")
 DATASET_HELP = "what --data_root holds; none given: as its files say"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
@@ -402,10 +403,12 @@ class EditConfig(Config):
     )
     cfg_scale: float | None = weight(
         None,
-        f"of edits; none given: {STEERED_SCALE:g} where a guide steers, else {EDIT_CFG_SCALE:g}",
+        f"of edits; none given: {STEERED_SCALE:g}, at --edit_guide_scale 0 {EDIT_CFG_SCALE:g}",
         name="edit_cfg_scale",
     )
-    guide_scale: float = weight(5.0, "weight of the guide's gradient in edits", name="edit_guide_scale")
+    guide_scale: float = weight(
+        5.0, "weight of the guide's gradient in edits; 0: nothing ends them", name="edit_guide_scale"
+    )
     hold: float = weight(5.0, "how firmly the guide holds what was not named", name="edit_hold")
     margin: float | None = weight(
         None, "log odds that content the guide; none given: as suits what is named", name="edit_margin"

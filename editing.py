@@ -37,6 +37,7 @@ NEEDS = {
     **dict.fromkeys(("Bangs", "Wearing_Hat"), HAIR),
     "Young": (0.95, 8.0),
 }
+SEEN_MARGIN = 3.0  # log odds at which the VAE's head is content, without a guide; by eye
 STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``; by eye
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; by eye: half or twice this value looks alike
 FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade; by eye
@@ -44,12 +45,11 @@ FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to
 
 def resolve(editing: EditConfig, named: Iterable[str], has_guide: bool) -> EditConfig:
     """The same settings with nothing left open. t_start and the margin are the largest that one of the
-    ``named`` attributes needs. cfg_scale depends on whether a guide steers."""
+    ``named`` attributes needs. At a guide_scale of 0 nothing ends an edit, so cfg_scale is lower."""
     needs = [NEEDS.get(name, USUAL) for name in named] or [USUAL]
     t_start = max(start for start, _ in needs)
-    margin = max(log_odds for _, log_odds in needs)
-    steered = has_guide and editing.guide_scale > 0
-    cfg_scale = STEERED_SCALE if steered else EDIT_CFG_SCALE
+    margin = max(log_odds for _, log_odds in needs) if has_guide else SEEN_MARGIN
+    cfg_scale = STEERED_SCALE if editing.guide_scale > 0 else EDIT_CFG_SCALE
     return replace(
         editing,
         t_start=t_start if editing.t_start is None else editing.t_start,

@@ -159,8 +159,11 @@ def guide_alone(settings: DrawSettings | EditSettings, model: ConditionalDiffusi
 
 def guidance_in_words(scales: SamplingConfig | EditConfig, guide: GuidanceClassifier | None) -> str:
     """What guides, for a title."""
-    by_guide = f", guide at {scales.guide_scale:g}" if scales.guide_scale and guide is not None else ""
-    return f"guidance {scales.cfg_scale:g}{by_guide}"
+    text = f"guidance {scales.cfg_scale:g}"
+    if scales.guide_scale and guide is not None:
+        return f"{text}, guide at {scales.guide_scale:g}"
+    ends = isinstance(scales, EditConfig) and scales.guide_scale
+    return f"{text}, no guide: ended by the VAE's head" if ends else text
 
 
 # -------------------------------------------------------------------- requests

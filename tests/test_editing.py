@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from config import EditConfig
-from editing import Editor, flow_edit, localised, resolve, slerp
+from editing import Editor, flow_edit, localised, resolve, slerp, until_seen
 from noise_schedule import NoiseSchedule
 from samplers import last, timestep_grid
 
@@ -75,9 +75,29 @@ def test_what_is_named_and_a_guide_decide_what_is_left_open():
     assert both == resolved("Blond_Hair").t_start > resolved().t_start
     given = resolved("Blond_Hair", t_start=0.3, margin=1.0)
     assert (given.t_start, given.margin) == (0.3, 1.0)
-    assert resolved(guide=True).cfg_scale > resolved().cfg_scale
-    assert resolved(guide=True, guide_scale=0).cfg_scale == resolved().cfg_scale
+    assert resolved(guide=True).cfg_scale == resolved().cfg_scale
+    assert resolved(guide=True, guide_scale=0).cfg_scale < resolved().cfg_scale
+    assert resolved(guide=True).margin > resolved().margin
     assert resolved(guide=True, cfg_scale=1).cfg_scale == 1
+
+
+def test_without_a_guide_an_edit_ends_where_the_head_sees_it():
+    """The scale fades with what is missing, and is 0 where all is seen."""
+    schedule = NoiseSchedule("cosine", 100)
+    goal, source = torch.tensor([[1.0, 0.0]]), torch.tensor([[-4.0, 9.0]])
+    base, target = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
+
+    def scale(odds: float, strength: float = 1.0) -> float:
+        read = lambda x0: torch.tensor([[odds, -9.0]])  # noqa: E731
+        pair = lambda x_t, t: (torch.cat([base, target]), None)  # noqa: E731
+        config = resolve(EditConfig(margin=3.0), ("Smiling",), False)
+        denoise = until_seen(pair, read, goal, source, schedule, config, strength)
+        x0_hat, eps_hat = denoise(torch.randn(1, 3, 4, 4), 50)
+        assert torch.isfinite(eps_hat).all()
+        return float(x0_hat.mean())
+
+    assert scale(-4.0) == scale(1.0) == 6.0 and scale(2.0) == 3.0 and scale(3.0) == scale(5.0) == 0.0
+    assert scale(-4.0, 0.5) == pytest.approx(6.0) and scale(-0.5, 0.5) == 0.0  # half of the way
 
 
 def test_a_configuration_that_cannot_be_is_refused():

@@ -134,8 +134,11 @@ def test_guidance_changes_faces_and_scale_0_does_not(checkpoint, guide, tmp_path
     assert much != plain
 
 
-def test_what_lies_far_from_the_training_images_is_drawn_again(make_model):
-    """The nearest of the drawings is kept, image by image, from noise of its own; strips share one."""
+def test_what_lies_far_from_the_training_images_is_drawn_again(make_model, class_checkpoint):
+    """The nearest of the drawings is kept, image by image, from noise of its own; strips share one. A
+    guide knows what is typical at the end of its training."""
+    trained = load_guide(class_checkpoint)
+    assert trained.config.knows_typical and trained.whitener.abs().sum() > 0
     images = torch.randint(256, (64, 16, 16, 3), dtype=torch.uint8)
     guide = small(("Smiling", "Male", "Young"))
     guide.set_typical(guide.features(images))

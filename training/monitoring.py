@@ -82,7 +82,11 @@ def last_words(run: TrainingRun, files: CheckpointFiles) -> str:
     log = Path(config.log_dir) / Path(run.log).name
     use = "for the other scripts"
     if config.stage == "diffusion":
-        use += ", with its guide: it steers edits" if run.raw_model.guide else ", without a guide"
+        use += (
+            ", with its guide: it steers edits"
+            if run.raw_model.guide
+            else ", without a guide: the VAE's head ends edits"
+        )
     written = {best: use, files.last: "for --resume", log: "what was logged"}
     lines = [f"done: {run.step} steps, {run.seconds / 60:.1f} minutes"]
     lines += [f"  {path}: {use}" for path, use in written.items() if path.exists()]
