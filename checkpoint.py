@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import os
+import re
 import reprlib
 import textwrap
 import zipfile
@@ -27,6 +29,7 @@ from config import PRETRAINED, ModelConfig
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
 MOST_BLOCKS = 32  # per level of a first stage
+SUFFIXES = (".pth", ".safetensors", ".pt", ".ckpt", ".bin")  # of files, not of names on the hub
 IN_FOLDER = "model.safetensors"  # the weights in a folder of ``hub.save``
 FACTS = ("step", "validation_loss")  # about a model's training, in files for inference
 
@@ -89,13 +92,36 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def find_weights(path: str | Path) -> Path:
-    """The file that a name stands for: a path, the name of a model in pretrained/, or a folder of
-    ``hub.save``."""
-    named = PRETRAINED / f"{path}.safetensors"
-    if named.is_file() and not Path(path).exists():
-        return named
-    return Path(path) / IN_FOLDER if Path(path).is_dir() else Path(path)
+def find_weights(name: str | Path, **download: Any) -> Path:
+    """The file that a name stands for: a path, the name of a model in pretrained/, a folder of
+    ``hub.save``, or "user/name" on the Hugging Face hub. A file that is not here may be missing.
+
+    Args:
+        download: ``revision``, ``token`` and so on, as ``hf_hub_download`` takes them.
+
+    Raises:
+        FileNotFoundError: if the hub has no such model.
+        TypeError: for an argument that ``hf_hub_download`` does not take.
+        ValueError: for a revision of a model that is here.
+    """
+    from huggingface_hub import hf_hub_download
+
+    inspect.signature(hf_hub_download).bind(name, IN_FOLDER, **download)
+    path, named = Path(name).expanduser(), PRETRAINED / f"{name}.safetensors"
+    if named.is_file() and not path.exists():
+        path = named
+    on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) and path.suffix not in SUFFIXES
+    if on_hub and not path.exists() and not path.parent.is_dir():
+        try:
+            return Path(hf_hub_download(str(name), IN_FOLDER, **download))
+        except (OSError, ValueError) as error:  # no network, no such name
+            reason = textwrap.shorten(" ".join(str(error).split()), 200)
+            raise FileNotFoundError(
+                f"no model {name}: there is no such file or folder, and the hub gave none ({reason})"
+            ) from None
+    if download.get("revision") and path.exists():
+        raise ValueError(f"{name} is {path}, which has no revision {download['revision']}: leave it out")
+    return path / IN_FOLDER if path.is_dir() else path
 
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:
@@ -133,9 +159,9 @@ def _from_safetensors(path: Path) -> dict[str, Any]:
 
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        if "facts" not in metadata:
-            raise ValueError("safetensors of another program")
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+    if "facts" not in metadata:
+        return weights
     for name, first in json.loads(metadata.get("shared", "{}")).items():
         weights[name] = weights[first]
     return {**json.loads(metadata["facts"]), metadata["part"]: weights}
@@ -168,7 +194,13 @@ def load_checkpoint(path: str | Path, part: str = "", advice: str = "") -> dict[
     except Exception as error:  # a damaged file may raise any error in the unpickler
         reason = str(error).split("\n")[0][:100]
         raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    state = state if isinstance(state, dict) else {}
+    if state.get("format") != FORMAT:
+        if any(re.match(r"(unet|network)\.", str(name)) for name in state):
+            raise ValueError(
+                f"{path} holds weights alone, and not the ModelConfig that builds their network: write "
+                "it with save_pretrained or checkpoint.save_model, which keep both"
+            )
         raise ValueError(f"{path} is not a checkpoint of this project, whose format is {FORMAT}")
     if part and part not in state:
         raise ValueError(f"{path} holds no {part}: {advice}")

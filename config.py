@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import reprlib
 import types
@@ -48,6 +49,7 @@ PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come 
 USUAL_GUIDE = "./checkpoints/guide_best.pth"  # where train.py writes one
 DEFAULT_MODEL = "celeba128"  # of those, what manipulate.py draws with if no --checkpoint is given
 FEWEST_SAMPLES = 32  # of which a distance says anything
+SEED = {"low": 0, "high": 2**63 - 1}  # the limits of a seed
 MOST_ATTRIBUTES = 10_000
 NAME, REQUEST = "NAME", "NAME=VALUE"  # what stands for attributes in help
 
@@ -110,6 +112,11 @@ def composed(value: Any) -> Any:
 types_of: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
+def is_path(hint: Any, limits: Flag) -> bool:
+    """Whether a flag takes the path of a file or a folder: text that nothing else limits."""
+    return bool(item_type(hint) is str and limits.help and not (limits.choices or limits.metavar))
+
+
 def is_config(hint: Any) -> bool:
     """Whether a field holds another configuration."""
     return isinstance(hint, type) and issubclass(hint, Config)
@@ -141,8 +148,8 @@ def expected(hint: Any, limits: Flag) -> str:
         bounds.append(f"at least {limits.low:g}")
     if limits.above is not None:
         bounds.append(f"more than {limits.above:g}")
-    if limits.high is not None and limits.high < 10**9:
-        bounds.append(f"at most {limits.high:g}")
+    if limits.high not in (None, 10**9):
+        bounds.append(f"at most {limits.high}")
     return " ".join([noun, " and ".join(bounds)]).strip()
 
 
@@ -186,8 +193,11 @@ class Config:
             value = getattr(self, each.name)
             if isinstance(value, list | range):
                 object.__setattr__(self, each.name, tuple(value))
-            if each.metadata.get("flag", Flag()).metavar in (NAME, REQUEST):
-                object.__setattr__(self, each.name, composed(getattr(self, each.name)))
+            value, facts = getattr(self, each.name), each.metadata.get("flag", Flag())
+            if facts.metavar in (NAME, REQUEST):
+                object.__setattr__(self, each.name, composed(value))
+            if isinstance(value, str) and is_path(types_of(type(self))[each.name], facts):
+                object.__setattr__(self, each.name, os.path.expanduser(value))
             check(self, each)
 
     def to_dict(self) -> dict:
@@ -426,7 +436,10 @@ class DeviceConfig(Config):
     """Where and how precisely a script computes."""
 
     device: str = flag(
-        "auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda", "mps"), resume=FREE
+        "auto",
+        "auto: cuda where there is one; cpu, cuda, mps, or one of several GPUs, such as cuda:1",
+        metavar="DEVICE",
+        resume=FREE,
     )
     mixed_precision: str = flag(
         "auto",
@@ -434,6 +447,14 @@ class DeviceConfig(Config):
         choices=("auto", "no", "bf16", "fp16"),
         resume=ADJUSTABLE,  # what it comes to is recorded
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = re.sub(r"^gpu|^(?=\d)", "cuda", self.device.lower())  # what other programs call it
+        name = re.sub(r"^cuda(?=\d)", "cuda:", name)
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+            raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {self.device!r}")
+        object.__setattr__(self, "device", name)
 
 
 REQUEST_HELP = "what to ask for, such as Smiling=1 Male=0: 1 present, 0 absent, 0.5 open"
@@ -463,7 +484,7 @@ class DrawSettings(Config):
     open: bool = flag(False, "leave what is not named to the network: often shapeless")
     guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)
     guide_scale: float = weight(3.0, "weight of the guide's gradient in new faces")
-    seed: int = count(0, "another seed, other faces", low=0)
+    seed: int = count(0, "another seed, other faces", **SEED)
     sampling: SamplingConfig = nested(SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -533,7 +554,7 @@ class EditSettings(Config):
     attributes: tuple[str, ...] = flag((), REQUEST_HELP, metavar=REQUEST)
     manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
     guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)  # "guide": edits, too, by it alone
-    seed: int = count(0, "another seed, other faces", low=0)
+    seed: int = count(0, "another seed, other faces", **SEED)
     editing: EditConfig = nested(EditConfig)
 
     def __post_init__(self) -> None:

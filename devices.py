@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 
 def choose_device(name: str) -> str:
     """'cuda', 'mps' or 'cpu' for a flag's value. 'auto' is cuda where there is one, else cpu, and never
-    mps, which nobody has tried yet.
+    mps, which nobody has tried yet. 'cuda:1' becomes this thread's cuda. torch gets no more threads than
+    this process may use processors.
 
     Raises:
         ValueError: without such a device.
     """
     import torch
+    from joblib import cpu_count
 
+    torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))
+    kind, _, number = name.partition(":")
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     usual = "cuda" if available["cuda"] else "cpu"
-    if name != "auto" and not available[name]:
+    if name != "auto" and not available[kind]:
         raise ValueError(f"--device {name}, but torch sees none here: use --device {usual}")
-    return usual if name == "auto" else name
+    if number:
+        devices, processes = torch.cuda.device_count(), int(os.environ.get("WORLD_SIZE", "1"))
+        if int(number) >= devices:
+            names = ", ".join(f"cuda:{each}" for each in range(devices))
+            raise ValueError(f"--device {name}, but torch sees {names} here: use one of these")
+        if processes > 1:
+            raise ValueError(f"--device {name} is for one process, not {processes}: use --device cuda")
+        torch.cuda.set_device(int(number))
+    return usual if name == "auto" else kind
 
 
 def choose_precision(name: str, device: str) -> str:

@@ -6,6 +6,7 @@ edited by ``editing.Editor(model)``.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from attributes import AttributePrior, deny_other_classes, request_rows
 from autoencoder_model import AttributeVAE, build_first_stage
-from checkpoint import load
+from checkpoint import find_weights, load
 from classifiers.guide import GuidanceClassifier
 from config import LossConfig, ModelConfig, SamplingConfig
 from guidance import GUIDANCE, Conditions, Guide
@@ -36,6 +37,7 @@ from samplers import (
 from unet_model import ConditionalUNet
 
 DEFAULT_SAMPLING = SamplingConfig()
+Size: TypeAlias = tuple[int, int] | int | None
 Attributes: TypeAlias = Tensor | Mapping[str, float] | Sequence[Mapping[str, float]] | None
 
 
@@ -150,10 +152,8 @@ class ConditionalDiffusion(nn.Module):
     def from_pretrained(
         cls, name: str | Path, *, device: str | torch.device = "cpu", **download: Any
     ) -> ConditionalDiffusion:
-        """The model of this name, in evaluation mode: see ``hub.find``, which raises, too."""
-        import hub
-
-        return load(cls, "model", hub.find(name, **download), device)
+        """The model of this name, in evaluation mode: see ``find_weights``, which raises, too."""
+        return load(cls, "model", find_weights(name, **download), device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """``hub.save``."""
@@ -225,6 +225,15 @@ class ConditionalDiffusion(nn.Module):
 
     # ---------------------------------------------------------------- conditions and denoisers
 
+    def check_precision(self) -> None:
+        """Raise ValueError for weights in half precision: noise and attributes are float32."""
+        dtype = self.unet.conv_out.weight.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"the weights are {dtype}: undo that with .float(), and compute in half precision "
+                f'within torch.autocast("{self.device.type}", {dtype})'
+            )
+
     def denoiser(self, attributes: Tensor, latent: Tensor | None = None) -> Denoiser:
         """The network under fixed conditions, as a denoiser for samplers."""
 
@@ -274,6 +283,7 @@ class ConditionalDiffusion(nn.Module):
         Raises:
             ValueError: for unknown names, or another number of rows or attributes.
         """
+        self.check_precision()
         names = self.config.attribute_names
         if attributes is None:
             attributes = {}
@@ -328,10 +338,17 @@ class ConditionalDiffusion(nn.Module):
         return start, torch.where(end == 0, start, end)
 
     def initial_noise(
-        self, batch_size: int, image_size: tuple[int, int] | None = None, generator: Generator = None
+        self, batch_size: int, image_size: Size = None, generator: Generator = None
     ) -> Tensor:
         """x_T (batch_size, C, h, w) of images of this size (H, W), by default the training size."""
-        height, width = image_size or (self.config.image_size, self.config.image_size)
+        size = self.config.image_size if image_size is None else image_size
+        sides = (size, size) if isinstance(size, int) else size
+        if not isinstance(sides, list | tuple) or [*map(type, sides)] != [int, int]:
+            raise ValueError(
+                f"image_size is (height, width) or one side, got {reprlib.repr(image_size)}: a request "
+                "is attributes={...}"
+            )
+        height, width = sides
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         factor = self.first_stage.factor
@@ -396,7 +413,7 @@ class ConditionalDiffusion(nn.Module):
     def sample(
         self,
         batch_size: int,
-        image_size: tuple[int, int] | None = None,
+        image_size: Size = None,
         attributes: Attributes = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         generator: Generator = None,
@@ -408,7 +425,7 @@ class ConditionalDiffusion(nn.Module):
         """Images: uint8 (batch_size, H, W, 3).
 
         Args:
-            image_size: (H, W); the training size by default.
+            image_size: (H, W), or one side; the training size by default.
             attributes: what to draw: see ``attribute_rows``.
             complete: fill unspecified attributes by ``complete_rows``. False leaves them at 0. Short
                 requests then often give shapeless images, and None gives an unconditional sample.
@@ -451,7 +468,7 @@ class ConditionalDiffusion(nn.Module):
     def ddim_sample(
         self,
         batch_size: int,
-        image_size: tuple[int, int] | None = None,
+        image_size: Size = None,
         attributes: Attributes = None,
         cfg_scale: float | None = 1.0,
         num_inference_steps: int = 50,
@@ -470,7 +487,7 @@ class ConditionalDiffusion(nn.Module):
     def ddpm_sample(
         self,
         batch_size: int,
-        image_size: tuple[int, int] | None = None,
+        image_size: Size = None,
         attributes: Attributes = None,
         cfg_scale: float | None = 1.0,
         num_inference_steps: int | None = None,
@@ -519,6 +536,7 @@ class ConditionalDiffusion(nn.Module):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """x0 of images uint8 (B, S, S, 3)."""
+        self.check_precision()
         return self.first_stage.encode(images.to(self.device))
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ from config import (
     NAME,
     REQUESTS,
     SAMPLERS,
+    SEED,
     SPLITS,
     DeviceConfig,
     EditConfig,
@@ -61,7 +62,7 @@ class JudgeConfig(DataConfig):
     judge_epochs: int = count(12, "passes over the training images")
     image_size: int = count(64, "side of the square images, as of the model to measure", high=4096)
     crop: int = flag(178, CROP_HELP, choices=CROPS)
-    seed: int = count(0, "another seed, another judge", low=0)
+    seed: int = count(0, "another seed, another judge", **SEED)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class MeasureConfig(DataConfig):
     reference_split: str = flag("test", "images to compare with; faces to edit", choices=SPLITS)
     batch_size: int = count(50, "images drawn at once")
     output_dir: str = flag("./outputs/evaluation", "folder to write to")
-    seed: int = count(0, "another seed, other samples", low=0)
+    seed: int = count(0, "another seed, other samples", **SEED)
 
 
 @dataclass(frozen=True)

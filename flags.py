@@ -13,6 +13,7 @@ import tempfile
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,11 +40,34 @@ if not sys.stderr.isatty():  # progress bars write a line into a log about every
     os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 
+CONFIG_HELP = "YAML of flags; a later file overrides an earlier one, the command line all"
+# YAML's words, in any case. Python's word for nothing is one of them, where it is not a choice.
+YES, NO, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("", "none")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers a wrong flag in one line, with exit code 2."""
 
     def error(self, message: str) -> typing.NoReturn:
+        if message.startswith("unrecognized arguments"):
+            names = re.findall(r"(?<!\S)--([\w-]+)", message)
+            near = [f"--{each}" for name in names for each in self.nearest(name)]
+            message += did_you_mean(near) or "; docs/coming_from.md has those of other programs"
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def nearest(self, name: str) -> list[str]:
+        """The flags whose names are most like this one, or have it as a part."""
+        options = self._option_string_actions.items()
+        names = [word[2:] for word, action in options if action.help != argparse.SUPPRESS]
+        plain = name.replace("-", "_")
+        if plain in names:
+            return [plain]
+        parts = [each for each in names if plain in each.split("_")]
+        return difflib.get_close_matches(plain, names, n=2) or parts[:3]
+
+
+def did_you_mean(names: list[str]) -> str:
+    return f": did you mean {' or '.join(dict.fromkeys(names))}?" if names else ""
 
 
 @dataclass(frozen=True)
@@ -134,14 +158,15 @@ def add_flag(add: Callable[..., Any], name: str, behind: list[Setting]) -> None:
     options["help"] = argparse.SUPPRESS
     for setting in behind:
         if setting.facts.old:  # it fills this field only
-            add(f"--{setting.facts.old}", default=argparse.SUPPRESS, **options)
+            dest = setting.facts.old if len(behind) > 1 else name
+            add(f"--{setting.facts.old}", dest=dest, default=argparse.SUPPRESS, **options)
 
 
 def make_parser(kind: type[Config], description: str | None) -> Parser:
     """The parser of a configuration's flags, in groups by the configuration they belong to."""
     summary = (description or "").strip().split("\n\n")[0]
     parser = Parser(description=summary, usage="%(prog)s [--FLAG VALUE ...]", allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML of flags; the command line overrides it")
+    parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     groups: dict[str, Any] = {}
     for name, behind in by_flag(kind).items():
         path = behind[0].path
@@ -170,11 +195,12 @@ def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None 
     parser = make_parser(kind, description)
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.add_argument("--config")
-        path = first.parse_known_args(argv)[0].config
-        flags = [] if path is None else config_flags(path, parser)
-        parsed = vars(parser.parse_args([*flags, *argv]))
+        first = Parser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config", action="append", default=[])
+        flags: dict[str, list[str]] = {}
+        for path in first.parse_known_args(argv)[0].config:
+            flags |= config_flags(path, parser)
+        parsed = vars(parser.parse_args([*chain.from_iterable(flags.values()), *argv]))
         values = {}
         for name, behind in by_flag(kind).items():
             for setting in behind:
@@ -186,37 +212,41 @@ def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None 
         parser.error(str(error))
 
 
-def config_flags(path: str, parser: Parser) -> list[str]:
-    """The flags that a YAML file of flag names and values stands for.
+def config_flags(path: str, parser: Parser) -> dict[str, list[str]]:
+    """The words of a command line that a YAML file of flag names and values stands for, by flag. Null
+    is a flag that is not given.
 
     Raises:
         ValueError: if it is no such file, or sets what is no flag.
     """
-    flags: list[str] = []
+    flags: dict[str, list[str]] = {}
     for name, value in plain_yaml(path).items():
         action = parser._option_string_actions.get(f"--{name}")
         if action is None or name in ("help", "config") or name.startswith("no-"):
-            names = [option[2:] for option in parser._option_string_actions]
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{path} sets {name}, which is no flag{hint}")
-        if action.nargs == 0:
-            if value not in ("true", "false"):
+            raise ValueError(f"{path} sets {name}, which is no flag{did_you_mean(parser.nearest(name))}")
+        word, choices = value.lower() if isinstance(value, str) else value, action.choices or ()
+        if value is None or (word in NOTHING and value not in choices):
+            flags[name] = []
+        elif action.nargs == 0:
+            if word not in (*YES, *NO):
                 raise ValueError(f"{path} sets {name} to {value}: use true or false")
-            if value == "true":
-                flags.append(f"--{name}")
-            elif f"--no-{name}" in action.option_strings:
-                flags.append(f"--no-{name}")
-        elif value not in ("null", ""):
-            flags += [f"--{name}", *(value if isinstance(value, list) else [value])]
+            off = [f"--no-{name}"] if f"--no-{name}" in action.option_strings else []
+            flags[name] = [f"--{name}"] if word in YES else off
+        elif action.nargs == "?" and word in (*YES, *NO):
+            flags[name] = [f"--{name}"] if word in YES else []
+        elif action.metavar == "PATH" and word in (*YES, *NO):
+            raise ValueError(f"{path} sets {name} to {value}: use null for none, ./{value} for a file")
+        else:
+            flags[name] = [f"--{name}", *(value if isinstance(value, list) else [value])]
     return flags
 
 
-def plain_yaml(path: str) -> dict[str, str | list[str]]:
-    """A YAML file that maps names to scalars or flat lists of them, as they are written.
+def plain_yaml(path: str) -> dict[str, str | list[str] | None]:
+    """A YAML file that maps names to scalars or flat lists of them, as they are written; None for null.
 
     Raises:
-        ValueError: for any other. Tags and aliases, which make small files large, are refused.
+        ValueError: for any other. Tags and aliases, which make small files large, are refused, and so is
+            a name that stands there twice.
     """
     import yaml
 
@@ -226,16 +256,27 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
         for event in yaml.parse(text, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
                 raise ValueError(f"a tag or an alias {event.start_mark}")
-        values = yaml.load(text, yaml.BaseLoader) or {}
+        root = yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise ValueError(f"no configuration at {path} ({error.strerror}): check --config") from None
     except Exception as error:  # the reader raises anything
         raise ValueError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must map flag names to values, and holds a {type(values).__name__}")
-    for name, value in values.items():
-        if not all(isinstance(v, str) for v in (value if isinstance(value, list) else [value])):
+    if root is None:  # an empty file
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{path} must map flag names to values, and holds a {root.id}")
+    values: dict[str, str | list[str] | None] = {}
+    for key, node in root.value:
+        name, many = str(key.value), isinstance(node, yaml.SequenceNode)
+        parts = node.value if many else [node]
+        if not all(isinstance(part, yaml.ScalarNode) for part in (key, *parts)):
             raise ValueError(f"{path} sets {name} to what is neither a value nor a list of values")
+        if name in values:
+            raise ValueError(f"{path} sets {name} twice, again in line {key.start_mark.line + 1}")
+        if many:
+            values[name] = [part.value for part in parts]
+        else:
+            values[name] = None if node.tag.endswith(":null") else node.value
     return values
 
 

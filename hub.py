@@ -1,17 +1,17 @@
-"""Models as folders and on the Hugging Face hub: found, saved, uploaded, with a model card."""
+"""Models as folders and on the Hugging Face hub: saved, uploaded, with a model card."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from attributes import CELEBA_ATTRIBUTES
-from checkpoint import IN_FOLDER, find_weights, save_model
+from checkpoint import IN_FOLDER, save_model
 from config import CFG_SCALE, ModelConfig
 
 if TYPE_CHECKING:
@@ -98,29 +98,6 @@ def model_card(config: ModelConfig, facts: dict[str, float], num_parameters: int
     return ModelCard(text)
 
 
-def find(name: str | Path, **download: Any) -> Path:
-    """The weights' file of a model: in a folder of ``save``, in any other place that ``load_model``
-    takes, or on the Hugging Face hub under "user/name".
-
-    Args:
-        download: ``revision``, ``token`` and so on, as ``hf_hub_download`` takes them.
-
-    Raises:
-        FileNotFoundError: if it is neither here nor there.
-    """
-    path = find_weights(name)
-    if path.exists() or Path(name).exists():
-        return path
-    try:
-        return Path(hf_hub_download(str(name), IN_FOLDER, **download))
-    except (OSError, ValueError) as error:  # no network, no such name, not a name at all
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(
-            f"no model {name}: there is no such file or folder, and the hub gave none "
-            f"({textwrap.shorten(reason, 200)})"
-        ) from None
-
-
 def save(model: ConditionalDiffusion, folder: str | Path) -> None:
     """Write the weights' file and a model card into a folder. A README.md that is there is kept."""
     folder = Path(folder)
@@ -147,6 +124,7 @@ def push(
         upload: ``commit_message``, ``revision`` and so on, as ``HfApi.upload_folder`` takes them.
     """
     api = HfApi(token=token)
+    inspect.signature(api.upload_folder).bind(repo_id=name, folder_path="", **upload)  # or TypeError
     repository = api.create_repo(name, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         save(model, folder)

@@ -21,6 +21,7 @@ from config import (
     DATASETS,
     FREE,
     NAME,
+    SEED,
     DeviceConfig,
     FirstStageConfig,
     FirstStageLossConfig,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from training.run import CheckpointFiles, TrainingRun
 
 STAGES = ("diffusion", "first_stage", "guide", "upscaler")  # those of training/stages.py
+LR_SCHEDULES = ("cosine", "constant")
 OPTIMIZERS = ("muon", "adamw")  # those of training/optimizers.py
 REPORT_TO = ("tensorboard", "wandb", "none")  # metrics.jsonl is written in any case
 MAX_SKIPPED = 20  # steps in a row without a finite gradient, before training stops; by eye
@@ -56,7 +58,7 @@ class TrainConfig(DeviceConfig):
     )
     train_guide: bool = flag(True, "train a guide beside the model, for edits", resume=FREE)
     init_from: str | None = flag(None, "start from what fits of this model's weights", resume=FREE)
-    seed: int = count(0, "another seed, another run", low=0)
+    seed: int = count(0, "another seed, another run", **SEED)
 
     # Data
     data_root: str | None = flag(
@@ -77,12 +79,15 @@ class TrainConfig(DeviceConfig):
     grad_accum: int = count(1, "batches of an optimiser step", resume=FREE)
     epochs: int = count(100, "passes over the training images", resume=ADJUSTABLE)
     max_steps: int | None = count(None, "end after this many optimiser steps", resume=ADJUSTABLE)
-    max_minutes: float | None = flag(None, "end after this time", above=0, resume=ADJUSTABLE)
+    max_minutes: float | None = flag(None, "end by this time, saved", above=0, resume=ADJUSTABLE)
 
     # Optimisation
     optimizer: str = flag("muon", "changes the weights", choices=OPTIMIZERS)
     lr: float = flag(1e-3, "learning rate after the warm-up", above=0, resume=ADJUSTABLE)
     warmup_steps: int = count(200, "steps of linear warm-up", low=0, resume=ADJUSTABLE)
+    lr_schedule: str = flag(
+        "cosine", "after the warm-up: down to zero, or as it is", choices=LR_SCHEDULES, resume=ADJUSTABLE
+    )
     weight_decay: float = weight(0.01, "share of the learning rate by which weights shrink in a step")
     ema_decay: float = share(0.9999, "decay of the averaged weights")
     compile: bool = flag(False, "torch.compile the UNet; pays on long runs", resume=FREE)
@@ -133,15 +138,15 @@ def train(config: TrainConfig) -> None:
 
     accelerator = make_accelerator(config)  # the device, the precision, the processes
     files = CheckpointFiles(config)
-    files.check(accelerator.is_main_process)  # refuses what cannot work before anything is written
-    run = TrainingRun(config, accelerator, *load_datasets(config, accelerator))
-    if config.resume is not None:
-        run.load(files.to_resume())
-    if config.dry_run:
-        dry_run(run, training_step)
-    else:
-        fit(run, files)
-    accelerator.wait_for_everyone()
+    with files.held(accelerator.is_main_process):  # refuses what cannot work before it is begun
+        run = TrainingRun(config, accelerator, *load_datasets(config, accelerator))
+        if config.resume is not None:
+            run.load(files.to_resume())
+        if config.dry_run:
+            dry_run(run, training_step)
+        else:
+            fit(run, files)
+        accelerator.wait_for_everyone()
     accelerator.end_training()  # or the processes abort one another at exit
 
 
@@ -156,7 +161,7 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
     main = accelerator.is_main_process
     with (
         tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main) as bar,
-        StopRequest(accelerator) as stop,  # true after Ctrl-C or SIGTERM
+        StopRequest(accelerator) as stop,  # true after Ctrl-C, SIGTERM and the like
         keep_freed_memory(accelerator.device.type),
         run.saved_if_cut_short(files.last, bar.write),  # by a stop or an error
         closing(Logger(run, config.log_dir)) as logger,
@@ -179,7 +184,10 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
                 means = logger.flush()
                 loss, rate = means["loss/total"], means["speed/images_per_second"]
                 bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s")
+                if run.step < run.steps_per_epoch and not ended:  # until validation is measured
+                    run.ending = run.of_first_process(run.num_validation_images / rate)
             if run.step % run.steps_per_epoch == 0 or ended:
+                started = time.perf_counter()
                 trained, losses = logger.training_loss(), validate(run)
                 if ended or run.epoch % config.sample_interval == 0:
                     logger.pictures()
@@ -193,6 +201,7 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
                         run.save(files.folder / f"{files.prefix}epoch_{run.epoch:04d}.pth")
                     run.save(files.last)
                 saved = time.perf_counter()
+                run.ending = run.of_first_process(max(run.ending, saved - started))
             elif main and time.perf_counter() - saved > SAVE_SECONDS:
                 run.save(files.last)
                 saved = time.perf_counter()
@@ -202,9 +211,11 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then cosine annealing to zero over ``progress`` in [0, 1]."""
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    """Linear warm-up, then cosine annealing to zero over ``progress`` in [0, 1], or a constant."""
+    rate = config.lr * min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if config.lr_schedule == "constant":
+        return rate
+    return rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def training_step(run: TrainingRun, batches) -> dict:

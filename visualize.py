@@ -14,6 +14,7 @@ from config import (
     DATASET_HELP,
     DATASETS,
     REQUEST,
+    SEED,
     DeviceConfig,
     SamplingConfig,
     count,
@@ -56,7 +57,7 @@ class VisualizeConfig(DeviceConfig):
     unconditional: bool = flag(False, "denoising and animation without any request")
     num_samples: int = count(8, "images in a row")
     cache_dir: str = flag("data/cache", CACHE_HELP)
-    seed: int = count(0, "another seed, other samples", low=0)
+    seed: int = count(0, "another seed, other samples", **SEED)
     sampling: SamplingConfig = nested(SamplingConfig)
 
     def __post_init__(self) -> None:

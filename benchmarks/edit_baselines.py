@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import devices
 import flags
-from config import CFG_SCALE, DeviceConfig, ModelFiles, SamplingConfig, count, flag, weight
+from config import CFG_SCALE, SEED, DeviceConfig, ModelFiles, SamplingConfig, count, flag, weight
 from diffusion_model import load_model
 from editing import Editor
 from evaluation.tables import table
@@ -122,7 +122,7 @@ class EditBaselinesConfig(DeviceConfig):
     sdedit_depth: float = flag(0.5, "share of the timesteps up to which it noises", above=0, high=1)
     sdedit_scale: float = weight(CFG_SCALE, "its classifier-free guidance")
     num_inference_steps: int = count(25, "of sdedit")
-    seed: int = count(0, "of its noise", low=0)
+    seed: int = count(0, "of its noise", **SEED)
 
 
 def load(config: EditBaselinesConfig):

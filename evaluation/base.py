@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from evaluate import JudgeConfig, MeasureConfig
 
 Done = TypeVar("Done")
+CHANCE = 0.55  # balanced accuracy of a judge that has hardly learnt; by eye
 
 
 def say(text: str) -> None:
@@ -86,6 +88,13 @@ def make_judge(config: JudgeConfig, data: LabelledImages, device: str) -> float:
     """
     view = ModelConfig(data.names, image_size=config.image_size, crop=config.crop)
     test, train = (data.open_for(view, split, config.cache_dir) for split in ("test", "train"))
+    rows = train.attributes
+    if not ((rows > 0).any(0) & (rows < 0).any(0)).any():
+        raise ValueError(
+            f"a judge would learn nothing from {config.data_root}: no attribute is present in some "
+            "training pictures and absent in others. Label them, or compare folders of pictures with "
+            "torch-fidelity (docs/evaluation.md)"
+        )
     judge = train_judge(train, config.judge_epochs, config.seed, device)
     accuracy = balanced_accuracy(read(judge, test.images)[1], test.attributes)
     content = {
@@ -105,12 +114,15 @@ class Evaluation:
     Attributes:
         train, reference_set: the training split, and the split to compare with.
         judge_facts: what reports say of the judge.
+        fewest: images of the reference split, with fewer of which nothing can be said.
         spaces: where sets are compared: name -> features (B, D) of a batch of images.
         writes: whether this process writes files. Only the main process does.
 
     Raises:
         FileNotFoundError, ValueError: for files that are missing, or do not fit the model.
     """
+
+    fewest = 2
 
     def __init__(self, config: MeasureConfig, data: LabelledImages, device: str):
         self.config = config
@@ -120,8 +132,15 @@ class Evaluation:
         of_model = self.model.config
         self.names = of_model.attribute_names
         self.judge, self.judge_facts = load_judge(config.judge, self.names, of_model.crop, device)
-        accuracy = f"balanced accuracy {self.judge_facts['test_balanced_accuracy']:.4f}"
-        say(f"judge {self.judge_facts['hash']}: {accuracy} on the test split")
+        accuracy = self.judge_facts["test_balanced_accuracy"]
+        if math.isnan(accuracy):
+            raise ValueError(
+                f"{config.judge} learned nothing: no attribute was present in some test pictures and "
+                "absent in others. Distances in its features mean nothing (docs/evaluation.md)"
+            )
+        say(f"judge {self.judge_facts['hash']}: balanced accuracy {accuracy:.4f} on the test split")
+        if accuracy < CHANCE:
+            say("That is hardly more than chance, 0.5: what it measures says little. Train it longer.")
         if self.judge_facts["hash"] in of_model.first_stage_judge:
             say(
                 "The first stage was trained to look right to this judge, so distances in its features "
@@ -129,6 +148,12 @@ class Evaluation:
             )
         self.train = data.open_for(of_model, "train", config.cache_dir)
         self.reference_set = data.open_for(of_model, config.reference_split, config.cache_dir)
+        number, split = len(self.reference_set), config.reference_split
+        if number < self.fewest:
+            raise ValueError(
+                f"{number} images in the {split} split, at least {self.fewest} are needed: choose "
+                "another --reference_split, or put more images into this one (docs/datasets.md#splits)"
+            )
         self.output_dir, self.writes = Path(config.output_dir), PartialState().is_main_process
         self.autocast = devices.autocast(config.mixed_precision, device)
         self.spaces: dict[str, Callable[[Tensor], Tensor]] = {"judge": self.judge.read_features}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 PAIRS = 2**24  # of images, at most, that are compared at once, which bounds the memory
+NEIGHBOURS = 5  # k of precision, recall, density and coverage, as their authors take it
 KERNEL_IMAGES = 2000  # of each set, at most: the kernel distance is unbiased for any number
 
 # -------------------------------------------------------------------- pairs of images
@@ -55,7 +56,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     return float(within(a) + within(b) - 2 * kernel(a, b).mean())
 
 
-def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
+def neighbourhoods(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> dict[str, Tensor]:
     """Precision and density of each fake image (F,), recall and coverage of each real one (R,). The
     figures usually quoted are the means.
 

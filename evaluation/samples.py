@@ -23,6 +23,7 @@ from config import FEWEST_SAMPLES, SamplingConfig
 from evaluation.base import Evaluation, in_batches, main_bar, say
 from evaluation.features import make_features
 from evaluation.metrics import (
+    NEIGHBOURS,
     balanced_accuracy,
     distances,
     mean_of,
@@ -63,6 +64,7 @@ class SampleEvaluation(Evaluation):
     """
 
     config: SamplesConfig
+    fewest = NEIGHBOURS + 1
 
     def __init__(self, config: SamplesConfig, data: LabelledImages, device: str):
         super().__init__(config, data, device)

@@ -54,6 +54,15 @@ show the class that was requested. *Unasked*: how far the share of images with a
 open lies from its share in training rows that agree with the request, the mean over attributes."""
 
 
+def without_nan(value: Any) -> Any:
+    """A report with None in the place of what is not a number, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def cell(row: Row, key: str) -> str:
     """A figure of a row, with its error where there is one; nothing where the row lacks it."""
     if row.get(key) is None:
@@ -82,7 +91,8 @@ def table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], Row]]) -> li
 def write_report(folder: Path, name: str, report: dict[str, Any], text: str) -> None:
     """Write a report as name.json and its text as name.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    text_of_report = json.dumps(without_nan(report), indent=1, allow_nan=False)
+    (folder / f"{name}.json").write_text(text_of_report, encoding="utf-8")
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
@@ -109,6 +119,7 @@ def control_row(attributes: dict[str, Any]) -> dict[str, float | None]:
 
 def samples_table(report: dict[str, Any]) -> str:
     """The report of ``SampleEvaluation`` as Markdown: a table for each feature space."""
+    report = without_nan(report)
     lines = protocol_lines("Evaluation", report)
     keys = ("sampler", "spacing", "num_inference_steps", "cfg_scale", "guide_scale")
     heads = ["sampler", "spacing", "steps", "cfg", "guide", "request"]
@@ -124,7 +135,7 @@ def samples_table(report: dict[str, Any]) -> str:
     lines += [LEGEND, ""]
     for key, name in (("autoencoder", "Semantic latent"), ("first_stage", "First stage")):
         if key in report:
-            figures = ", ".join(f"{k} {v:.4g}" for k, v in report[key].items())
+            figures = ", ".join(f"{k} {v:.4g}" for k, v in report[key].items() if v is not None)
             lines += [f"{name}: {figures}", ""]
     return "\n".join(lines)
 
@@ -159,8 +170,8 @@ def mean_of_tasks(tasks: Sequence[Row]) -> dict[str, float]:
     """The mean of each figure over tasks, with its error where all of them have one."""
     row = {}
     for key in COLUMNS:
-        values = [task[key] for task in tasks if key in task]
-        errors = [task[f"{key}_error"] for task in tasks if f"{key}_error" in task]
+        values = [task[key] for task in tasks if task.get(key) is not None]
+        errors = [task[f"{key}_error"] for task in tasks if task.get(f"{key}_error") is not None]
         if values:
             row[key] = sum(values) / len(values)
             if len(errors) == len(values):
@@ -171,6 +182,7 @@ def mean_of_tasks(tasks: Sequence[Row]) -> dict[str, float]:
 def edits_table(report: dict[str, Any]) -> str:
     """The report of ``EditEvaluation`` as Markdown: a table of means over attributes, and a table for
     each way of editing."""
+    report = without_nan(report)
     entries = report["edits"]
     between = ", ".join(f"{k} {v:.3g}" for k, v in report["interpolation"].items())
     lines = [*protocol_lines("Edits", report), f"Interpolation of photographs: {between}.", ""]

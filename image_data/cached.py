@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from joblib import cpu_count
 from torch import Tensor
 from tqdm import tqdm
 
@@ -143,7 +144,7 @@ def _build_cache(
     Threads suffice: Pillow decodes and resizes outside the interpreter's lock. They need no main guard
     and end with their process. One window of pictures at a time bounds the memory.
     """
-    workers = max(1, workers or os.cpu_count() or 1)
+    workers = max(1, workers or cpu_count())
     broken: dict[str, str] = {}
     limit = max(10, len(pictures) // 100)
     temporary = cache.with_suffix(".tmp")

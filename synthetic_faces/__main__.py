@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 import flags
-from config import Config, count, flag
+from config import SEED, Config, count, flag
 from synthetic_faces.dataset import write_dataset
 
 
@@ -20,7 +20,7 @@ class SyntheticFacesConfig(Config):
     out: str = flag("data/synthetic_faces", "folder to create")
     num_images: int = count(6000, "faces to draw", high=999_999)
     image_size: int = count(64, "side of the square images", low=16)
-    seed: int = count(0, "another seed, other faces", low=0)
+    seed: int = count(0, "another seed, other faces", **SEED)
     balanced: bool = flag(False, "every attribute about half the time, not as in CelebA")
     floor: float = flag(0.0, "raise the frequency of rare attributes to about this", low=0, high=0.5)
     num_workers: int | None = count(None, "processes; none given: one for each processor")

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import flags
-from config import Config, count, flag
+from config import SEED, Config, count, flag
 from image_data.picture import open_picture
 from synthetic_faces.attributes import (
     COLUMNS,
@@ -53,7 +53,7 @@ class MakeBenchmarkConfig(Config):
     out: str = flag(EDIT_BENCHMARK, "folder to create")
     sources: int = count(5, "faces for each attribute and direction")
     image_size: int = count(64, "side of the square images", low=32, high=4096)
-    seed: int = count(0, "another seed, other faces", low=0)
+    seed: int = count(0, "another seed, other faces", **SEED)
 
 
 @dataclass(frozen=True)

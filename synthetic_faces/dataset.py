@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from PIL import Image
 from tqdm import tqdm
 
@@ -82,7 +83,7 @@ def _worker_signals() -> None:
 def parallel_draw(draw, num_images: int, num_workers: int | None, description: str):
     """Yield draw(0) ... draw(num_images - 1) in order, under a progress bar. ``num_workers`` processes
     draw; None is one for each processor. ``draw`` must pickle."""
-    workers = min(num_workers or os.cpu_count() or 1, MOST_WORKERS)
+    workers = min(num_workers or cpu_count(), MOST_WORKERS)
     bar = partial(tqdm, total=num_images, desc=description, unit="img", smoothing=0.05)
     if workers == 1:
         yield from bar(map(draw, range(num_images)))

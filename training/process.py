@@ -72,8 +72,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+# SIGHUP: the terminal was closed; SIGUSR1: Slurm, before its limit. Windows has neither.
+STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+
 class StopRequest:
-    """Within this context, Ctrl-C and SIGTERM ask for a stop after the current step. A second Ctrl-C
+    """Within this context, the signals of STOPS ask for a stop after the current step. A second Ctrl-C
     stops at once. Afterwards the signals do what they did before. A thread gets no signals."""
 
     def __init__(self, accelerator: Accelerator):
@@ -83,7 +87,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
+            if signal.getsignal(numbers[-2]) == signal.SIG_IGN:  # nohup: to go on without a terminal
+                numbers.pop(-2)
+            for number in numbers:
                 self.before[number] = signal.signal(number, self._request)
         return self
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import reprlib
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 import devices
@@ -61,6 +65,49 @@ class CheckpointFiles:
             )
         return path
 
+    @contextmanager
+    def held(self, main: bool) -> Iterator[None]:
+        """Within this context the checkpoints are this run's alone, and ``check`` has passed. A run that
+        wrote nothing leaves nothing behind.
+
+        Args:
+            main: whether this is the main process, which writes.
+
+        Raises:
+            ValueError: if another run holds them, with its host, process and start.
+        """
+        if not main or self.config.dry_run:
+            self.check(main)
+            yield
+            return
+        flags.check_writable(self.folder, "--save_dir")
+        new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".{self.last.name}.lock", timeout=0)
+        holder = Path(lock.lock_file).with_suffix(".holder")
+        try:
+            lock.acquire()
+        except Timeout:
+            run = holder.read_text(encoding="utf-8") if holder.is_file() else "that has just begun"
+            raise ValueError(
+                f"{self.folder} is in use by a run {run}: wait for its end, or choose another --save_dir"
+            ) from None
+        except (NotImplementedError, OSError):  # a file system without locks
+            pass
+        try:
+            start = time.strftime("%Y-%m-%d %H:%M:%S")
+            holder.write_text(f"on {platform.node()}, process {os.getpid()}, since {start}", "utf-8")
+            self.check(main)
+            yield
+        finally:
+            for file in (holder, Path(lock.lock_file)):
+                with suppress(OSError):
+                    file.unlink()
+            lock.release()
+            for folder in new:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+
     def check(self, main: bool) -> None:
         """Refuse what cannot work before anything is drawn, decoded or written.
 
@@ -80,7 +127,6 @@ class CheckpointFiles:
                 f"{self.last} exists: go on from it with --resume, or choose another --save_dir"
             )
         if writes:
-            flags.check_writable(config.save_dir, "--save_dir")
             flags.check_writable(config.log_dir, "--log_dir")
         STAGES[config.stage].check(config)
 
@@ -131,6 +177,7 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw_model = accelerator.unwrap_model(self.model)
         self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
+        self.ending = 0.0  # seconds that validation, pictures and saving take at the end
         self.whole = True  # False while a step changes weights, average and counters
         self.log = ""  # the run's folder in --log_dir
         self.images_per_step = config.batch_size * config.grad_accum * accelerator.num_processes
@@ -141,9 +188,10 @@ class TrainingRun:
 
     @property
     def progress(self) -> float:
-        """The completed share of the run, by steps or by time, whichever is larger."""
-        minutes = self.config.max_minutes
-        return max(self.step / self.total_steps, self.seconds / (60 * minutes) if minutes else 0.0)
+        """The completed share of the run, by steps or by time, whichever is larger. The end has its own
+        time, but never more than half."""
+        seconds = 60 * (self.config.max_minutes or math.inf)
+        return max(self.step / self.total_steps, self.seconds / max(seconds - self.ending, seconds / 2))
 
     @property
     def epoch(self) -> int:
@@ -208,6 +256,7 @@ class TrainingRun:
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
             "step": self.step,
             "seconds": self.seconds,
+            "ending": self.ending,
             "best": self.best,
             "log": self.log,
             "save_dir": str(Path(self.config.save_dir).resolve()),
@@ -252,7 +301,7 @@ class TrainingRun:
             if self.accelerator.scaler and state["scaler"]:  # {}: of a run without fp16
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.best = int(state["step"]), float(state["best"])
-            self.seconds = float(state["seconds"])
+            self.seconds, self.ending = float(state["seconds"]), float(state.get("ending", 0))
             own = state["save_dir"] == str(Path(self.config.save_dir).resolve())  # no copy or branch
             self.log = str(state["log"]) if own else ""
 
@@ -286,9 +335,11 @@ class TrainingRun:
             elif self.accelerator.is_main_process:
                 print(f"{key} was {before} so far, and is {value} from here on")
         if differences:
+            starts = self.config.stage in ("diffusion", "guide")
+            initial = f", with --init_from {path} for what fits of its weights" if starts else ""
             raise ValueError(
                 f"{path} was trained with {'; '.join(differences)}: resume with the same flags "
-                "(config.yaml in its log has them), or start afresh in another --save_dir"
+                f"(config.yaml in its log has them), or start afresh in another --save_dir{initial}"
             )
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> bool:
