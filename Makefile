@@ -1,8 +1,8 @@
 # A newcomer's two commands: `make demo` and `make test`. Both create .venv and install what they need.
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: demo test test-oldest lint bench latent
+.PHONY: demo test quick test-oldest lint bench latent
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.txt
@@ -22,6 +22,10 @@ demo: .venv/installed
 # In two processes of one thread each. The tests of a file stay together: they share what they train.
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Without what takes long.
+quick: .venv/installed-dev
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # The suite's fast part in the oldest versions that requirements.txt allows.
 OLDEST := .venv/oldest

@@ -56,14 +56,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
     def nearest(self, name: str) -> list[str]:
-        """The flags whose names are most like this one, or have it as a part."""
+        """The flags whose names are most like this one, or share a word with it."""
         options = self._option_string_actions.items()
         names = [word[2:] for word, action in options if action.help != argparse.SUPPRESS]
         plain = name.replace("-", "_")
         if plain in names:
             return [plain]
-        parts = [each for each in names if plain in each.split("_")]
-        return difflib.get_close_matches(plain, names, n=2) or parts[:3]
+        alike = [each for each in names if {*plain.split("_")} & {*each.split("_")}]
+        return difflib.get_close_matches(plain, names, n=2) or alike[:3]
 
 
 def did_you_mean(names: list[str]) -> str:
@@ -251,7 +251,7 @@ def plain_yaml(path: str) -> dict[str, str | list[str] | None]:
     import yaml
 
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
             text = file.read()
         for event in yaml.parse(text, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):

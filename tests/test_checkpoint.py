@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from checkpoint import EMA, FORMAT, load_checkpoint, save_atomically, save_model
 from diffusion_model import load_model
@@ -61,6 +62,17 @@ def test_other_files_are_refused_in_one_line(make_model, tmp_path, damage):
     with pytest.raises(ValueError, match=str(path)) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_without_their_configuration_say_what_is_missing(make_model, tmp_path, suffix):
+    weights, path = make_model().state_dict(), tmp_path / f"weights{suffix}"
+    save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
+    with pytest.raises(
+        ValueError, match=f"{path} holds weights alone, and not the ModelConfig"
+    ) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value) and "save_model" in str(caught.value)
 
 
 def test_another_architecture_is_refused_with_both_shapes(make_model, tmp_path):

@@ -17,15 +17,20 @@ import devices
 import flags
 import train
 import visualize
-from config import ADJUSTABLE, FREE, SAME, ModelConfig
-from evaluate import EditsConfig, SamplesConfig
+from app import AppConfig
+from config import ADJUSTABLE, FREE, SAME, SEED, ModelConfig
+from encode_latents import EncodeConfig
+from evaluate import EditsConfig, JudgeConfig, SamplesConfig
+from export import ExportConfig
 from manipulate import ManipulateConfig
-from train import TrainConfig
+from train import TrainConfig, learning_rate
 from visualize import VisualizeConfig
 
 SCRIPTS = (TrainConfig, ManipulateConfig, VisualizeConfig)
 DATA = ["--data_root", "x"]
 REQUIRED = {SamplesConfig: DATA, EditsConfig: DATA, VisualizeConfig: ["all"]}
+REQUIRED |= {JudgeConfig: DATA, EncodeConfig: DATA, ExportConfig: ["--out", "x"]}
+EVERY = (*SCRIPTS, AppConfig, EncodeConfig, ExportConfig, JudgeConfig, SamplesConfig, EditsConfig)
 
 
 def parsed(kind, *argv: str):
@@ -137,6 +142,8 @@ def test_the_oldest_python_is_the_same_everywhere():
         ("Makefile", f"python{major}.{minor} -m venv"),
         ("requirements.txt", f"Python {major}.{minor}."),
         ("pyproject.toml", f'target-version = "py{major}{minor}"'),
+        ("pyproject.toml", f'requires-python = ">={major}.{minor},'),
+        (".github/workflows/test.yml", f'python: ["{major}.{minor}", "3.14"]'),
     ):
         assert said in " ".join((root / file).read_text(encoding="utf-8").split()), file
 
@@ -166,6 +173,141 @@ def test_the_command_line_overrides_the_file(tmp_path):
     given = parsed(TrainConfig, "--config", str(path), "--batch_size", "4")
     assert (given.lr, given.batch_size) == (0.5, 4)
     assert given.model.bottleneck_attention is False and given.model.channels == (8, 16)
+
+
+def refused(capsys, kind, *argv: str) -> str:
+    """The line of a wrong command."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        parsed(kind, *argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    return line
+
+
+def test_files_are_merged_in_their_order(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("lr: 0.5\nbatch_size: 3\ncompile: true\nmax_steps: 9\n")
+    second.write_text("lr: 0.7\ncompile: false\nmax_steps: null\n")
+    both = ("--config", str(first), f"--config={second}")
+    given = parsed(TrainConfig, *both)
+    assert (given.lr, given.batch_size, given.compile, given.max_steps) == (0.7, 3, False, None)
+    assert parsed(TrainConfig, *both[2:], *both[:2]).lr == 0.5
+    assert parsed(TrainConfig, *both, "--lr", "0.9").lr == 0.9
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path, capsys):
+    path = tmp_path / "some.yaml"
+    path.write_text("lr: 0.5\nseed: 1\nlr: 0.7\n")
+    assert f"{path} sets lr twice, again in line 3" in refused(
+        capsys, TrainConfig, "--config", str(path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        *((f"compile: {word}", "compile", True) for word in ("yes", "Yes", "on", "TRUE")),
+        *((f"compile: {word}", "compile", False) for word in ("no", "Off", "False", "null", "~", "")),
+        *((f"max_steps: {word}", "max_steps", None) for word in ("null", "~", "", "None", "'none'")),
+        *((f"init_from: {word}", "init_from", None) for word in ("null", "none")),
+        ("mixed_precision: no", "mixed_precision", "no"),
+        ("report_to: none", "report_to", "none"),
+        ("report_to: null", "report_to", "tensorboard"),
+        ("resume: yes", "resume", ""),
+        ("resume: no", "resume", None),
+        ("attribute: [no, Yes]", "attribute", ("no", "Yes")),  # names
+    ],
+)
+def test_the_words_of_yaml_for_yes_no_and_nothing(tmp_path, line, name, value):
+    (tmp_path / "some.yaml").write_text(line)
+    assert getattr(parsed(TrainConfig, "--config", str(tmp_path / "some.yaml")), name) == value
+
+
+@pytest.mark.parametrize("word", ["no", "true"])
+def test_a_word_of_yaml_is_no_path(tmp_path, capsys, word):
+    path = tmp_path / "some.yaml"
+    path.write_text(f"init_from: {word}")
+    line = refused(capsys, TrainConfig, "--config", str(path))
+    assert f"sets init_from to {word}: use null for none, ./{word} for a file" in line
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_a_home_is_found_in_every_path(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # on Windows
+    kinds = flags.by_flag(kind).items()
+    names = {name for name, behind in kinds if config.is_path(behind[0].hint, behind[0].facts)}
+    assert "checkpoint" in names or kind in (TrainConfig, EncodeConfig, JudgeConfig)
+    for name in names - {"host"}:
+        words = [word for word in REQUIRED.get(kind, []) if word not in (f"--{name}", "x")]
+        for argv in ([f"--{name}=~/a"], ["--config", "~/some.yaml"]):
+            (tmp_path / "some.yaml").write_text(f"{name}: ~/a")
+            if kind in (SamplesConfig, EditsConfig, JudgeConfig, EncodeConfig) and name != "data_root":
+                argv = [*argv, *DATA]
+            if kind is ExportConfig and name != "out":
+                argv = [*argv, "--out", "x"]
+            if name == "target_image":
+                argv = [*argv, "--source_image", "x"]
+            given = flags.parse(kind, "", [*(w for w in words if w == "all"), *argv])
+            assert flags.flags_of(given)[name] == str(tmp_path / "a"), name
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_every_script_has_seeds_up_to_63_bits(kind, capsys):
+    if "seed" not in flags.by_flag(kind):
+        assert kind in (AppConfig, EncodeConfig, ExportConfig)  # nothing is drawn there
+        return
+    largest = SEED["high"]
+    assert largest == 2**63 - 1
+    assert flags.flags_of(parsed(kind, "--seed", str(largest)))["seed"] == largest
+    line = refused(capsys, kind, "--seed", str(largest + 1))
+    assert f"at most {largest}, got '{largest + 1}'" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv", "said"),
+    [
+        (TrainConfig, ["--timesteps", "5"], ": did you mean --num_timesteps"),
+        (TrainConfig, ["--batch-size=3"], ": did you mean --batch_size?"),
+        (TrainConfig, ["--vae-channels", "3"], "or --channels?"),
+        (
+            ManipulateConfig,
+            ["--steps", "3"],
+            "did you mean --num_inference_steps or --interpolation_steps?",
+        ),
+        (AppConfig, ["--server_port", "80"], ": did you mean --port?"),
+        (VisualizeConfig, ["--num-samples", "3"], ": did you mean --num_samples?"),
+        (SamplesConfig, ["--num_sample", "3"], ": did you mean --num_samples"),
+        (EncodeConfig, ["--first-stage", "x"], ": did you mean --first_stage?"),
+        (ExportConfig, ["--output", "x"], ": did you mean --out?"),
+        (TrainConfig, ["--learning_rate", "1"], "docs/coming_from.md has those of other programs"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest(kind, argv, said, capsys):
+    line = refused(capsys, kind, *argv)
+    assert f"unrecognized arguments: {' '.join(argv)}" in line and said in line
+
+
+def test_an_unknown_name_in_a_file_names_the_nearest(tmp_path, capsys):
+    path = tmp_path / "some.yaml"
+    path.write_text("batch-size: 3")
+    line = refused(capsys, TrainConfig, "--config", str(path))
+    assert "sets batch-size, which is no flag: did you mean batch_size?" in line
+
+
+def test_the_newer_of_two_names_counts_where_it_comes_later(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("latents: old")
+    assert parsed(TrainConfig, "--config", str(path), "--data_root", "new").data_root == "new"
+
+
+def test_the_learning_rate_may_stay_constant():
+    for schedule, middle, end in (("cosine", 0.25, 0), ("constant", 0.5, 0.5)):
+        given = parsed(TrainConfig, "--lr", "0.5", "--lr_schedule", schedule, "--warmup_steps", "3")
+        assert learning_rate(given, 0, 0.0) == 0.125, "the warm-up is the same"
+        assert learning_rate(given, 9, 0.5) == pytest.approx(middle)
+        assert learning_rate(given, 9, 1.0) == pytest.approx(end)
 
 
 def test_a_file_of_before_may_have_old_names(tmp_path):
@@ -224,6 +366,43 @@ def test_the_device_that_is_there(cuda, mps, auto, monkeypatch):
         else:
             with pytest.raises(ValueError, match=f"--device {name}, .* use --device {auto}"):
                 devices.choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("cuda:1", 1), ("1", 1), ("gpu:0", 0), ("CUDA1", 1), ("gpu", None)]
+)
+def test_a_gpu_by_its_number(name, number, monkeypatch, capsys):
+    import torch
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    given = parsed(TrainConfig, "--device", name).device
+    assert devices.choose_device(given) == "cuda"
+    assert chosen == ([] if number is None else [number])
+    with pytest.raises(ValueError, match="--device cuda:2, but torch sees cuda:0, cuda:1 here: use one"):
+        devices.choose_device(parsed(TrainConfig, "--device", "2").device)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--device cuda:1 is for one process, not 2: use --device cuda"):
+        devices.choose_device("cuda:1")
+    line = refused(capsys, TrainConfig, "--device", "tpu")
+    assert "device must be auto, cpu, cuda, cuda:1 or mps, got 'tpu'" in line
+
+
+def test_threads_are_no_more_than_the_processors_that_may_be_used(monkeypatch):
+    import joblib
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for processors, threads in ((64, 2), (1, 1)):
+            monkeypatch.setattr(joblib, "cpu_count", lambda number=processors: number)
+            devices.choose_device("cpu")
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_apple_gpu_computes_in_full_precision_unless_told():

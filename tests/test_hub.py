@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
+from helpers import run_script, run_training
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 import export
-import flags
 import hub
+import manipulate
 from attributes import CELEBA_ATTRIBUTES
 from checkpoint import IN_FOLDER, load_checkpoint, save_model
 from config import SamplingConfig
@@ -76,7 +78,7 @@ def test_folders_of_other_projects_are_refused(tmp_path, weights):
         ConditionalDiffusion.from_pretrained(tmp_path)
     said = str(refusal.value)
     assert str(tmp_path / IN_FOLDER) in said and "\n" not in said
-    assert ("safetensors of another program" if weights else "no checkpoint at") in said
+    assert ("is not a checkpoint of this project" if weights else "no checkpoint at") in said
 
 
 def test_facts_that_are_no_numbers_are_left_out(make_model, tmp_path):
@@ -86,14 +88,45 @@ def test_facts_that_are_no_numbers_are_left_out(make_model, tmp_path):
     assert load_model(tmp_path / "model.pth").facts == {}
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "user/name"])
-def test_without_folder_and_network(name):
-    with pytest.raises(FileNotFoundError, match=f"no model {name}: there is no such") as refusal:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no/such/folder", "no checkpoint at no/such"),
+        ("user/name", "no model user/name: there is no such"),
+    ],
+)
+def test_without_folder_and_network(name, said):
+    with pytest.raises(FileNotFoundError, match=said) as refusal:
         ConditionalDiffusion.from_pretrained(name, local_files_only=True)
     assert "\n" not in str(refusal.value)
 
 
-def test_to_a_stub_of_the_hub_and_back(make_model, tmp_path, monkeypatch):
+def test_a_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    def download(*_):
+        pytest.fail("the hub was asked")
+
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for path in ("checkpoints/none", "other/best_model.pth", "./other", tmp_path / "none", "~/none"):
+        with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+            load_model(path)
+
+
+@pytest.mark.parametrize("name", ["user/name", "drawn64"])
+def test_unknown_arguments_are_refused_and_so_is_a_revision_of_what_is_here(name, make_model, tmp_path):
+    for wrong in ({"devcie": "cpu"}, {"torch_dtype": torch.float16}):
+        with pytest.raises(TypeError, match=next(iter(wrong))):
+            ConditionalDiffusion.from_pretrained(name, **wrong)
+    with pytest.raises(TypeError, match="privat"):
+        make_model().push_to_hub("user/name", privat=True)
+    with pytest.raises(ValueError, match=r"drawn64 is .*, which has no revision no-such: leave it out"):
+        ConditionalDiffusion.from_pretrained("drawn64", revision="no-such")
+
+
+def test_to_a_stub_of_the_hub_and_back(make_model, flags, tmp_path, monkeypatch, capsys):
+    revisions = []
+
     class Hub:
         def __init__(self, token=None):
             pass
@@ -101,16 +134,16 @@ def test_to_a_stub_of_the_hub_and_back(make_model, tmp_path, monkeypatch):
         def create_repo(self, repo_id, **more):
             return type("Url", (), {"repo_id": repo_id})
 
-        def upload_folder(self, repo_id, folder_path, **more):
+        def upload_folder(self, repo_id, folder_path):
             shutil.copytree(folder_path, tmp_path / repo_id)
             return "url"
 
-    def download(name, filename, **more):
-        assert more == {"revision": "main"}
+    def download(name, filename, revision=None):
+        revisions.append(revision)
         return str(tmp_path / name / filename)
 
     monkeypatch.setattr(hub, "HfApi", Hub)
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     model = make_model()
     assert model.push_to_hub("someone/faces") == "url"
     assert sorted(path.name for path in (tmp_path / "someone/faces").iterdir()) == [
@@ -118,15 +151,26 @@ def test_to_a_stub_of_the_hub_and_back(make_model, tmp_path, monkeypatch):
         IN_FOLDER,
     ]
     again = ConditionalDiffusion.from_pretrained("someone/faces", revision="main")
-    assert torch.equal(drawn(model), drawn(again))
+    assert torch.equal(drawn(model), drawn(again)) and revisions == ["main"]
+    options = [
+        "--mode",
+        "generate",
+        "--num_samples",
+        "1",
+        "--num_inference_steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    options += ["--checkpoint", "someone/faces", "--output_dir", tmp_path / "out"]
+    run_script(manipulate, *options, "--attributes", "Smiling=1")
+    assert (tmp_path / "out" / "manifest.json").is_file()
+    run_training(flags, tmp_path / "run", "--max_steps", "1", "--init_from", "someone/faces")
+    assert "starts from someone/faces: " in capsys.readouterr().out
 
 
 def test_the_command_line_writes_such_a_folder(checkpoint, tmp_path):
-    def run(*options):
-        options = ["--checkpoint", str(checkpoint), "--out", *map(str, options)]
-        flags.run(lambda: export.export(export.parse_args(options)))
-
-    run(tmp_path / "folder", "--half")
+    run_script(export, "--checkpoint", checkpoint, "--out", tmp_path / "folder", "--half")
     assert "3 steps" in (tmp_path / "folder" / "README.md").read_text()
     half, whole = (load_model(path).state_dict() for path in (tmp_path / "folder", checkpoint))
     assert all(torch.equal(half[name], weight.half().to(weight)) for name, weight in whole.items())
