@@ -257,3 +257,26 @@ def test_the_readme_s_examples_run_as_written(make_model, tmp_path):
         source_image, target_attrs.unsqueeze(0), strength=0.8, num_inference_steps=2
     )
     assert manipulated.shape == (1, 64, 64, 3)
+
+
+def test_a_size_may_be_one_side_and_what_is_no_size_is_one_line(make_model):
+    model = make_model()
+    sampling = SamplingConfig(num_inference_steps=1)
+    assert model.sample(2, 32, None, sampling, seeded()).shape == (2, 32, 32, 3)
+    square = model.sample(1, (32, 32), {"Smiling": 1}, sampling, seeded())
+    assert torch.equal(square, model.sample(1, 32, {"Smiling": 1}, sampling, seeded()))
+    for wrong in ({"Smiling": 1}, {"Smiling": 1, "Male": 0}, "64", 64.0, (64,), torch.ones(2, 3)):
+        with pytest.raises(ValueError, match=r"image_size is .* or one side, got .*attributes=\{...\}"):
+            model.sample(2, wrong)
+
+
+def test_weights_in_half_precision_are_refused_and_autocast_is_named(make_model):
+    half, words = make_model().half(), r"weights are torch.float16: .*float\(\).*autocast\(\"cpu\""
+    for call in (
+        lambda: half.sample(1, attributes={"Smiling": 1}),
+        lambda: half.interpolate_between_attributes({"Male": 1}, {"Male": 0}, 2),
+        lambda: half.predict_attributes(images()),
+        lambda: Editor(half).edit(images(), {"Smiling": 1}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()

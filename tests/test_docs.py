@@ -108,3 +108,27 @@ def test_numbers_of_parameters():
     assert card == dict(rows)["celeba64.yaml"]
     weights = (ROOT / "pretrained" / "celeba64_probe.safetensors").stat().st_size
     assert f"{weights / 2e6:.1f} M weights" in TEXT[ROOT / "pretrained" / "README.md"]  # half precision
+
+
+def test_what_is_installed_is_all_of_it_and_the_workflow_runs_the_makefile():
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    modules, packages = (
+        {
+            *re.findall(
+                r'"(\w+)"', re.search(rf"^{name} = \[(.*?)\]", settings, re.DOTALL | re.MULTILINE)[1]
+            )
+        }
+        for name in ("py-modules", "packages")
+    )
+    assert modules == {path.stem for path in ROOT.glob("*.py")}
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages == folders - {"tests"} | {"pretrained"}
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for step in job["steps"]:
+        words = step.get("run", "make lint PYTHON=python").split()
+        assert words[0] == "make" and words[1] in targets and words[2:] == ["PYTHON=python"]
+    oldest, newest = job["strategy"]["matrix"]["python"]
+    beyond = f"3.{int(newest[2:]) + 1}"
+    assert f'requires-python = ">={oldest},<{beyond}"' in settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -11,16 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import train_judge
+from helpers import one_line, train_judge
 from torchmetrics.image.kid import poly_mmd
 
 import evaluate
 import flags
 from celeba_dataset import CelebADataset
-from checkpoint import save_atomically
-from classifiers.judge import Judge, load_judge
+from checkpoint import save_atomically, save_model
+from classifiers.judge import Judge, fit_classifier, load_judge
 from classifiers.probe import Probe, load_probe, save_probe
-from config import SamplingConfig
+from config import ModelConfig, SamplingConfig
+from diffusion_model import ConditionalDiffusion
 from evaluation import metrics
 from evaluation.features import FEATURE_SPACES
 from evaluation.metrics import (
@@ -33,6 +35,8 @@ from evaluation.metrics import (
     pooled_accuracy_by_chance,
     with_error,
 )
+from evaluation.samples import SampleEvaluation
+from evaluation.tables import mean_of_tasks, write_report
 from studio import draw
 from synthetic_faces.dataset import write_dataset
 
@@ -254,3 +258,58 @@ def test_a_flag_of_another_subcommand_is_one_line(argv, message, tmp_path, capsy
         run_evaluate(*argv.split(), "--data_root", tmp_path)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and message in line
+
+
+def test_pictures_without_labels_have_no_judge(tmp_path, capsys):
+    """Neither is one trained, nor does one that learned nothing measure."""
+    root, judge = tmp_path / "pictures", tmp_path / "judge.pth"
+    write_dataset(tmp_path / "faces", num_images=20, image_size=32, seed=0, num_workers=1)
+    shutil.copytree(tmp_path / "faces" / "img_align_celeba", root)
+    data = ["--data_root", root, "--cache_dir", tmp_path / "cache", "--judge", judge]
+    line = one_line(capsys, lambda: run_evaluate("judge", *data, "--image_size", 32))
+    assert f"a judge would learn nothing from {root}: no attribute is present in some" in line
+    assert not judge.exists()
+    names = ["picture"]
+    state = {"judge": Judge(1).state_dict(), "attribute_names": names, "crop": 178}
+    save_atomically(state | {"balanced_accuracy": [math.nan]}, judge)
+    config = ModelConfig(
+        names, image_size=32, channels=(16, 32), num_heads=2, latent_dim=8, prior_rows=1
+    )
+    save_model(ConditionalDiffusion(config), tmp_path / "model.pth")
+    more = ["--checkpoint", tmp_path / "model.pth", "--output_dir", tmp_path / "out"]
+    for command in ("samples", "edits"):
+        line = one_line(capsys, lambda command=command: run_evaluate(command, *data, *more))
+        assert f"{judge} learned nothing: no attribute was present in some test pictures" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_a_classifier_learns_in_few_steps(epochs):
+    rows, generator = torch.ones(8, 1), torch.Generator()
+    options = {"batch_size": 64, "lr": 1e-3, "weight_decay": 0.0, "generator": generator, "label": ""}
+    model = torch.nn.Linear(2, 1)
+    fit_classifier(model, lambda rows: torch.ones(len(rows), 2), rows, epochs, **options)
+
+
+def test_a_small_reference_split_is_named(checkpoint, faces, tmp_path, capsys, monkeypatch):
+    assert SampleEvaluation.fewest == 6  # five neighbours, and the image itself
+    monkeypatch.setattr(SampleEvaluation, "fewest", 7)
+    data = ["--data_root", faces, "--cache_dir", tmp_path / "cache", "--judge", tmp_path / "judge.pth"]
+    names = CelebADataset(faces, "test", 32, cache_dir=tmp_path / "cache").attribute_names
+    state = {"judge": Judge(40).state_dict(), "attribute_names": list(names), "crop": 178}
+    save_atomically(state | {"balanced_accuracy": [0.5] * 40}, tmp_path / "judge.pth")
+    out = ["--checkpoint", checkpoint, "--attribute_split", "train", "--output_dir", tmp_path / "out"]
+    line = one_line(capsys, lambda: run_evaluate(*data, *out))
+    assert "6 images in the test split, at least 7 are needed: choose another --reference_split" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    report = {"a": math.nan, "b": [1.0, math.inf], "c": {"d": (math.nan, 2)}, "e": "nan", "f": None}
+    write_report(tmp_path, "report", report, "text")
+    text = (tmp_path / "report.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    expected = {"a": None, "b": [1.0, None], "c": {"d": [None, 2]}, "e": "nan", "f": None}
+    assert json.loads(text) == expected
+    tasks = [{"task": "a", "cosine": None}, {"task": "b", "cosine": 0.5}]
+    assert mean_of_tasks(tasks) == {"cosine": 0.5}

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import signal
 import threading
 
@@ -125,7 +127,91 @@ def test_a_killed_drawing_process_is_one_line(capsys):
     assert "a process that drew faces was killed" in line and "--num_workers 1" in line
 
 
+def test_a_run_leaves_time_for_its_end(flags, tmp_path):
+    run = make_run(flags, "--max_minutes", "1", "--epochs", "1000")
+    run.seconds, run.ending = 30.0, 0.0
+    assert run.progress == 0.5
+    run.ending = 20.0
+    assert run.progress == 0.75
+    run.ending = 1e9  # half is for training at least
+    assert run.progress == 1
+    last = run_training(flags, tmp_path, "--max_minutes", "0.01", "--epochs", "1000")
+    state = load_checkpoint(last)
+    assert state["seconds"] > 0.3 and run_training(flags, tmp_path, "--max_minutes", "0.01", "--resume")
+    assert load_checkpoint(last)["step"] == state["step"], "it had ended"
+
+
+def test_the_end_of_a_run_is_timed(flags, tmp_path, monkeypatch):
+    """Each validation takes a second. The third epoch would end after the time is over."""
+    from training import monitoring
+
+    clock, seconds = [0.0], {"step": 0.25, "validation": 1.0}
+    true_step, true_validate = train.training_step, monitoring.validate
+
+    def step(run, batches):
+        clock[0] += seconds["step"]
+        return true_step(run, batches)
+
+    def validate(run):
+        clock[0] += seconds["validation"]
+        return true_validate(run)
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(train, "training_step", step)
+    monkeypatch.setattr(monitoring, "validate", validate)
+    more = ["--epochs", "1000", "--max_minutes", str(8 / 60)]
+    state = load_checkpoint(run_training(flags, tmp_path, *more))
+    assert clock[0] <= 8 and state["seconds"] == 7 and state["ending"] == 1
+
+
 # -------------------------------------------------------------------- the process around them
+
+
+def test_two_runs_do_not_share_a_folder(flags, tmp_path, capsys):
+    save_dir = tmp_path / "deep" / "one"
+    first = CheckpointFiles(TrainConfig(save_dir=str(save_dir), log_dir=str(tmp_path / "logs")))
+    with first.held(main=True):
+        line = one_line(capsys, lambda: run_training(flags, save_dir, "--max_steps", "1"))
+        holder = rf"{save_dir} is in use by a run on {platform.node()}, process {os.getpid()}, since 20"
+        assert re.search(holder, line) and "choose another --save_dir" in line
+        run_training(flags, save_dir, "--dry_run")  # writes nothing
+        guide = ["--stage", "guide", "--max_steps", "1"]  # has files of its own
+        run_training(flags, save_dir, *guide)
+        assert not (save_dir / "last.pth").exists()
+    assert not list(save_dir.glob(".*"))
+    run_training(flags, save_dir, "--max_steps", "1")
+    empty = tmp_path / "a" / "b"
+    wrong = CheckpointFiles(TrainConfig(save_dir=str(empty), log_dir="/dev/null/a"))
+    with pytest.raises(OSError, match="--log_dir"), wrong.held(main=True):
+        pass
+    assert not empty.parent.exists(), "nothing is left behind"
+
+
+def test_a_closed_terminal_and_slurm_stop_a_run_and_nohup_does_not(flags):
+    accelerator = make_accelerator(train.parse_args(flags))
+    for name in process.STOPS:
+        with process.StopRequest(accelerator) as stop:
+            assert not stop
+            os.kill(os.getpid(), getattr(signal, name))
+            assert stop, name
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup sets it
+    try:
+        with process.StopRequest(accelerator) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_largest_seed_runs_and_resumes(flags, tmp_path):
+    seed = ["--seed", str(2**63 - 1)]
+    run_training(flags, tmp_path, *seed, "--max_steps", "1")
+    last = run_training(flags, tmp_path, *seed, "--max_steps", "2", "--resume")
+    state = load_checkpoint(last)
+    assert state["recipe"]["seed"] == 2**63 - 1 and state["step"] == 2
 
 
 def test_a_notebook_gets_its_signals_back_and_a_thread_can_train(flags, tmp_path):
@@ -199,6 +285,7 @@ def saved(flags, tmp_path_factory):
     [
         (["--grad_accum", "4"], "with grad_accum x processes = 2, this run has 4: resume with the same"),
         (["--channels", "16", "64"], "channels = [16, 32], this run has [16, 64]: resume with the same"),
+        (["--image_size", "64"], "last.pth for what fits of its weights"),
         (
             ["--no-bottleneck_attention", "--shared_film"],
             "bottleneck_attention = True, this run has False; shared_film = False, this run has True: ",

@@ -96,7 +96,8 @@ class CheckpointFiles:
             pass
         try:
             start = time.strftime("%Y-%m-%d %H:%M:%S")
-            holder.write_text(f"on {platform.node()}, process {os.getpid()}, since {start}", "utf-8")
+            text = f"on {platform.node()}, process {os.getpid()}, since {start}"
+            holder.write_text(text, encoding="utf-8")
             self.check(main)
             yield
         finally:
