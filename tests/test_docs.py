@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import SCRIPTS
 
 from attributes import CELEBA_ATTRIBUTES
 from config import ModelConfig
@@ -85,19 +87,40 @@ def test_papers_are_cited_where_the_list_says():
             assert number in text, f"{path.name} cites {number}, and docs/references.md does not"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_complete(page, capsys):
+    """Each is parsed: its flags are there, and none is missing."""
+    text = "" if page == HISTORY else TEXT[page].replace("\\\n", " ")
+    lines = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).splitlines()
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines += [command.replace("\n", " ") for command in re.findall(r"`(python [^`]+)`", text)]
+    pattern = re.compile(rf".*(?:python|launch .*) ({'|'.join(SCRIPTS)})\.py\b(.*)")
+    for match in filter(None, map(pattern.match, lines)):
+        name, line = match.groups()
+        words = shlex.split(line, comments=True)
+        if "..." in line or not words:
+            continue
+        try:
+            SCRIPTS[name].parse_args(words)
+        except SystemExit as stopped:
+            assert stopped.code in (0, None), f"{page.name}: {line}: {capsys.readouterr().err}"
+
+
 def parameters(recipe: str) -> float:
-    """Millions of parameters of a recipe's model of CelebA's attributes. Nothing is computed."""
+    """Millions of parameters of a recipe's model: of ten classes for CIFAR-10, else of CelebA's
+    attributes. Nothing is computed."""
     settings = yaml.safe_load((ROOT / "configs" / recipe).read_text(encoding="utf-8"))
     own = {field.name for field in fields(ModelConfig)} & settings.keys()
     with torch.device("meta"):
-        config = ModelConfig(attribute_names=CELEBA_ATTRIBUTES, **{name: settings[name] for name in own})
+        names = CELEBA_ATTRIBUTES[: 10 if recipe == "cifar10.yaml" else 40]
+        config = ModelConfig(attribute_names=names, **{name: settings[name] for name in own})
         model = ConditionalDiffusion(config)
     return sum(p.numel() for p in model.parameters()) / 1e6
 
 
 def test_numbers_of_parameters():
     rows = re.findall(
-        r"^\| `(\w+\.yaml)` \| ([\d.]+) M \|", TEXT[ROOT / "docs" / "scaling.md"], re.MULTILINE
+        r"^\| `(\w+\.yaml)`[^|]* \| ([\d.]+) M \|", TEXT[ROOT / "docs" / "scaling.md"], re.MULTILINE
     )
     assert len(rows) >= 4
     for recipe, millions in rows:
