@@ -22,9 +22,9 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "pretrained" / "REA
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
 HISTORY = ROOT / "docs" / "log.md"  # it names files and flags that are gone
 OTHERS = ROOT / "docs" / "coming_from.md"  # its left column is of other programs
-# Flags that are no settings, and those of accelerate and TensorBoard
+# Flags that are no settings, and those of accelerate, Slurm and TensorBoard
 OF_OTHERS = ["help", "config", "logdir", "cpu", "multi_gpu", "num_processes", "num_machines"]
-OF_OTHERS += ["machine_rank", "main_process_ip", "main_process_port"]
+OF_OTHERS += ["machine_rank", "main_process_ip", "main_process_port", "signal"]
 CODE = [*ROOT.glob("*.py"), *(path for path in ROOT.glob("[a-z]*/*.py") if path.parent.name != "tests")]
 
 
