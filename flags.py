@@ -62,8 +62,10 @@ class Parser(argparse.ArgumentParser):
         plain = name.replace("-", "_")
         if plain in names:
             return [plain]
-        alike = [each for each in names if {*plain.split("_")} & {*each.split("_")}]
-        return difflib.get_close_matches(plain, names, n=2) or alike[:3]
+        words = {each: {*each.split("_")} for each in names}
+        longer = [each for each in names if plain in words[each]]
+        alike = [each for each in names if words[each] & {*plain.split("_")}]
+        return longer[:3] or difflib.get_close_matches(plain, names, n=2) or alike[:3]
 
 
 def did_you_mean(names: list[str]) -> str:
