@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder_model import build_first_stage
-from config import PRETRAINED, ModelConfig
+from config import PRETRAINED, ModelConfig, check_local, check_pulled
 
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
@@ -92,6 +92,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def find_weights(path: str | Path) -> Path:
     """The file that a name stands for: a path, the name of a model in pretrained/, or a folder of
     ``hub.save``."""
+    check_local(path)
     named = PRETRAINED / f"{path}.safetensors"
     if named.is_file() and not Path(path).exists():
         return named
@@ -166,6 +167,7 @@ def load_checkpoint(path: str | Path, part: str = "", advice: str = "") -> dict[
     except (OSError, MemoryError):  # not the file's fault
         raise
     except Exception as error:  # a damaged file may raise any error in the unpickler
+        check_pulled(path)
         reason = str(error).split("\n")[0][:100]
         raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

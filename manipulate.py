@@ -110,13 +110,15 @@ def find_source(config: ManipulateConfig) -> PhotographSettings | None:
         FileNotFoundError, ValueError: if a mode needs one and there is none.
     """
     from image_data.datasets import find_dataset
+    from image_data.picture import check_picture_file
 
     if not (config.mixes_photographs or config.makes("edit") or config.makes("counterfactual")):
         return None
-    source = config.photograph.source_image
+    source, target = config.photograph.source_image, config.interpolate.target_image
+    for name, path in (("--source_image", source), ("--target_image", target)):
+        if path:
+            check_picture_file(path, name)  # before a model is loaded
     if source:
-        if not Path(source).is_file():  # before a model is loaded
-            raise FileNotFoundError(f"no source image at {source}: check --source_image")
         return config.photograph
     if config.data_root:
         dataset = find_dataset(config.data_root, config.dataset)
@@ -215,7 +217,7 @@ def save_counterfactual(out: Path, source: Photograph, result: Result) -> Made:
 
 def save_whole(source: Photograph, edited: np.ndarray, path: Path) -> Path:
     """Write the whole photograph with an edit in it."""
-    source.paste(edited).save(path)
+    source.save_whole(edited, path)
     return path
 
 

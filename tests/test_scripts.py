@@ -157,7 +157,12 @@ manipulate | --unconditional --mode edit | --mode edit
 manipulate | --from Male=1 | --to
 manipulate | --checkpoint {tmp}/none.pth | none.pth
 manipulate | --checkpoint {tmp}/text.jpg | text.jpg
-manipulate | --mode edit --source_image {tmp}/no.jpg | no.jpg
+manipulate | --mode edit --source_image {tmp}/no.jpg | --source_image {tmp}/no.jpg does not exist
+manipulate | --mode edit --source_image {faces} | --source_image {faces} is a folder: name one picture
+manipulate | --mode edit --source_image https://a.org/b.jpg | https://a.org/b.jpg is an address: download
+manipulate | --source_image {tmp}/text.jpg --target_image {tmp} | --target_image {tmp} is a folder
+manipulate | --mode edit --data_root https://a.org/b | https://a.org/b is an address: download it
+manipulate | --checkpoint https://a.org/b.pth | https://a.org/b.pth is an address: download it
 manipulate | --mode edit | --source_image
 manipulate | --mode edit --face 2 | --source_image
 manipulate | --mode edit --source_image {faces}/img_align_celeba/000001.jpg --face 9 | --face 9
@@ -196,6 +201,7 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(
     argv = flags.format(tmp=broken, faces=faces, checkpoint=checkpoint).split()
     if name == "manipulate" and "--checkpoint" not in argv:
         argv += ["--checkpoint", checkpoint]
+    message = message.format(tmp=broken, faces=faces)
     assert message in one_line(capsys, lambda: run_script(SCRIPTS[name], *argv))
     assert set(broken.rglob("*")) == before
 
