@@ -43,6 +43,7 @@ CFG_SCALE = 1.5  # of new faces, by default
 STEERED_SCALE, EDIT_CFG_SCALE = 6.0, 2.0
 GUIDANCE = ("free", "guide", "both")
 DATASET_HELP = "what --data_root holds; none given: as its files say"
+UNSPECIFIED_HELP = "which of 0 and -1 is not known, in labels of 1, 0 and -1"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
 CACHE_HELP = "where decoded images are kept"
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come with the repository

@@ -40,7 +40,12 @@ if not sys.stderr.isatty():  # progress bars write a line into a log about every
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a wrong flag in one line, with exit code 2."""
+    """An argument parser that answers a wrong flag in one line, with exit code 2. What starts with one
+    dash and has a = is a value: -1=1 asks for a class named -1."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-\.?\d|-[^-].*=")
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,49 @@ def test_what_is_not_named_is_drawn_from_the_training_rows(checkpoint, faces, tm
     for row, sign in zip(made["rows"], (1, -1), strict=True):
         assert all(row), "both ends are whole"
         assert (row[names.index("Male")], row[names.index("Smiling")]) == (sign, -sign)
+
+
+def test_fewer_samples_into_a_folder_of_more(checkpoint, faces, tmp_path, monkeypatch):
+    """What a manifest named and its successor does not is gone. What other modes made is still named,
+    and what somebody else put there stays, as does the photograph."""
+    monkeypatch.chdir(tmp_path)
+    common = ["--checkpoint", checkpoint, "--output_dir", "out", "--num_inference_steps", "2"]
+    few = [*common, "--mode", "generate", "--attributes", "Smiling=1", "--num_samples"]
+    edit = ["--mode", "edit", "--attributes", "Smiling=1", "Male=1"]
+
+    def manifest() -> dict:
+        return json.loads(Path("out", "manifest.json").read_text())
+
+    def images(made: dict) -> list[str]:
+        return [Path(path).name for path in made["images"]]
+
+    run_script(manipulate, *few, "6")
+    Path("out", "samples", "own.png").write_bytes(Path("out", "samples", "005.png").read_bytes())
+    photograph = Path("out", "samples", "004.png").absolute()
+    run_script(manipulate, *common, *edit, "--source_image", photograph, "--face", "0", "--paste_back")
+    assert list(manifest()["made"]) == ["edit"] and len(images(manifest()["made"]["edit"])) == 3
+    (before,) = manifest()["earlier"]
+    assert before["arguments"]["mode"] == "generate" and len(images(before["made"]["generate"])) == 6
+    source = Path("out", "samples", "004.png").read_bytes()
+    run_script(manipulate, *few, "2")
+    names = sorted(path.name for path in Path("out", "samples").iterdir())
+    assert names == ["000.png", "001.png", "own.png"]
+    assert images(manifest()["made"]["generate"]) == ["000.png", "001.png"]
+    (before,) = manifest()["earlier"]
+    assert list(before["made"]) == ["edit"]
+    assert sorted(path.name for path in Path("out", "edits").iterdir()) == [
+        *("000.png", "000_whole.png", "001.png", "001_whole.png", "002.png", "002_whole.png")
+    ]
+    Path("out", "edits", "photograph.png").write_bytes(source)
+    run_script(
+        manipulate, *common, *edit[:3], "Male=1", "--face", "0", "--source_image",
+        Path("out", "edits", "photograph.png").absolute(),
+    )  # fmt: skip
+    assert sorted(path.name for path in Path("out", "edits").iterdir()) == ["000.png", "photograph.png"]
+    assert [list(each["made"]) for each in manifest()["earlier"]] == [["generate"]]
+    Path("out", "manifest.json").write_text("no manifest")
+    run_script(manipulate, *few, "1")
+    assert manifest()["earlier"] == [] and Path("out", "samples", "001.png").is_file()
 
 
 def test_an_edit_does_not_depend_on_what_else_is_asked_for(checkpoint, faces, tmp_path):
