@@ -216,7 +216,7 @@ def check_attribute_names(names: Sequence[str]) -> None:
 def check_local(path: str | os.PathLike) -> None:
     """Raise ValueError for an address, also one that a path has garbled."""
     if re.match(r"(https?|ftp|s3|gs|hf):/", os.fspath(path)):
-        raise ValueError(f"{path} is an address: download it, and give the file or folder")
+        raise ValueError(f"{path} is an address: download it, and give a file or folder here")
 
 
 def check_pulled(path: str | os.PathLike) -> None:

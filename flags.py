@@ -25,6 +25,7 @@ if sys.version_info < OLDEST_PYTHON:  # before what an older one cannot read
 from config import (  # noqa: E402
     Config,
     Flag,
+    check_local,
     expected,
     fits,
     is_config,
@@ -286,7 +287,9 @@ def check_writable(folder: str | Path, flag: str = "--output_dir") -> None:
 
     Raises:
         OSError: if not, with the flag that names the folder.
+        ValueError: for an address.
     """
+    check_local(folder)
     folder = Path(folder)
     parent = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:

@@ -206,6 +206,8 @@ manipulate | --mode edit --source_image {faces} | --source_image {faces} is a fo
 manipulate | --mode edit --source_image https://a.org/b.jpg | https://a.org/b.jpg is an address: download
 manipulate | --source_image {tmp}/text.jpg --target_image {tmp} | --target_image {tmp} is a folder
 manipulate | --mode edit --data_root https://a.org/b | https://a.org/b is an address: download it
+manipulate | --mode generate --output_dir s3://a/b | s3://a/b is an address
+train | --data_root {faces} --save_dir gs://a/b | gs://a/b is an address
 manipulate | --checkpoint https://a.org/b.pth | https://a.org/b.pth is an address: download it
 manipulate | --mode edit | --source_image
 manipulate | --mode edit --face 2 | --source_image
