@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder_model import build_first_stage
-from config import PRETRAINED, ModelConfig
+from config import PRETRAINED, ModelConfig, check_local, check_pulled
 
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
@@ -106,6 +106,7 @@ def find_weights(name: str | Path, **download: Any) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    check_local(name)
     inspect.signature(hf_hub_download).bind(name, IN_FOLDER, **download)
     path, named = Path(name).expanduser(), PRETRAINED / f"{name}.safetensors"
     if named.is_file() and not path.exists():
@@ -192,6 +193,7 @@ def load_checkpoint(path: str | Path, part: str = "", advice: str = "") -> dict[
     except (OSError, MemoryError):  # not the file's fault
         raise
     except Exception as error:  # a damaged file may raise any error in the unpickler
+        check_pulled(path)
         reason = str(error).split("\n")[0][:100]
         raise ValueError(f"{path} is not a whole checkpoint ({reason})") from None
     state = state if isinstance(state, dict) else {}

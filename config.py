@@ -43,6 +43,7 @@ CFG_SCALE = 1.5  # of new faces, by default
 STEERED_SCALE, EDIT_CFG_SCALE = 6.0, 2.0
 GUIDANCE = ("free", "guide", "both")
 DATASET_HELP = "what --data_root holds; none given: as its files say"
+UNSPECIFIED_HELP = "which of 0 and -1 is not known, in labels of 1, 0 and -1"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
 CACHE_HELP = "where decoded images are kept"
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come with the repository
@@ -219,6 +220,22 @@ def check_attribute_names(names: Sequence[str]) -> None:
             raise ValueError(f"{str(name)[:100]!r} cannot name an attribute: no /, \\, = or leading dot")
     if len({*names}) < len(names):
         raise ValueError(f"an attribute is named twice: {max(names, key=list(names).count)}")
+
+
+def check_local(path: str | os.PathLike) -> None:
+    """Raise ValueError for an address, also one that a path has garbled."""
+    if re.match(r"(https?|ftp|s3|gs|hf):/", os.fspath(path)):
+        raise ValueError(f"{path} is an address: download it, and give a file or folder here")
+
+
+def check_pulled(path: str | os.PathLike) -> None:
+    """Raise ValueError where a file, or one in this folder, is only the pointer that Git LFS left."""
+    path = Path(path)
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if not file.is_file() or file.stat().st_size > 1024:
+            continue
+        if file.read_bytes().startswith(b"version https://git-lfs"):
+            raise ValueError(f"{file} is a pointer of Git LFS, and not the file: run git lfs pull")
 
 
 def in_file_name(text: str) -> str:

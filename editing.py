@@ -40,6 +40,8 @@ NEEDS = {
 SEEN_MARGIN = 3.0  # log odds at which the VAE's head is content, without a guide; by eye
 STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``; by eye
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; by eye: half or twice this value looks alike
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
+GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from its compression; by eye
 FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade; by eye
 
 
@@ -305,6 +307,14 @@ def lost_pixels(images: Tensor, decoded: Tensor) -> Tensor:
     return PIXELS.encode(images.to(decoded.device)) - decoded
 
 
+def as_grey_as(source: Tensor, edited: Tensor) -> Tensor:
+    """Edits (N, 3, S, S) of photographs (N or 1, 3, S, S). Where a photograph is grey, its edit is, too:
+    of the change, only the brightness is kept."""
+    spread = (source.amax(1) - source.amin(1)).amax((1, 2)) * 127.5
+    luma = (edited - source).mul(edited.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    return torch.where((spread <= GREY_LEVELS).view(-1, 1, 1, 1), source + luma, edited)
+
+
 class Editor:
     """Edits photographs uint8 (B, S, S, 3) with a model."""
 
@@ -403,7 +413,7 @@ class Editor:
             steps = flow_edit(denoise, schedule, x0, x0_hats, noise, grid)
             edited = last(with_bar(steps, "editing", grid, progress))
             picture = localised(decoded, self.first_stage.to_pixels(edited), editing.localise)
-            return PIXELS.decode(picture + lost)
+            return PIXELS.decode(as_grey_as(PIXELS.encode(source_image.to(x0.device)), picture + lost))
 
         return edit_at
 
@@ -487,4 +497,5 @@ class Editor:
         frames = back(denoise, slerp(x_T[0], x_T[1], weight)) + between(lost)
         frames[0], frames[-1] = x0  # the same up to rounding
         pixels = self.first_stage.to_pixels(frames)
-        return PIXELS.decode(pixels + between(lost_pixels(images, pixels[[0, -1]])))
+        frames = pixels + between(lost_pixels(images, pixels[[0, -1]]))
+        return PIXELS.decode(as_grey_as(between(PIXELS.encode(images.to(x0.device))), frames))

@@ -19,6 +19,7 @@ from config import (
     DATASET_HELP,
     DATASETS,
     SPLITS,
+    UNSPECIFIED_HELP,
     DeviceConfig,
     count,
     flag,
@@ -31,6 +32,7 @@ class EncodeConfig(DeviceConfig):
 
     data_root: str = flag("", "folder of labelled images", required=True)
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     first_stage: str = flag(
         "./checkpoints/first_stage.pth", "of train.py --stage first_stage, or an AutoencoderKL"
     )
@@ -70,7 +72,7 @@ def encode(config: EncodeConfig) -> None:
             f"--own_scale is for an AutoencoderKL, and {config.first_stage} is of train.py: leave it out"
         )
     stage = stored.module.to(device)
-    labelled = find_dataset(config.data_root, config.dataset)
+    labelled = find_dataset(config.data_root, config.dataset, config.unspecified)
     if main:
         print(labelled)
     sets = {

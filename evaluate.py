@@ -32,6 +32,7 @@ from config import (
     SAMPLERS,
     SEED,
     SPLITS,
+    UNSPECIFIED_HELP,
     DeviceConfig,
     EditConfig,
     SamplingConfig,
@@ -51,6 +52,7 @@ class DataConfig(DeviceConfig):
 
     data_root: str = flag("", "folder of labelled images", required=True)
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     judge: str = flag("./checkpoints/judge.pth", "file of the classifier that measures")
     cache_dir: str = flag("data/cache", CACHE_HELP)
 
@@ -172,7 +174,7 @@ def evaluate(config: JudgeConfig | SamplesConfig | EditsConfig) -> None:
         if isinstance(config, JudgeConfig):
             raise ValueError("evaluate.py judge is for one process: train the judge first")
         say(f"{processes.num_processes} processes")
-    data = find_dataset(config.data_root, config.dataset)
+    data = find_dataset(config.data_root, config.dataset, config.unspecified)
     say(str(data))
     if isinstance(config, JudgeConfig):
         accuracy = make_judge(config, data, device)

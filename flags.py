@@ -26,6 +26,7 @@ if sys.version_info < OLDEST_PYTHON:  # before what an older one cannot read
 from config import (  # noqa: E402
     Config,
     Flag,
+    check_local,
     expected,
     fits,
     is_config,
@@ -46,7 +47,12 @@ YES, NO, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("", "none")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a wrong flag in one line, with exit code 2."""
+    """An argument parser that answers a wrong flag in one line, with exit code 2. What starts with one
+    dash and has a = is a value: -1=1 asks for a class named -1."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-\.?\d|-[^-].*=")
 
     def error(self, message: str) -> typing.NoReturn:
         if message.startswith("unrecognized arguments"):
@@ -324,7 +330,9 @@ def check_writable(folder: str | Path, flag: str = "--output_dir") -> None:
 
     Raises:
         OSError: if not, with the flag that names the folder.
+        ValueError: for an address.
     """
+    check_local(folder)
     folder = Path(folder)
     parent = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config import check_pulled
 from layers import Norm, zero_init
 
 
@@ -247,6 +248,7 @@ def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
     try:
         vae = AutoencoderKL.from_pretrained(name)
     except Exception as error:  # a wrong config.json may raise any error
+        check_pulled(name)
         raise FileNotFoundError(
             f"no AutoencoderKL at {name!r} ({textwrap.shorten(str(error), 100)}): give a folder with "
             "config.json and diffusion_pytorch_model.safetensors, such as the vae/ of Stable Diffusion "

@@ -8,7 +8,8 @@ checkpoint. What a request does not name is copied from a row of the training se
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import numpy as np
 from config import (
     DATASET_HELP,
     DATASETS,
+    UNSPECIFIED_HELP,
     Config,
     EditSettings,
     GenerateSettings,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from studio import Result
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
+MANIFEST = "manifest.json"
+FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole")  # in it
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a strip of edits
 Made = dict[str, Any]  # what the manifest says of a mode: its files, and facts
 
@@ -52,6 +56,7 @@ class ManipulateConfig(Config):
     # where a photograph comes from without --source_image
     data_root: str | None = flag(None, "folder of images: its first test image is edited by default")
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     paste_back: bool = flag(False, "also write edits in the whole --source_image")
     # what is made
     files: ModelFiles = nested(ModelFiles)
@@ -110,16 +115,18 @@ def find_source(config: ManipulateConfig) -> PhotographSettings | None:
         FileNotFoundError, ValueError: if a mode needs one and there is none.
     """
     from image_data.datasets import find_dataset
+    from image_data.picture import check_picture_file
 
     if not (config.mixes_photographs or config.makes("edit") or config.makes("counterfactual")):
         return None
-    source = config.photograph.source_image
+    source, target = config.photograph.source_image, config.interpolate.target_image
+    for name, path in (("--source_image", source), ("--target_image", target)):
+        if path:
+            check_picture_file(path, name)  # before a model is loaded
     if source:
-        if not Path(source).is_file():  # before a model is loaded
-            raise FileNotFoundError(f"no source image at {source}: check --source_image")
         return config.photograph
     if config.data_root:
-        dataset = find_dataset(config.data_root, config.dataset)
+        dataset = find_dataset(config.data_root, config.dataset, config.unspecified)
         print(dataset)
         image = dataset.first_image("test")
         if image:
@@ -187,14 +194,15 @@ def save_edits(
         result.columns,
         title=f"Edited at strength {full:g}: {result.guidance}",
     )
-    save_grid(
+    over_strength = save_grid(
         out / "edit_strength.png",
         result.images.reshape(-1, *source.square.shape),
         [f"{label} at {strength:g}" for label in labels for strength in strengths],
         len(strengths),
         title=f"Edited: {result.guidance}",
     )
-    return {"row": row, "images": save_each(edited, out / "edits"), **result.facts}
+    single = save_each(edited, out / "edits")
+    return {"row": row, "over_strength": over_strength, "images": single, **result.facts}
 
 
 def save_counterfactual(out: Path, source: Photograph, result: Result) -> Made:
@@ -215,8 +223,33 @@ def save_counterfactual(out: Path, source: Photograph, result: Result) -> Made:
 
 def save_whole(source: Photograph, edited: np.ndarray, path: Path) -> Path:
     """Write the whole photograph with an edit in it."""
-    source.paste(edited).save(path)
+    source.save_whole(edited, path)
     return path
+
+
+def files_in(made: Mapping[str, Made], folder: str | Path, keys: Sequence[str]) -> set[str]:
+    """The files that these facts of what was made name, relative to the folder they lie in."""
+    values = [facts.get(key) for facts in made.values() for key in keys]
+    paths = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    relative = {os.path.relpath(path, folder) for path in paths if isinstance(path, str | Path)}
+    return {path for path in relative if not path.startswith("..")}
+
+
+def replace_made(folder: Path, made: dict[str, Made]) -> list[dict[str, Any]]:
+    """What the manifest in a folder says of modes that are not made now, for the new one. Of those that
+    are, files that are not made again are removed: with fewer samples, the last ones of before."""
+    stale: set[str] = set()
+    try:
+        old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifests = [old, *old.pop("earlier", [])]
+        for each in manifests:
+            replaced = {mode: each["made"].pop(mode) for mode in made if mode in each["made"]}
+            stale |= files_in(replaced, each["arguments"]["output_dir"], FILES)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none of ours
+        return []
+    for path in stale - files_in(made, folder, (*FILES, "source", "from", "to")):
+        (folder / path).unlink(missing_ok=True)
+    return [each for each in manifests if each["made"]]
 
 
 # -------------------------------------------------------------------- the script
@@ -314,14 +347,16 @@ def manipulate(config: ManipulateConfig) -> None:
     with devices.autocast(config.files.mixed_precision, model.device.type):
         made = make(config, model, guide, source, target)
     scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
+    folder = Path(config.output_dir)
     manifest = {
         "arguments": config.arguments(),
         "sampling": asdict(studio.resolve_drawing(config.generate, model)),
         "editing": asdict(replace(config.edit.editing, cfg_scale=scale)),
         **studio.model_facts(config.files, model, guide),
         "made": made,
+        "earlier": replace_made(folder, made),
     }
-    manifest_file = Path(config.output_dir) / "manifest.json"
+    manifest_file = folder / MANIFEST
     manifest_file.write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")
     for mode, facts in made.items():
         print(f"{mode}: {facts.get('grid') or facts.get('strip') or facts.get('row')}")

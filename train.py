@@ -22,6 +22,7 @@ from config import (
     FREE,
     NAME,
     SEED,
+    UNSPECIFIED_HELP,
     DeviceConfig,
     FirstStageConfig,
     FirstStageLossConfig,
@@ -68,6 +69,7 @@ class TrainConfig(DeviceConfig):
         old="latents",
     )
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS, resume=FREE)
+    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1), resume=FREE)
     data_fraction: float = flag(1.0, "share of the training images to use", above=0, high=1, resume=FREE)
     attribute: tuple[str, ...] = flag((), "learn only these", metavar=NAME, resume=FREE)
     judge: str = flag("./checkpoints/judge.pth", "judge of likeness, in place of VGG16", resume=FREE)

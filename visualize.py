@@ -15,6 +15,7 @@ from config import (
     DATASETS,
     REQUEST,
     SEED,
+    UNSPECIFIED_HELP,
     DeviceConfig,
     SamplingConfig,
     count,
@@ -47,6 +48,7 @@ class VisualizeConfig(DeviceConfig):
     checkpoint: str | None = flag(None, "model of train.py")
     data_root: str | None = flag(None, "folder of labelled images")
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
+    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     log_dir: str | None = flag(
         None, "logs of train.py: of the last run in this folder, or of the run whose folder it is"
     )

@@ -114,7 +114,8 @@ class Sources:
     @cached_property
     def data(self) -> LabelledImages:
         """What --data_root holds. Prints a line on it."""
-        data = find_dataset(str(self.config.data_root), self.config.dataset)
+        config = self.config
+        data = find_dataset(str(config.data_root), config.dataset, config.unspecified)
         print(data)
         return data
 

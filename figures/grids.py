@@ -5,6 +5,7 @@ Images are numpy arrays, uint8 (N, H, W, 3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from figures.fonts import legible, pillow_font
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 WIDTH = 192  # about how many pixels wide an image of a grid is
+MOST_PIXELS = 40_000_000  # of a grid's images; Pillow warns of pictures of 89 million
 FRAME_TIME = 120  # milliseconds
 
 
@@ -80,7 +82,8 @@ def labelled_grid(
     title: str = "",
     scale: int | None = None,
 ) -> Image.Image:
-    """A grid with a caption under every image and a title above.
+    """A grid with a caption under every image and a title above. Of more images than MOST_PIXELS hold,
+    it shows rows and columns at even distances, and says so.
 
     Args:
         images: uint8 (N, H, W, 3), row by row.
@@ -97,11 +100,15 @@ def labelled_grid(
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images but {len(labels)} labels")
     scale = scale or max(1, round(WIDTH / images.shape[2]))
+    columns = min(columns, len(images))
+    cells, columns = cells_of(len(images), columns, MOST_PIXELS // (images[0, ..., 0].size * scale**2))
+    if len(cells) < len(images):
+        title = f"{title} ({len(cells):,} of {len(images):,} images)".strip()
+        images, labels = images[cells], [labels[cell] for cell in cells]
     height, width = images.shape[1] * scale, images.shape[2] * scale
     size = max(12, width // 10)  # of captions; all measures below are in pixels
     gap, line = size // 2, round(1.25 * size)
     captions = [_wrapped(label, size, width) for label in labels]
-    columns = min(columns, len(images))
     starts = range(0, len(images), columns)
     page_width = gap + columns * (width + gap)
     title_size = max(line, page_width // 60)
@@ -122,6 +129,21 @@ def labelled_grid(
         for i, text in enumerate(lines):
             draw.text((x + width / 2, y + height + 1 + line * i), text, INK, font, anchor="ma")
     return page
+
+
+def cells_of(number: int, columns: int, most: int) -> tuple[list[int], int]:
+    """Which of so many images a grid of at most ``most`` shows, and its columns. Whole rows and columns
+    are left out, at even distances, of the longer side first. The first and the last stay."""
+    rows = -(-number // columns)
+    if number <= most:
+        return list(range(number)), columns
+    side = max(1, math.isqrt(most))
+    kept_rows = min(rows, max(side, most // columns))
+    kept_columns = min(columns, max(1, most // kept_rows))
+    across = np.linspace(0, columns - 1, kept_columns).round().astype(int)
+    down = np.linspace(0, rows - 1, kept_rows).round().astype(int)
+    cells = (down[:, None] * columns + across).ravel()
+    return [cell for cell in cells.tolist() if cell < number], kept_columns
 
 
 def save_grid(path: str | Path, images: np.ndarray, labels: Sequence[str], columns: int, **look) -> Path:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from image_data.files import Picture
 from image_data.picture import decode_image
 
-DECODING = "bilinear-2"  # part of every cache's key: change it when `decode_image` changes its pixels
+DECODING = "bilinear-3"  # part of every cache's key: change it when `decode_image` changes its pixels
 
 
 class ImageDataset:

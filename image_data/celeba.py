@@ -21,10 +21,12 @@ from image_data.files import (
     no_picture,
     read_text,
 )
-from image_data.labelled import NO_SPLIT, LabelledImages
+from image_data.labelled import NO_SPLIT, LabelledImages, as_signs, which_is_unspecified
 
 CELEBA_HOME = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 IMAGE_FOLDER = "img_align_celeba"
+IMAGE_FOLDERS = (IMAGE_FOLDER, "img_align_celeba_png")
+PARTS = ("", "Anno", "Eval", "Img")  # the home page's folders
 # The lists as CelebA has them, and as Kaggle does.
 ATTRIBUTE_FILES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
@@ -34,20 +36,24 @@ HQ_MASKS, HQ_MAPPING = "CelebAMask-HQ-mask-anno", "CelebA-HQ-to-CelebA-mapping.t
 FIRST_OF_SPLITS = (162_770, 182_637)
 
 
-def read_celeba(root: str | os.PathLike) -> LabelledImages:
+def read_celeba(root: str | os.PathLike, unspecified: int | None = None) -> LabelledImages:
     """CelebA's pictures, attributes and splits, in the order of the attribute file. No picture is read.
 
-    The lists are CelebA's .txt files, or .csv files as Kaggle has them. The files lie in root or, as
-    torchvision leaves them, in root/celeba. The pictures may lie one folder deeper, as Kaggle's do. Rows
-    without a picture are left out.
+    The lists are CelebA's .txt files, or .csv files as Kaggle has them. The files lie in root, in the
+    folders of the home page (PARTS) or, as torchvision leaves them, in root/celeba. The pictures may lie
+    one folder deeper, as Kaggle's do. Rows without a picture are left out. ``unspecified``: see
+    ``find_dataset``.
     """
     root = checked_root(root)
+    if root.name in PARTS:
+        root = root.parent
     if (root / "celeba" / IMAGE_FOLDER).is_dir() and not (root / IMAGE_FOLDER).is_dir():
         root = root / "celeba"
-    folder = require(root, IMAGE_FOLDER)
-    if (folder / IMAGE_FOLDER).is_dir():
-        folder = folder / IMAGE_FOLDER
-    pictures, attributes, passed_over = read_attributes(require(root, *ATTRIBUTE_FILES), folder)
+    folder = require(root, *IMAGE_FOLDERS)
+    if (folder / folder.name).is_dir():
+        folder = folder / folder.name
+    path = require(root, *ATTRIBUTE_FILES)
+    pictures, attributes, passed_over = read_attributes(path, folder, unspecified)
 
     path = require(root, *PARTITION_FILES)
     names, numbers = read_list(path, ("partition",))
@@ -64,13 +70,13 @@ def read_celeba(root: str | os.PathLike) -> LabelledImages:
     return LabelledImages(root, form, pictures, *labels, passed_over, shuffled=False)
 
 
-def read_celeba_hq(root: Path) -> LabelledImages:
+def read_celeba_hq(root: Path, unspecified: int | None = None) -> LabelledImages:
     """The picture files of CelebAMask-HQ, with CelebA's 40 attributes.
 
     With the mapping file, each picture is in the split of the CelebA picture that it was made of.
     """
     path = require(root, HQ_ANNOTATION, hint="without it, nothing tells its photographs' attributes")
-    pictures, attributes, passed_over = read_attributes(path, require(root, HQ_IMAGES))
+    pictures, attributes, passed_over = read_attributes(path, require(root, HQ_IMAGES), unspecified)
     splits = np.full(len(pictures), NO_SPLIT)
     if (root / HQ_MAPPING).is_file():
         splits = _splits_of_origins(root / HQ_MAPPING, pictures)
@@ -92,35 +98,40 @@ def _splits_of_origins(path: Path, pictures: Sequence[Picture]) -> np.ndarray:
 
 
 def require(root: Path, *names: str, hint: str = f"CelebA's files are at {CELEBA_HOME}") -> Path:
-    """The first of root / name that exists. FileNotFoundError, with the hint, if none does."""
-    for name in names:
-        if (root / name).exists():
-            return root / name
+    """The first of these files or folders that exists, in root or a part of it. FileNotFoundError, with
+    the hint, if none does."""
+    for path in (root / part / name for name in names for part in PARTS):
+        if path.exists():
+            return path
+        for packed in path.parent.glob(f"{path.name}*.[z7]*"):
+            hint = f"unpack {packed}"
     raise FileNotFoundError(f"{root} has no {' or '.join(names)}; {hint}")
 
 
 # -------------------------------------------------------------------- lists
 
 
-def read_attributes(path: Path, folder: Path) -> tuple[list[Picture], np.ndarray, Counter]:
+def read_attributes(
+    path: Path, folder: Path, unspecified: int | None
+) -> tuple[list[Picture], np.ndarray, Counter]:
     """The pictures in a folder, in the order of a list of attributes, which says 1 and -1, or 1 and 0;
-    their attributes (N, 40), +1 or -1; and what is passed over."""
+    their attributes (N, 40), +1, -1, or 0 for ``unspecified`` values; and what is passed over."""
     listed, passed_over = list_pictures(folder, deep=False)
     if not listed:
         raise no_picture(folder, passed_over)
     names, attributes = read_list(path, CELEBA_ATTRIBUTES)
     absent = -1 if (attributes == -1).any() else 0
-    wrong = np.argwhere((attributes != 1) & (attributes != absent))
+    allowed = (1, absent) if unspecified is None else (1, 0, -1)
+    wrong = np.argwhere(~np.isin(attributes, allowed))
     if len(wrong):
         row, column = wrong[0]
-        value = f"{CELEBA_ATTRIBUTES[column]} is {attributes[row, column]}"
-        raise ValueError(
-            f"{path}: {value} for {names[row]}; attributes are 1 or -1, or 1 or 0 in the whole file"
-        )
+        value = f"{CELEBA_ATTRIBUTES[column]} is {attributes[row, column]} for {names[row]}"
+        rule = "attributes are 1 or -1, or 1 or 0 in the whole file"
+        raise ValueError(f"{path}: {value}; {rule}: here {which_is_unspecified(attributes)}")
     pictures, rows = match_rows(path, names, folder, listed)
     if len(rows) < len(names):
         passed_over["rows without a picture"] = len(names) - len(rows)
-    return pictures, np.where(attributes[rows] == 1, 1, -1).astype(np.int32), passed_over
+    return pictures, as_signs(attributes[rows], unspecified), passed_over
 
 
 def read_list(path: Path, columns: Sequence[str]) -> tuple[list[str], np.ndarray]:

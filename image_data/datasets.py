@@ -19,6 +19,7 @@ from image_data.celeba import (
     HQ_IMAGES,
     HQ_MASKS,
     IMAGE_FOLDER,
+    IMAGE_FOLDERS,
     read_celeba,
     read_celeba_hq,
 )
@@ -36,12 +37,12 @@ class Kind:
     """How one kind of dataset is recognised and read.
 
     signs: files or folders, where * stands for anything. A folder that has any of them holds this kind.
-    read: the folder -> all its labelled pictures. FileNotFoundError or ValueError, one line, for files
-        that are missing or wrong.
+    read: the folder, and ``unspecified`` of ``find_dataset`` -> all its labelled pictures.
+        FileNotFoundError or ValueError, one line, for files that are missing or wrong.
     """
 
     signs: tuple[str, ...]
-    read: Callable[[Path], LabelledImages]
+    read: Callable[[Path, int | None], LabelledImages]
 
     def is_in(self, root: Path) -> bool:
         """Whether a folder has one of the signs. One inside a folder of the same name does not count:
@@ -52,7 +53,7 @@ class Kind:
 # torchvision is imported where it is needed: that takes as long as importing torch.
 
 
-def read_mnist(root: Path) -> LabelledImages:
+def read_mnist(root: Path, _: int | None = None) -> LabelledImages:
     """MNIST's digits in torchvision's files. Without test files, training pictures test."""
     from torchvision.datasets import mnist
 
@@ -65,10 +66,10 @@ def read_mnist(root: Path) -> LabelledImages:
     return replace(data, flips=False)
 
 
-def read_cifar10(root: Path) -> LabelledImages:
+def read_cifar10(root: Path, unspecified: int | None = None) -> LabelledImages:
     """CIFAR-10 in torchvision's files, or as class folders of picture files."""
     if not (root / "cifar-10-batches-py").is_dir():
-        return read_folder(root)
+        return read_folder(root, unspecified)
     from torchvision.datasets import CIFAR10
 
     with whole(root, "CIFAR-10"):
@@ -94,7 +95,16 @@ def _from_arrays(
 
 
 DATASETS: dict[str, Kind] = {
-    "celeba": Kind((IMAGE_FOLDER, f"celeba/{IMAGE_FOLDER}", *ATTRIBUTE_FILES), read_celeba),
+    "celeba": Kind(
+        (
+            *IMAGE_FOLDERS,
+            *ATTRIBUTE_FILES,
+            f"celeba/{IMAGE_FOLDER}",
+            "Img/img_align*",
+            "Anno/list_attr_celeba*",
+        ),
+        read_celeba,
+    ),
     "celebahq": Kind((HQ_ANNOTATION, HQ_IMAGES, HQ_MASKS), read_celeba_hq),
     "mnist": Kind(("MNIST/raw", "raw/train-images-idx3-ubyte"), read_mnist),
     "cifar10": Kind(("cifar-10-batches-py",), read_cifar10),
@@ -136,9 +146,16 @@ def candidates(root: Path) -> Iterator[Path]:
         yield inner[0]
 
 
-def find_dataset(root: str | os.PathLike, kind: str | None = None) -> LabelledImages:
+def find_dataset(
+    root: str | os.PathLike, kind: str | None = None, unspecified: int | None = None
+) -> LabelledImages:
     """What a folder holds, of a kind in DATASETS; None: of the kind that `recognise` says.
-    FileNotFoundError or ValueError, one line, for a folder that cannot be read."""
+    FileNotFoundError or ValueError, one line, for a folder that cannot be read.
+
+    Args:
+        unspecified: the number, 0 or -1, that stands for attributes that are not known. None: neither
+            does, and data with 1, 0 and -1 is refused.
+    """
     root = checked_root(root)
     if kind is None:
         root, kind = recognise(root)
@@ -146,4 +163,4 @@ def find_dataset(root: str | os.PathLike, kind: str | None = None) -> LabelledIm
         root = next((folder for folder in candidates(root) if DATASETS[kind].is_in(folder)), root)
     else:
         raise ValueError(f"dataset {kind!r} is not one of {', '.join(DATASETS)}")
-    return DATASETS[kind].read(root)
+    return DATASETS[kind].read(root, unspecified)

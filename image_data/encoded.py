@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from attributes import columns_of
+from config import check_pulled
 from image_data.cached import ImageDataset, are_classes
 from image_data.files import whole
 
@@ -31,6 +32,7 @@ def read_manifest(file: Path) -> dict:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
+        check_pulled(file)
         raise ValueError(f"{file} is damaged: encode again into another folder") from None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from config import composed
+from config import check_local, check_pulled, composed
 from image_data.picture import picture_formats
 
 # What systems leave in folders, besides names that start with a dot.
@@ -37,6 +37,7 @@ def is_hidden(name: str) -> bool:
 
 def checked_root(root: str | os.PathLike) -> Path:
     """A folder of pictures as an absolute path. FileNotFoundError if it is not a folder."""
+    check_local(root)
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"data root {root} is no folder; give the one that holds the pictures")
@@ -51,6 +52,7 @@ def whole(root: Path, kind: str) -> Iterator[None]:
     except Exception as error:  # libraries raise many types, AssertionError among them
         if isinstance(error, ValueError) and str(root) in str(error):
             raise
+        check_pulled(root)
         reason = textwrap.shorten(str(error), 160) or type(error).__name__
         raise ValueError(f"{root} holds no whole {kind}: {reason}") from None
 
@@ -154,6 +156,7 @@ def in_words(passed_over: Counter) -> str:
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 where its first bytes say so, normalised to NFC.
     ValueError for other bytes."""
+    check_pulled(path)
     data = path.read_bytes()
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,12 @@ UNSPLIT = ""  # no split is given
 Place = tuple[str | None, list[str]]
 
 
-def read_folder(root: Path) -> LabelledImages:
+def read_folder(root: Path, unspecified: int | None = None) -> LabelledImages:
     """The picture files below a folder, described by label files or by class folders."""
     pictures, passed_over = list_pictures(root)
     tables = find_tables(root)
     if tables:
-        return read_tables(root, tables, pictures, passed_over)
+        return read_tables(root, tables, pictures, passed_over, unspecified)
     if not pictures:
         raise no_picture(root, passed_over)
     return class_folders(root, pictures, passed_over)
@@ -41,6 +42,9 @@ def class_folders(root: Path, listed: list[Picture], passed_over: Counter) -> La
     places = find_places(root, [picture.name.split(os.sep)[:-1] for picture in listed])
     classes = [composed(folders[0]) if folders else "" for _, folders in places]
     splits = [split for split, _ in places]
+    numbered = are_numbered(classes, listed)
+    if numbered:
+        classes = [""] * len(classes)
     trained = {name for name, split in zip(classes, splits, strict=True) if split in (UNSPLIT, "train")}
     names = sorted(trained - {""})
     alike = not names or (len(names) == 1 and "" in trained)
@@ -57,11 +61,29 @@ def class_folders(root: Path, listed: list[Picture], passed_over: Counter) -> La
         else:
             passed_over["outside the class folders"] += 1
     form = "pictures without labels" if alike else "class folders"
+    if numbered:
+        form += (
+            " (its folders of numbers hold consecutive file numbers; if they are classes, rename them)"
+        )
     names = [UNLABELLED] if alike else names
     attributes = class_rows(root, [classes[row] for row in rows], names)
     given = np.array([split_number(splits[row]) for row in rows])
     pictures = [listed[row] for row in rows]
     return LabelledImages(root, form, pictures, attributes, tuple(names), given, passed_over)
+
+
+def are_numbered(folders: list[str], pictures: list[Picture]) -> bool:
+    """Whether folders are those of a numbered set, as FFHQ's 00000/ and 01000/: folders and files are
+    numbers, and the files' numbers rise from folder to folder."""
+    numbers = dict[int, list[int]]()
+    for folder, picture in zip(folders, pictures, strict=True):
+        stem = Path(picture.name).stem
+        if not (folder.isdecimal() and stem.isdecimal()):
+            return False
+        numbers.setdefault(int(folder), []).append(int(stem))
+    ordered = [numbers[folder] for folder in sorted(numbers)]
+    rise = all(max(before) < min(behind) for before, behind in pairwise(ordered))
+    return rise and len(pictures) >= 2 * len(ordered) > 2
 
 
 def find_places(root: Path, folders: list[list[str]]) -> list[Place]:

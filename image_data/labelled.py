@@ -48,6 +48,22 @@ def one_hot(classes: np.ndarray, number: int) -> np.ndarray:
     return 2 * np.eye(number, dtype=np.int8)[classes] - 1
 
 
+def as_signs(values: np.ndarray, unspecified: int | None) -> np.ndarray:
+    """Attributes as a file has them, 1, 0, -1 or nan, as +1 present, -1 absent, 0 unspecified, which nan
+    is, too."""
+    signs = np.where(values == 1, 1, -1)
+    signs[np.isnan(values) | (values == unspecified)] = 0
+    return signs.astype(np.float32)
+
+
+def which_is_unspecified(values: np.ndarray) -> str:
+    """How often attributes are 1, 0, -1 or something else, and the way out where they are all three."""
+    counts = [f"{(values == number).sum():,} are {number}" for number in (1, 0, -1)]
+    if (np.abs(values) > 1).any():
+        return ", ".join([*counts, f"{(np.abs(values) > 1).sum():,} another number"])
+    return f"{', '.join(counts)}; give --unspecified 0 or --unspecified -1, the one that is not known"
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """All pictures of a folder with their labels. As text it is the one line that says what it holds.

@@ -11,7 +11,7 @@ from typing import Any
 
 from image_data.files import whole
 from image_data.labelled import LabelledImages, split_named
-from image_data.tables import Row, read_labels
+from image_data.tables import Row, in_brackets, read_labels
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Embedded:
         return io.BytesIO(data)
 
 
-def read_parquet(root: Path) -> LabelledImages:
+def read_parquet(root: Path, unspecified: int | None = None) -> LabelledImages:
     """The pictures of a folder of Parquet files, with their labels.
 
     A column of class labels names classes, columns of 1 and 0 are attributes, others are passed over.
@@ -78,5 +78,7 @@ def read_parquet(root: Path) -> LabelledImages:
                 name = f"{part}/{number}"
                 pictures.append(Embedded(name, images, column, number))
                 rows.append(Row(f"{root} {name}", name, split, values))
-    labels = read_labels(root, rows, lenient=True, passed_over=passed_over)
-    return LabelledImages(root, "Parquet files", pictures, *labels, passed_over)
+    notes: Counter = Counter()
+    labels = read_labels(root, rows, True, passed_over, notes, unspecified)
+    form = f"Parquet files{in_brackets(notes)}"
+    return LabelledImages(root, form, pictures, *labels, passed_over)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from image_data.picture import crop_box, read_picture, to_square
+from image_data.picture import crop_box, read_facts, read_picture, to_square
 
 CELEBA_SIZE = (178, 218)
 # Left eye, right eye, nose, left and right mouth corner in an aligned CelebA picture: (x, y), the means
@@ -106,7 +106,7 @@ class Photograph:
 
     Attributes:
         path: the picture's file.
-        file: the file's pixels in their own colours.
+        file: the file's pixels in their own colours; facts: its EXIF data and resolution.
         picture: the whole picture in sRGB, a PIL Image.
         swapped: whether left and right of the landmarks were the person's own.
         square: uint8 (image_size, image_size, 3).
@@ -124,7 +124,7 @@ class Photograph:
         crop: int,
         landmarks: Sequence[float] | None = None,
     ):
-        self.path, self.file = path, read_picture(path)
+        self.path, self.file, self.facts = path, read_picture(path), read_facts(path)
         self.picture = self.file.in_srgb()
         self.image_size, self.crop, self.swapped = image_size, crop, False
         self.landmarks: list[float] | None = None
@@ -204,7 +204,7 @@ class Photograph:
 
     def paste(self, edited: np.ndarray) -> Image.Image:
         """The whole picture with an edit uint8 (image_size, image_size, 3) in it, in the file's own
-        colours and with its profile.
+        colours, with its profile and its transparency. A grey picture stays grey.
 
         The change, edit minus square, is added, so detail finer than the model's stays. Where the edit
         removes something, its detail goes, too (``surviving_detail``). The change fades out towards the
@@ -233,11 +233,21 @@ class Photograph:
         change, lost, coarse = np.split(np.stack(spread, 2), [3, 4], 2)
         before = np.asarray(self.picture)[top:bottom, left:right]
         after = (before + change - lost * (before - coarse)).round().clip(0, 255).astype(np.uint8)
-        pixels = np.array(self.file.pixels)
+        pixels = np.array(self.file.bare or self.file.pixels)
         part = pixels[top:bottom, left:right].astype(int)
         part += self.file.from_srgb(after).astype(int) - self.file.from_srgb(before)
+        if (pixels == pixels[..., :1]).all():
+            part[...] = part[..., :1]  # through its profile, grey may come back one level off
         pixels[top:bottom, left:right] = part.clip(0, 255)
         whole = Image.fromarray(pixels)
+        if self.file.is_grey and not self.file.profile:
+            whole = whole.convert("L")
+        if self.file.alpha:
+            whole.putalpha(self.file.alpha)
         if self.file.profile:
             whole.info["icc_profile"] = self.file.profile  # Pillow writes it into the file
         return whole
+
+    def save_whole(self, edited: np.ndarray, path: str | os.PathLike) -> None:
+        """Write ``paste`` to a file, with the EXIF data and the resolution of the photograph."""
+        self.paste(edited).save(path, **self.facts)

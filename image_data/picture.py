@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-import stat
 import textwrap
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from config import CROPS
+from config import CROPS, check_local, check_pulled
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # no EPS: it runs a program
 MOST_PIXELS = 89_478_485  # Pillow warns of decompression bombs from here on
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of pictures, by the colour space of their profile
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
+DARK = 0.25  # numbers that end below this share of their range may have another range
+# Tags of EXIF that say how a file's pixels are stored, and which way up.
+LAYOUT = {*range(254, 267), *range(273, 282), 284, 317, *range(320, 326), 330, *range(338, 342)}
+LAYOUT |= {347, *range(512, 522), *range(529, 533), 34377, 34675}
 SAME_COLOUR = 2  # levels by which a profile may differ from sRGB and count as sRGB; by eye
 
 
@@ -56,10 +62,16 @@ def check_geometry(image_size: int, crop: int) -> None:
 @dataclass(frozen=True)
 class Opened:
     """A picture file, upright and as RGB over white. Its colours are those of an ICC profile, or of sRGB
-    if there is none."""
+    if there is none.
+
+    bare: the pixels as the file has them under its transparency, alpha. Both None without transparency.
+    """
 
     pixels: Image.Image
     profile: bytes | None = None
+    is_grey: bool = False  # the file has no colours
+    bare: Image.Image | None = None
+    alpha: Image.Image | None = None
 
     def in_srgb(self) -> Image.Image:
         """The pixels in sRGB, as models see them."""
@@ -75,22 +87,57 @@ class Opened:
 def read_picture(file: str | os.PathLike | io.BytesIO) -> Opened:
     """A picture file in its own colours. Those of CMYK and grey profiles are converted to sRGB.
     FileNotFoundError, or ValueError for what is not a whole picture or has more than ``MOST_PIXELS``."""
+    if not isinstance(file, io.BytesIO):
+        check_picture_file(file)
     try:
-        if not isinstance(file, io.BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise ValueError("it is no file")  # reading a pipe would wait for its writer
         with Image.open(file, formats=picture_formats()) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise ValueError(
                     f"{width} x {height} pixels, more than {MOST_PIXELS:,}: save it smaller"
                 )
+            is_deep = ";16" in str(image.tile)  # 16 bits a colour, of which Pillow drops 8
             ImageOps.exif_transpose(image, in_place=True)
+            if is_deep and image.mode in ("RGB", "RGBA", "LA"):
+                _check_depth(image)
             return _to_rgb(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"picture {file} does not exist") from None
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
+        if not isinstance(file, io.BytesIO):
+            check_pulled(file)
         reason = textwrap.shorten(str(error), 160) or type(error).__name__
         raise ValueError(f"{file} is not a readable picture: {reason}") from None
+
+
+def check_picture_file(path: str | os.PathLike, name: str = "picture") -> None:
+    """Raise FileNotFoundError or ValueError for what is no file: an address, a folder, nothing."""
+    check_local(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{name} {path} does not exist")
+    if os.path.isdir(path):
+        raise ValueError(f"{name} {path} is a folder: name one picture in it")
+    if not os.path.isfile(path):  # reading a pipe would wait for its writer
+        raise ValueError(f"{name} {path} is not a readable picture: it is no file")
+
+
+def read_facts(path: str | os.PathLike) -> dict[str, Any]:
+    """The EXIF data and the resolution of a picture, as options of Pillow's ``save``. Without the
+    orientation, which ``read_picture`` applies, without the thumbnail, and without how it is stored."""
+    with Image.open(path, formats=picture_formats()) as image:
+        exif, facts = image.getexif(), dict[str, Any]()
+        turned = exif.get(ExifTags.Base.Orientation, 1) > 4
+        sides = image.size[::-1] if turned else image.size
+        with contextlib.suppress(Exception):  # Pillow cannot write every damaged one
+            inner = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
+            names = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
+            inner |= {tag: side for tag, side in zip(names, sides, strict=True) if tag in inner}
+            for tag in LAYOUT & exif.keys():
+                del exif[tag]
+            if exif:
+                facts["exif"] = exif.tobytes()
+        dpi = [float(each) for each in image.info.get("dpi", ())]
+        if len(dpi) == 2 and all(0 < each < 1e6 for each in dpi):
+            facts["dpi"] = tuple(dpi[::-1] if turned else dpi)
+    return facts
 
 
 def open_picture(file: str | os.PathLike | io.BytesIO) -> Image.Image:
@@ -112,22 +159,78 @@ def decode_image(file: str | os.PathLike | io.BytesIO, image_size: int, crop: in
 
 
 def _to_rgb(image: Image.Image) -> Opened:
-    """The picture as RGB. 16-bit grey is scaled, not clipped; transparency shows white."""
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int32).clip(0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    """The picture as RGB. Other ranges than 0 ... 255 are scaled; transparency shows white."""
+    profile, is_grey = image.info.get("icc_profile"), image.mode in GREY
+    bare = alpha = None
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        bare, alpha = image.convert("RGB"), image.getchannel("A")
+        image = over_white(image)
     to_srgb = into_srgb(profile) if profile else None
     if to_srgb and to_srgb.input_mode == "RGB" and image.mode != "CMYK":
         image = image.convert("RGB")
         if out_of_srgb(profile):
-            return Opened(image, profile)
+            return Opened(image, profile, is_grey, bare, alpha)
     if to_srgb and to_srgb.input_mode == image.mode:
-        return Opened(to_srgb.apply(image))
-    return Opened(image.convert("RGB"))
+        return Opened(to_srgb.apply(image), None, is_grey, bare and to_srgb.apply(bare), alpha)
+    return Opened(image.convert("RGB"), None, is_grey, bare, alpha)
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB. What is transparent shows white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16-bit numbers or floats as one of 0 ... 255. ValueError where neither its file
+    nor its numbers say which is white."""
+    values = np.asarray(image, np.float64)
+    lowest, highest = values.min(), values.max()
+    for black, white, is_sure in _ranges(image):
+        is_dark = black < highest <= black + DARK * (white - black)
+        if black <= lowest and highest <= white and (is_sure or not is_dark):
+            shares = (values - black) / (white - black)
+            if _tag(image, 262) == 0:  # white is 0
+                shares = 1 - shares
+            return Image.fromarray((255 * shares).round().astype(np.uint8))
+    raise ValueError(
+        f"its values lie in {lowest:g} ... {highest:g}, and the file does not say which is white: save "
+        "it with 8 bits, or scale it to 0 ... 65535, floats to 0 ... 1"
+    )
+
+
+def _ranges(image: Image.Image) -> list[tuple[float, float, bool]]:
+    """What may be black and white in a picture of numbers, the likeliest first; and whether its file
+    says so."""
+    black, white = _tag(image, 340, 280, usual=0), _tag(image, 341, 281)
+    stated = [] if white is None or white <= black else [(black, white, True)]
+    if image.mode == "F":
+        return [*stated, (0, 1, True), (0, 255, False)]
+    bits = _tag(image, 258, usual=16)
+    bits = 16 if bits > 16 else bits - (_tag(image, 339) == 2)  # one is the sign
+    # The tags of whole numbers are often those of the darkest and the brightest pixel.
+    return [(0, 2**bits - 1, bits < 15), *stated]
+
+
+def _tag(image: Image.Image, *tags: int, usual: Any = None) -> Any:
+    """The first value of the first of these tags of a TIFF file."""
+    values = getattr(image, "tag_v2", {})
+    return next((np.ravel(values[tag])[0] for tag in tags if tag in values), usual)
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Raise ValueError for colours of 16 bits of which only the lowest are used."""
+    highest = max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band != "A")
+    if 0 < highest <= 255 * DARK:
+        raise ValueError(
+            f"its values end near {257 * highest} of 65535, as those of 12 bits in a file of 16: scale "
+            "them to 0 ... 65535, or save it with 8 bits"
+        )
 
 
 # -------------------------------------------------------------------- colours

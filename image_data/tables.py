@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,14 +14,22 @@ from typing import Any
 import numpy as np
 
 from config import SPLITS, check_attribute_names, composed
-from image_data.files import Picture, csv_rows, read_text
-from image_data.labelled import LabelledImages, one_hot, split_named, split_number
+from image_data.files import Picture, csv_rows, in_words, picture_suffixes, read_text
+from image_data.labelled import (
+    LabelledImages,
+    as_signs,
+    one_hot,
+    split_named,
+    split_number,
+    which_is_unspecified,
+)
 
 ANNOTATIONS = ("attributes.csv", "attributes.jsonl")  # our own label files
 METADATA = ("metadata.csv", "metadata.jsonl")  # Hugging Face's, if they name pictures in `file_name`
 PICTURE_COLUMNS = ("file", "file_name", "filename", "image_id")
 CLASS_COLUMNS = ("label", "class")
-SIGNS = {"1": 1, "-1": -1, "0": -1, "true": 1, "false": -1, "": 0}
+WORDS = {"true": 1, "yes": 1, "false": 0, "no": 0}
+NOT_KNOWN = ("", "nan", "na", "n/a", "null")  # as programs write it
 UNLABELLED = "picture"  # the one attribute of pictures without labels
 MOST_VALUES = 2**28  # attributes of all pictures: 1 GiB of memory
 
@@ -56,46 +65,85 @@ def is_table(path: Path) -> bool:
 
 
 def read_tables(
-    root: Path, tables: list[tuple[Path, str]], listed: list[Picture], passed_over: Counter
+    root: Path,
+    tables: list[tuple[Path, str]],
+    listed: list[Picture],
+    passed_over: Counter,
+    unspecified: int | None = None,
 ) -> LabelledImages:
     """Pictures that label files name: CSV with a header, or JSONL.
 
     A row names a picture, by its path from the label file's folder; optionally ``split``; and a value
     for each attribute, which JSONL may have under ``attributes``: 1 present, -1 or 0 absent, empty or
-    null unspecified. A column ``label`` or ``class`` may name classes instead.
+    null unspecified. A column ``label`` or ``class`` may name classes instead. A name that no picture
+    has may lack its suffix, or have it in another form.
 
     Args:
         tables: as of ``find_tables``.
         listed, passed_over: what lies in root, as of ``list_pictures``.
+        unspecified: see ``find_dataset``.
     """
     remaining = {composed(picture.name): picture for picture in listed}
-    pictures, rows, lacking = list[Picture](), list[Row](), list[Row]()
-    names: set[str] = set()
+    pictures, rows, lacking = list[Picture](), list[Row](), list[tuple[str, Row]]()
+    row_of, notes = dict[str, Row](), Counter[str]()
+
+    def take(name: str, row: Row) -> None:
+        first = row_of.setdefault(name, row)
+        if first is row:
+            pictures.append(remaining.pop(name))
+            rows.append(row)
+        elif (first.split, first.values) == (row.split, row.values):
+            passed_over["rows that repeat another"] += 1
+        else:
+            raise ValueError(
+                f"{row.place}: {row.name} is named twice, with other values in {first.place}"
+            )
+
     for table, split in tables:
         passed_over[table.suffix] -= 1
         folder = table.parent.relative_to(root)
         for row in (csv_table if table.suffix == ".csv" else jsonl_table)(table, split):
             name = row.name.replace("\\", "/")  # as Windows writes it
             name = composed(os.path.normpath(folder / name))  # macOS writes another form
-            if name in remaining:
-                names.add(name)
-                pictures.append(remaining.pop(name))
-                rows.append(row)
-            elif name in names:
-                raise ValueError(f"{row.place}: {row.name} is named twice")
+            if name in remaining or name in row_of:
+                take(name, row)
             else:
-                lacking.append(row)
+                lacking.append((name, row))
+    by_stem = dict[str, list[str]]()
+    for name in remaining:
+        by_stem.setdefault(_stem(name), []).append(name)
+    misnamed = [(by_stem[_stem(name)], row) for name, row in lacking if _stem(name) in by_stem]
+    lacking = [(name, row) for name, row in lacking if _stem(name) not in by_stem]
+    for names, row in misnamed:
+        if len(names) > 1:
+            raise ValueError(
+                f"{row.place}: {row.name} may be {names[0]} or {names[1]}: write its suffix"
+            )
+        notes["names with another suffix, or none"] += 1
+        take(names[0], row)
     path = tables[0][0]
     if not pictures and not lacking:
         raise ValueError(f"{path} names no picture")
     if lacking and (remaining or not pictures):
         also = f", and {min(remaining)} has no row" if remaining else ""
-        raise FileNotFoundError(f"{lacking[0].place}: there is no {lacking[0].name} in {root}{also}")
+        _, row = lacking[0]
+        raise FileNotFoundError(f"{row.place}: there is no {row.name} in {root}{also}")
     passed_over["rows without a picture"] += len(lacking)
     passed_over["pictures without a row"] += len(remaining)
-    labels = read_labels(path, rows, path.name in METADATA, passed_over)
-    form = " and ".join(dict.fromkeys(table.name for table, _ in tables))
+    labels = read_labels(path, rows, path.name in METADATA, passed_over, notes, unspecified)
+    form = " and ".join(dict.fromkeys(table.name for table, _ in tables)) + in_brackets(notes)
     return LabelledImages(root, form, pictures, *labels, +passed_over)
+
+
+def in_brackets(notes: Counter) -> str:
+    """What was read although it is not written as usual, behind the name of a label file."""
+    return f" (taken: {in_words(+notes)})" if +notes else ""
+
+
+def _stem(name: str) -> str:
+    """A picture's name in lower case, without its suffix."""
+    stem, suffix = os.path.splitext(name.casefold())
+    return stem if suffix in picture_suffixes() else name.casefold()
 
 
 def csv_table(path: Path, split: str) -> Iterator[Row]:
@@ -133,29 +181,43 @@ def jsonl_table(path: Path, split: str) -> Iterator[Row]:
 
 
 def read_labels(
-    path: Path, rows: list[Row], lenient: bool, passed_over: Counter
+    path: Path,
+    rows: list[Row],
+    lenient: bool,
+    passed_over: Counter,
+    notes: Counter,
+    unspecified: int | None,
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
     """The attributes float32 (N, A) of rows; their A names, first those of 1 and 0, then classes; and
     the number of the split that each row names, (N,), or NO_SPLIT. Columns of other values raise
-    ValueError or, if ``lenient``, are counted in ``passed_over``.
+    ValueError or, if ``lenient``, are counted in ``passed_over``. ``notes`` counts what is not written
+    as usual. A column of 1, 0 and -1 raises ValueError unless one is ``unspecified``.
     """
     columns = dict.fromkeys(name for row in rows for name in row.values)
     check_size(path, len(rows), len(columns))
     attributes, classes = list[tuple[str, np.ndarray]](), list[tuple[str, np.ndarray]]()
     for name in columns:
         values = [row.values.get(name) for row in rows]
-        signs = [sign_of(value) for value in values]
-        if None not in signs:
-            attributes.append((name, np.array(signs, np.float32)))
-        elif name.casefold() in CLASS_COLUMNS and all(isinstance(v, str | int | None) for v in values):
+        numbers, words = [number_of(value) for value in values], Counter(map(_text, values))
+        is_text = None in numbers or "yes" in words or "no" in words
+        has_three = unspecified is None and {-1, 0, 1} <= {*numbers}
+        may_be_class = all(isinstance(v, str | int | None) or v != v for v in values)
+        if name.casefold() in CLASS_COLUMNS and may_be_class and (is_text or has_three):
             classes += class_columns(path, values)
+        elif None not in numbers:
+            column = np.array(numbers, np.float32)
+            if has_three:
+                raise ValueError(f"{path}: of {name}, {which_is_unspecified(column)}")
+            attributes.append((name, as_signs(column, unspecified)))
+            notes.update({"yes as 1": words["yes"], "no as 0": words["no"]})
         elif lenient:
             passed_over[f"column {name}, which is neither 1 and 0 nor a label"] += 1
         else:
-            wrong = signs.index(None)
+            wrong = numbers.index(None)
             raise ValueError(
                 f"{rows[wrong].place}: {name} is {values[wrong]!r}; use 1, 0 or -1, or leave it empty"
             )
+        notes.update({f"{word} as unspecified": words[word] for word in NOT_KNOWN[1:]})
     labels = [*attributes, *classes] or [(UNLABELLED, np.ones(len(rows), np.float32))]
     names = tuple(name for name, _ in labels)
     check_attribute_names(names)
@@ -170,19 +232,27 @@ def read_labels(
     return np.stack([column for _, column in labels], axis=1), names, np.array(splits)
 
 
-def sign_of(value: Any) -> int | None:
-    """An attribute's value as it is written: 1, -1, 0 for nothing, or None for another."""
-    if value is None:
-        return 0
-    if not isinstance(value, str | int | float):
+def number_of(value: Any) -> float | None:
+    """An attribute's value as it is written: 1, 0 or -1, nan for nothing, or None for another."""
+    text = _text(value)
+    if text in NOT_KNOWN:
+        return math.nan
+    try:
+        number = float(WORDS.get(text, text))
+    except ValueError:
         return None
-    return SIGNS.get(str(value).strip().lower().removesuffix(".0"))
+    return number if number in (-1, 0, 1) else None
+
+
+def _text(value: Any) -> str:
+    """A value of a label file as plain text."""
+    return "" if value is None else str(value).strip().lower()
 
 
 def class_columns(path: Path, values: Sequence[str | int | None]) -> list[tuple[str, np.ndarray]]:
     """The classes that values name, each with its column float32 (N,): 1, -1, and 0 where none is
     named."""
-    texts = ["" if value is None else str(value).strip() for value in values]
+    texts = ["" if _text(value) in NOT_KNOWN else str(value).strip() for value in values]
     names = sorted({*texts} - {""})
     columns = class_rows(path, texts, names).astype(np.float32)
     columns[[text == "" for text in texts]] = 0

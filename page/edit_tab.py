@@ -14,6 +14,7 @@ import studio
 from config import EditSettings, GenerateSettings, PhotographSettings
 from figures.grids import heat_map, save_image
 from image_data.photograph import Photograph
+from image_data.picture import over_white
 from page import parts
 from page.fields import PRESETS, EditFields
 from page.leaks import leak_meter
@@ -254,7 +255,7 @@ class EditTab:
         save_image(edit.edited, folder / "edit.png")
         save_image(heat_map(source.square, edit.edited), folder / "heat.png")
         photograph, _ = studio.open_photograph(self.worker.model, source.settings)
-        whole = parts.view(photograph.paste(edit.edited)).convert("RGB")
+        whole = over_white(parts.view(photograph.paste(edit.edited)))
         whole.save(folder / "whole.jpg", quality=92)
         manifest = self.worker.manifest("edit", source.settings, edit.settings)
         (folder / "manifest.json").write_text(manifest, encoding="utf-8")
@@ -283,7 +284,7 @@ class EditTab:
         if edit is None:
             raise ValueError("no edit is shown: make one, or click one that you made")
         photograph, _ = studio.open_photograph(self.worker.model, edit.source.settings)
-        photograph.paste(edit.edited).save(edit.folder / "whole.png")
+        photograph.save_whole(edit.edited, edit.folder / "whole.png")
         return edit.files()
 
 

@@ -286,8 +286,9 @@ def test_unreadable_pictures(tmp_path, monkeypatch):
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
     (tmp_path / "folder.jpg").mkdir()
     refuse("no.jpg", "does not exist", error=FileNotFoundError)
-    for name in ("text.jpg", "cut.jpg", "folder.jpg"):
+    for name in ("text.jpg", "cut.jpg"):
         refuse(name, "is not a readable picture")
+    refuse("folder.jpg", "is a folder: name one picture in it")
     monkeypatch.setattr(picture, "MOST_PIXELS", 1000)
     for name in ("whole.jpg", "whole.png"):
         refuse(name, "64 x 64 pixels, more than 1,000: save it smaller")

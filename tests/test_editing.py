@@ -29,6 +29,25 @@ def test_what_a_first_stage_loses_of_photographs_comes_back(make_model):
     assert torch.equal(frames[[0, -1]], sources)
 
 
+def test_an_edit_of_a_grey_photograph_is_grey(make_model):
+    """In one batch with a photograph in colours, which keeps its own; from Python, too."""
+    model = make_model(image_size=32)
+    colours = torch.randint(256, (2, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
+    sources = colours.clone()
+    sources[0] = sources[0, ..., :1]
+    options = {"editing": EditConfig(num_inference_steps=2), "source_attributes": torch.ones(2, 3)}
+    rows = -torch.ones(2, 3)
+    edits = Editor(model).edit(sources, rows, generator=torch.Generator().manual_seed(0), **options)
+    assert (edits[0] == edits[0, ..., :1]).all() and (edits[0] != sources[0]).any()
+    assert not (edits[1] == edits[1, ..., :1]).all()
+    one = Editor(model).edit(sources[:1], {"Smiling": 1}, 0.7, EditConfig(num_inference_steps=2))
+    assert (one == one[..., :1]).all() and (one != sources[:1]).any()
+    sources[1] = sources[1, ..., 1:2]
+    frames = Editor(model).interpolate(sources, 4, 2, rows)
+    assert (frames == frames[..., :1]).all() and torch.equal(frames[[0, -1]], sources)
+    assert not torch.equal(*frames[1:3])
+
+
 def test_flow_edit_follows_its_equation_on_gaussian_data():
     """For pictures from N(mu, tau^2) the best denoiser is known. The flow from N(0, tau^2) to it moves
     every picture by mu."""

@@ -15,9 +15,11 @@ import yaml
 import config
 import devices
 import flags
+import manipulate
 import train
 import visualize
 from app import AppConfig
+from attributes import parse_request
 from config import ADJUSTABLE, FREE, SAME, SEED, ModelConfig
 from encode_latents import EncodeConfig
 from evaluate import EditsConfig, JudgeConfig, SamplesConfig
@@ -35,6 +37,16 @@ EVERY = (*SCRIPTS, AppConfig, EncodeConfig, ExportConfig, JudgeConfig, SamplesCo
 
 def parsed(kind, *argv: str):
     return flags.parse(kind, "A script.", [*REQUIRED.get(kind, []), *argv])
+
+
+def test_a_class_may_be_named_like_a_negative_number():
+    """Or begin with a dash. A flag that does not exist is none of its names."""
+    words = ("-1=1", "-old=0", "-.5=1", "Smiling=1")
+    config = manipulate.parse_args(["--attributes", *words, "--num_samples", "1"])
+    assert config.generate.attributes == words and config.generate.num_samples == 1
+    assert parse_request(config.generate.attributes)["-1"] == 1
+    assert train.parse_args(["--attribute", "-1", "--data_root", "a"]).attribute == ("-1",)
+    assert manipulate.parse_args(["--unspecified", "-1"]).unspecified == -1
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)

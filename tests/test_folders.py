@@ -15,8 +15,10 @@ from PIL import Image, features
 
 import train
 from attributes import CELEBA_ATTRIBUTES, create_attribute_vector
+from checkpoint import load_checkpoint
 from image_data import files, picture
 from image_data.datasets import find_dataset
+from image_data.encoded import LatentDataset
 from image_data.labelled import split_named
 
 DECOMPOSED, COMPOSED = (unicodedata.normalize(form, "Café") for form in ("NFD", "NFC"))
@@ -77,6 +79,38 @@ def test_a_class_may_be_called_train(tmp_path):
     assert find_dataset(root).names == ("bus", "car", "train")
     put(root, {"train/steam": 3})
     refused(lambda: find_dataset(root), "train beside bus, car", "rename it")
+
+
+def numbered(root: Path, folders: dict[str, range], suffix: str = ".png") -> Path:
+    """Empty pictures with these numbers as their names."""
+    for folder, numbers in folders.items():
+        (root / folder).mkdir(parents=True)
+        for number in numbers:
+            (root / folder / f"{number:05d}{suffix}").touch()
+    return root
+
+
+def test_folders_of_a_numbered_set_are_no_classes(tmp_path):
+    """FFHQ's, and shards. Digits are classes: the numbers of their files do not rise with them."""
+    kinds = {
+        "ffhq/images": {f"{i:02d}000": range(1000 * i, 1000 * i + 9) for i in range(3)},
+        "shards": {str(i): range(9 * i, 9 * i + 9) for i in range(3)},
+        "split": {f"{s}/{i}": range(i, i + 9) for s, i in (("train", 0), ("train", 50), ("val", 90))},
+    }
+    for name, folders in kinds.items():
+        found = find_dataset(
+            numbered(tmp_path / name, folders).parent
+            if "/" in name
+            else numbered(tmp_path / name, folders)
+        )
+        assert found.names == ("picture",) and len(found.pictures) == 27
+        assert "hold consecutive file numbers; if they are classes, rename them" in str(found)
+    digits = numbered(tmp_path / "digits", {str(i): range(i, 90, 10) for i in range(10)})
+    assert find_dataset(digits).names == tuple("0123456789")
+    again = numbered(tmp_path / "again", {"000": range(9), "001": range(9)})
+    assert find_dataset(again).names == ("000", "001")
+    named = numbered(tmp_path / "named", {"0": range(9), "cat": range(10, 19)})
+    assert find_dataset(named).names == ("0", "cat")
 
 
 def test_what_lies_beside_the_splits_is_passed_over_aloud(tmp_path):
@@ -243,6 +277,129 @@ def test_a_metadata_file_of_another_kind_is_none_of_ours(tmp_path):
         assert len(find_dataset(root).pictures) in (12, 18)
 
 
+def table(root: Path, *rows: str, number: int = 4, suffix: str = ".png") -> Path:
+    """Pictures 0, 1, ... with a label file of these rows."""
+    root.mkdir(parents=True, exist_ok=True)
+    for i in range(number):
+        (root / f"{i}{suffix}").touch()
+    (root / "attributes.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_words_for_present_absent_and_not_known(tmp_path):
+    """As programs write them. The line says what was taken for what."""
+    root = table(tmp_path, "file,Red", "0.png,Yes", "1.png,no", "2.png,NaN", "3.png,N/A")
+    found = find_dataset(root)
+    assert found.attributes[:, 0].tolist() == [1, -1, 0, 0]
+    taken = "(taken: 1 n/a as unspecified, 1 nan as unspecified, 1 no as 0, 1 yes as 1)"
+    assert f"{root}: attributes.csv {taken}; " in str(found)
+    table(root, "file,Red", "0.png,1.00", "1.png,-1.0", "2.png,TRUE", "3.png,")
+    assert find_dataset(root).attributes[:, 0].tolist() == [1, -1, 1, 0]
+    assert f"{root}: attributes.csv; " in str(find_dataset(root))
+    for value in ("0.87", "-0.5", "87", "inf", "maybe", "none"):
+        table(root, "file,Red", "0.png,1", f"1.png,{value}")
+        refused(lambda: find_dataset(root), f"attributes.csv line 3: Red is '{value}'; use 1, 0 or -1")
+    table(root, "file,label", "0.png,cat", "1.png,dog", "2.png,nan", "3.png,")
+    found = find_dataset(root)
+    assert found.names == ("cat", "dog") and found.attributes.tolist()[2:] == [[0, 0]] * 2
+    table(root, "file,label", "0.png,yes", "1.png,no")
+    assert find_dataset(root).names == ("no", "yes"), "in such a column words are classes"
+    (root / "attributes.csv").unlink()
+    lines = [
+        {"file": f"{i}.png", "Red": value} for i, value in enumerate((True, float("nan"), None, -1))
+    ]
+    (root / "attributes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert find_dataset(root).attributes[:, 0].tolist() == [1, 0, 0, -1]
+
+
+def test_names_without_their_suffix_or_in_another_form(tmp_path):
+    rows = ("file,Red", "0,1", "1.PNG,0", "2.jpg,1", "3.png,0")
+    found = find_dataset(table(tmp_path, *rows))
+    signs = {picture.name: sign for picture, sign in zip(found.pictures, found.attributes, strict=True)}
+    assert signs == {"0.png": 1, "1.png": -1, "2.png": 1, "3.png": -1}
+    assert "(taken: 3 names with another suffix, or none)" in str(found)
+    (tmp_path / "0.jpg").touch()
+    refused(lambda: find_dataset(tmp_path), "line 2: 0 may be 0.jpg or 0.png: write its suffix")
+    (tmp_path / "a.jpg").touch()
+    table(tmp_path, *rows[:1], "a.png,1", "a.jpg,0", "0.jpg,1", "0.png,1", *rows[2:])
+    found = find_dataset(tmp_path)
+    assert "1 rows without a picture" in str(found), "the exact name comes first"
+    assert found.attributes[[p.name for p in found.pictures].index("a.jpg"), 0] == -1
+
+
+def test_a_picture_named_twice(tmp_path):
+    root = table(
+        tmp_path, "file,Red,Round", "0.png,1,0", "1.png,1,", "2.png,0,1", "3.png,1,1", "1.png,1,"
+    )
+    found = find_dataset(root)
+    assert "passed over: 1 rows that repeat another" in str(found) and len(found.pictures) == 4
+    table(root, "file,Red,Round", "0.png,1,0", "1.png,1,", "2.png,0,1", "3.png,1,1", "./1.png,0,")
+    refused(lambda: find_dataset(root), "line 6: ./1.png is named twice, with other values in", "line 3")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "CelebA", "Parquet"])
+def test_a_column_of_1_0_and_minus_1_needs_to_be_told_which_is_not_known(tmp_path, kind):
+    column, name = (1, 0, -1, 1, 0, -1, -1, 1), "Red"
+    root = table(tmp_path, "file,Red,Round", *(f"{i}.png,{v},1" for i, v in enumerate(column)), number=8)
+    if kind == "jsonl":
+        (root / "attributes.csv").unlink()
+        lines = [json.dumps({"file": f"{i}.png", "Red": v, "Round": 1}) for i, v in enumerate(column)]
+        (root / "attributes.jsonl").write_text("\n".join(lines))
+    if kind == "CelebA":
+        root, name = celeba(tmp_path / "celeba", 8, values=("1", "1")), CELEBA_ATTRIBUTES[0]
+        path = root / "list_attr_celeba.txt"
+        first, second, *rows = path.read_text().splitlines()
+        rows = [row.replace(" 1", f" {v}", 1) for row, v in zip(rows, column, strict=True)]
+        path.write_text("\n".join([first, second, *rows]) + "\n")
+    if kind == "Parquet":
+        datasets = pytest.importorskip("datasets")
+        Image.new("RGB", (9, 9)).save(picture := tmp_path / "p.png")
+        parts = {"image": [str(picture)] * 8, "Red": column, "Round": [1] * 8}
+        table_of = datasets.Dataset.from_dict(parts).cast_column("image", datasets.Image())
+        (root := tmp_path / "parquet").mkdir()
+        table_of.to_parquet(str(root / "train-00000.parquet"))
+    counts = "are 1, 2 are 0, 3 are -1; give --unspecified 0 or --unspecified -1"
+    refused(lambda: find_dataset(root), name, counts)
+    for unspecified, expected in ((0, [1, 0, -1, 1, 0, -1, -1, 1]), (-1, [1, -1, 0, 1, -1, 0, 0, 1])):
+        found = find_dataset(root, unspecified=unspecified)
+        assert found.attributes[:, list(found.names).index(name)].tolist() == expected
+        assert (found.attributes[:, 1] == 1).all()
+
+
+def test_labels_of_1_0_and_minus_1_are_three_classes(tmp_path):
+    root = table(tmp_path, "file,label", "0.png,-1", "1.png,0", "2.png,1", "3.png,1")
+    assert find_dataset(root).names == ("-1", "0", "1")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def test_pointers_of_git_lfs_say_what_to_do(tmp_path):
+    """In the place of a picture, a label file, a list, a whole dataset, weights."""
+    line = "is a pointer of Git LFS, and not the file: run git lfs pull"
+    root = table(tmp_path / "a", "file,Red", "0.png,1", "1.png,0")
+    for path in root.glob("*.png"):
+        path.write_text(POINTER)
+    found = find_dataset(root)
+    refused(lambda: found.open("train", 8, cache_dir=tmp_path / "cache", num_workers=1), ".png", line)
+    (root / "attributes.csv").write_text(POINTER)
+    refused(lambda: find_dataset(root), "attributes.csv", line)
+    root = celeba(tmp_path / "celeba")
+    (root / "list_attr_celeba.txt").write_text(POINTER)
+    refused(lambda: find_dataset(root), "list_attr_celeba.txt", line)
+    put(tmp_path / "mnist" / "MNIST" / "raw", {"": 0})
+    for part in ("images-idx3", "labels-idx1"):
+        (tmp_path / "mnist" / "MNIST" / "raw" / f"train-{part}-ubyte").write_text(POINTER)
+    refused(lambda: find_dataset(tmp_path / "mnist"), "ubyte", line)
+    for name in ("a.pth", "a.safetensors", "folder/model.safetensors"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / name).write_text(POINTER)
+        refused(lambda path=tmp_path / name: load_checkpoint(path), name, line)
+    refused(lambda: load_checkpoint(tmp_path / "folder"), line)
+    (tmp_path / "manifest.json").write_text(POINTER)
+    refused(lambda: LatentDataset(tmp_path, "train"), line)
+
+
 def test_rows_without_pictures_are_said_and_misaligned_ones_refused(tmp_path):
     root = put(tmp_path, {"": 4})
     names = sorted(path.name for path in root.iterdir())
@@ -294,6 +451,23 @@ def test_celeba_as_people_have_it(tmp_path, case):
         assert str(found).startswith(f"{root}: CelebA; 6 train, 3 val, 3 test pictures; 40 attributes")
         rows = found.attribute_rows("train")
         assert rows[0].tolist() == [-1.0, 1.0] * 20 and rows[1].tolist() == [1.0, -1.0] * 20
+
+
+@pytest.mark.parametrize("pictures", ["img_align_celeba", "img_align_celeba_png"])
+def test_celeba_as_its_home_page_packs_it(tmp_path, pictures):
+    root = celeba(tmp_path / "wrapper" / "CelebA", suffix=".png" if "png" in pictures else ".jpg")
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"):
+        part = {"list_a": "Anno", "list_e": "Eval", "img_al": "Img"}[name[:6]]
+        (root / part).mkdir()
+        (root / name).rename(root / part / (pictures if part == "Img" else name))
+    (root / "README.txt").touch()
+    for given in (root, root.parent, root / "Img", root / "Img" / pictures, root / "Anno"):
+        found = find_dataset(given)
+        assert str(found).startswith(f"{root}: CelebA; 6 train, 3 val, 3 test pictures; 40 attributes")
+        assert found.attribute_rows("train")[0].tolist() == [-1.0, 1.0] * 20
+    packed = root / "Img" / f"{pictures}.zip"
+    (root / "Img" / pictures).rename(packed)
+    refused(lambda: find_dataset(root), "has no img_align_celeba", f"unpack {packed}")
 
 
 def test_celeba_s_lists_with_other_habits(tmp_path):

@@ -35,9 +35,10 @@ from config import (
 from figures.grids import save_gif
 from manipulate import ManipulateConfig
 from page import visitors as visitors_module
+from page.edit_tab import EditTab
 from page.layout import Page
 from page.leaks import leak_meter
-from page.visitors import MOST_RESULTS, Edit, Visitors
+from page.visitors import MOST_RESULTS, Edit, Source, Visitors
 from page.worker import Worker
 from synthetic_faces.dataset import draw_parameters, render
 
@@ -105,6 +106,31 @@ def test_an_edit_is_that_of_its_command(worker, photo, tmp_path, monkeypatch, is
     last = sorted((out / "edits").glob("*.png"))[-1]
     np.testing.assert_array_equal(edited, picture(last))
     assert (edited != photograph.square).any()
+
+
+def test_a_grey_and_transparent_picture_stays_so(worker, photo, tmp_path):
+    path = tmp_path / "grey.png"
+    grey, alpha = Image.open(photo).convert("L"), Image.new("L", (256, 256), 255)
+    alpha.paste(0, (0, 0, 40, 40))
+    grey.putalpha(alpha)
+    grey.save(path, dpi=(300, 300))
+    settings = PhotographSettings(str(path), face=0)
+    square = studio.open_photograph(worker.model, settings)[0].square
+    options = EditSettings(attributes=("Blond_Hair=1",), **FEW_EDITS)
+    edited = worker.compute(studio.edit, square, options).images[0]
+    read, judged = worker.read(square), worker.judge(square)
+    source = Source(settings, square, "", tmp_path / "frame.jpg", read, judged)
+    edit = Edit(source, options, tmp_path, edited, 1.0, "")
+    visitors = SimpleNamespace(of=lambda request: SimpleNamespace(current=edit))
+    tab = SimpleNamespace(worker=worker, visitors=visitors)
+    EditTab.finish(tab, edit)
+    EditTab.paste(tab, None)
+    shown, whole = (Image.open(tmp_path / name) for name in ("whole.jpg", "whole.png"))
+    for image in (edited, np.asarray(shown.convert("RGB")), np.asarray(whole.convert("RGB"))):
+        assert not np.ptp(image.astype(int), 2).any()
+    assert (edited != square).any() and np.asarray(shown)[:30, :30].min() > 245, "clear is white"
+    assert whole.mode == "LA" and whole.getchannel("A").tobytes() == alpha.tobytes()
+    assert whole.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
 def test_a_frame_is_moved_as_its_sliders_say(worker, photo):

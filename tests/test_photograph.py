@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from image_data.face_finder import NEAR, Face, align_to_face, find_faces
 from image_data.photograph import CELEBA_LANDMARKS, CELEBA_SIZE, SWAPPED, Photograph, similarity
@@ -197,6 +199,107 @@ def test_other_profiles(tmp_path):
     assert read_picture(path).profile and (np.asarray(open_picture(path)) >= 254).all(), "white is white"
 
 
+def transparent() -> Image.Image:
+    """A round picture: clear corners, which hide a colour, and an edge that fades."""
+    y, x = np.indices((120, 120)) - 59.5
+    picture = scene(120, 120).convert("RGBA")
+    alpha = (60 - np.hypot(x, y)).clip(0, 10) * 25.5
+    picture.putalpha(Image.fromarray(alpha.astype(np.uint8)))
+    return picture
+
+
+def with_palette() -> Image.Image:
+    picture = scene(60, 60).quantize(16)
+    picture.info["transparency"] = 3
+    return picture
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "wide RGBA", "LA", "P"])
+def test_transparency_is_given_back(tmp_path, kind):
+    pictures = {"LA": transparent().convert("LA"), "P": with_palette()}
+    more = {"icc_profile": icc_profile()} if kind == "wide RGBA" else {}
+    path = save(pictures.get(kind, transparent()), tmp_path / "a.png", **more)
+    stored = np.asarray(Image.open(path).convert("RGBA"))
+    photograph = Photograph(path, 40, 178)
+    assert (np.asarray(photograph.picture)[stored[..., 3] == 0] >= 254).all(), "the model sees white"
+    photograph.save_whole(photograph.square, tmp_path / "same.png")
+    whole = Image.open(tmp_path / "same.png")
+    assert whole.mode == ("LA" if kind == "LA" else "RGBA")
+    np.testing.assert_array_equal(np.asarray(whole.convert("RGBA")), stored)
+    brighter = photograph.square.copy()
+    brighter[15:25, 15:25] = 255 - brighter[15:25, 15:25] // 2
+    photograph.save_whole(brighter, tmp_path / "whole.png")
+    whole = np.asarray(Image.open(tmp_path / "whole.png").convert("RGBA"))
+    np.testing.assert_array_equal(whole[..., 3], stored[..., 3])
+    assert (whole != stored).any()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_exif_and_resolution_are_kept_without_orientation_and_thumbnail(tmp_path, name):
+    exif, when = Image.Exif(), "2020:01:02 03:04:05"
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "Maker"
+    exif[ExifTags.Base.ImageWidth] = 120  # stored so; upright it is 90
+    exif.get_ifd(ExifTags.IFD.Exif).update({0x9003: when, 0xA002: 120, 0xA003: 90})
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
+    small = io.BytesIO()
+    scene(16, 12).save(small, "JPEG")
+    data = exif.tobytes()
+    if name == "a.jpg":  # a second directory, with the thumbnail of before, behind the first
+        start = 6 + int.from_bytes(data[10:14], "big" if data[6:8] == b"MM" else "little")
+        order = ">" if data[6:8] == b"MM" else "<"
+        (number,) = struct.unpack_from(order + "H", data, start)
+        behind, place = len(data) - 6, start + 2 + 12 * number
+        entries = [(0x0201, 4, 1, behind + 30), (0x0202, 4, 1, len(small.getvalue()))]
+        second = struct.pack(order + "H", 2)
+        second += b"".join(struct.pack(order + "HHII", *entry) for entry in entries) + bytes(4)
+        data = data[:place] + struct.pack(order + "I", behind) + data[place + 4 :] + second
+        data += small.getvalue()
+    path = save(scene(120, 90), tmp_path / name, exif=data, dpi=(300, 300))
+    stored = path.read_bytes()
+    assert name != "a.jpg" or Image.open(path).getexif().get_ifd(ExifTags.IFD.IFD1)
+    photograph = Photograph(path, 64, 178)
+    photograph.save_whole(photograph.square, tmp_path / "whole.png")
+    whole = Image.open(tmp_path / "whole.png")
+    kept = whole.getexif()
+    assert whole.size == (90, 120) and path.read_bytes() == stored
+    assert kept.get(ExifTags.Base.Orientation, 1) == 1 and ExifTags.Base.ImageWidth not in kept
+    assert kept[ExifTags.Base.Make] == "Maker" and kept.get_ifd(ExifTags.IFD.GPSInfo)[1] == "N"
+    inner = kept.get_ifd(ExifTags.IFD.Exif)
+    assert (inner[0x9003], inner[0xA002], inner[0xA003]) == (when, 90, 120)
+    assert not kept.get_ifd(ExifTags.IFD.IFD1), "a thumbnail would show the picture of before"
+    assert small.getvalue() not in (tmp_path / "whole.png").read_bytes()
+    if name != "a.webp":  # it has no resolution
+        assert whole.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    np.testing.assert_array_equal(np.asarray(whole), np.asarray(photograph.picture))
+
+
+def test_what_a_tiff_says_of_itself_stays_there(tmp_path):
+    tags = {270: "a face", 315: "an artist"}
+    path = save(scene(60, 50), tmp_path / "a.tif", tiffinfo=tags, compression="tiff_lzw", dpi=(90, 45))
+    photograph = Photograph(path, 32, 178)
+    photograph.save_whole(photograph.square, tmp_path / "whole.png")
+    whole = Image.open(tmp_path / "whole.png")
+    assert {*whole.getexif()} == {270, 282, 283, 296, 315} and whole.getexif()[270] == "a face"
+    assert whole.info["dpi"] == pytest.approx((90, 45), abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["L", "L with a profile", "RGB", "RGB with a profile", "LA", "16 bits"])
+def test_grey_stays_grey_in_the_whole_picture(tmp_path, kind):
+    grey = scene(100, 100).convert("L")
+    more = {"icc_profile": icc_profile(b"GRAY" if kind[0] == "L" else b"RGB ")}
+    pictures = {"R": grey.convert("RGB"), "1": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)}
+    picture = grey.convert("LA") if kind == "LA" else pictures.get(kind[0], grey)
+    path = save(picture, tmp_path / "a.png", **(more if "profile" in kind else {}))
+    photograph = Photograph(path, 64, 178)
+    change = np.random.default_rng(0).integers(-60, 60, (64, 64, 1))
+    edited = (photograph.square.astype(int) + change).clip(0, 255).astype(np.uint8)
+    photograph.save_whole(edited, tmp_path / "whole.png")
+    whole = Image.open(tmp_path / "whole.png")
+    assert whole.mode == {"R": "RGB"}.get(kind[0], "LA" if kind == "LA" else "L")
+    pixels = np.asarray(whole.convert("RGB")).astype(int)
+    assert not np.ptp(pixels, 2).any() and np.abs(pixels - np.asarray(photograph.picture)).max() > 20
+
+
 AS_SEEN = [106, 113, 69, 109, 77, 142, 108, 154, 73, 152]  # by the person: the left eye is at the right
 
 
@@ -226,6 +329,96 @@ def test_landmarks_in_another_order_are_refused(tmp_path, order, axes):
         points = CELEBA_LANDMARKS + random.normal(0, 2, (5, 2))
         with pytest.raises(ValueError, match="do not form a face: give x and y of left eye"):
             Photograph(path, 64, 178, points[order][:, axes].ravel())
+
+
+# -------------------------------------------------------------------- other ranges than 0 ... 255
+
+RAMP = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+SIXTEEN = np.uint16
+
+
+def png16(path: Path, pixels: np.ndarray) -> Path:
+    """A PNG of 16 bits a colour, uint16 (H, W, 2, 3 or 4), which Pillow cannot write."""
+    height, width, channels = pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = (b"IHDR" + head, b"IDAT" + zlib.compress(rows), b"IEND")
+    chunks = [struct.pack(">I", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+READ = {
+    "float 0 ... 1": (RAMP, {}),
+    "float 0 ... 255": (255 * RAMP, {}),
+    "float that says its range": (1000 * RAMP - 200, {340: -200.0, 341: 800.0}),
+    "16 bits": ((65535 * RAMP).astype(SIXTEEN), {}),
+    "12 of 16 bits, said so": ((4095 * RAMP).astype(SIXTEEN), {281: 4095}),
+    "16 bits, and their brightest": ((65535 * RAMP).astype(SIXTEEN), {280: 3, 281: 65535}),
+    "white is 0": ((65535 * (1 - RAMP)).astype(SIXTEEN), {262: 0}),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_numbers_are_scaled_by_what_the_file_says(tmp_path, case):
+    values, tags = READ[case]
+    path = save(Image.fromarray(values), tmp_path / "a.tif", tiffinfo=tags)
+    if 262 in tags:  # Pillow writes its own
+        at = (data := path.read_bytes()).index(struct.pack("<HHI", 262, 3, 1)) + 8
+        path.write_bytes(data[:at] + b"\0" + data[at + 1 :])
+    seen = np.asarray(open_picture(path)).astype(float)
+    assert np.abs(seen - 255 * RAMP[..., None]).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (3 * RAMP, "0 ... 3"),
+        (2 * RAMP - 1, "-1 ... 1"),
+        (np.where(RAMP > 0.5, np.nan, RAMP), "nan"),
+        ((4095 * RAMP).astype(SIXTEEN), "0 ... 4095"),
+        ((16383 * RAMP).astype(SIXTEEN), "0 ... 16383"),
+        ((1e9 * RAMP).astype(np.int32), "0 ... 1e+09"),
+    ],
+)
+def test_numbers_without_a_range_are_refused_with_theirs(tmp_path, values, said):
+    path = save(Image.fromarray(values), tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="the file does not say which is white") as refused:
+        open_picture(path)
+    assert f"lie in {said}" in str(refused.value) and "a.tif" in str(refused.value)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_that_use_12_are_refused(tmp_path, channels):
+    for top, ok in ((65535, True), (4095, False), (0, True)):
+        pixels = np.repeat((top * RAMP).astype(SIXTEEN)[..., None], channels, 2)
+        if channels != 3:
+            pixels[..., -1] = 65535  # alpha
+        path = png16(tmp_path / "a.png", pixels)
+        if ok:
+            assert np.asarray(open_picture(path)).max() == top // 257
+        else:
+            with pytest.raises(ValueError, match=r"end near 3855 of 65535, as those of 12 bits"):
+                open_picture(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("https://example.org/a.jpg", "https://example.org/a.jpg is an address: download it"),
+        ("folder", "folder is a folder: name one picture in it"),
+        ("none.jpg", "none.jpg does not exist"),
+        ("pointer.jpg", "pointer.jpg is a pointer of Git LFS, and not the file: run git lfs pull"),
+    ],
+)
+def test_what_is_no_picture_file_is_said(tmp_path, monkeypatch, name, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "pointer.jpg").write_text(pointer)
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+        Photograph(name, 64, 178)
+    assert line in str(refused.value) and "\n" not in str(refused.value)
 
 
 # -------------------------------------------------------------------- faces that are found

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from attributes import CELEBA_ATTRIBUTES
-from figures import fonts
+from figures import fonts, grids
 from figures.grids import caption, labelled_grid, readable, save_gif, save_grid, save_image
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
 from figures.unet_drawing import save_unet_drawing
@@ -23,6 +23,37 @@ from unet_model import ConditionalUNet
 
 def squares(number: int) -> np.ndarray:
     return np.stack([np.full((32, 32, 3), 40 * i + 10, np.uint8) for i in range(number)])
+
+
+@pytest.mark.parametrize(
+    ("number", "columns", "title"),
+    [(2000, 8, "a title (128 of 2,000 images)"), (2000, 1000, ""), (9000, 90, ""), (130, 130, "")],
+)
+def test_a_large_grid_shows_some_of_its_images_and_says_so(monkeypatch, number, columns, title):
+    """Images of their own number as colour. Rows and columns stay whole."""
+    texts, draw = [], grids._wrapped
+    monkeypatch.setattr(grids, "_wrapped", lambda text, *more: texts.append(text) or draw(text, *more))
+    monkeypatch.setattr(grids, "MOST_PIXELS", 130 * 16 * 16)
+    images = np.zeros((number, 16, 16, 3), np.uint8)
+    images[:, ..., :2] = np.stack(np.divmod(np.arange(number), 256), 1)[:, None, None]
+    labelled_grid(images, [f"label {i}" for i in range(number)], columns, "a title", scale=1)
+    labels = [int(text.split()[1]) for text in texts if text.startswith("label")]
+    (said,) = (text for text in texts if text.startswith("a title"))
+    if number == 130:
+        assert labels == list(range(130)) and said == "a title"
+        return
+    assert len(labels) <= 130 and said == f"a title ({len(labels)} of {number:,} images)"
+    assert not title or said == title
+    rows, across = ({*values} for values in np.divmod(labels, columns))
+    assert len(labels) == len(rows) * len(across), "whole rows and columns"
+    assert labels[0] == 0 and labels[-1] == number - 1
+
+
+def test_a_grid_of_ten_thousand_can_be_opened(tmp_path):
+    images = np.zeros((10_000, 2, 2, 3), np.uint8)
+    path = save_grid(tmp_path / "grid.png", images, [""] * len(images), 8)
+    with Image.open(path) as page:
+        assert 20e6 < page.width * page.height < 60e6
 
 
 def test_grid_shows_every_image_in_its_place_with_its_label():

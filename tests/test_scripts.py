@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +105,49 @@ def test_what_is_not_named_is_drawn_from_the_training_rows(checkpoint, faces, tm
         assert (row[names.index("Male")], row[names.index("Smiling")]) == (sign, -sign)
 
 
+def test_fewer_samples_into_a_folder_of_more(checkpoint, faces, tmp_path, monkeypatch):
+    """What a manifest named and its successor does not is gone. What other modes made is still named,
+    and what somebody else put there stays, as does the photograph."""
+    monkeypatch.chdir(tmp_path)
+    common = ["--checkpoint", checkpoint, "--output_dir", "out", "--num_inference_steps", "2"]
+    few = [*common, "--mode", "generate", "--attributes", "Smiling=1", "--num_samples"]
+    edit = ["--mode", "edit", "--attributes", "Smiling=1", "Male=1"]
+
+    def manifest() -> dict:
+        return json.loads(Path("out", "manifest.json").read_text())
+
+    def images(made: dict) -> list[str]:
+        return [Path(path).name for path in made["images"]]
+
+    run_script(manipulate, *few, "6")
+    Path("out", "samples", "own.png").write_bytes(Path("out", "samples", "005.png").read_bytes())
+    photograph = Path("out", "samples", "004.png").absolute()
+    run_script(manipulate, *common, *edit, "--source_image", photograph, "--face", "0", "--paste_back")
+    assert list(manifest()["made"]) == ["edit"] and len(images(manifest()["made"]["edit"])) == 3
+    (before,) = manifest()["earlier"]
+    assert before["arguments"]["mode"] == "generate" and len(images(before["made"]["generate"])) == 6
+    source = Path("out", "samples", "004.png").read_bytes()
+    run_script(manipulate, *few, "2")
+    names = sorted(path.name for path in Path("out", "samples").iterdir())
+    assert names == ["000.png", "001.png", "own.png"]
+    assert images(manifest()["made"]["generate"]) == ["000.png", "001.png"]
+    (before,) = manifest()["earlier"]
+    assert list(before["made"]) == ["edit"]
+    assert sorted(path.name for path in Path("out", "edits").iterdir()) == [
+        *("000.png", "000_whole.png", "001.png", "001_whole.png", "002.png", "002_whole.png")
+    ]
+    Path("out", "edits", "photograph.png").write_bytes(source)
+    run_script(
+        manipulate, *common, *edit[:3], "Male=1", "--face", "0", "--source_image",
+        Path("out", "edits", "photograph.png").absolute(),
+    )  # fmt: skip
+    assert sorted(path.name for path in Path("out", "edits").iterdir()) == ["000.png", "photograph.png"]
+    assert [list(each["made"]) for each in manifest()["earlier"]] == [["generate"]]
+    Path("out", "manifest.json").write_text("no manifest")
+    run_script(manipulate, *few, "1")
+    assert manifest()["earlier"] == [] and Path("out", "samples", "001.png").is_file()
+
+
 def test_an_edit_does_not_depend_on_what_else_is_asked_for(checkpoint, faces, tmp_path):
     """Edits of another depth are made in a batch of their own. The source is a test image."""
     edits = []
@@ -157,7 +201,14 @@ manipulate | --unconditional --mode edit | --mode edit
 manipulate | --from Male=1 | --to
 manipulate | --checkpoint {tmp}/none.pth | none.pth
 manipulate | --checkpoint {tmp}/text.jpg | text.jpg
-manipulate | --mode edit --source_image {tmp}/no.jpg | no.jpg
+manipulate | --mode edit --source_image {tmp}/no.jpg | --source_image {tmp}/no.jpg does not exist
+manipulate | --mode edit --source_image {faces} | --source_image {faces} is a folder: name one picture
+manipulate | --mode edit --source_image https://a.org/b.jpg | https://a.org/b.jpg is an address: download
+manipulate | --source_image {tmp}/text.jpg --target_image {tmp} | --target_image {tmp} is a folder
+manipulate | --mode edit --data_root https://a.org/b | https://a.org/b is an address: download it
+manipulate | --mode generate --output_dir s3://a/b | s3://a/b is an address
+train | --data_root {faces} --save_dir gs://a/b | gs://a/b is an address
+manipulate | --checkpoint https://a.org/b.pth | https://a.org/b.pth is an address: download it
 manipulate | --mode edit | --source_image
 manipulate | --mode edit --face 2 | --source_image
 manipulate | --mode edit --source_image {faces}/img_align_celeba/000001.jpg --face 9 | --face 9
@@ -196,6 +247,7 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(
     argv = flags.format(tmp=broken, faces=faces, checkpoint=checkpoint).split()
     if name == "manipulate" and "--checkpoint" not in argv:
         argv += ["--checkpoint", checkpoint]
+    message = message.format(tmp=broken, faces=faces)
     assert message in one_line(capsys, lambda: run_script(SCRIPTS[name], *argv))
     assert set(broken.rglob("*")) == before
 

@@ -46,7 +46,7 @@ def load_datasets(config: TrainConfig, accelerator: Accelerator) -> Sequence[Ima
     if config.data_root is None:
         with accelerator.main_process_first():
             write_dataset(root, num_images=SYNTHETIC_FACES, image_size=size, seed=0)
-    labelled = find_dataset(root, config.dataset)
+    labelled = find_dataset(root, config.dataset, config.unspecified)
     if config.attribute:
         labelled = labelled.keeping(config.attribute)
     accelerator.print(labelled)
