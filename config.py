@@ -48,6 +48,7 @@ PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come 
 USUAL_GUIDE = "./checkpoints/guide_best.pth"  # where train.py writes one
 DEFAULT_MODEL = "celeba128"  # of those, what manipulate.py draws with if no --checkpoint is given
 FEWEST_SAMPLES = 32  # of which a distance says anything
+SEED = {"low": 0, "high": 2**63 - 1}  # the limits of a seed
 MOST_ATTRIBUTES = 10_000
 NAME, REQUEST = "NAME", "NAME=VALUE"  # what stands for attributes in help
 
@@ -463,7 +464,7 @@ class DrawSettings(Config):
     open: bool = flag(False, "leave what is not named to the network: often shapeless")
     guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)
     guide_scale: float = weight(3.0, "weight of the guide's gradient in new faces")
-    seed: int = count(0, "another seed, other faces", low=0)
+    seed: int = count(0, "another seed, other faces", **SEED)
     sampling: SamplingConfig = nested(SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -533,7 +534,7 @@ class EditSettings(Config):
     attributes: tuple[str, ...] = flag((), REQUEST_HELP, metavar=REQUEST)
     manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
     guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)  # "guide": edits, too, by it alone
-    seed: int = count(0, "another seed, other faces", low=0)
+    seed: int = count(0, "another seed, other faces", **SEED)
     editing: EditConfig = nested(EditConfig)
 
     def __post_init__(self) -> None:
