@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
-import threading
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import flags  # first: it refuses an old Python in one line
 
 # isort: split
 from config import Config, ModelFiles, count, flag, nested
+
+# Flags that Docker images and others set by gradio's variables.
+VARIABLES = {"host": "GRADIO_SERVER_NAME", "port": "GRADIO_SERVER_PORT", "root_path": "GRADIO_ROOT_PATH"}
 
 
 @dataclass(frozen=True)
@@ -26,45 +28,85 @@ class AppConfig(Config):
         None, "of evaluate.py judge: says what edits changed; none given: a pretrained model's probe"
     )
     # who may visit
-    host: str = flag("127.0.0.1", "who may visit: 127.0.0.1 this machine alone, 0.0.0.0 every machine")
-    port: int = count(7860, "of the page", low=0, high=65535)
+    host: str = flag(
+        "127.0.0.1",
+        "who may visit: 127.0.0.1 or ::1 this machine alone, 0.0.0.0 or :: every machine; or "
+        f"{VARIABLES['host']}",
+        metavar="ADDRESS",
+    )
+    port: int = count(7860, f"of the page; or {VARIABLES['port']}", low=0, high=65535)
+    root_path: str | None = flag(None, "where a proxy shows the page, such as /faces")
+    share: bool = flag(False, "also open it to the world, at an address that gradio's servers give")
     max_upload: float = flag(20.0, "largest file that a visitor may send, in MB", above=0)
     files: ModelFiles = nested(ModelFiles)
 
 
+def parse_args() -> AppConfig:
+    options = []
+    for name, variable in VARIABLES.items():
+        value = os.environ.pop(variable, "")  # gradio would read it in spite of the command line
+        options += [f"--{name}={value}"] if value else []
+    return flags.parse(AppConfig, __doc__, [*options, *sys.argv[1:]])
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise OSError unless a page can open at this address. Gradio needs 127.0.0.1, too."""
+    for name in (host, "127.0.0.1"):
+        try:
+            family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
+            socket.create_server((name, port), family=family).close()
+        except OSError as error:
+            raise OSError(
+                f"no page can open at {name}, port {port} ({error.strerror}): choose another --port, or "
+                "check --host"
+            ) from None
+
+
 def serve(config: AppConfig) -> None:
-    """Open the page, until Ctrl-C."""
-    try:
-        socket.create_server((config.host, config.port)).close()
-    except OSError as error:  # before the models are loaded
-        raise OSError(f"{error.strerror}: choose another --port") from None
-    with tempfile.TemporaryDirectory(prefix="faces_page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
+    """Open the page, until a signal such as Ctrl-C."""
+    host, root = config.host.strip("[]"), config.root_path
+    if root and "://" not in root:
+        root = f"/{root.strip('/')}"
+    check_address(host, config.port)  # before the models are loaded
+    from page.folder import own_folder
+    from page.worker import Worker
+
+    with own_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        worker = Worker(config.files, config.judge)
+        os.environ["no_proxy"] = "*"  # from here on it asks nobody but itself
+        from gradio.tunneling import CURRENT_TUNNELS
+
         from page.layout import Page
         from page.parts import CSS, THEME
         from page.visitors import Visitors
-        from page.worker import Worker
 
-        visitors = Visitors(Path(folder))
-        page = Page(Worker(config.files, config.judge), visitors).blocks
-        threading.Thread(target=visitors.sweep_always, daemon=True).start()
+        visitors = Visitors(folder)
+        page = Page(worker, visitors).blocks
         page.queue(max_size=64).launch(
-            server_name=config.host,
+            server_name=f"[{host}]" if ":" in host else host,
             server_port=config.port or None,  # None: any that is free
+            root_path=root,
+            share=config.share,
             max_file_size=round(config.max_upload * 1e6),
             theme=THEME,
             css=CSS,
             footer_links=[],
             ssr_mode=False,
-            share=False,
             enable_monitoring=False,
             quiet=True,
             prevent_thread_lock=True,
         )
-        print(f"the page: {page.local_url} (Ctrl-C ends it)", flush=True)
-        page.block_thread()
+        address = page.local_url.replace("[::]", "localhost")
+        place = f", for a proxy that shows it at {root}" if root else ""
+        print(f"the page: {address}{place} (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            visitors.sweep_always()
+        for tunnel in CURRENT_TUNNELS:
+            tunnel.kill()
+    os._exit(0)  # what still computes would go on, and write
 
 
 if __name__ == "__main__":
-    flags.run(lambda: serve(flags.parse(AppConfig, __doc__)))
+    flags.run(lambda: serve(parse_args()))

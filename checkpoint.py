@@ -155,12 +155,12 @@ def _to_safetensors(state: dict[str, Any]) -> bytes:
     return save(weights, metadata)
 
 
-def _from_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
+def _from_safetensors(content: bytes) -> dict[str, Any]:
+    from safetensors.torch import load
 
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+    weights = load(content)  # it checks the header
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__", {})
     if "facts" not in metadata:
         return weights
     for name, first in json.loads(metadata.get("shared", "{}")).items():
@@ -169,7 +169,8 @@ def _from_safetensors(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | Path, part: str = "", advice: str = "") -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU; only plain tensors and plain types are unpickled.
+    """A checkpoint's contents, on the CPU; only plain tensors and plain types are unpickled. Under
+    "file_hash" stands the hash of what was read, even if another file takes its place meanwhile.
 
     Args:
         part: what the file must hold, such as "judge".
@@ -185,11 +186,13 @@ def load_checkpoint(path: str | Path, part: str = "", advice: str = "") -> dict[
         usual = f"train one with train.py, check the path, or name one of {names}"
         raise FileNotFoundError(f"no {part or 'checkpoint'} at {path}: {advice or usual}")
     try:
-        if path.suffix == ".safetensors":
-            state = _from_safetensors(path)
-        else:
-            _check_sums(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            digest = _digest(file)
+            if path.suffix == ".safetensors":
+                state = _from_safetensors(file.read())
+            else:
+                _check_sums(file)
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):  # not the file's fault
         raise
     except Exception as error:  # a damaged file may raise any error in the unpickler
@@ -206,18 +209,28 @@ def load_checkpoint(path: str | Path, part: str = "", advice: str = "") -> dict[
         raise ValueError(f"{path} is not a checkpoint of this project, whose format is {FORMAT}")
     if part and part not in state:
         raise ValueError(f"{path} holds no {part}: {advice}")
-    return state
+    return state | {"file_hash": digest}
 
 
-def _check_sums(path: Path) -> None:
+def _digest(file: BinaryIO) -> str:
+    """The first 12 hexadecimal digits of a file's SHA-256, to tell checkpoints apart."""
+    digest = hashlib.sha256()
+    for part in iter(lambda: file.read(2**20), b""):
+        digest.update(part)
+    file.seek(0)
+    return digest.hexdigest()[:12]
+
+
+def _check_sums(file: BinaryIO) -> None:
     """Raise ValueError for a file with a wrong checksum, which torch does not check, or for a compressed
     file, which torch does not write."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
             raise ValueError("it is compressed")
         damaged = archive.testzip()
         if damaged:
             raise ValueError(f"damaged at {damaged}")
+    file.seek(0)
 
 
 def _is_whole(weight: object) -> bool:
@@ -275,7 +288,7 @@ def build(
 ) -> Model:
     """The module in a checkpoint's contents, in evaluation mode, built from the configuration inside.
     Its weights are under ``ema`` if there are averaged ones, else under ``key``. Its ``facts`` are what
-    the contents say of its training.
+    the contents say of its training, and its ``file_hash`` is that of the file.
 
     Raises:
         ValueError: if ``path``, from which the contents come, holds no such module.
@@ -292,6 +305,7 @@ def build(
         model = kind(config)
         model.load_state_dict(weights)
     model.facts = {name: state[name] for name in FACTS if isinstance(state.get(name), int | float)}
+    model.file_hash = state["file_hash"]
     return model.eval()
 
 
@@ -367,13 +381,4 @@ def weights_hash(weights: dict[str, Tensor]) -> str:
     for name, value in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
-
-
-def file_hash(path: str | Path) -> str:
-    """The first 12 hexadecimal digits of a file's SHA-256, to tell checkpoints apart."""
-    digest = hashlib.sha256()
-    with open(find_weights(path), "rb") as file:
-        for part in iter(lambda: file.read(2**20), b""):
-            digest.update(part)
     return digest.hexdigest()[:12]

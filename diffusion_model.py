@@ -96,6 +96,7 @@ class ConditionalDiffusion(nn.Module):
         guide: steers edits and, where a scale asks for it, samples; None in a model without one. It is
             trained on the same noisy images, and shares no weights with the rest.
         facts: what its file says of its training.
+        file_hash: of the file that it was loaded from, "" for none.
         extra_losses: further terms of the joint loss: name -> (weight, term). Whoever trains the model
             sets them. They are in no checkpoint, and their own weights are not trained.
     """
@@ -104,6 +105,7 @@ class ConditionalDiffusion(nn.Module):
         super().__init__()
         self.config = config
         self.facts: dict[str, Any] = {}
+        self.file_hash = ""
         self.extra_losses: dict[str, tuple[float, LossTerm]] = {}
         self.schedule = NoiseSchedule(config.schedule, config.num_timesteps, config.zero_terminal_snr)
         self.first_stage = build_first_stage(config.first_stage, config.first_stage_config)

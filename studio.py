@@ -21,7 +21,6 @@ import devices
 import editing
 import samplers
 from attributes import CELEBA_ATTRIBUTES, parse_request
-from checkpoint import file_hash
 from classifiers.guide import GuidanceClassifier, load_guide
 from config import (
     DrawSettings,
@@ -109,8 +108,8 @@ def model_facts(
 ) -> dict[str, Any]:
     """What a manifest says of the model."""
     return {
-        "checkpoint": file_hash(files.checkpoint),
-        "guide": None if guide in (None, model.guide) else file_hash(str(files.guide_file(True))),
+        "checkpoint": model.file_hash,
+        "guide": None if guide in (None, model.guide) else guide.file_hash,
         "precision": devices.choose_precision(files.mixed_precision, model.device.type),
         "model": model.config.to_dict(),
     }

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,17 +42,20 @@ class PageConfig(Config):
 
 
 class Server:
-    """app.py in a process of its own, and what it prints."""
+    """app.py in a process of its own, and what it prints.
 
-    def __init__(self, checkpoint: str, guide: str | None = None, max_upload: float = 5):
+    Args:
+        folder: for its temporary files; None: one that goes with it.
+        variables: of its environment.
+    """
+
+    def __init__(self, *flags: str, folder: Path | None = None, variables: dict[str, str] | None = None):
         self.folder = tempfile.TemporaryDirectory()
-        flags = ["--checkpoint", checkpoint, "--port", "0", "--max_upload", str(max_upload)]
-        flags += ["--guide", guide] if guide else []
-        environment = os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": self.folder.name}
+        own = {"PYTHONUNBUFFERED": "1", "TMPDIR": str(folder or self.folder.name)}
         self.process = subprocess.Popen(
             [sys.executable, "app.py", *flags],
             cwd=ROOT,
-            env=environment,
+            env=os.environ | own | (variables or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -60,6 +64,7 @@ class Server:
         self.opened = threading.Event()
         threading.Thread(target=self.listen, daemon=True).start()
         if not self.opened.wait(120) or not self.address:
+            self.close()
             raise ValueError("the page did not open: " + "".join(self.lines)[-500:])
 
     def listen(self) -> None:
@@ -71,13 +76,15 @@ class Server:
 
     @property
     def address(self) -> str:
-        match = re.search(r"http://[\d.:]+", "".join(self.lines))
-        return match[0] if match else ""
+        match = re.search(r"the page: (http://[^/]+)", "".join(self.lines))
+        return match[1] if match else ""
 
-    def close(self) -> None:
-        self.process.terminate()
+    def close(self, number: int = signal.SIGTERM) -> int:
+        """End it by a signal. Returns its exit code."""
+        self.process.send_signal(number)
         self.process.wait()
         self.folder.cleanup()
+        return self.process.returncode
 
 
 def time_edits(address: str, number: int) -> dict[str, float]:
@@ -109,7 +116,8 @@ def main() -> None:
     config = flags.parse(PageConfig, __doc__)
     if not CHROMIUM:
         raise ValueError("no Chromium here to open the page with: install chromium")
-    server = Server(config.checkpoint, config.guide)
+    guide = ["--guide", config.guide] if config.guide else []
+    server = Server("--checkpoint", config.checkpoint, *guide, "--port", "0")
     try:
         seconds = time_edits(server.address, config.edits)
     finally:

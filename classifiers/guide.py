@@ -242,6 +242,7 @@ def load_guide(path: str | Path, device: str | torch.device = "cpu") -> Guidance
             weights = state["ema"] if "ema" in state else state["model"]
             parts = {name.partition(".")[::2]: weight for name, weight in weights.items()}
             own = {name: weight for (part, name), weight in parts.items() if part == "guide"}
-            state = {"config": config.own_guide().to_dict(), "guide": own}
+            facts = {"config": config.own_guide().to_dict(), "file_hash": state["file_hash"]}
+            state = facts | {"guide": own}
     guide = build(GuidanceClassifier, "guide", state, path).requires_grad_(False)
     return guide.to(device, memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-from checkpoint import file_hash, load_checkpoint, load_weights, refusing
+from checkpoint import load_checkpoint, load_weights, refusing
 from devices import autocast
 from image_data.cached import random_flip
 
@@ -172,4 +172,5 @@ def load_judge(
         rows = [names.index(name) for name in attribute_names]
         model.head.weight.data, model.head.bias.data = model.head.weight[rows], model.head.bias[rows]
         accuracy = torch.tensor(state["balanced_accuracy"])[rows].nanmean()
-    return model.eval(), {"hash": file_hash(path), "test_balanced_accuracy": float(accuracy)}
+    model.file_hash = state["file_hash"]
+    return model.eval(), {"hash": model.file_hash, "test_balanced_accuracy": float(accuracy)}

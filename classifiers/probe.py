@@ -65,4 +65,5 @@ def load_probe(path: str | Path = PROBE) -> Probe:
     state = load_checkpoint(path, "judge", "make a probe with benchmarks/probe.py --out")
     probe = Probe(side=state.get("side", SIDE))
     load_weights(probe, state["judge"], path)
+    probe.file_hash = state["file_hash"]
     return probe.eval()

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import devices
-from checkpoint import file_hash, save_atomically
+from checkpoint import save_atomically
 from classifiers.judge import Judge, load_judge, train_judge
 from config import ModelConfig, ModelFiles
 from diffusion_model import load_model
@@ -185,9 +185,9 @@ class Evaluation:
         """What the figures of samples and of edits depend on."""
         config, of_model, reference = self.config, self.model.config, self.reference_set
         return {
-            "checkpoint": file_hash(config.checkpoint),
+            "checkpoint": self.model.file_hash,
             "judge": self.judge_facts,
-            "guide": file_hash(config.guide) if config.guide else None,
+            "guide": None if self.guide in (None, self.model.guide) else self.guide.file_hash,
             "image_size": of_model.image_size,
             "crop": of_model.crop,
             "reference": f"{config.reference_split}, {len(reference)} images",

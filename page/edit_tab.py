@@ -106,7 +106,8 @@ class EditTab:
         """What happens on which click."""
         looks = COMPUTES | {"show_progress_on": [self.frame]}
         # ``preprocess`` would open the file before we look at it, and would fetch addresses.
-        self.upload.upload(self.take, [self.upload], self.outputs, preprocess=False, **looks)
+        arrival = self.upload.upload(self.receive, [self.upload], None, preprocess=False, **QUICK)
+        arrival.success(self.take, None, self.outputs, **looks)
         self.own.click(self.take_own, None, self.outputs, **looks)
         self.place.click(self.move, self.placing, self.outputs, **looks)
         self.frame.select(self.point, None, self.outputs, **looks)
@@ -149,16 +150,24 @@ class EditTab:
         values = self.fields.values(visitor.picture().read, edit.request if edit else {})
         shows |= dict(zip(self.fields.fields, values, strict=True))
         if edit:
-            shows |= {self.strength: edit.settings.manipulation_strength, self.seed: edit.settings.seed}
+            shows |= {
+                self.strength: edit.settings.manipulation_strength,
+                self.seed: str(edit.settings.seed),
+            }
         return shows
 
     # ---------------------------------------------------------------- pictures
 
     @one_line_errors()
-    def take(self, request: gr.Request, upload: Any) -> dict:
+    def receive(self, request: gr.Request, upload: Any) -> None:
+        """Keep a picture that was sent, before it waits in the queue to be looked at."""
         visitor = self.visitors.of(request)
-        path = self.visitors.received(visitor, upload)
-        return self.look(visitor, PhotographSettings(str(path))) | {self.upload: None}
+        visitor.upload = self.visitors.received(visitor, upload)
+
+    @one_line_errors()
+    def take(self, request: gr.Request) -> dict:
+        visitor = self.visitors.of(request)
+        return self.look(visitor, PhotographSettings(str(visitor.upload))) | {self.upload: None}
 
     @one_line_errors()
     def take_own(self, request: gr.Request) -> dict:
@@ -226,7 +235,7 @@ class EditTab:
             settings = EditSettings(
                 attributes=self.fields.request(source.read, fields),
                 manipulation_strength=float(strength),
-                seed=int(seed or 0),
+                seed=parts.seed_of(seed),
             )
             if not settings.attributes:
                 visitor.current = None

@@ -57,7 +57,7 @@ class GenerateTab:
         settings = GenerateSettings(
             attributes=self.request.request(fields),
             num_samples=int(number),
-            seed=int(seed or 0),
+            seed=parts.seed_of(seed),
             sampling=SamplingConfig(cfg_scale=float(scale) if self.is_guided else None),
         )
         started, bar = time.perf_counter(), parts.progress_bar(visitor, progress)

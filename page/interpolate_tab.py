@@ -72,7 +72,7 @@ class InterpolateTab:
         frames, seed, *fields = values
         visitor, model = self.visitors.of(request), self.worker.model
         started, bar = time.perf_counter(), parts.progress_bar(visitor, progress)
-        settings = InterpolateSettings(interpolation_steps=int(frames), seed=int(seed or 0))
+        settings = InterpolateSettings(interpolation_steps=int(frames), seed=parts.seed_of(seed))
         ends = [visitor.ends.get(end) for end in ENDS]
         if any(ends):
             if not all(ends):

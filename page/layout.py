@@ -15,9 +15,16 @@ from page.parts import COMPUTES, QUICK
 from page.visitors import Visitors
 from page.worker import Worker
 
-# The secret of a page. It survives a reload, which gradio does after a lost connection.
-SECRET = """() => sessionStorage.page ??=
-  [...crypto.getRandomValues(new Uint32Array(4))].map(each => each.toString(36)).join('')"""
+# The secret of a page, and that of the page which this tab has just closed: gradio loads it anew after a
+# lost connection. While it is open, its secret is nowhere that a copy of the tab would take with it.
+SECRETS = """() => {
+  const before = sessionStorage.page ?? '';
+  const secret = [...crypto.getRandomValues(new Uint32Array(4))].map(each => each.toString(36)).join('');
+  delete sessionStorage.page;
+  addEventListener('pagehide', () => sessionStorage.page = secret);
+  addEventListener('pageshow', () => delete sessionStorage.page);
+  return [secret, before];
+}"""
 
 
 class Page:
@@ -46,8 +53,9 @@ class Page:
                 with gr.Tab("Interpolate", id="interpolate"):
                     self.interpolate = InterpolateTab(worker, visitors)
             generate, mix = self.generate, self.interpolate
-            secret, outputs = gr.Textbox(visible=False), [*self.edit.outputs, *mix.ends]
-            self.blocks.load(self.arrive, [secret], outputs, js=SECRET, **QUICK)
+            secrets = [gr.Textbox(visible=False), gr.Textbox(visible=False)]
+            outputs = [*self.edit.outputs, *mix.ends]
+            self.blocks.load(self.arrive, secrets, outputs, js=SECRETS, **QUICK)
             self.blocks.unload(visitors.leave)
             # A generated face goes to another tab, which opens.
             edits = generate.to_edit.click(self.edit.take_face, None, self.edit.outputs, **COMPUTES)
@@ -56,8 +64,8 @@ class Page:
             ends = gr.on(clicks, mix.take_face, None, mix.ends, **QUICK)
             ends.success(lambda: gr.Tabs(selected="interpolate"), None, tabs, **QUICK)
 
-    def arrive(self, request: gr.Request, secret: str) -> dict:
+    def arrive(self, request: gr.Request, secret: str, before: str) -> dict:
         """Show a visitor who comes back what they had."""
-        visitor = self.visitors.arrive(request, str(secret)[:100])
+        visitor = self.visitors.arrive(request, str(secret)[:100], str(before)[:100])
         shows = dict(zip(self.interpolate.ends, map(visitor.ends.get, ENDS), strict=True))
         return shows | self.edit.restore(visitor) if visitor.source else shows

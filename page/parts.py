@@ -63,7 +63,8 @@ class Controls:
 
     def __init__(self, label: str, name: str, visitors: Visitors):
         with gr.Row():
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            # A text: numbers of a browser are exact up to 2^53 only.
+            self.seed = gr.Textbox("0", label="Seed", max_length=19)
             dice = gr.Button("Dice", min_width=70)
         with gr.Row():
             self.go = gr.Button(label, variant="primary", min_width=70, elem_id=name)
@@ -75,6 +76,14 @@ class Controls:
 
 def random_seed() -> int:
     return random.randrange(2**24)
+
+
+def seed_of(text: str | None) -> int:
+    """The seed that a visitor typed; nothing is 0."""
+    digits = str(text or 0).strip()
+    if not digits.isdecimal():
+        raise ValueError(f"the seed must be a whole number, at least 0, and is {digits!r}: correct it")
+    return int(digits)
 
 
 @contextmanager

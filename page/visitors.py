@@ -23,6 +23,7 @@ import numpy as np
 from attributes import parse_request
 from config import EditSettings, PhotographSettings
 from figures.grids import caption
+from page.folder import lock_of, renew
 
 MOST_RESULTS = 24  # results kept for a visitor, by eye: three rows of the history
 MOST_VISITORS = 200  # at once; by eye: some 100 MB of files. Then the one who was idle longest must go
@@ -70,11 +71,13 @@ class Edit:
 
 @dataclass(eq=False)
 class Visitor:
-    """One open page, under the secret that it keeps when it is loaded anew in another session."""
+    """One open page. When it is loaded anew, in another session, it shows the secret of before."""
 
     folder: Path
+    session: str | None  # the one that is open; None: it has ended
     secret: str | None = None  # None until the page has told it
     active: float = field(default_factory=time.monotonic)  # when they last did something, or left
+    upload: Path | None = None  # what they sent last, to edit it
     source: Source | None = None
     edits: list[Edit] = field(default_factory=list)
     current: Edit | None = None  # the edit that the page shows
@@ -119,19 +122,22 @@ class Visitors:
 
     def __init__(self, uploads: Path):
         self.uploads, self.folder = uploads.resolve(), uploads.resolve() / "visitors"
+        self.own_lock = lock_of(self.uploads)
         self.lock = threading.RLock()
         self.present: list[Visitor] = []
-        self.sessions: dict[str | None, Visitor] = {}  # who has which page open
+        self.sessions: dict[str | None, Visitor] = {}  # whose page each is, or was
 
-    def arrive(self, request: gr.Request, secret: str) -> Visitor:
-        """The visitor whose page has this secret: new, or back again in a new session. On a slow machine
-        they may have done something before their page told its secret."""
+    def arrive(self, request: gr.Request, secret: str, before: str = "") -> Visitor:
+        """The visitor whose page has this secret: new, or back again in a new session, with the secret
+        that their page had ``before``. That one serves once: a second page that shows it is a visitor of
+        its own. On a slow machine they may have done something before their page told its secret."""
         with self.lock:
             for visitor in self.present:
-                if visitor.secret == secret:
+                if before and visitor.secret == before:
+                    self.leave(request)  # what they were until now
                     self.sessions[request.session_hash] = visitor
             visitor = self.of(request)
-            visitor.secret = secret
+            visitor.secret, visitor.session = secret, request.session_hash
             return visitor
 
     def of(self, request: gr.Request) -> Visitor:
@@ -140,7 +146,7 @@ class Visitors:
             if request.session_hash not in self.sessions:
                 if len(self.present) >= MOST_VISITORS:
                     self._remove(min(self.present, key=lambda each: each.active))
-                visitor = Visitor(self.folder / uuid.uuid4().hex)
+                visitor = Visitor(self.folder / uuid.uuid4().hex, request.session_hash)
                 visitor.folder.mkdir(parents=True)
                 self.present.append(visitor)
                 self.sessions[request.session_hash] = visitor
@@ -155,9 +161,9 @@ class Visitors:
     def leave(self, request: gr.Request) -> None:
         """A session has ended. The visitor's files go with the next ``sweep``, unless they are back."""
         with self.lock:
-            visitor = self.sessions.pop(request.session_hash, None)
-            if visitor:
-                visitor.active = time.monotonic()
+            visitor = self.sessions.get(request.session_hash)
+            if visitor and visitor.session == request.session_hash:
+                visitor.session, visitor.active = None, time.monotonic()
 
     def received(self, visitor: Visitor, upload: Any) -> Path:
         """The file that a visitor has sent, copied into their folder: the browser still shows the one
@@ -172,21 +178,24 @@ class Visitors:
         return Path(shutil.copy(path, visitor.new_folder()))
 
     def sweep(self) -> None:
-        """Delete visitors who have gone, and old uploads: what is in use is a copy."""
+        """Delete visitors who have gone, and old uploads. What is in use is a copy."""
+        renew(self.own_lock)
         with self.lock:
             for visitor in list(self.present):
-                limit = IDLE_SECONDS if visitor in self.sessions.values() else RETURN_SECONDS
+                limit = IDLE_SECONDS if visitor.session else RETURN_SECONDS
                 if time.monotonic() - visitor.active > limit:
                     self._remove(visitor)
-        for folder in self.uploads.iterdir():
+        for path in self.uploads.iterdir():
             with suppress(OSError):  # gradio may have moved it
-                if folder != self.folder and time.time() - folder.stat().st_mtime > SWEEP_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
+                old = time.time() - path.stat().st_mtime > SWEEP_SECONDS
+                if old and path not in (self.folder, Path(self.own_lock.lock_file)):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def sweep_always(self) -> None:
-        """``sweep`` every SWEEP_SECONDS, while there is a folder to sweep."""
-        while self.uploads.is_dir():
-            self.sweep()
+        """``sweep`` every SWEEP_SECONDS, whatever happens to the files."""
+        while True:
+            with suppress(OSError):
+                self.sweep()
             # Return freed memory to the system. Otherwise each thread that has opened a large picture
             # keeps as much. Only glibc has this function.
             with suppress(OSError, TypeError, AttributeError):

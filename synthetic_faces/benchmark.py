@@ -220,7 +220,7 @@ def score_folder(
     Raises:
         FileNotFoundError, ValueError: as ``read_pictures`` and ``load_judge``.
     """
-    from checkpoint import file_hash, replace_file
+    from checkpoint import replace_file
     from classifiers.judge import load_judge
     from classifiers.probe import PROBE, load_probe
     from evaluation.edit_figures import score_edits
@@ -229,7 +229,7 @@ def score_folder(
     edits = read_pictures(folder, requests, benchmark.facts["image_size"])
     reader = load_judge(judge, tuple(COLUMNS), WHOLE)[0] if judge else load_probe()
     scores = score_edits(requests, benchmark.sources, benchmark.truths, edits, reader)
-    by = f"{judge or PROBE}, hash {file_hash(judge or PROBE)}"
+    by = f"{judge or PROBE}, hash {reader.file_hash}"
     report = {"benchmark": benchmark.facts, "judge": by, **scores}
     text = json.dumps(report, indent=1) + "\n"
     replace_file(folder / "score.json", lambda file: file.write(text.encode()))

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import checkpoint as checkpoint_module
+import studio
 from checkpoint import EMA, FORMAT, load_checkpoint, save_atomically, save_model
+from config import ModelFiles
 from diffusion_model import load_model
 
 
@@ -103,3 +107,23 @@ def test_one_flipped_bit_is_found(checkpoint, tmp_path):
     (tmp_path / "flipped.pth").write_bytes(data)
     with pytest.raises(ValueError, match="not a whole checkpoint"):
         load_checkpoint(tmp_path / "flipped.pth")
+
+
+@pytest.mark.parametrize("suffix", (".pth", ".safetensors"))
+def test_the_hash_is_that_of_what_was_loaded(make_model, tmp_path, monkeypatch, suffix):
+    """Another file takes the place of the first while that is read."""
+    path, digest = tmp_path / f"model{suffix}", checkpoint_module._digest
+    save_model(make_model(), path)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+    def digest_and_replace(file):
+        try:
+            return digest(file)
+        finally:
+            save_model(make_model(("Bald",)), path)
+
+    monkeypatch.setattr(checkpoint_module, "_digest", digest_and_replace)
+    model = load_model(path)
+    assert len(model.config.attribute_names) == 3
+    facts = studio.model_facts(ModelFiles(checkpoint=str(path)), model, None)
+    assert facts["checkpoint"] == before != hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -215,6 +216,7 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
     report = json.loads((out / "report.json").read_text())
     protocol = report["protocol"]
     assert protocol["num_samples"] == 32 and protocol["crop"] == 178
+    assert protocol["checkpoint"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]
     kinds = [(entry["sampling"]["cfg_scale"], entry["request"]) for entry in report["settings"]]
     assert kinds == [*product((0, 2), ("whole", "three", "none"))]
     for entry in report["settings"]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import app
 import flags
 import manipulate
 import studio
@@ -36,6 +43,7 @@ from figures.grids import save_gif
 from manipulate import ManipulateConfig
 from page import visitors as visitors_module
 from page.edit_tab import EditTab
+from page.folder import lock_of
 from page.layout import Page
 from page.leaks import leak_meter
 from page.visitors import MOST_RESULTS, Edit, Source, Visitors
@@ -258,7 +266,7 @@ def test_an_end_that_is_cleared_is_forgotten(worker, tmp_path):
     (tmp_path / "hash").mkdir()
     path = drawn_face(tmp_path / "hash" / "photo.png")
     taken = opened.interpolate.take(asking("anna"), end, {"path": str(path)})
-    assert taken.read_bytes() == path.read_bytes() and opened.arrive(asking("anna"), "a")
+    assert taken.read_bytes() == path.read_bytes() and opened.arrive(asking("anna"), "a", "")
     with pytest.raises(gr.Error, match="two pictures are needed"):
         opened.interpolate.interpolate(asking("anna"), None, 3, 0, ["Male"], [], ["Young"], [])
     assert opened.interpolate.take(asking("anna"), end, None) is None
@@ -301,15 +309,27 @@ def test_what_a_visitor_left_goes_with_them(tmp_path, monkeypatch):
         (visitor.new_folder() / "photo.jpg").write_text("me")
     visitors.leave(asking("anna"))
     visitors.sweep()
-    assert visitors.arrive(asking("anna again"), "a") is anna, "who comes back finds everything"
+    assert visitors.arrive(asking("anna again"), "aa", "a") is anna, "who comes back finds everything"
+    visitors.leave(asking("anna"))  # late
+    assert anna.session == "anna again"
     visitors.leave(asking("anna again"))
     monkeypatch.setattr(visitors_module, "RETURN_SECONDS", -1.0)
     visitors.sweep()
     assert not anna.folder.exists() and list(ben.folder.rglob("photo.jpg"))
     cleo = visitors.arrive(asking("cleo"), "c")
-    assert visitors.arrive(asking("ben"), "c") is cleo  # the session is no longer that of the first
+    assert visitors.arrive(asking("ben"), "d", "c") is cleo  # the session is no longer that of the first
     visitors.sweep()
     assert not ben.folder.exists() and visitors.present == [cleo]
+
+
+def test_a_second_page_with_one_secret_is_a_visitor_of_its_own(tmp_path):
+    """A copy of a tab shows a secret that has served, or none."""
+    visitors = Visitors(tmp_path)
+    anna = visitors.arrive(asking("anna"), "a")
+    assert visitors.arrive(asking("back"), "b", "a") is anna
+    for copy in ("a", "", "b" * 101):
+        assert visitors.arrive(asking(f"copy {copy}"), "c", copy) is not anna
+    assert visitors.of(asking("back")) is anna and len(visitors.present) == 4
 
 
 def test_who_is_faster_than_their_page_is_the_same_visitor(tmp_path):
@@ -340,6 +360,49 @@ def test_uploads_are_swept_up_and_what_was_taken_stays(tmp_path, monkeypatch):
     visitors.sweep()
     assert not sent.parent.exists()
     assert taken.read_text() == "me" and taken.is_relative_to(visitor.folder)
+    broken = uploads / "tmpabc"  # of a visitor who left while they sent it
+    broken.write_text("me")
+    visitors.sweep()
+    assert not broken.exists()
+
+
+def test_what_waits_in_the_queue_is_kept(tab, tmp_path, monkeypatch):
+    """A picture waits for the model longer than uploads are kept."""
+    sent = drawn_face(tmp_path / "photo.png")
+    (tmp_path / "hash").mkdir()
+    sent = sent.rename(tmp_path / "hash" / "photo.png")
+    taken = sent.read_bytes()
+    tab.receive(asking("anna"), {"path": str(sent)})
+    monkeypatch.setattr(visitors_module, "SWEEP_SECONDS", -1.0)
+    tab.visitors.sweep()
+    assert not sent.exists()
+    tab.take(asking("anna"))
+    source = tab.visitors.of(asking("anna")).source.settings.source_image
+    assert Path(source).read_bytes() == taken
+
+
+def test_the_folder_is_made_anew(tmp_path, monkeypatch):
+    """Systems remove old files from temporary folders. What sweeps goes on, and holds the new folder."""
+    visitors = Visitors(tmp_path / "page")
+    visitors.sweep()
+    shutil.rmtree(tmp_path / "page")
+    monkeypatch.setattr(visitors_module, "SWEEP_SECONDS", 0.0)
+    sweep, turns = visitors.sweep, []
+
+    def swept():
+        turns.append(len(turns))
+        if len(turns) == 1:
+            raise OSError("no folder")
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+        sweep()
+
+    monkeypatch.setattr(visitors, "sweep", swept)
+    with pytest.raises(KeyboardInterrupt):
+        visitors.sweep_always()
+    with pytest.raises(OSError), lock_of(tmp_path / "page", timeout=0):
+        pass
+    assert visitors.of(asking("anna")).new_folder().is_dir()
 
 
 def test_there_are_never_too_many_visitors(tmp_path, monkeypatch):
@@ -366,13 +429,86 @@ def test_the_history_is_bounded(tmp_path):
     assert len(visitor.edits) == len(list(visitor.folder.rglob("edit.png"))) == MOST_RESULTS
 
 
+# -------------------------------------------------------------------- its process
+
+
+def send_file(address: str, content: bytes) -> None:
+    """Send a file, as a page does before it says what it is for."""
+    head = '--x\r\nContent-Disposition: form-data; name="files"; filename="me.png"\r\n\r\n'
+    body = head.encode() + content + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    direct.open(urllib.request.Request(f"{address}/gradio_api/upload", body, kind)).close()
+
+
+PROXIES = {
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "https_proxy": "127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "NO_PROXY": "example.org",
+}
+
+
+@pytest.fixture
+def start():
+    """Open pages of the pretrained model of drawn faces, which are closed after the test."""
+    servers = []
+
+    def start_one(*flags, **options):
+        servers.append(Server("--checkpoint", "drawn64", "--port", "0", *flags, **options))
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        server.close()
+
+
+def test_nothing_stays_behind_however_a_page_ends(start, tmp_path):
+    """One is killed while it holds a photograph. The next deletes what that left, and nothing of a page
+    that lives. What can be caught ends in order, without a word. No proxy stands between a page and
+    itself, and IPv6 works."""
+    folders = lambda: list(tmp_path.glob("faces_page_*"))  # noqa: E731
+    killed = start(folder=tmp_path)
+    send_file(killed.address, b"me")
+    killed.close(signal.SIGKILL)
+    (left,) = folders()
+    assert list(left.rglob("me.png"))
+    first = start(folder=tmp_path, variables=PROXIES)
+    (its_own,) = folders()
+    assert its_own != left
+    second = start("--host", "::1", folder=tmp_path)
+    assert second.address.startswith("http://[::1]:")
+    assert len(folders()) == 2 and its_own.exists()
+    for server, number in ((first, signal.SIGTERM), (second, signal.SIGHUP)):
+        send_file(server.address, b"me")
+        assert list(tmp_path.rglob("me.png"))
+        assert server.close(number) == 0
+        assert not list(tmp_path.rglob("me.png"))
+        assert len(server.lines) == 1 and "the page:" in server.lines[0]
+    assert not folders()
+
+
+def test_variables_of_gradio_count_and_flags_more(monkeypatch, capsys):
+    for name, value in (("NAME", "0.0.0.0"), ("PORT", "8080")):
+        monkeypatch.setenv(f"GRADIO_SERVER_{name}", value)
+    monkeypatch.setenv("GRADIO_ROOT_PATH", "/faces")
+    monkeypatch.setattr(sys, "argv", ["app.py", "--port", "81"])
+    config = app.parse_args()
+    assert (config.host, config.port, config.root_path) == ("0.0.0.0", 81, "/faces")
+    assert not [name for name in os.environ if name.startswith("GRADIO_SERVER")]
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")
+    with pytest.raises(SystemExit):
+        app.parse_args()
+    assert "argument --port: expected a whole number" in capsys.readouterr().err
+
+
 # -------------------------------------------------------------------- the page in a browser
 
 
 @pytest.fixture(scope="module")
 def address():
     """Where a page of the pretrained model of drawn faces is open."""
-    server = Server("drawn64", max_upload=0.5)
+    server = Server("--checkpoint", "drawn64", "--port", "0", "--max_upload", "0.5")
     yield server.address
     server.close()
 
@@ -527,6 +663,95 @@ def test_a_lost_connection_loses_nothing(visit, photo):
     says(opened, "#edit_status", "Eyeglasses:")
     edit(opened, "Smile", "Smiling:")
     assert opened.locator("#past button").count() == 2
+
+
+def test_two_tabs_are_two_visitors(visit, photo, tmp_path):
+    """A copy of a tab takes along what the tab has stored. Each edits its own picture, and finds it
+    again when it is loaded anew."""
+    first, other = visit(), drawn_face(tmp_path / "other.png", 60)
+    send(first, photo)
+    with first.context.expect_page() as opening:
+        first.evaluate("() => { open(location.href) }")
+    second = opening.value
+    second.set_default_timeout(SECONDS)
+    second.wait_for_selector("#upload input[type=file]", state="attached")
+    send(second, other)
+    edit(second, "Glasses", "Eyeglasses:")
+    edit(first, "Smile", "Smiling:")
+    for tab, name, request in ((first, photo.name, "Smiling=1"), (second, other.name, "Eyeglasses=1")):
+        tab.reload()
+        says(tab, "#edit_status", "seconds.")
+        assert tab.locator("#past button").count() == 1
+        tab.get_by_role("button", name="Take it away").click()
+        line = tab.locator("#take textarea").input_value()
+        words = shlex.split(line)
+        assert words[words.index("--source_image") + 1] == name
+        assert words[words.index("--attributes") + 1 :][:1] == [request] and line.count("=") == 1, line
+
+
+def test_seeds_are_as_large_as_those_of_the_scripts(visit):
+    opened = visit()
+    opened.get_by_role("tab", name="Generate").click()
+    opened.get_by_label("How many").last.fill("1")
+    seed = opened.get_by_label("Seed").locator("visible=true")
+    seed.fill(str(2**63 - 1))
+    opened.locator("#generate").click()
+    says(opened, "#generate_status", "1 in")
+    assert "--seed 9223372036854775807" in opened.locator("textarea:visible").last.input_value()
+    for wrong in ("1.5", "-1", "9" * 19):
+        seed.fill(wrong)
+        opened.locator("#generate").click()
+        says(opened, "body", wrong)
+
+
+class BelowPath(BaseHTTPRequestHandler):
+    """A proxy that shows a page at /faces/, and nothing elsewhere."""
+
+    page = ""
+
+    def do_GET(self):
+        if not self.path.startswith("/faces/"):
+            self.send_error(404)
+            return
+        length = int(self.headers.get("Content-Length") or 0)
+        request = urllib.request.Request(self.page + self.path.removeprefix("/faces"))
+        request.data = self.rfile.read(length) if self.command == "POST" else None
+        request.headers = dict(self.headers)
+        try:
+            answer = urllib.request.urlopen(request)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer, suppress(OSError):  # the browser may have left
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
+                    self.send_header(name, value)
+            self.end_headers()
+            while part := answer.read1():
+                self.wfile.write(part)
+                self.wfile.flush()
+
+    do_POST = do_GET
+
+    def log_message(self, *words):
+        pass
+
+
+def test_it_works_below_a_path(start, browser, photo):
+    server = start("--root_path", "faces/")
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("Proxy", (BelowPath,), {"page": server.address}))
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    opened, missing = browser.new_page(), []
+    opened.set_default_timeout(SECONDS)
+    opened.on("response", lambda answer: missing.append(answer.url) if answer.status >= 400 else None)
+    opened.goto(f"http://127.0.0.1:{proxy.server_port}/faces/")
+    opened.wait_for_selector("#upload input[type=file]", state="attached")
+    send(opened, photo)
+    edit(opened, "Glasses", "Eyeglasses:")
+    opened.wait_for_function("() => document.querySelector('#compared img')?.naturalWidth")
+    opened.close()
+    proxy.shutdown()
+    assert not missing and len(server.lines) == 1
 
 
 def test_it_fits_a_telephone(visit):
