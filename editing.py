@@ -148,8 +148,8 @@ def until_seen(
     editing: EditConfig,
     strength: float,
 ) -> Denoiser:
-    """Guidance of an edit without a guide: classifier-free at m cfg_scale, which ends where what is
-    asked for is seen in x0_hat. m is the largest m_i of ``missing_share``.
+    """Guidance of an edit without a guide: classifier-free at strength m cfg_scale, which ends where
+    what is asked for is seen in x0_hat. m is the largest m_i of ``missing_share``.
 
     Args:
         pair: under base rows and target rows, as of ``classifier_free``.
@@ -158,10 +158,13 @@ def until_seen(
         source_odds: what ``read`` gives for the sources.
     """
 
+    cfg_scale = editing.cfg_scale
+    assert cfg_scale is not None  # resolved
+
     def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         x0_base, x0_target = pair(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
         missing = missing_share(goal, source_odds, read(x0_base), editing.margin, strength)
-        scale = editing.cfg_scale * missing.amax(1)
+        scale = strength * cfg_scale * missing.amax(1)
         x0_hat = x0_base + scale.view(-1, 1, 1, 1) * (x0_target - x0_base)
         return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
 

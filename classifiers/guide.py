@@ -238,7 +238,7 @@ def load_guide(path: str | Path, device: str | torch.device = "cpu") -> Guidance
     state = load_checkpoint(path)
     with refusing(path, "guide"):
         config = ModelConfig(**state["config"])
-        if config.guide_channels:  # the file of a model
+        if config.guide_channels and "guide" not in state:  # the file of a model
             weights = state["ema"] if "ema" in state else state["model"]
             parts = {name.partition(".")[::2]: weight for name, weight in weights.items()}
             own = {name: weight for (part, name), weight in parts.items() if part == "guide"}

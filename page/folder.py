@@ -43,7 +43,8 @@ def own_folder() -> Iterator[Path]:
     for number in signals:
         signal.signal(number, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix=FOLDERS))
-    lock_of(folder).acquire()
+    lock = lock_of(folder)  # a lock that nobody keeps would be released
+    lock.acquire()
     try:
         for other in folder.parent.glob(f"{FOLDERS}*"):
             with suppress(OSError):  # held, or just gone
@@ -54,6 +55,7 @@ def own_folder() -> Iterator[Path]:
     finally:
         for number in signals:
             signal.signal(number, signal.SIG_IGN)  # a second one would stop this
+        lock.release()
         for _ in range(20):  # what still computes may write meanwhile
             shutil.rmtree(folder, ignore_errors=True)
         for number in signals:

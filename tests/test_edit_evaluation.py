@@ -180,7 +180,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(options, tmp_path, la
     assert report["interpolation"]["worst_end_psnr"] == 100
     assert report["interpolation"]["largest_step_over_mean"] >= 1
     names = [entry["name"] for entry in report["edits"]]
-    assert names == ["no edit", "cfg 1", "cfg 4"]
+    assert names == ["no edit", "cfg 1, guide 5", "cfg 4, guide 5"]  # by the guide inside the model
     precise = ["--batch_size", 2, "--mixed_precision", "no", "--output_dir", tmp_path / "two"]
     assert "2 processes" in launch_two("evaluate.py", "edits", *edits, *precise)
     together = json.loads((tmp_path / "two" / "edits.json").read_text())

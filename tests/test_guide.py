@@ -155,13 +155,15 @@ def test_what_lies_far_from_the_training_images_is_drawn_again(make_model, class
         generators = sample_generators(0, numbers)
         return model.sample(len(numbers), None, {"Smiling": 1}, sampling, generators, guide=guide)
 
-    guide.whitener *= 1.0 / guide.distance(draw(1, range(8))).median()  # half of them are far
+    fourth, fifth = guide.distance(draw(1, range(8))).sort().values[3:5]
+    guide.whitener *= 2 / (fourth + fifth)  # half of them are far
     first, chosen = draw(1, range(8)), draw(4, range(8))
     distance = guide.distance(first)
     same = (first == chosen).flatten(1).all(1)
     assert same[distance <= 1].all() and not same.all()
     assert (guide.distance(chosen) <= distance).all()
-    assert torch.equal(draw(4, range(8))[3:5], draw(4, range(3, 5)))
+    alone = draw(4, range(3, 5)).int()
+    assert (chosen[3:5].int() - alone).abs().max() <= 1  # but for rounding, in any batch
     strip = partial(model.interpolate_between_attributes, {"Male": 1}, {"Male": 0}, 3)
     options = {"sampling": SamplingConfig(num_inference_steps=2)}
     with_guide = strip(generator=torch.Generator().manual_seed(0), guide=guide, **options)

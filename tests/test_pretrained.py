@@ -53,7 +53,7 @@ def test_training_starts_from_a_model(make_model, tmp_path):
     path = tmp_path / "model.pth"
     save_model(model, path)
     images = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
-    config = TrainConfig(model=model.config)
+    config = TrainConfig(model=model.config, train_guide=False)
 
     class Faces:
         attributes = torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, 1, 1], [1, 1, 1]])

@@ -80,7 +80,7 @@ class CheckpointFiles:
             self.check(main)
             yield
             return
-        flags.check_writable(self.folder, "--save_dir")
+        flags.check_writable(self.config.save_dir, "--save_dir")
         new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / f".{self.last.name}.lock", timeout=0)
