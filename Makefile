@@ -57,7 +57,7 @@ bench: .venv/installed-dev
 # the folder of all that it writes; FLAGS go to each training. Each file in configs/ says what it needs.
 RUN ?= outputs/$@
 SIZE ?= 128
-ifeq ($(MAKECMDGOALS),latent)
+ifneq ($(filter latent,$(MAKECMDGOALS)),)
 $(if $(DATA),,$(error no DATA: make latent DATA=/path/to/celeba))
 endif
 

@@ -104,15 +104,17 @@ def find_weights(name: str | Path, **download: Any) -> Path:
         TypeError: for an argument that ``hf_hub_download`` does not take.
         ValueError: for a revision of a model that is here.
     """
-    from huggingface_hub import hf_hub_download
-
     check_local(name)
-    inspect.signature(hf_hub_download).bind(name, IN_FOLDER, **download)
     path, named = Path(name).expanduser(), PRETRAINED / f"{name}.safetensors"
     if named.is_file() and not path.exists():
         path = named
-    on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) and path.suffix not in SUFFIXES
-    if on_hub and not path.exists() and not path.parent.is_dir():
+    may_be_on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) and path.suffix not in SUFFIXES
+    on_hub = may_be_on_hub and not path.exists() and not path.parent.is_dir()
+    if on_hub or download:  # its library takes time to load
+        from huggingface_hub import hf_hub_download
+
+        inspect.signature(hf_hub_download).bind(name, IN_FOLDER, **download)
+    if on_hub:
         try:
             return Path(hf_hub_download(str(name), IN_FOLDER, **download))
         except (OSError, ValueError) as error:  # no network, no such name

@@ -452,10 +452,10 @@ class ConditionalDiffusion(nn.Module):
             return self.first_stage.decode(last(steps))
 
         images = draw(x_T, torch.arange(batch_size, device=self.device), generator)
-        if guide is None or not guide.config.knows_typical:
+        if guide is None or not guide.config.knows_typical or sampling.tries == 1:
             return images
+        distance = guide.distance(images)
         for _ in range(sampling.tries - 1):
-            distance = guide.distance(images)
             far = (distance > 1).nonzero()[:, 0]
             if not len(far):
                 break
@@ -463,8 +463,10 @@ class ConditionalDiffusion(nn.Module):
             if isinstance(generator, Sequence):
                 own = [generator[i] for i in far.tolist()]
             again = draw(self.initial_noise(len(far), image_size, own), far, own)
-            nearer = guide.distance(again) < distance[far]
+            distance_again = guide.distance(again)
+            nearer = distance_again < distance[far]
             images[far[nearer]] = again[nearer]
+            distance[far[nearer]] = distance_again[nearer]
         return images
 
     def ddim_sample(
@@ -551,15 +553,19 @@ class ConditionalDiffusion(nn.Module):
         """The VAE's reconstruction of images uint8 (B, S, S, 3), in the same form."""
         return self.first_stage.decode(self.autoencoder.decode(self.encode_latent(images)))
 
-    @torch.no_grad()
-    def autoencoder_odds(self, x0: Tensor) -> Tensor:
-        """How far each attribute (B, A) is above its threshold of balanced accuracy in x0 (B, C, h, w):
-        the logits of the VAE's head, less the log odds of each attribute in the training rows."""
-        logits = self.autoencoder.attribute_logits(self.autoencoder.encode(x0)[0])
-        if not self.config.prior_rows:
-            return logits
-        share = self.attribute_prior.frequencies(torch.zeros_like(logits[:1]))
-        return logits - share.clamp(1e-4, 1 - 1e-4).logit()
+    def attribute_reader(self) -> Callable[[Tensor], Tensor]:
+        """A function of x0 (B, C, h, w): how far each attribute (B, A) is above its threshold of
+        balanced accuracy there. These are the logits of the VAE's head, less the log odds of each
+        attribute in the training rows."""
+        threshold = torch.zeros(1, len(self.config.attribute_names), device=self.device)
+        if self.config.prior_rows:
+            threshold = self.attribute_prior.frequencies(threshold).clamp(1e-4, 1 - 1e-4).logit()
+
+        @torch.no_grad()
+        def read(x0: Tensor) -> Tensor:
+            return self.autoencoder.attribute_logits(self.autoencoder.encode(x0)[0]) - threshold
+
+        return read
 
     @torch.no_grad()
     def predict_attributes(self, images: Tensor, guide: Guide | None = None) -> Tensor:

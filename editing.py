@@ -157,7 +157,6 @@ def until_seen(
         goal: (B, A), +1 or -1 for a named attribute, and 0 for the others.
         source_odds: what ``read`` gives for the sources.
     """
-
     cfg_scale = editing.cfg_scale
     assert cfg_scale is not None  # resolved
 
@@ -371,6 +370,7 @@ class Editor:
         x0 = model.encode_images(source_image)
         decoded = self.first_stage.to_pixels(x0)
         lost = lost_pixels(source_image, decoded)
+        original = PIXELS.encode(source_image.to(x0.device))
         read = model.attribute_rows(source_attributes, len(x0))
         named = model.attribute_rows(target_attributes, len(x0) if len(x0) > 1 else None)
         number = len(named)
@@ -390,6 +390,7 @@ class Editor:
         own = model.denoiser(base)
         noisy = {t: schedule.q_sample(x0, t, eps) for t, eps in zip(grid[:-1], noise, strict=True)}
         x0_hats = [own(x_t, t)[0] for t, x_t in noisy.items()]
+        pair = model.denoiser(torch.cat([base, target]))
         steered = guide if editing.guide_scale else None
         if steered is not None:
             columns = model.check_guide(steered)
@@ -397,6 +398,9 @@ class Editor:
             once = len(source_image)  # a single photograph is read once for all its targets
             odds = {t: steered.log_odds(x_t[:once], t) for t, x_t in noisy.items()}
             steering = Steering(steered, columns, goal, odds, editing)
+        elif editing.guide_scale:
+            read_head = model.attribute_reader()
+            head_odds = read_head(x0)  # of the source
 
         @torch.no_grad()
         def edit_at(strength: float) -> Tensor:
@@ -404,19 +408,17 @@ class Editor:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
             if strength == 0:  # no edit: the photograph itself
                 return source_image.to(x0.device).expand(number, -1, -1, -1)
-            if steered is None:
-                pair = model.denoiser(torch.cat([base, target]))
-            if editing.guide_scale == 0:
-                denoise = classifier_free(pair, strength * cfg_scale)
-            elif steered is None:
-                read, goal = model.autoencoder_odds, named.sign()
-                denoise = until_seen(pair, read, goal, read(x0), schedule, editing, strength)
-            else:
+            if steered is not None:
                 denoise = towards(model.denoiser, base, target, schedule, steering, strength)
+            elif editing.guide_scale:
+                goal = named.sign()
+                denoise = until_seen(pair, read_head, goal, head_odds, schedule, editing, strength)
+            else:
+                denoise = classifier_free(pair, strength * cfg_scale)
             steps = flow_edit(denoise, schedule, x0, x0_hats, noise, grid)
             edited = last(with_bar(steps, "editing", grid, progress))
             picture = localised(decoded, self.first_stage.to_pixels(edited), editing.localise)
-            return PIXELS.decode(as_grey_as(PIXELS.encode(source_image.to(x0.device)), picture + lost))
+            return PIXELS.decode(as_grey_as(original, picture + lost))
 
         return edit_at
 

@@ -59,11 +59,10 @@ def enlarged(model: Any, path: str) -> Any:
         first_stage_judge=stored.judge,
     )
     larger = type(model)(config)
-    weights = model.state_dict()
-    for name in larger.state_dict():
-        before, _, of_stage = name.partition("first_stage.")
-        if of_stage and before in ("", "guide."):  # the guide inside has the same first stage
-            weights[name] = stored.module.state_dict()[of_stage]
+    weights, of_stage = model.state_dict(), stored.module.state_dict()
+    owners = ["", "guide."] if config.guide_channels else [""]  # the guide inside has the same stage
+    for owner in owners:
+        weights |= {f"{owner}first_stage.{name}": weight for name, weight in of_stage.items()}
     larger.load_state_dict(weights)
     larger.facts = model.facts
     return larger.eval()

@@ -103,13 +103,18 @@ def knows_faces(model: ConditionalDiffusion) -> bool:
     return not set(CELEBA_ATTRIBUTES).isdisjoint(model.config.attribute_names)
 
 
+def guide_hash(model: ConditionalDiffusion, guide: GuidanceClassifier | None) -> str | None:
+    """The hash of the guide's file; None for a guide inside the model, which has the model's."""
+    return None if guide is None or guide is model.guide else guide.file_hash
+
+
 def model_facts(
     files: ModelFiles, model: ConditionalDiffusion, guide: GuidanceClassifier | None
 ) -> dict[str, Any]:
     """What a manifest says of the model."""
     return {
         "checkpoint": model.file_hash,
-        "guide": None if guide in (None, model.guide) else guide.file_hash,
+        "guide": guide_hash(model, guide),
         "precision": devices.choose_precision(files.mixed_precision, model.device.type),
         "model": model.config.to_dict(),
     }

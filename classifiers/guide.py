@@ -240,8 +240,8 @@ def load_guide(path: str | Path, device: str | torch.device = "cpu") -> Guidance
         config = ModelConfig(**state["config"])
         if config.guide_channels and "guide" not in state:  # the file of a model
             weights = state["ema"] if "ema" in state else state["model"]
-            parts = {name.partition(".")[::2]: weight for name, weight in weights.items()}
-            own = {name: weight for (part, name), weight in parts.items() if part == "guide"}
+            prefix = "guide."
+            own = {name[len(prefix) :]: w for name, w in weights.items() if name.startswith(prefix)}
             facts = {"config": config.own_guide().to_dict(), "file_hash": state["file_hash"]}
             state = facts | {"guide": own}
     guide = build(GuidanceClassifier, "guide", state, path).requires_grad_(False)

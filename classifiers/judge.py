@@ -90,7 +90,8 @@ def fit_classifier(
     total, batch_size = len(attributes), min(batch_size, len(attributes))
     steps = epochs * (total // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(steps, 10), pct_start=0.2)
+    cycle = max(steps, 10)  # a shorter one has no way up, and divides by zero
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, cycle, pct_start=0.2)
     targets = (attributes + 1) / 2
     specified = (attributes != 0).float()
     share = (targets * specified).sum(0) / specified.sum(0).clamp(min=1)

@@ -23,7 +23,7 @@ from config import ModelConfig, ModelFiles
 from diffusion_model import load_model
 from evaluation.metrics import balanced_accuracy
 from image_data.labelled import LabelledImages
-from studio import load_guide_of
+from studio import guide_hash, load_guide_of
 
 if TYPE_CHECKING:
     from evaluate import JudgeConfig, MeasureConfig
@@ -187,7 +187,7 @@ class Evaluation:
         return {
             "checkpoint": self.model.file_hash,
             "judge": self.judge_facts,
-            "guide": None if self.guide in (None, self.model.guide) else self.guide.file_hash,
+            "guide": guide_hash(self.model, self.guide),
             "image_size": of_model.image_size,
             "crop": of_model.crop,
             "reference": f"{config.reference_split}, {len(reference)} images",

@@ -87,10 +87,12 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            numbers = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
-            if signal.getsignal(numbers[-2]) == signal.SIG_IGN:  # nohup: to go on without a terminal
-                numbers.pop(-2)
-            for number in numbers:
+            for name in STOPS:
+                number = getattr(signal, name, None)
+                if number is None:
+                    continue
+                if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # under nohup, which is to go on without a terminal
                 self.before[number] = signal.signal(number, self._request)
         return self
 

@@ -159,6 +159,42 @@ class NoisyStage(Stage):
         """The guide that is trained."""
         return model.guide
 
+    def further(self, run: TrainingRun) -> dict[str, float]:
+        """Balanced accuracy of the guide on validation images in each quartile of t, cleanest first, as
+        the mean over attributes. An attribute counts as present if it is more likely than in the
+        training set. The cleanest quartile also gives the accuracy of each attribute."""
+        guide, results = self.guide(run.ema.model), dict[str, float]()
+        if guide is None:
+            return results
+        total, steps = run.num_validation_images, guide.schedule.num_timesteps
+        for q in range(4):
+            logits, rows = [], []
+            for start in range(0, total, 64):
+                images, attributes = run.validation_images(range(start, min(start + 64, total)))
+                seed_everything(0, q, start)
+                x0 = guide.first_stage.encode(images)
+                t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
+                with run.accelerator.autocast():
+                    x_t = guide.schedule.q_sample(x0, t, torch.randn_like(x0))
+                    logits.append(guide.network(x_t, t) - guide.prior)
+                rows.append(attributes)
+            accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
+            results[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
+            if q == 0:
+                for name, value in zip(run.val_set.attribute_names, accuracy.tolist(), strict=True):
+                    results[f"cleanest_quartile/{name}"] = value
+        return results
+
+    def summary(self, losses: dict[str, float], final: bool) -> str:
+        quartiles = [f"{v:.3f}" for name, v in losses.items() if name.startswith("balanced_accuracy")]
+        if not quartiles:
+            return ""
+        text = f", the guide's balanced accuracy by quartile of t, cleanest first: {' '.join(quartiles)}"
+        if final:
+            each = [(name.partition("/")[2], v) for name, v in losses.items() if "/" in name]
+            text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
+        return text
+
     def finished(self, run: TrainingRun) -> nn.Module:
         """A copy whose guide knows what is typical."""
         model: Any = copy.deepcopy(run.ema.model)
@@ -201,14 +237,6 @@ class DiffusionStage(NoisyStage):
         of_guide = [] if model.guide is None else hidden_of_guide(model.guide)
         return chain(chain.from_iterable(part.modules() for part in parts), of_guide)
 
-    def further(self, run: TrainingRun) -> dict[str, float]:
-        """``guide_accuracy``, where there is a guide."""
-        guide = run.ema.model.guide
-        return {} if guide is None else guide_accuracy(run, guide)
-
-    def summary(self, losses: dict[str, float], final: bool) -> str:
-        return guide_summary(losses, final)
-
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """EMA samples from fixed noise under the images' attributes, or with and without the only
         attribute; and the VAE's reconstructions below their originals."""
@@ -238,43 +266,6 @@ def hidden_of_guide(guide: GuidanceClassifier) -> Iterable[nn.Module]:
     return chain(guide.network.down.modules(), guide.network.downsample.modules())
 
 
-def guide_accuracy(run: TrainingRun, guide: GuidanceClassifier) -> dict[str, float]:
-    """Balanced accuracy of a guide on validation images in each quartile of t, cleanest first, as the
-    mean over attributes. An attribute counts as present if it is more likely than in the training set.
-    The cleanest quartile also gives the accuracy of each attribute."""
-    results: dict[str, float] = {}
-    total, steps = run.num_validation_images, guide.schedule.num_timesteps
-    for q in range(4):
-        logits, rows = [], []
-        for start in range(0, total, 64):
-            images, attributes = run.validation_images(range(start, min(start + 64, total)))
-            seed_everything(0, q, start)
-            x0 = guide.first_stage.encode(images)
-            t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
-            with run.accelerator.autocast():
-                x_t = guide.schedule.q_sample(x0, t, torch.randn_like(x0))
-                logits.append(guide.network(x_t, t) - guide.prior)
-            rows.append(attributes)
-        accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
-        results[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
-        if q == 0:
-            for name, value in zip(run.val_set.attribute_names, accuracy.tolist(), strict=True):
-                results[f"cleanest_quartile/{name}"] = value
-    return results
-
-
-def guide_summary(losses: dict[str, float], final: bool) -> str:
-    """What ``guide_accuracy`` found, as text; each attribute only at the end of a run."""
-    quartiles = [f"{v:.3f}" for name, v in losses.items() if name.startswith("balanced_accuracy")]
-    if not quartiles:
-        return ""
-    text = f", the guide's balanced accuracy by quartile of t, cleanest first: {' '.join(quartiles)}"
-    if final:
-        each = [(name.partition("/")[2], v) for name, v in losses.items() if "/" in name]
-        text += f"\nin the cleanest: {', '.join(f'{name} {value:.3f}' for name, value in each)}"
-    return text
-
-
 class GuideStage(NoisyStage):
     """A guide: ``GuidanceClassifier``."""
 
@@ -290,14 +281,6 @@ class GuideStage(NoisyStage):
 
     def hidden(self, model: GuidanceClassifier) -> Iterable[nn.Module]:
         return hidden_of_guide(model)
-
-    def further(self, run: TrainingRun) -> dict[str, float]:
-        """``guide_accuracy``."""
-        model: Any = run.ema.model
-        return guide_accuracy(run, model)
-
-    def summary(self, losses: dict[str, float], final: bool) -> str:
-        return guide_summary(losses, final)
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
         model = path.with_name(DiffusionStage.best)
