@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tqdm import tqdm
 
 import encode_latents
 import evaluate
@@ -65,6 +67,9 @@ def start_child(call: Callable[[], object]) -> int:
         return child
     code = 1
     try:
+        # Copies share tqdm's lock with this process. One that is killed while it draws a bar would keep
+        # it, and all others would wait for it without end.
+        tqdm.set_lock(threading.RLock())
         call()
         code = 0
     except BaseException:
