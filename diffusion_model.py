@@ -387,6 +387,35 @@ class ConditionalDiffusion(nn.Module):
         steps = sampler.steps(denoise, self.schedule, x_T, grid, clip, generator, **options)
         yield from with_bar(steps, "sampling", grid, progress)
 
+    @torch.no_grad()
+    def sample_frames(
+        self,
+        x_T: Tensor,
+        attributes: Attributes,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        generator: Generator = None,
+        most: int = 9,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """The reverse chain from noise x_T (B, C, h, w) as pictures: its start and ``most`` of its
+        steps, spread evenly. ``options`` are those of ``sample_steps``.
+
+        Returns:
+            x_t and x0_hat, uint8 (steps, B, H, W, 3), and the timesteps t; -1 is the image. The x0_hat
+            of a step is the prediction that leads away from its x_t.
+        """
+        number = resolve(sampling, self.schedule, self.config.guidable).num_inference_steps or 1
+        chosen = {*torch.linspace(0, number - 1, min(number, most)).round().int().tolist()}
+        decode = self.first_stage.decode
+        noisy, clean, times = [decode(x_T)], [], [self.schedule.num_timesteps - 1]
+        steps = self.sample_steps(x_T, attributes, sampling, generator, **options)
+        for step, t, x_t, x0_hat in steps:
+            if step in chosen:
+                noisy.append(decode(x_t))
+                clean.append(decode(x0_hat))
+                times.append(t)
+        return torch.stack(noisy), torch.stack([clean[0], *clean]), times
+
     def check_guide(self, guide: Guide) -> list[int]:
         """The columns of the attributes that a guide predicts.
 

@@ -101,7 +101,7 @@ class TrainConfig(DeviceConfig):
     resume: str | None = flag(None, "go on from SAVE_DIR, or from this file", resume=FREE, bare="")
     val_images: int = count(1024, "images of a validation pass", resume=ADJUSTABLE)
     log_dir: str = flag("./logs", "folder of logs", resume=FREE)
-    sample_interval: int = count(5, "epochs between sample grids", resume=FREE)
+    sample_interval: int = count(5, "epochs between pictures of the run; 0: none", low=0, resume=FREE)
     report_to: str = flag("tensorboard", "what shows the curves", choices=REPORT_TO, resume=FREE)
     dry_run: bool = flag(False, "two steps, timed: no checkpoint, no log", resume=FREE)
 
@@ -191,7 +191,8 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
             if run.step % run.steps_per_epoch == 0 or ended:
                 started = time.perf_counter()
                 trained, losses = logger.training_loss(), validate(run)
-                if ended or run.epoch % config.sample_interval == 0:
+                interval = config.sample_interval
+                if interval and (ended or run.epoch % interval == 0):
                     logger.pictures()
                 logger.scalars({f"validation/{name}": value for name, value in losses.items()})
                 if main:

@@ -178,30 +178,16 @@ class Sources:
 
     @cached_property
     def chain(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """The reverse chain under ``chain_requests``, or MOST_STEPS of it, spread evenly.
-
-        Returns:
-            x_t and x0_hat as pictures, uint8 (steps, requests, H, W, 3), and the timesteps. The x0_hat
-            of a step is the prediction that leads away from its x_t.
-        """
-        model, number = self.model, self.sampling.num_inference_steps or 1
-        kept = {*np.linspace(0, number - 1, min(number, MOST_STEPS)).round().astype(int).tolist()}
-        rows, complete = model.attribute_rows(self.chain_requests), not self.config.unconditional
+        """``sample_frames`` under ``chain_requests``, MOST_STEPS of them."""
+        model, complete = self.model, not self.config.unconditional
+        rows = model.attribute_rows(self.chain_requests)
         generators = self.generators(len(rows))
         x_T = model.initial_noise(len(rows), generator=generators)
-        decode = model.first_stage.decode
-        noisy, clean, times = [decode(x_T)], [], [model.schedule.num_timesteps - 1]
         with self.autocast:
-            steps = model.sample_steps(
-                x_T, rows, self.sampling, generators, progress=True, complete=complete
+            noisy, clean, times = model.sample_frames(
+                x_T, rows, self.sampling, generators, MOST_STEPS, progress=True, complete=complete
             )
-            for step, t, x_t, x0_hat in steps:
-                if step in kept:
-                    noisy.append(decode(x_t))
-                    clean.append(decode(x0_hat))
-                    times.append(t)
-        clean = [clean[0], *clean]
-        return torch.stack(noisy).cpu().numpy(), torch.stack(clean).cpu().numpy(), times
+        return noisy.cpu().numpy(), clean.cpu().numpy(), times
 
 
 # -------------------------------------------------------------------- the figures

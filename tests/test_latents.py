@@ -186,7 +186,7 @@ def first_stage(flags, faces, tmp_path_factory):
     judge = folder / "judge.pth"
     data = ["--data_root", faces, "--cache_dir", folder / "cache", "--device", "cpu"]
     train_judge(judge, *data, "--judge_epochs", 1)
-    flags = [*flags, *VAE_FLAGS, "--report_to", "tensorboard"]  # for which it draws
+    flags = [*flags, *VAE_FLAGS, "--sample_interval", "1"]
     last = run_training(flags, folder, "--judge", judge, "--max_steps", 3)
     return last.with_name("first_stage.pth")
 

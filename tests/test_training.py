@@ -37,6 +37,7 @@ from training.process import make_accelerator
 from training.run import TrainingRun, check_extra_losses
 
 TENSORBOARD = ("--report_to", "tensorboard")
+DRAWS = ("--sample_interval", "1")
 
 
 def make_run(flags, *more) -> TrainingRun:
@@ -184,7 +185,7 @@ def test_dry_run_writes_nothing(flags, tmp_path, monkeypatch, capsys):
 def test_tensorboard_holds_every_curve_and_picture(flags, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_training(flags, tmp_path, "--max_steps", "20", *TENSORBOARD)
+    run_training(flags, tmp_path, "--max_steps", "20", *TENSORBOARD, *DRAWS)
     folder = tmp_path / "logs" / "0001"
     events = EventAccumulator(str(folder)).Reload()
     terms = ("total", "diffusion", "reconstruction", "kl", "attributes")
@@ -256,7 +257,7 @@ def test_a_stub_of_wandb_sees_curves_pictures_and_settings(flags, tmp_path, monk
     spec.loader.exec_module(stub)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])
-    run_training(flags, tmp_path / "run", "--max_steps", "1", "--report_to", "wandb")
+    run_training(flags, tmp_path / "run", "--max_steps", "1", "--report_to", "wandb", *DRAWS)
     (started,) = stub.runs
     assert started["name"] == "0001" and started["config"]["max_steps"] == 1
     seen = {name for step, *names in stub.logged[:-1] for name in names if step == 1}

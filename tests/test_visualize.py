@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from helpers import run_training
 from PIL import Image
@@ -44,9 +45,30 @@ def test_all_figures_are_drawn(checkpoint, faces, tmp_path):
 def smiling(flags, tmp_path_factory):
     """best_model.pth of a model of one attribute alone."""
     folder = tmp_path_factory.mktemp("smiling")
-    drawn = ("--report_to", "tensorboard")  # both its classes, while it trains
-    last = run_training(flags, folder, "--attribute", "Smiling", "--max_steps", 2, *drawn)
-    return last.with_name("best_model.pth")
+    flags = [*flags, "--attribute", "Smiling", "--sample_interval", "1"]
+    return run_training(flags, folder, "--max_steps", 2).with_name("best_model.pth")
+
+
+def test_a_run_leaves_pictures_of_both_classes_and_of_their_way_from_noise(smiling):
+    """Without a tracker. The cells of a grid are 192 pixels wide."""
+    pictures = smiling.with_name("logs") / "0001" / "pictures"
+    of_class = ("denoising_{}.gif", "denoising_{}.png", "samples_{}.png")
+    names = {each.format(f"{name}_00000002") for name in ("Smiling", "not_Smiling") for each in of_class}
+    assert {path.name for path in pictures.iterdir()} == {*names, "reconstructions_00000002.png"}
+
+    def cell(path, column, side=192):
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture)
+        gap = max(12, side // 10) // 2
+        left = gap + column * (side + gap)
+        return pixels[gap : gap + side, left : left + side]
+
+    for name in ("Smiling", "not_Smiling"):
+        sample = cell(pictures / f"samples_{name}_00000002.png", 0)
+        ends = cell(pictures / f"denoising_{name}_00000002.png", 9)
+        assert np.array_equal(sample, ends)  # the noise and nine steps, of which the last is the sample
+        with Image.open(pictures / f"denoising_{name}_00000002.gif") as film:
+            assert film.n_frames == 10
 
 
 def test_a_model_of_one_attribute_draws_both_its_classes(smiling, faces, tmp_path):

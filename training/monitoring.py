@@ -16,10 +16,12 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
 from checkpoint import replace_file
+from figures.grids import labelled_grid, save_gif, save_grid
 from flags import flags_of
 from layers import widest
 from training.batches import seed_everything
@@ -268,16 +270,35 @@ class Logger:
                 file.write(json.dumps(line) + "\n")
 
     def pictures(self, num_images: int = 8) -> None:
-        """What the stage shows of the first validation images. ``scalars`` flushes them."""
+        """What the stage shows of the first validation images: as files in the run's folder, and to the
+        trackers. ``scalars`` flushes them."""
         run = self.run
-        if not run.accelerator.trackers:
+        if not self.main:
             return
         indices = range(min(num_images, len(run.val_set)))
         images, attributes = run.validation_images(indices)
         with run.accelerator.autocast():
-            grids = run.stage.pictures(run, images, attributes)
+            pictures = run.stage.pictures(run, images, attributes)
+        arrays = {title: each.cpu().numpy() for title, each in pictures.items()}
+        grids = {title: each for title, each in arrays.items() if each.ndim == 4}
         with writing_to(self.folder):
-            arrays = {title: pictures.cpu().numpy() for title, pictures in grids.items()}
+            for title, each in arrays.items():
+                name = f"{title.replace('/', '_')}_{run.step:08d}"
+                path = self.folder / "pictures" / name
+                if each.ndim == 4:
+                    save_grid(path.with_suffix(".png"), each, [""] * len(each), len(indices))
+                else:
+                    save_frames(path, each)
             for tracker in run.accelerator.trackers:
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images(arrays, run.step, **layout)
+                tracker.log_images(grids, run.step, **layout)
+
+
+def save_frames(path: Path, frames: np.ndarray, rows: int = 4) -> None:
+    """Frames (F, N, H, W, 3) as a film of all pictures, and as a strip of the first ``rows`` of them."""
+    number, total = frames.shape[:2]
+    strip = frames[:, :rows].swapaxes(0, 1).reshape(-1, *frames.shape[2:])
+    save_grid(path.with_suffix(".png"), strip, [""] * len(strip), number)
+    scale = max(1, round(128 / frames.shape[3]))
+    grids = [np.asarray(labelled_grid(each, [""] * total, total, scale=scale)) for each in frames]
+    save_gif(path.with_suffix(".gif"), np.stack(grids), scale=1, back=False)

@@ -20,7 +20,7 @@ from autoencoder_model import PixelFirstStage
 from checkpoint import load, load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier, guide_widths
 from classifiers.likeness import perceptual_stages
-from config import FEWEST_SAMPLES, Config, FirstStageConfig, LossConfig
+from config import FEWEST_SAMPLES, Config, FirstStageConfig, LossConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
 from image_data.cached import ImageDataset
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 TYPICAL_IMAGES = 2000  # from which a guide learns what is typical (docs/log.md)
 PATCH_IMAGES = 512  # whose patches a first stage starts from: 131,072 patches of 128-pixel faces
 
-Pictures = dict[str, Tensor]  # title -> uint8 (N, H, W, 3)
+# title -> pictures uint8 (N, H, W, 3), or the frames of a film (frames, N, H, W, 3)
+Pictures = dict[str, Tensor]
+SHOWN_SAMPLING = SamplingConfig("ddim", 25, spacing="trailing", cfg_scale=None)  # of a run's pictures
 
 
 class Stage(Protocol):
@@ -239,23 +241,23 @@ class DiffusionStage(NoisyStage):
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """EMA samples from fixed noise under the images' attributes, or with and without the only
-        attribute; and the VAE's reconstructions below their originals."""
+        attribute; the way from noise to them; and the VAE's reconstructions below their originals."""
         model: Any = run.ema.model
-
-        def draw(rows: Tensor) -> Tensor:
-            generator = torch.Generator().manual_seed(0)
-            return model.ddim_sample(len(images), None, rows, None, 25, generator=generator)
-
+        requests = {"": attributes}
         if model.config.one_of_two:
             (name,) = model.config.attribute_names
             ones = torch.ones_like(attributes)
-            samples = {f"samples/not_{name}": draw(-ones), f"samples/{name}": draw(ones)}
-        else:
-            samples = {"samples": draw(attributes)}
+            requests = {f"/not_{name}": -ones, f"/{name}": ones}
+        pictures: Pictures = {}
+        for title, rows in requests.items():
+            generator = torch.Generator().manual_seed(0)
+            x_T = model.initial_noise(len(rows), generator=generator)
+            frames, _, _ = model.sample_frames(x_T, rows, SHOWN_SAMPLING, generator)
+            pictures |= {f"samples{title}": frames[-1], f"denoising{title}": frames}
         reconstructions = model.reconstruct(images)
         if images.is_floating_point():  # moments
             images = model.first_stage.decode(model.first_stage.encode(images))
-        return {**samples, "reconstructions": torch.cat([images, reconstructions])}
+        return {**pictures, "reconstructions": torch.cat([images, reconstructions])}
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
         return f"python manipulate.py --checkpoint {quote(str(path))}"
