@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import flags  # first: it refuses an old Python in one line
 
 # isort: split
+import devices
 from config import Config, ModelFiles, count, flag, nested
 
 # Flags that Docker images and others set by gradio's variables.
@@ -109,4 +110,6 @@ def serve(config: AppConfig) -> None:
 
 
 if __name__ == "__main__":
+    # A page stays open beside other work.
+    os.environ.setdefault("GOMP_SPINCOUNT", devices.SHORT_WAIT)
     flags.run(lambda: serve(parse_args()))

@@ -23,6 +23,7 @@ if sys.version_info < OLDEST_PYTHON:  # before what an older one cannot read
     print(f"Python {oldest} or newer is needed, and {sys.executable} is {this}", file=sys.stderr)
     sys.exit(2)
 
+import devices  # noqa: E402
 from config import (  # noqa: E402
     Config,
     Flag,
@@ -201,6 +202,7 @@ def build(kind: type[Kind], values: dict[tuple[str, ...], Any], path: tuple[str,
 def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None = None) -> Kind:
     """A script's configuration from its command line. A wrong flag ends the program in one line."""
     parser = make_parser(kind, description)
+    is_program = argv is None
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         first = Parser(add_help=False, allow_abbrev=False)
@@ -215,9 +217,12 @@ def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None 
                 for each in (name, setting.facts.old):
                     if each in parsed:
                         values[setting.path] = parsed[each]
-        return build(kind, values)
+        config = build(kind, values)
     except ValueError as error:
         parser.error(str(error))
+    if is_program:
+        devices.share_processors()
+    return config
 
 
 def config_flags(path: str, parser: Parser) -> dict[str, list[str]]:

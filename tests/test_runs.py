@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -17,6 +18,7 @@ from helpers import one_line, run_training
 from test_training import make_run
 from torch.utils.tensorboard import SummaryWriter
 
+import devices
 import train
 from checkpoint import load_checkpoint, replace_file
 from diffusion_model import load_model
@@ -412,3 +414,16 @@ def test_new_classes_start_from_old_weights_and_a_resumed_run_needs_them_no_more
     run_training([*flags, *more], tmp_path, "--max_steps", "2", "--resume")
     assert load_checkpoint(tmp_path / "last.pth")["step"] == 2
     assert load_model(tmp_path / "best_model.pth").config.attribute_names[0] == "blue"
+
+
+@pytest.mark.parametrize(
+    ("percents", "given", "expected"),
+    [([2.0, 3.0], {}, None), ([70.0, 20.0], {}, "1000"), ([90.0, 90.0], {"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_threads_wait_without_a_fight_beside_other_work(monkeypatch, percents, given, expected):
+    """As OpenMP's own variable says. What the user sets stays."""
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr(psutil, "cpu_percent", lambda seconds, percpu: percents)
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [0, 1], raising=False)
+    devices.share_processors()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
