@@ -1,18 +1,20 @@
 """Count the memory and the operations of one training step, or measure its memory on a GPU.
 
     python benchmarks/train_memory.py [flags of train.py, such as --config configs/celeba64.yaml]
+    python benchmarks/train_memory.py --config configs/celeba256-sd.yaml --image_size 256 --factor 8
 
-Of the stage in pixels. Weights, gradients, Adam's moments and the EMA are counted from the parameters;
-activations as the bytes autograd really keeps between forward and backward, under bf16 autocast (each
-storage once); operations by torch.utils.flop_counter, forward and backward. On CUDA the peak that the
-allocator saw stands beside the count. The last line is one JSON object.
+Of the stage in pixels; with --factor, of the same network in latents of 4 channels, which read moments.
+Weights, gradients, Adam's moments and the EMA are counted from the parameters; activations as the bytes
+autograd really keeps between forward and backward, under bf16 autocast (each storage once); operations
+by torch.utils.flop_counter, forward and backward. On CUDA the peak that the allocator saw stands beside
+the count. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ import devices
 import flags
 from attributes import CELEBA_ATTRIBUTES
 from checkpoint import EMA
-from config import LossConfig
+from config import LossConfig, count
 from diffusion_model import ConditionalDiffusion
 from train import TrainConfig
 
@@ -73,11 +75,22 @@ def count_step(config, images, device: str) -> dict[str, float]:
     return {"parameters_millions": number / 1e6, "gflop_an_image": gflop} | result
 
 
+@dataclass(frozen=True)
+class MemoryConfig(TrainConfig):
+    """Flags of train.py, and the latents."""
+
+    factor: int = count(1, "of latents: 2, 4, 8; 1: pixels")
+
+
 def main() -> None:
-    config = flags.parse(TrainConfig, __doc__)
+    config = flags.parse(MemoryConfig, __doc__)
 
     model, side = replace(config.model, attribute_names=CELEBA_ATTRIBUTES), config.model.image_size
     images = torch.zeros(config.batch_size, side, side, 3, dtype=torch.uint8)
+    if config.factor > 1:
+        levels = config.factor.bit_length() - 1
+        model = replace(model, first_stage="vae", first_stage_config={"channels": [16] * levels})
+        images = torch.zeros(config.batch_size, 8, side // config.factor, side // config.factor)
     sizes = count_step(model, images, devices.choose_device(config.device))
     for name, size in sizes.items():
         print(f"{name:<22}{size:8.3f}")
