@@ -133,10 +133,12 @@ class Guidance:
             ``samplers.resolve`` has filled.
         guide: what --guide names: "guide" for a classifier of ``train.py --stage guide``, "model" for
             another model, "" if nothing is needed.
+        alone: whether the guide alone knows the request, and the network draws without any.
     """
 
     wrap: Callable[[Conditions, SamplingConfig], Denoiser]
     guide: str = ""
+    alone: bool = False
 
 
 def free(conditions: Conditions, sampling: SamplingConfig) -> Denoiser:
@@ -178,6 +180,6 @@ def both(conditions: Conditions, sampling: SamplingConfig) -> Denoiser:
 
 GUIDANCE: dict[str, Guidance] = {
     "free": Guidance(free),
-    "guide": Guidance(by_guide, "guide"),
+    "guide": Guidance(by_guide, "guide", alone=True),
     "both": Guidance(both, "guide"),
 }
