@@ -78,6 +78,15 @@ def start_child(call: Callable[[], object]) -> int:
         os._exit(code)
 
 
+def refused(call: Callable[[], object], *words: str, error=(ValueError, OSError)) -> None:
+    """A call raises such an error, whose message is one line and has all these words."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [word for word in words if word not in message], message
+
+
 def one_line(capsys: pytest.CaptureFixture, call: Callable[[], object]) -> str:
     """What a call that must end with exit code 2 says: one line, apart from progress bars."""
     capsys.readouterr()
