@@ -128,19 +128,15 @@ class EditsConfig(MeasureConfig):
 
 
 COMMANDS = {"judge": JudgeConfig, "samples": SamplesConfig, "edits": EditsConfig}
-OF_SAMPLES = {"--cfg_scale": "--edit_cfg_scale", "--guide_scale": "--edit_guide_scale"}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> JudgeConfig | SamplesConfig | EditsConfig:
     """The settings of a subcommand. Without a subcommand, those of samples."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv.pop(0) if argv and not argv[0].startswith("-") else "samples"
-    parser = flags.Parser(prog="evaluate.py")
     if command not in COMMANDS:
+        parser = flags.Parser(prog="evaluate.py")
         parser.error(f"no subcommand {command!r}: use one of {', '.join(COMMANDS)}")
-    for name in (word.split("=")[0] for word in argv):
-        if command == "edits" and name in OF_SAMPLES:
-            parser.error(f"{name} is of new faces: with edits use {OF_SAMPLES[name]}")
     return flags.parse(COMMANDS[command], __doc__, argv)
 
 

@@ -247,7 +247,8 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("edits --guide_scale 2", "use --edit_guide_scale"),
+        ("edits --guide_scale 2", "did you mean --edit_guide_scale"),
+        ("edits --cfg_scale 2", "did you mean --edit_cfg_scale"),
         ("edits --smallest", "--smallest needs --guide"),
         ("edit", "no subcommand 'edit': use one of judge, samples, edits"),
     ],
