@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from tqdm import tqdm
 
 import encode_latents
@@ -38,6 +39,14 @@ TINY_FLAGS = [
     *("--mixed_precision", "no", "--warmup_steps", "2", "--val_images", "4"),
     *("--sample_interval", "0"),
 ]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=dtype)
 
 
 def run_script(script: ModuleType, *argv: object) -> None:
