@@ -77,7 +77,6 @@ def encode(config: EncodeConfig) -> None:
         "crop": config.crop,
         "attribute_names": list(train_set.attribute_names),
         "flips": train_set.flips,
-        "one_hot": train_set.one_hot,
         "splits": {split: describe(data) for split, data in sets.items()},
     }
     with processes.main_process_first():  # it makes the folder, and the others find it
