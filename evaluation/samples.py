@@ -221,16 +221,22 @@ class SampleEvaluation(Evaluation):
         attribute: how often it is seen where a request leaves it open, and how often it is present in
         training rows that agree with these requests."""
         rows = self.requests[request]
-        figures: dict[str, Any]
         if request == "whole":
-            mean = lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean())  # noqa: E731
-            each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
-            figures = with_error("balanced_accuracy", mean, len(rows)) | {"each": dict(each)}
-            return figures | self.class_accuracy(logits, rows)
-        figures = {}
+            each = balanced_accuracy(logits, rows).tolist()
+            return {
+                **with_error(
+                    "balanced_accuracy",
+                    lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()),
+                    len(rows),
+                ),
+                "each": dict(zip(self.names, each, strict=True)),
+                **self.class_accuracy(logits, rows),
+            }
+        figures: dict[str, Any] = {}
         if request == "three":
-            pooled = lambda i: pooled_accuracy(logits[i], rows[i])  # noqa: E731
-            figures = with_error("named_accuracy", pooled, len(rows))
+            figures = with_error(
+                "named_accuracy", lambda i: pooled_accuracy(logits[i], rows[i]), len(rows)
+            )
             figures["named_accuracy_by_chance"] = pooled_accuracy_by_chance(logits, rows)
         is_open = rows == 0
         number = is_open.sum(0).clamp(min=1)

@@ -109,13 +109,15 @@ def read_tables(
             raise ValueError(
                 f"{row.place}: {row.name} may be {names[0]} or {names[1]}: write its suffix"
             )
-        notes["names with another suffix, or none"] += names != [name]
+        if names != [name]:
+            notes["names with another suffix, or none"] += 1
         first = row_of.setdefault(names[0], row)
         if (first.split, first.values) != (row.split, row.values):
             raise ValueError(
                 f"{row.place}: {row.name} is named twice, with other values in {first.place}"
             )
-        passed_over["rows that repeat another"] += first is not row
+        if first is not row:
+            passed_over["rows that repeat another"] += 1
     remaining = named.keys() - row_of.keys()
     if lacking and (remaining or not row_of):
         also = f", and {min(remaining)} has no row" if remaining else ""
