@@ -45,7 +45,6 @@ GUIDANCE = ("free", "guide", "both")
 DATASET_HELP = "what --data_root holds; none given: as its files say"
 UNSPECIFIED_HELP = "which of 0 and -1 is not known, in labels of 1, 0 and -1"
 CROP_HELP = "square cut from photographs, in CelebA's 178 x 218"
-CACHE_HELP = "where decoded images are kept"
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # models that come with the repository
 USUAL_GUIDE = "./checkpoints/guide_best.pth"  # where train.py writes one
 DEFAULT_MODEL = "celeba128"  # of those, what manipulate.py draws with if no --checkpoint is given
@@ -472,6 +471,16 @@ class DeviceConfig(Config):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
             raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {self.device!r}")
         object.__setattr__(self, "device", name)
+
+
+@dataclass(frozen=True)
+class DataConfig(DeviceConfig):
+    """Labelled images, how their folder is read, and where a script computes."""
+
+    data_root: str | None = flag(None, "folder of labelled images", resume=FREE)
+    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS, resume=FREE)
+    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1), resume=FREE)
+    cache_dir: str = flag("data/cache", "where decoded images are kept", resume=FREE)
 
 
 REQUEST_HELP = "what to ask for, such as Smiling=1 Male=0: 1 present, 0 absent, 0.5 open"

@@ -20,7 +20,7 @@ from autoencoder_model import AttributeVAE, build_first_stage
 from checkpoint import find_weights, load
 from classifiers.guide import GuidanceClassifier
 from config import LossConfig, ModelConfig, SamplingConfig
-from guidance import GUIDANCE, Conditions, Guide
+from guidance import GUIDANCE, Conditions
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import (
     SAMPLERS,
@@ -251,7 +251,7 @@ class ConditionalDiffusion(nn.Module):
         attributes: Tensor,
         sampling: SamplingConfig,
         latent: Tensor | None = None,
-        guide: Guide | None = None,
+        guide: GuidanceClassifier | None = None,
     ) -> Denoiser:
         """The network, guided towards attribute rows (B, A) as ``sampling.guidance`` says (see
         ``guidance.GUIDANCE``). All branches get the latent, which says who is in the picture. So
@@ -373,7 +373,7 @@ class ConditionalDiffusion(nn.Module):
         generator: Generator = None,
         latent: Tensor | None = None,
         progress: Progress = False,
-        guide: Guide | None = None,
+        guide: GuidanceClassifier | None = None,
         complete: bool = True,
     ) -> Steps:
         """The reverse chain from noise x_T (B, C, H, W), step by step: yields what samplers yield."""
@@ -416,7 +416,7 @@ class ConditionalDiffusion(nn.Module):
                 times.append(t)
         return torch.stack(noisy), torch.stack([clean[0], *clean]), times
 
-    def check_guide(self, guide: Guide) -> list[int]:
+    def check_guide(self, guide: GuidanceClassifier) -> list[int]:
         """The columns of the attributes that a guide predicts.
 
         Raises:
@@ -450,7 +450,7 @@ class ConditionalDiffusion(nn.Module):
         generator: Generator = None,
         latent: Tensor | None = None,
         progress: Progress = False,
-        guide: Guide | None = None,
+        guide: GuidanceClassifier | None = None,
         complete: bool = True,
     ) -> Tensor:
         """Images: uint8 (batch_size, H, W, 3).
@@ -539,7 +539,7 @@ class ConditionalDiffusion(nn.Module):
         generator: torch.Generator | None = None,
         latent: Tensor | None = None,
         progress: Progress = False,
-        guide: Guide | None = None,
+        guide: GuidanceClassifier | None = None,
         complete: bool = True,
     ) -> Tensor:
         """A strip from ``start`` to ``end``, one request or row each: uint8 (num_steps, H, W, 3). It is
@@ -597,7 +597,7 @@ class ConditionalDiffusion(nn.Module):
         return read
 
     @torch.no_grad()
-    def predict_attributes(self, images: Tensor, guide: Guide | None = None) -> Tensor:
+    def predict_attributes(self, images: Tensor, guide: GuidanceClassifier | None = None) -> Tensor:
         """Predicted attributes (B, A) in [-1, 1] of images uint8 (B, S, S, 3): the expectation 2 p - 1
         of an attribute with probability p. The VAE's head predicts them, or a guide those it knows."""
         logits = self.autoencoder.attribute_logits(self.encode_latent(images))

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from attributes import with_implied
 from autoencoder_model import PixelFirstStage
+from classifiers.guide import GuidanceClassifier
 from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
 from diffusion_model import Attributes, ConditionalDiffusion
-from guidance import LEAST_SIGNAL, Guide, classifier_free
+from guidance import LEAST_SIGNAL, classifier_free
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Progress, Steps, ddim, last, randn_like, timestep_grid, with_bar
 
@@ -122,7 +123,7 @@ class Steering:
         editing: resolved.
     """
 
-    guide: Guide
+    guide: GuidanceClassifier
     columns: Sequence[int]
     goal: Tensor
     source_odds: Mapping[int, Tensor]
@@ -354,7 +355,7 @@ class Editor:
         target_attributes: Attributes,
         editing: EditConfig = DEFAULT_EDITING,
         source_attributes: Attributes = None,
-        guide: Guide | None = None,
+        guide: GuidanceClassifier | None = None,
         generator: Generator = None,
         progress: Progress = False,
     ) -> EditAt:
@@ -429,7 +430,7 @@ class Editor:
         strength: float = 1.0,
         editing: EditConfig = DEFAULT_EDITING,
         source_attributes: Attributes = None,
-        guide: Guide | None = None,
+        guide: GuidanceClassifier | None = None,
         generator: Generator = None,
         progress: Progress = False,
         **options,

@@ -12,27 +12,14 @@ from dataclasses import dataclass
 
 import devices
 import flags
-from config import (
-    CACHE_HELP,
-    CROP_HELP,
-    CROPS,
-    DATASET_HELP,
-    DATASETS,
-    SPLITS,
-    UNSPECIFIED_HELP,
-    DeviceConfig,
-    count,
-    flag,
-)
+from config import CROP_HELP, CROPS, SPLITS, DataConfig, count, flag
 
 
 @dataclass(frozen=True)
-class EncodeConfig(DeviceConfig):
+class EncodeConfig(DataConfig):
     """Flags of encode_latents.py."""
 
     data_root: str = flag("", "folder of labelled images", required=True)
-    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
-    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     first_stage: str = flag(
         "./checkpoints/first_stage.pth", "of train.py --stage first_stage, or an AutoencoderKL"
     )
@@ -43,7 +30,6 @@ class EncodeConfig(DeviceConfig):
     image_size: int = count(128, "side of the square images", high=4096)
     crop: int = flag(178, CROP_HELP, choices=CROPS)
     batch_size: int = count(32, "images encoded at once")
-    cache_dir: str = flag("data/cache", CACHE_HELP)
 
 
 def parse_args(argv: list[str] | None = None) -> EncodeConfig:
@@ -91,7 +77,6 @@ def encode(config: EncodeConfig) -> None:
         "crop": config.crop,
         "attribute_names": list(train_set.attribute_names),
         "flips": train_set.flips,
-        "one_hot": train_set.one_hot,
         "splits": {split: describe(data) for split, data in sets.items()},
     }
     with processes.main_process_first():  # it makes the folder, and the others find it

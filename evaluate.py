@@ -20,11 +20,8 @@ from pathlib import Path
 import devices
 import flags
 from config import (
-    CACHE_HELP,
     CROP_HELP,
     CROPS,
-    DATASET_HELP,
-    DATASETS,
     DEFAULT_MODEL,
     FEWEST_SAMPLES,
     NAME,
@@ -32,8 +29,7 @@ from config import (
     SAMPLERS,
     SEED,
     SPLITS,
-    UNSPECIFIED_HELP,
-    DeviceConfig,
+    DataConfig,
     EditConfig,
     SamplingConfig,
     count,
@@ -47,18 +43,15 @@ from config import (
 
 
 @dataclass(frozen=True)
-class DataConfig(DeviceConfig):
+class JudgedConfig(DataConfig):
     """Settings of every subcommand: the data, and the judge that measures."""
 
     data_root: str = flag("", "folder of labelled images", required=True)
-    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
-    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     judge: str = flag("./checkpoints/judge.pth", "file of the classifier that measures")
-    cache_dir: str = flag("data/cache", CACHE_HELP)
 
 
 @dataclass(frozen=True)
-class JudgeConfig(DataConfig):
+class JudgeConfig(JudgedConfig):
     """Settings of ``evaluate.py judge``."""
 
     judge_epochs: int = count(12, "passes over the training images")
@@ -68,7 +61,7 @@ class JudgeConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class MeasureConfig(DataConfig):
+class MeasureConfig(JudgedConfig):
     """Settings that samples and edits share."""
 
     checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
@@ -135,19 +128,15 @@ class EditsConfig(MeasureConfig):
 
 
 COMMANDS = {"judge": JudgeConfig, "samples": SamplesConfig, "edits": EditsConfig}
-OF_SAMPLES = {"--cfg_scale": "--edit_cfg_scale", "--guide_scale": "--edit_guide_scale"}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> JudgeConfig | SamplesConfig | EditsConfig:
     """The settings of a subcommand. Without a subcommand, those of samples."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv.pop(0) if argv and not argv[0].startswith("-") else "samples"
-    parser = flags.Parser(prog="evaluate.py")
     if command not in COMMANDS:
+        parser = flags.Parser(prog="evaluate.py")
         parser.error(f"no subcommand {command!r}: use one of {', '.join(COMMANDS)}")
-    for name in (word.split("=")[0] for word in argv):
-        if command == "edits" and name in OF_SAMPLES:
-            parser.error(f"{name} is of new faces: with edits use {OF_SAMPLES[name]}")
     return flags.parse(COMMANDS[command], __doc__, argv)
 
 

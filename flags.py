@@ -44,7 +44,7 @@ if not sys.stderr.isatty():  # progress bars write a line into a log about every
 
 CONFIG_HELP = "YAML of flags; a later file overrides an earlier one, the command line all"
 # YAML's words, in any case. Python's word for nothing is one of them, where it is not a choice.
-YES, NO, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("", "none")
+YES, NO, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("", "none", "null", "~")
 
 
 class Parser(argparse.ArgumentParser):
@@ -238,7 +238,7 @@ def config_flags(path: str, parser: Parser) -> dict[str, list[str]]:
         if action is None or name in ("help", "config") or name.startswith("no-"):
             raise ValueError(f"{path} sets {name}, which is no flag{did_you_mean(parser.nearest(name))}")
         word, choices = value.lower() if isinstance(value, str) else value, action.choices or ()
-        if value is None or (word in NOTHING and value not in choices):
+        if word in NOTHING and value not in choices:
             flags[name] = []
         elif action.nargs == 0:
             if word not in (*YES, *NO):
@@ -254,42 +254,31 @@ def config_flags(path: str, parser: Parser) -> dict[str, list[str]]:
     return flags
 
 
-def plain_yaml(path: str) -> dict[str, str | list[str] | None]:
-    """A YAML file that maps names to scalars or flat lists of them, as they are written; None for null.
+def plain_yaml(path: str) -> dict[str, str | list[str]]:
+    """A YAML file that maps names to scalars or flat lists of them, as they are written.
 
     Raises:
-        ValueError: for any other. Tags and aliases, which make small files large, are refused, and so is
-            a name that stands there twice.
+        ValueError: for any other, or a name that stands there twice.
     """
     import yaml
 
     try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
-            text = file.read()
-        for event in yaml.parse(text, yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-                raise ValueError(f"a tag or an alias {event.start_mark}")
-        root = yaml.compose(text, yaml.SafeLoader)
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        values = yaml.load(text, yaml.BaseLoader) or {}  # this loader makes nothing but texts
+        root = yaml.compose(text, yaml.BaseLoader)
     except OSError as error:
         raise ValueError(f"no configuration at {path} ({error.strerror}): check --config") from None
     except Exception as error:  # the reader raises anything
         raise ValueError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
-    if root is None:  # an empty file
-        return {}
-    if not isinstance(root, yaml.MappingNode):
+    if not isinstance(values, dict):
         raise ValueError(f"{path} must map flag names to values, and holds a {root.id}")
-    values: dict[str, str | list[str] | None] = {}
-    for key, node in root.value:
-        name, many = str(key.value), isinstance(node, yaml.SequenceNode)
-        parts = node.value if many else [node]
-        if not all(isinstance(part, yaml.ScalarNode) for part in (key, *parts)):
+    for name, value in values.items():
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str) for part in parts):
             raise ValueError(f"{path} sets {name} to what is neither a value nor a list of values")
-        if name in values:
-            raise ValueError(f"{path} sets {name} twice, again in line {key.start_mark.line + 1}")
-        if many:
-            values[name] = [part.value for part in parts]
-        else:
-            values[name] = None if node.tag.endswith(":null") else node.value
+        lines = [key.start_mark.line + 1 for key, _ in root.value if key.value == name]
+        if len(lines) > 1:
+            raise ValueError(f"{path} sets {name} twice, again in line {lines[1]}")
     return values
 
 

@@ -9,42 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from config import ModelConfig, SamplingConfig
+from config import SamplingConfig
 from noise_schedule import Denoiser, NoiseSchedule
 
 # A guide steers only if signal_t is at least this. Chosen by eye: of 1000 timesteps, the last 7 of the
 # cosine schedule are noisier.
 LEAST_SIGNAL = 0.01
 LogProb = Callable[[Tensor, int], Tensor]  # x_t (B, C, H, W), t -> (B,)
-
-
-class Guide(Protocol):
-    """The guide steers sampling. It is an attribute classifier for noisy images."""
-
-    config: ModelConfig
-    first_stage: nn.Module
-
-    def log_prob(self, x_t: Tensor, t: int, attributes: Tensor) -> Tensor:
-        """log p(attributes | x_t) of each sample (B,)."""
-        ...
-
-    def log_odds(self, x_t: Tensor, t: int) -> Tensor:
-        """How far each attribute (B, A) is above the threshold from which it counts as present."""
-        ...
-
-    def distance(self, images: Tensor) -> Tensor:
-        """How far images lie from the training images (B,), more than 1 for what is drawn again. Only
-        where its ``config.knows_typical``."""
-        ...
-
-    def predict_attributes(self, images: Tensor) -> Tensor:
-        """Predicted attributes (B, A) in [-1, 1] of clean images uint8 (B, S, S, 3)."""
-        ...
 
 
 def classifier_free(denoiser: Denoiser, cfg_scale: float) -> Denoiser:
@@ -133,10 +109,12 @@ class Guidance:
             ``samplers.resolve`` has filled.
         guide: what --guide names: "guide" for a classifier of ``train.py --stage guide``, "model" for
             another model, "" if nothing is needed.
+        alone: whether the guide alone knows the request, and the network draws without any.
     """
 
     wrap: Callable[[Conditions, SamplingConfig], Denoiser]
     guide: str = ""
+    alone: bool = False
 
 
 def free(conditions: Conditions, sampling: SamplingConfig) -> Denoiser:
@@ -178,6 +156,6 @@ def both(conditions: Conditions, sampling: SamplingConfig) -> Denoiser:
 
 GUIDANCE: dict[str, Guidance] = {
     "free": Guidance(free),
-    "guide": Guidance(by_guide, "guide"),
+    "guide": Guidance(by_guide, "guide", alone=True),
     "both": Guidance(both, "guide"),
 }

@@ -276,7 +276,7 @@ def load(
     studio.resolve_drawing(config.generate, model)  # refuses what it was not trained for
     guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
-    if guide is not None and guidance == "guide":
+    if guide is not None and studio.guide_alone(config.generate, model):
         studio.check_is_read([name for request in requests for name in request], guide)
     draws = config.makes("generate") or config.makes("interpolate")
     completes = not (config.generate.open or config.generate.unconditional)

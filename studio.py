@@ -89,11 +89,12 @@ def load_guide_of(
     Raises:
         FileNotFoundError, ValueError: for a file that is not there, or does not fit the model.
     """
-    path = files.guide_file((is_needed or guidance != "free") and model.guide is None)
+    kind = GUIDANCE[guidance].guide
+    path = files.guide_file((is_needed or kind != "") and model.guide is None)
     if path is None:
         return model.guide
-    is_model = GUIDANCE[guidance].guide == "model"  # a weaker one, not a classifier
-    guide: Any = load_model(path, model.device) if is_model else load_guide(path, model.device)
+    load = load_model if kind == "model" else load_guide  # a weaker one, or a classifier
+    guide: Any = load(path, model.device)
     model.check_guide(guide)
     return guide
 
@@ -130,7 +131,7 @@ def resolve_drawing(settings: DrawSettings, model: ConditionalDiffusion) -> Samp
         ValueError: for guidance that the model was not trained for.
     """
     unconditional = isinstance(settings, GenerateSettings) and settings.unconditional
-    guide_scale = 0.0 if settings.guidance == "free" else settings.guide_scale
+    guide_scale = settings.guide_scale if GUIDANCE[settings.guidance].guide else 0.0
     sampling = replace(settings.sampling, guidance=settings.guidance, guide_scale=guide_scale)
     if unconditional or guide_alone(settings, model):
         sampling = replace(sampling, cfg_scale=0.0)
@@ -153,12 +154,13 @@ def resolve_edit(
 
 def guide_alone(settings: DrawSettings | EditSettings, model: ConditionalDiffusion) -> bool:
     """Whether the guide alone steers. ValueError where the model cannot be without a condition."""
-    if settings.guidance == "guide" and not model.config.guidable:
+    alone = GUIDANCE[settings.guidance].alone
+    if alone and not model.config.guidable:
         raise ValueError(
-            "--guidance guide starts from no condition. This model, trained with --cfg_dropout 0, never "
-            "saw that: use --guidance both"
+            f"--guidance {settings.guidance} starts from no condition. This model, trained with "
+            "--cfg_dropout 0, never saw that: use --guidance both"
         )
-    return settings.guidance == "guide"
+    return alone
 
 
 def guidance_in_words(scales: SamplingConfig | EditConfig, guide: GuidanceClassifier | None) -> str:
@@ -177,7 +179,7 @@ def names_to_request(
     model: ConditionalDiffusion, guide: GuidanceClassifier | None, guidance: str
 ) -> tuple[str, ...]:
     """The attributes that a request can name: the model's, or those of a guide that steers alone."""
-    if guide is not None and guidance == "guide":
+    if guide is not None and GUIDANCE[guidance].alone:
         return guide.config.attribute_names
     return model.config.attribute_names
 

@@ -16,14 +16,10 @@ from typing import TYPE_CHECKING
 import flags
 from config import (
     ADJUSTABLE,
-    CACHE_HELP,
-    DATASET_HELP,
-    DATASETS,
     FREE,
     NAME,
     SEED,
-    UNSPECIFIED_HELP,
-    DeviceConfig,
+    DataConfig,
     FirstStageConfig,
     FirstStageLossConfig,
     LossConfig,
@@ -49,7 +45,7 @@ LOG_STEPS = 20  # steps averaged in one point of a training curve
 
 
 @dataclass(frozen=True)
-class TrainConfig(DeviceConfig):
+class TrainConfig(DataConfig):
     """Flags of train.py. FREE: a resumed run may change it. ADJUSTABLE: it may, and says so. All others
     must stay the same."""
 
@@ -68,12 +64,9 @@ class TrainConfig(DeviceConfig):
         resume=FREE,
         old="latents",
     )
-    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS, resume=FREE)
-    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1), resume=FREE)
     data_fraction: float = flag(1.0, "share of the training images to use", above=0, high=1, resume=FREE)
     attribute: tuple[str, ...] = flag((), "learn only these", metavar=NAME, resume=FREE)
     judge: str = flag("./checkpoints/judge.pth", "judge of likeness, in place of VGG16", resume=FREE)
-    cache_dir: str = flag("data/cache", CACHE_HELP, resume=FREE)
     num_workers: int = count(0, "threads that read ahead; 0: none", low=0, resume=FREE)
 
     # Length of the run

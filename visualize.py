@@ -10,13 +10,9 @@ from dataclasses import dataclass
 
 import flags
 from config import (
-    CACHE_HELP,
-    DATASET_HELP,
-    DATASETS,
     REQUEST,
     SEED,
-    UNSPECIFIED_HELP,
-    DeviceConfig,
+    DataConfig,
     SamplingConfig,
     count,
     flag,
@@ -39,16 +35,13 @@ OF_FIRST_STAGE = ("reconstructions", "latent-space")  # for which a first stage 
 
 
 @dataclass(frozen=True)
-class VisualizeConfig(DeviceConfig):
+class VisualizeConfig(DataConfig):
     """Flags of visualize.py."""
 
     what: str = flag(
         "all", "the figure, or all that the flags allow", choices=(*FIGURES, "all"), positional=True
     )
     checkpoint: str | None = flag(None, "model of train.py")
-    data_root: str | None = flag(None, "folder of labelled images")
-    dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
-    unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     log_dir: str | None = flag(
         None, "logs of train.py: of the last run in this folder, or of the run whose folder it is"
     )
@@ -58,7 +51,6 @@ class VisualizeConfig(DeviceConfig):
     )
     unconditional: bool = flag(False, "denoising and animation without any request")
     num_samples: int = count(8, "images in a row")
-    cache_dir: str = flag("data/cache", CACHE_HELP)
     seed: int = count(0, "another seed, other samples", **SEED)
     sampling: SamplingConfig = nested(SamplingConfig)
 

@@ -28,7 +28,7 @@ from attributes import CELEBA_ATTRIBUTES
 from celeba_dataset import CelebADataset
 from classifiers.judge import SIDE, fit_classifier
 from classifiers.probe import Probe, save_probe
-from config import CACHE_HELP, SEED, Config, count, flag, share, weight
+from config import SEED, Config, count, flag, share, weight
 from devices import autocast
 from evaluation.metrics import balanced_accuracy
 from synthetic_faces.dataset import draw_parameters, parallel_draw, render
@@ -46,7 +46,7 @@ class ProbeConfig(Config):
     dropout: float = share(0.1, "of the features, before the last layer")
     weight_decay: float = weight(0.02, "share of the learning rate by which weights shrink in a step")
     seed: int = count(0, "of faces and weights", **SEED)
-    cache_dir: str = flag("data/cache", CACHE_HELP)
+    cache_dir: str = flag("data/cache", "where decoded images are kept")
     out: str | None = flag(None, "file to write the probe to, in half precision; none given: none")
 
 

@@ -38,7 +38,7 @@ from autoencoder_model import PixelFirstStage
 from celeba_dataset import CelebADataset
 from checkpoint import EMA, load_checkpoint
 from classifiers.judge import load_judge
-from config import CACHE_HELP, CFG_SCALE, FEWEST_SAMPLES, Config, SamplingConfig, count, flag
+from config import CFG_SCALE, FEWEST_SAMPLES, Config, SamplingConfig, count, flag
 from diffusion_model import load_model
 from evaluation.base import read
 from evaluation.metrics import balanced_accuracy, distances
@@ -64,7 +64,7 @@ class Options(Config):
     num_inference_steps: int = count(50, "of the peers' DDIM")
     judge: str | None = flag(None, "of evaluate.py judge; none given: trains one in --output_dir")
     judge_epochs: int = count(8, "passes over the training images")
-    cache_dir: str = flag(str(ROOT / "data" / "cache"), CACHE_HELP)
+    cache_dir: str = flag(str(ROOT / "data" / "cache"), "where decoded images are kept")
     output_dir: str = flag("./outputs/time_to_quality", "folder to write to")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,30 +27,18 @@ class AttributeClassifier(nn.Module):
     over the coarsest positions.
 
     Args:
+        config: that of a model with this way down. The coarsest level attends to itself.
         side: of x_t, divisible by patch_size * 2 ** (levels - 1).
         image_channels: channels of x_t, 3 for pixels.
-        channels, blocks_per_level, num_heads, patch_size, dropout, norm, activation: as of
-            ``ConditionalUNet``; the coarsest level attends to itself.
-        num_attributes: A.
 
     Raises:
         ValueError: where the side does not divide.
     """
 
-    def __init__(
-        self,
-        side: int,
-        image_channels: int = 3,
-        channels: Sequence[int] = (64, 128, 256),
-        num_attributes: int = 40,
-        blocks_per_level: int = 1,
-        num_heads: int = 4,
-        patch_size: int = 1,
-        dropout: float = 0.0,
-        norm: str = "group",
-        activation: str = "silu",
-    ):
+    def __init__(self, config: ModelConfig, side: int, image_channels: int):
         super().__init__()
+        channels, num_heads, patch_size = config.channels, config.num_heads, config.patch_size
+        num_attributes = len(config.attribute_names)
         stride = patch_size * 2 ** (len(channels) - 1)
         if side % stride:
             raise ValueError(f"the classifier's side {side} is not divisible by {stride}")
@@ -63,11 +50,12 @@ class AttributeClassifier(nn.Module):
         self.stem = nn.Conv2d(image_channels * patch_size**2, channels[0], 3, padding=1)
 
         def block(c_in: int, c_out: int, level: int) -> Block:
-            residual = ResidualBlock(c_in, c_out, embedding_dim, dropout, None, norm, activation)
+            options = {"norm": config.norm, "activation": config.activation}
+            residual = ResidualBlock(c_in, c_out, embedding_dim, config.dropout, **options)
             coarsest = level == len(channels) - 1
             return Block(residual, num_heads, self_attention=coarsest, context_dim=None)
 
-        self.down, self.downsample = way_down(channels, blocks_per_level, block)
+        self.down, self.downsample = way_down(channels, config.blocks_per_level, block)
         self.norm = Norm(width)
         self.where = nn.Parameter(0.02 * torch.randn((side // stride) ** 2, width))
         self.query = nn.Parameter(torch.randn(num_attributes, width))
@@ -119,18 +107,7 @@ class GuidanceClassifier(nn.Module):
         )
         side = config.image_size // self.first_stage.factor
         config.check_norm(side)
-        self.network = AttributeClassifier(
-            side,
-            self.first_stage.channels,
-            config.channels,
-            len(config.attribute_names),
-            config.blocks_per_level,
-            config.num_heads,
-            config.patch_size,
-            config.dropout,
-            config.norm,
-            config.activation,
-        )
+        self.network = AttributeClassifier(config, side, self.first_stage.channels)
         self.register_buffer("prior", torch.zeros(len(config.attribute_names)))
         if config.knows_typical:
             number = 4 * config.channels[-1]

@@ -15,6 +15,7 @@ from checkpoint import load_checkpoint, load_weights, refusing
 from devices import autocast
 from image_data.cached import random_flip
 
+MAKE_JUDGE = "make one with evaluate.py judge"
 SIDE = 64  # of the pictures that a judge reads, where its file says nothing else
 
 
@@ -146,7 +147,11 @@ def train_judge(train_set, epochs: int, seed: int = 0, device="cpu") -> Judge:
 
 
 def load_judge(
-    path: str | Path, attribute_names: Sequence[str], crop: int, device: str = "cpu"
+    path: str | Path,
+    attribute_names: Sequence[str],
+    crop: int,
+    device: str = "cpu",
+    advice: str = MAKE_JUDGE,
 ) -> tuple[Judge, dict]:
     """The judge in a file, reduced to these attributes, and what reports say of it: its hash and its
     balanced accuracy on the test split.
@@ -154,7 +159,7 @@ def load_judge(
     Raises:
         FileNotFoundError, ValueError: where there is none, or one for other attributes.
     """
-    state = load_checkpoint(path, "judge", "make one with evaluate.py judge")
+    state = load_checkpoint(path, "judge", advice)
     with refusing(path, "judge"):
         names = list(state["attribute_names"])
         if [name for name in names if name in attribute_names] != list(attribute_names):

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from checkpoint import find_weights
-from classifiers.judge import load_judge
+from classifiers.judge import MAKE_JUDGE, load_judge
 
 VGG_FILE = "vgg16-397923af.pth"  # as torchvision names it
 VGG_ENDS = (4, 9, 16, 23, 30)  # of its five stages, each ending in an activation
@@ -56,11 +55,7 @@ def perceptual_stages(
         stages[0] = nn.Sequential(ImageNetScale(), stages[0])
         name = "VGG16"
     else:
-        if not find_weights(judge).is_file():
-            raise FileNotFoundError(
-                f"no judge at {judge} for the likeness of a first stage: make one with evaluate.py "
-                "judge, or train without: --perceptual_weight 0"
-            )
-        network, facts = load_judge(judge, attribute_names, crop)
+        advice = f"{MAKE_JUDGE}, or train without: --perceptual_weight 0"
+        network, facts = load_judge(judge, attribute_names, crop, advice=advice)
         stages, name = network.stages(), f"judge {facts['hash']}"
     return nn.ModuleList(stages).eval().requires_grad_(False), name

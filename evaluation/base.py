@@ -22,6 +22,7 @@ from classifiers.judge import Judge, load_judge, train_judge
 from config import ModelConfig, ModelFiles
 from diffusion_model import load_model
 from evaluation.metrics import balanced_accuracy
+from evaluation.tables import write_report
 from image_data.labelled import LabelledImages
 from studio import guide_hash, load_guide_of
 
@@ -167,6 +168,10 @@ class Evaluation:
 
         parts = in_batches(features_of, images, 50, label)
         return {space: torch.cat([part[space] for part in parts]) for space in self.spaces}
+
+    def write(self, name: str, report: dict[str, Any], as_text: Callable[[dict[str, Any]], str]) -> str:
+        """``write_report`` into the output folder, by the main process. Returns the text."""
+        return write_report(self.output_dir if self.writes else None, name, report, as_text)
 
     @cached_property
     def reference(self) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from editing import EditAt, Editor, resolve
 from evaluation.base import Evaluation, in_batches, main_bar, read
 from evaluation.edit_figures import edit_figures, summary
 from evaluation.metrics import frechet_distance, psnr
-from evaluation.tables import edits_table, plot_strengths, write_report
+from evaluation.tables import edits_table, plot_strengths
 from figures.grids import heat_map, readable, save_grid
 from image_data.labelled import LabelledImages
 from samplers import sample_generators
@@ -147,11 +147,10 @@ class EditEvaluation(Evaluation):
                     tasks.append(self.judge_task(name, editing, task, smallest))
                     bar.update()
                 report["edits"].append({"name": name, "editing": asdict(editing), "tasks": tasks})
-                if self.writes:
-                    write_report(self.output_dir, "edits", report, edits_table(report))
+                text = self.write("edits", report, edits_table)
         if self.writes:
             plot_strengths(report, self.output_dir)
-        return edits_table(report)
+        return text
 
     def variants(self) -> Iterator[tuple[str, EditConfig, bool]]:
         """Every way of editing that is compared: a name, how, and whether at the smallest strength."""

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 Features = Callable[[Tensor], Tensor]  # images uint8 (B, H, W, 3) -> floats (B, D), on the CPU
 
 
-def judge_features(config: SamplesConfig, judge: Judge) -> Features:
-    """The 128 features from which the judge reads attributes."""
-    return judge.read_features
-
-
 def inception_features(config: SamplesConfig, judge: Judge) -> Features | None:
     """The 2048 features of Inception-v3 that Frechet distances are usually quoted in. The weights come
     from torch-fidelity's file, or are fetched where the flag says "download".
@@ -55,7 +50,7 @@ def inception_features(config: SamplesConfig, judge: Judge) -> Features | None:
 
 # name -> (configuration, judge) -> features, or None where the configuration does not ask for them
 FEATURE_SPACES: dict[str, Callable[[SamplesConfig, Judge], Features | None]] = {
-    "judge": judge_features,
+    "judge": lambda config, judge: judge.read_features,  # the 128 from which it reads attributes
     "inception": inception_features,
 }
 

@@ -130,10 +130,10 @@ def pooled_accuracy_by_chance(logits: Tensor, requests: Tensor) -> float:
 
 
 def with_error(
-    statistic: Callable[..., float], *sizes: int, num_resamples: int = 100, seed: int = 0
-) -> tuple[float, float]:
-    """The statistic's value, and 1.96 bootstrap standard errors, which is half the width of a 95 %
-    interval (Efron & Tibshirani 1993, section 13.3).
+    name: str, statistic: Callable[..., float], *sizes: int, num_resamples: int = 100, seed: int = 0
+) -> dict[str, float]:
+    """The statistic's value under a name, and 1.96 bootstrap standard errors, which is half the width of
+    a 95 % interval (Efron & Tibshirani 1993, section 13.3).
 
     ``statistic`` takes one tensor of row numbers for each of ``sizes``. Percentiles of the resamples
     would be wrong: images that repeat in a resample raise a Frechet distance by themselves.
@@ -143,7 +143,8 @@ def with_error(
         statistic(*(torch.randint(size, (size,), generator=generator) for size in sizes))
         for _ in range(num_resamples)
     ]
-    return statistic(*map(torch.arange, sizes)), 1.96 * float(torch.tensor(values).double().std())
+    error = 1.96 * float(torch.tensor(values).double().std())
+    return {name: statistic(*map(torch.arange, sizes)), f"{name}_error": error}
 
 
 def mean_of(name: str, values: Tensor) -> dict[str, float]:
@@ -165,17 +166,16 @@ def distances(fake: Tensor, real: Tensor) -> dict[str, float]:
     """
     some = _spread(real, len(fake))
     wide = fake.shape[1] > 512  # 2048 dimensions take seconds a resample
-    frechet, frechet_error = with_error(
+    figures = with_error(
+        "frechet",
         lambda i, j: frechet_distance(fake[i], real[j]),
         *(len(fake), len(real)),
         num_resamples=5 if wide else 100,
     )
     a, b = _spread(fake, KERNEL_IMAGES), _spread(some, KERNEL_IMAGES)
-    kernel, kernel_error = with_error(
-        lambda i, j: kernel_distance(a[i], b[j]), len(a), len(b), num_resamples=30
+    figures |= with_error(
+        "kernel", lambda i, j: kernel_distance(a[i], b[j]), len(a), len(b), num_resamples=30
     )
-    figures = {"frechet": frechet, "frechet_error": frechet_error}
-    figures |= {"kernel": kernel, "kernel_error": kernel_error}
     for name, values in neighbourhoods(some, fake).items():
         figures |= mean_of(name, values)
     return figures

@@ -3,7 +3,6 @@ split, and compared with the images of a reference split."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -32,7 +31,7 @@ from evaluation.metrics import (
     pooled_accuracy_by_chance,
     with_error,
 )
-from evaluation.tables import plot_sweeps, samples_table, write_report
+from evaluation.tables import plot_sweeps, samples_table
 from figures.grids import save_grid
 from image_data.labelled import LabelledImages
 from samplers import SAMPLERS, resolve, sample_generators
@@ -135,11 +134,10 @@ class SampleEvaluation(Evaluation):
         with main_bar((self.number + ALIKE**2) * len(pairs), "sampling") as bar:
             for sampling, request in pairs:
                 report["settings"].append(self.measure(sampling, request, bar))
-                if self.writes:
-                    write_report(self.output_dir, "report", report, samples_table(report))
+                self.write("report", report, samples_table)
         if self.writes:
             plot_sweeps(report, self.output_dir)
-        return samples_table(report)
+        return self.write("report", report, samples_table)
 
     # ---------------------------------------------------------------- drawing
 
@@ -224,20 +222,21 @@ class SampleEvaluation(Evaluation):
         training rows that agree with these requests."""
         rows = self.requests[request]
         if request == "whole":
-            met, error = with_error(
-                lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()), len(rows)
-            )
-            each = zip(self.names, balanced_accuracy(logits, rows).tolist(), strict=True)
+            each = balanced_accuracy(logits, rows).tolist()
             return {
-                "balanced_accuracy": met,
-                "balanced_accuracy_error": error,
-                "each": {name: None if math.isnan(value) else value for name, value in each},
+                **with_error(
+                    "balanced_accuracy",
+                    lambda i: float(balanced_accuracy(logits[i], rows[i]).nanmean()),
+                    len(rows),
+                ),
+                "each": dict(zip(self.names, each, strict=True)),
                 **self.class_accuracy(logits, rows),
             }
         figures: dict[str, Any] = {}
         if request == "three":
-            met, error = with_error(lambda i: pooled_accuracy(logits[i], rows[i]), len(rows))
-            figures = {"named_accuracy": met, "named_accuracy_error": error}
+            figures = with_error(
+                "named_accuracy", lambda i: pooled_accuracy(logits[i], rows[i]), len(rows)
+            )
             figures["named_accuracy_by_chance"] = pooled_accuracy_by_chance(logits, rows)
         is_open = rows == 0
         number = is_open.sum(0).clamp(min=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,12 +88,19 @@ def table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], Row]]) -> li
     return lines
 
 
-def write_report(folder: Path, name: str, report: dict[str, Any], text: str) -> None:
-    """Write a report as name.json and its text as name.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text_of_report = json.dumps(without_nan(report), indent=1, allow_nan=False)
-    (folder / f"{name}.json").write_text(text_of_report, encoding="utf-8")
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+def write_report(
+    folder: Path | None, name: str, report: dict[str, Any], as_text: Callable[[dict[str, Any]], str]
+) -> str:
+    """Write a report as name.json and its text as name.md; nothing without a folder. Returns the
+    text."""
+    report = without_nan(report)
+    text = as_text(report)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        values = json.dumps(report, indent=1, allow_nan=False)
+        (folder / f"{name}.json").write_text(values, encoding="utf-8")
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    return text
 
 
 def protocol_lines(title: str, report: dict[str, Any]) -> list[str]:
@@ -119,7 +126,6 @@ def control_row(attributes: dict[str, Any]) -> dict[str, float | None]:
 
 def samples_table(report: dict[str, Any]) -> str:
     """The report of ``SampleEvaluation`` as Markdown: a table for each feature space."""
-    report = without_nan(report)
     lines = protocol_lines("Evaluation", report)
     keys = ("sampler", "spacing", "num_inference_steps", "cfg_scale", "guide_scale")
     heads = ["sampler", "spacing", "steps", "cfg", "guide", "request"]
@@ -182,7 +188,6 @@ def mean_of_tasks(tasks: Sequence[Row]) -> dict[str, float]:
 def edits_table(report: dict[str, Any]) -> str:
     """The report of ``EditEvaluation`` as Markdown: a table of means over attributes, and a table for
     each way of editing."""
-    report = without_nan(report)
     entries = report["edits"]
     between = ", ".join(f"{k} {v:.3g}" for k, v in report["interpolation"].items())
     lines = [*protocol_lines("Edits", report), f"Interpolation of photographs: {between}.", ""]

@@ -83,51 +83,46 @@ def read_tables(
         listed, passed_over: what lies in root, as of ``list_pictures``.
         unspecified: see ``find_dataset``.
     """
-    remaining = {composed(picture.name): picture for picture in listed}
-    pictures, rows, lacking = list[Picture](), list[Row](), list[tuple[str, Row]]()
-    row_of, notes = dict[str, Row](), Counter[str]()
-
-    def take(name: str, row: Row) -> None:
-        first = row_of.setdefault(name, row)
-        if first is row:
-            pictures.append(remaining.pop(name))
-            rows.append(row)
-        elif (first.split, first.values) == (row.split, row.values):
-            passed_over["rows that repeat another"] += 1
-        else:
-            raise ValueError(
-                f"{row.place}: {row.name} is named twice, with other values in {first.place}"
-            )
-
+    named = {composed(picture.name): picture for picture in listed}
+    entries = list[tuple[str, Row]]()
     for table, split in tables:
         passed_over[table.suffix] -= 1
         folder = table.parent.relative_to(root)
         for row in (csv_table if table.suffix == ".csv" else jsonl_table)(table, split):
             name = row.name.replace("\\", "/")  # as Windows writes it
-            name = composed(os.path.normpath(folder / name))  # macOS writes another form
-            if name in remaining or name in row_of:
-                take(name, row)
-            else:
-                lacking.append((name, row))
-    by_stem = dict[str, list[str]]()
-    for name in remaining:
-        by_stem.setdefault(_stem(name), []).append(name)
-    misnamed = [(by_stem[_stem(name)], row) for name, row in lacking if _stem(name) in by_stem]
-    lacking = [(name, row) for name, row in lacking if _stem(name) not in by_stem]
-    for names, row in misnamed:
+            entries.append((composed(os.path.normpath(folder / name)), row))  # macOS has another form
+    path = tables[0][0]
+    if not entries:
+        raise ValueError(f"{path} names no picture")
+    exact = {name for name, _ in entries}
+    by_stem = dict[str, list[str]]()  # of pictures that no row names exactly
+    for name in named:
+        if name not in exact:
+            by_stem.setdefault(_stem(name), []).append(name)
+    row_of, notes, lacking = dict[str, Row](), Counter[str](), list[Row]()
+    for name, row in entries:
+        names = [name] if name in named else by_stem.get(_stem(name), [])
+        if not names:
+            lacking.append(row)
+            continue
         if len(names) > 1:
             raise ValueError(
                 f"{row.place}: {row.name} may be {names[0]} or {names[1]}: write its suffix"
             )
-        notes["names with another suffix, or none"] += 1
-        take(names[0], row)
-    path = tables[0][0]
-    if not pictures and not lacking:
-        raise ValueError(f"{path} names no picture")
-    if lacking and (remaining or not pictures):
+        if names != [name]:
+            notes["names with another suffix, or none"] += 1
+        first = row_of.setdefault(names[0], row)
+        if (first.split, first.values) != (row.split, row.values):
+            raise ValueError(
+                f"{row.place}: {row.name} is named twice, with other values in {first.place}"
+            )
+        if first is not row:
+            passed_over["rows that repeat another"] += 1
+    remaining = named.keys() - row_of.keys()
+    if lacking and (remaining or not row_of):
         also = f", and {min(remaining)} has no row" if remaining else ""
-        _, row = lacking[0]
-        raise FileNotFoundError(f"{row.place}: there is no {row.name} in {root}{also}")
+        raise FileNotFoundError(f"{lacking[0].place}: there is no {lacking[0].name} in {root}{also}")
+    pictures, rows = [named[name] for name in row_of], [*row_of.values()]
     passed_over["rows without a picture"] += len(lacking)
     passed_over["pictures without a row"] += len(remaining)
     labels = read_labels(path, rows, path.name in METADATA, passed_over, notes, unspecified)

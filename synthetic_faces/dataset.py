@@ -31,28 +31,15 @@ from synthetic_faces.attributes import (
     NAMES,
     Identity,
     attributes_are_possible,
-    present,
     sample_attributes,
     sample_identity,
 )
-from synthetic_faces.canvas import pose_of, to_pixels
-from synthetic_faces.renderer import layout, render
+from synthetic_faces.renderer import render
 
 VERSION = 1  # of the drawing: change it when `render` changes its pixels
 IMAGES_PER_IDENTITY = 3
 MOST_WORKERS = 61  # Windows waits for no more processes at once
 SPLIT_OF_PERSON = (0, 1, 2, 0, 0, 0, 0, 0, 0, 0)  # of ten in a row: train 0, val 1, test 2
-
-
-def landmarks(identity: Identity, attributes: np.ndarray, image_size: int) -> np.ndarray:
-    """Pixel (x, y) of left eye, right eye, nose tip, left and right mouth corner, float (5, 2)."""
-    g = layout(identity, present(attributes))
-    (_, left), (_, right) = g.eyes
-    (mouth_x, mouth_y), half = g.mouth, g.mouth_half
-    corner = mouth_y + g.mouth_bend * 0.6
-    corners = (mouth_x - half, corner), (mouth_x + half, corner)
-    points = (left, g.eye_y), (right, g.eye_y), g.nose, *corners
-    return np.array([to_pixels(pose_of(identity), x, y, image_size) for x, y in points])
 
 
 def draw_parameters(
@@ -64,13 +51,14 @@ def draw_parameters(
     return identity, sample_attributes(np.random.default_rng((seed, 1, index)), balanced, floor)
 
 
-def _write_picture(folder: Path, image_size: int, seed: int, balanced: bool, floor: float, index: int):
-    """Draw and save picture ``index``. Returns its attributes (40,) and landmarks (10,) as integers."""
+def _write_picture(
+    folder: Path, image_size: int, seed: int, balanced: bool, floor: float, index: int
+) -> np.ndarray:
+    """Draw and save picture ``index``. Returns its attributes (40,) as integers."""
     identity, attributes = draw_parameters(index, seed, balanced, floor)
     picture = Image.fromarray(render(identity, attributes, image_size))
     picture.save(folder / f"{index + 1:06d}.jpg", quality=95, subsampling=0)
-    points = np.rint(landmarks(identity, attributes, image_size)).astype(int)
-    return attributes.astype(int), points.ravel()
+    return attributes.astype(int)
 
 
 def _worker_signals() -> None:
@@ -195,25 +183,12 @@ def counterfactuals(
     return turned
 
 
-def _write_lists(folder: Path, rows: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Write CelebA's four text files. ``rows`` has attributes and landmarks of each picture."""
-    points = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
-    axes = " ".join(f"{point}_{axis}" for point in points for axis in "xy")
-    lists = {
-        "list_attr_celeba": [str(len(rows)), " ".join(NAMES)],
-        "list_landmarks_align_celeba": [str(len(rows)), axes],
-        "list_eval_partition": [],
-        "identity_CelebA": [],
-    }
-    for index, (attributes, places) in enumerate(rows):
-        person = index // IMAGES_PER_IDENTITY
-        cells = (
-            " ".join(f"{value:2d}" for value in attributes),
-            " ".join(f"{value:4d}" for value in places),
-            SPLIT_OF_PERSON[person % 10],
-            person + 1,
-        )
-        for lines, cell in zip(lists.values(), cells, strict=True):
-            lines.append(f"{index + 1:06d}.jpg {cell}")
-    for name, lines in lists.items():
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _write_lists(folder: Path, rows: list[np.ndarray]) -> None:
+    """Write CelebA's lists of attributes and of splits. ``rows`` has the attributes of each picture."""
+    attributes, splits = [str(len(rows)), " ".join(NAMES)], []
+    for index, row in enumerate(rows):
+        name, person = f"{index + 1:06d}.jpg", index // IMAGES_PER_IDENTITY
+        attributes.append(f"{name} {' '.join(f'{value:2d}' for value in row)}")
+        splits.append(f"{name} {SPLIT_OF_PERSON[person % 10]}")
+    for file, lines in (("list_attr_celeba.txt", attributes), ("list_eval_partition.txt", splits)):
+        (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")

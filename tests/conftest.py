@@ -108,6 +108,14 @@ def checkpoint(flags, tmp_path_factory):
     return run_training(flags, folder, "--max_steps", 3).with_name("best_model.pth")
 
 
+@pytest.fixture(params=["linear", "cosine"])
+def schedule(request):
+    """A variance-preserving schedule of 1000 timesteps."""
+    from noise_schedule import NoiseSchedule
+
+    return NoiseSchedule(request.param, 1000)
+
+
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory):
     """Class folders of 3 x 60 noisy pictures, red, green and blue, 20 pixels wide."""

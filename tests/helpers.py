@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from tqdm import tqdm
 
 import encode_latents
@@ -38,6 +39,14 @@ TINY_FLAGS = [
     *("--mixed_precision", "no", "--warmup_steps", "2", "--val_images", "4"),
     *("--sample_interval", "0"),
 ]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=dtype)
 
 
 def run_script(script: ModuleType, *argv: object) -> None:
@@ -76,6 +85,15 @@ def start_child(call: Callable[[], object]) -> int:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def refused(call: Callable[[], object], *words: str, error=(ValueError, OSError)) -> None:
+    """A call raises such an error, whose message is one line and has all these words."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [word for word in words if word not in message], message
 
 
 def one_line(capsys: pytest.CaptureFixture, call: Callable[[], object]) -> str:

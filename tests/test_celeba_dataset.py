@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import refused
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -75,14 +76,6 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-
-
-def refused(call, *words: str, error=(ValueError, FileNotFoundError)) -> None:
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert [word for word in words if word not in message] == [], message
 
 
 def test_the_readme_has_all_names_in_their_groups():

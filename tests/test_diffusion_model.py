@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from helpers import seeded
 
 from attributes import attr_dict, create_attribute_vector
 from celeba_dataset import load_and_preprocess_image
@@ -17,10 +18,6 @@ from noise_schedule import NoiseSchedule, stratified_timesteps
 def images(batch: int = 2, size: int = 16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=generator)
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 # ------------------------------------------------------------------ loss

@@ -52,6 +52,12 @@ def test_a_class_may_be_named_like_a_negative_number():
 @pytest.mark.parametrize("kind", SCRIPTS)
 def test_without_flags_a_script_has_its_configuration_s_defaults(kind):
     assert parsed(kind) == kind()
+    if kind is TrainConfig:  # as the documents say
+        config = kind()
+        assert config.model.channels == (64, 128, 256, 512) and config.model.latent_dim == 512
+        assert (config.batch_size, config.lr, config.epochs) == (16, 1e-3, 100)
+        assert config.loss.cfg_dropout == 0.1 and config.loss.ae_weight == 0.1
+        assert (config.save_interval, config.sample_interval) == (10, 5)
 
 
 def test_a_flag_fills_every_field_of_its_name():
@@ -314,10 +320,10 @@ def test_the_newer_of_two_names_counts_where_it_comes_later(tmp_path):
     assert parsed(TrainConfig, "--config", str(path), "--data_root", "new").data_root == "new"
 
 
-def test_the_learning_rate_may_stay_constant():
+def test_the_learning_rate_warms_up_and_anneals_or_stays_constant():
     for schedule, middle, end in (("cosine", 0.25, 0), ("constant", 0.5, 0.5)):
         given = parsed(TrainConfig, "--lr", "0.5", "--lr_schedule", schedule, "--warmup_steps", "3")
-        assert learning_rate(given, 0, 0.0) == 0.125, "the warm-up is the same"
+        assert learning_rate(given, 0, 0.0) == 0.125 and learning_rate(given, 3, 0.0) == 0.5
         assert learning_rate(given, 9, 0.5) == pytest.approx(middle)
         assert learning_rate(given, 9, 1.0) == pytest.approx(end)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY_FLAGS
+from helpers import TINY_FLAGS, refused
 from PIL import Image, features
 
 import train
@@ -36,13 +36,6 @@ def put(root: Path, folders: dict[str, int], suffix: str = ".jpg") -> Path:
 def sizes(root: Path) -> tuple[int, ...]:
     """The number of pictures in train, val and test."""
     return tuple((find_dataset(root).splits == split).sum() for split in range(3))
-
-
-def refused(call, *words: str) -> None:
-    with pytest.raises((ValueError, OSError)) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and not [word for word in words if word not in message], message
 
 
 # -------------------------------------------------------------------- splits and classes

@@ -241,7 +241,7 @@ def test_damaged_label_files(faces, tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     (root / "img_align_celeba").symlink_to(faces / "img_align_celeba")
-    names = ("list_attr_celeba.txt", "list_eval_partition.txt", "identity_CelebA.txt")
+    names = ("list_attr_celeba.txt", "list_eval_partition.txt")
     whole = {name: (faces / name).read_bytes() for name in names}
     rows = [line.split() for line in whole["list_attr_celeba.txt"].decode().splitlines()[1:]]
     tables = {"list_attr_celeba.csv": [["image_id", *rows[0]], *rows[1:]]}

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import noise
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -19,15 +20,6 @@ from samplers import ddim, last, timestep_grid
 
 T = 1000
 SCALES = [-1.0, 0.0, 0.5, 1.0, 2.0, 7.5]
-
-
-@pytest.fixture(params=["linear", "cosine"])
-def schedule(request) -> NoiseSchedule:
-    return NoiseSchedule(request.param, T)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class PairDenoiser:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import manipulate
 import studio
-from classifiers.guide import AttributeClassifier, GuidanceClassifier, load_guide
+from classifiers.guide import GuidanceClassifier, load_guide
 from config import LossConfig, ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion, load_model
 from editing import STRENGTH_TOLERANCE, Editor
@@ -91,7 +91,7 @@ def test_it_learns_to_read_clean_and_noisy_images():
 
 def test_a_side_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="side 18 is not divisible by 4"):
-        AttributeClassifier(18, channels=(8, 8, 8), num_heads=2)
+        small(image_size=18, channels=(8, 8, 8))
 
 
 @pytest.fixture(scope="module")

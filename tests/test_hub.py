@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from helpers import run_script, run_training
+from helpers import refused, run_script, run_training
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
@@ -74,11 +74,8 @@ def test_the_card_of_classes_names_no_celebrities(make_model, tmp_path):
 def test_folders_of_other_projects_are_refused(tmp_path, weights):
     if weights:
         save_file(weights, tmp_path / IN_FOLDER)
-    with pytest.raises((ValueError, FileNotFoundError)) as refusal:
-        ConditionalDiffusion.from_pretrained(tmp_path)
-    said = str(refusal.value)
-    assert str(tmp_path / IN_FOLDER) in said and "\n" not in said
-    assert ("is not a checkpoint of this project" if weights else "no checkpoint at") in said
+    said = "is not a checkpoint of this project" if weights else "no checkpoint at"
+    refused(lambda: ConditionalDiffusion.from_pretrained(tmp_path), str(tmp_path / IN_FOLDER), said)
 
 
 def test_facts_that_are_no_numbers_are_left_out(make_model, tmp_path):
@@ -96,9 +93,7 @@ def test_facts_that_are_no_numbers_are_left_out(make_model, tmp_path):
     ],
 )
 def test_without_folder_and_network(name, said):
-    with pytest.raises(FileNotFoundError, match=said) as refusal:
-        ConditionalDiffusion.from_pretrained(name, local_files_only=True)
-    assert "\n" not in str(refusal.value)
+    refused(lambda: ConditionalDiffusion.from_pretrained(name, local_files_only=True), said)
 
 
 def test_a_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
@@ -146,23 +141,11 @@ def test_to_a_stub_of_the_hub_and_back(make_model, flags, tmp_path, monkeypatch,
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     model = make_model()
     assert model.push_to_hub("someone/faces") == "url"
-    assert sorted(path.name for path in (tmp_path / "someone/faces").iterdir()) == [
-        "README.md",
-        IN_FOLDER,
-    ]
+    assert {path.name for path in (tmp_path / "someone/faces").iterdir()} == {"README.md", IN_FOLDER}
     again = ConditionalDiffusion.from_pretrained("someone/faces", revision="main")
     assert torch.equal(drawn(model), drawn(again)) and revisions == ["main"]
-    options = [
-        "--mode",
-        "generate",
-        "--num_samples",
-        "1",
-        "--num_inference_steps",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    options += ["--checkpoint", "someone/faces", "--output_dir", tmp_path / "out"]
+    options = ["--mode", "generate", "--num_samples", "1", "--num_inference_steps", "2"]
+    options += ["--checkpoint", "someone/faces", "--output_dir", tmp_path / "out", "--device", "cpu"]
     run_script(manipulate, *options, "--attributes", "Smiling=1")
     assert (tmp_path / "out" / "manifest.json").is_file()
     run_training(flags, tmp_path / "run", "--max_steps", "1", "--init_from", "someone/faces")

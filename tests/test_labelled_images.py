@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from PIL import Image
 
 from attributes import CELEBA_ATTRIBUTES, deny_other_classes
@@ -102,7 +103,7 @@ def test_annotations_name_pictures_attributes_and_splits(tmp_path, name, lines):
         ("file,Red\na.png\n", "line 2 has 1 columns, and its header 2"),
         ("file,split,Red\na.png,tune,1\n", "split 'tune'"),
         ("file,Red\n", "names no picture"),
-        ("file,Red\n1.png,1\n", r"attributes.csv line 2: there is no 1.png"),
+        ("file,Red\n1.png,1\n", "attributes.csv line 2: there is no 1.png"),
     ],
 )
 def test_wrong_annotations_are_one_line(tmp_path, text, message):
@@ -110,9 +111,7 @@ def test_wrong_annotations_are_one_line(tmp_path, text, message):
     picture(root / "a.png", 3)
     picture(tmp_path / "outside.png", 3)
     (root / "attributes.csv").write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as refused:
-        load(root)
-    assert "\n" not in str(refused.value)
+    refused(lambda: load(root), message)
 
 
 def idx(path: Path, array: np.ndarray) -> None:
@@ -138,8 +137,7 @@ def test_mnist_in_torchvision_s_files(tmp_path):
     assert (data.images[..., 0] == data.images[..., 2]).all(), "grey becomes RGB"
     assert data[3]["image"].shape == (28, 28, 3)
     (raw / "train-labels-idx1-ubyte").write_bytes(gzip.compress(b"no"))
-    with pytest.raises(ValueError, match="no whole MNIST"):
-        load(tmp_path, "train", 28)
+    refused(lambda: load(tmp_path, "train", 28), "no whole MNIST")
 
 
 def test_celeba_hq_is_split_as_celeba(tmp_path):
@@ -158,22 +156,18 @@ def test_celeba_hq_is_split_as_celeba(tmp_path):
 
 
 def test_a_folder_that_holds_nothing_says_what_it_could_hold(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no picture that can be read$"):
-        load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        load(tmp_path / "nowhere")
+    refused(lambda: load(tmp_path), f"{tmp_path} has no picture that can be read")
+    refused(lambda: load(tmp_path / "nowhere"), "no folder")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "pictures.zip").touch()
-    with pytest.raises(FileNotFoundError, match=r"but 1 .zip \(unpack\)"):
-        load(tmp_path)
+    refused(lambda: load(tmp_path), "has no picture that can be read but 1 .zip (unpack)")
 
 
 def test_naming_a_class_denies_the_others():
     rows = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0.5, 0.2, 0], [0, -1, 0]])
     expected = [[1, -1, -1], [0, 0, 0], [0.5, 0.2, -1], [0, -1, 0]]
     torch.testing.assert_close(deny_other_classes(rows), torch.tensor(expected))
-    with pytest.raises(ValueError, match="exclude each other"):
-        deny_other_classes(torch.ones(1, 3))
+    refused(lambda: deny_other_classes(torch.ones(1, 3)), "exclude each other")
     assert one_hot(np.array([2, 0]), 3).tolist() == [[-1, -1, 1], [1, -1, -1]]
 
 
@@ -193,12 +187,9 @@ def test_a_few_class_pictures_are_of_all_classes(colours):
 def test_a_named_kind_is_read_whatever_else_the_folder_holds(classes):
     (classes / "MNIST" / "raw").mkdir(parents=True)
     (classes / "CelebAMask-HQ-attribute-anno.txt").touch()
-    with pytest.raises(ValueError, match="holds celebahq and mnist"):
-        find_dataset(classes)
-    with pytest.raises(ValueError, match="no whole MNIST"):
-        find_dataset(classes, "mnist")
-    with pytest.raises(ValueError, match=f"'nist' is not one of {', '.join(DATASETS)}"):
-        find_dataset(classes, "nist")
+    refused(lambda: find_dataset(classes), "holds celebahq and mnist")
+    refused(lambda: find_dataset(classes, "mnist"), "no whole MNIST")
+    refused(lambda: find_dataset(classes, "nist"), f"'nist' is not one of {', '.join(DATASETS)}")
     folder, cache = find_dataset(classes, "folder"), classes.parent / "cache"
     config = ModelConfig(("cat", "dog", "owl"), image_size=8)
     assert folder.open("test", 8, cache_dir=cache).attribute_names == config.attribute_names
@@ -220,8 +211,7 @@ def test_a_dataset_in_arrays_has_no_first_image(tmp_path):
 def test_two_datasets_in_one_folder_are_told_apart(tmp_path):
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     (tmp_path / "cifar-10-batches-py").mkdir()
-    with pytest.raises(ValueError, match="holds mnist and cifar10: give the folder of one"):
-        recognise(tmp_path)
+    refused(lambda: recognise(tmp_path), "holds mnist and cifar10: give the folder of one")
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").touch()
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").touch()
     assert recognise(tmp_path / "MNIST") == (tmp_path / "MNIST", "mnist")

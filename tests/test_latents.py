@@ -359,9 +359,11 @@ def draw_and_edit(checkpoint: Path, faces: Path, out: Path) -> None:
     assert {*made} == {"generate", "interpolate", "edit"}
 
 
-def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path):
+def test_a_latent_model_trains_resumes_draws_and_edits(latents, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.stages.FEWEST_SAMPLES", 8)  # the guide inside learns what is typical
     checkpoint = train_in(latents, tmp_path / "run")
     model = load_model(checkpoint)
+    assert model.guide.config.knows_typical
     assert (model.first_stage.channels, model.config.image_size) == (4, 32)
     assert model.config.first_stage_judge.startswith("judge ")
     assert model.unet.stem.in_channels == 4

@@ -41,11 +41,6 @@ def pictures(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(len(STEPS), 3, 4, 5, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.fixture(params=DIFFUSERS_SCHEDULE)
-def schedule(request) -> NoiseSchedule:
-    return NoiseSchedule(request.param, T)
-
-
 @pytest.fixture(params=VARIANTS, ids=str)
 def every(request) -> NoiseSchedule:
     return NoiseSchedule(request.param[0], T, request.param[1])

@@ -296,6 +296,7 @@ def saved(flags, tmp_path_factory):
             ["--cfg_dropout", "0"],
             "with cfg_dropout = 0.1, this run has 0.0: resume with the same",
         ),
+        (["--ae_weight", "0.7"], "with ae_weight = 0.1, this run has 0.7: resume with the same"),
         (["--data_fraction", "0.5"], "with images = 28, this run has 14: resume with the same"),
         (["--stage", "guide"], "is of --stage diffusion, this run is of --stage guide: resume with"),
     ],

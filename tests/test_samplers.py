@@ -17,6 +17,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from helpers import noise, seeded
+from test_noise_schedule import DIFFUSERS_SCHEDULE as KINDS
 from test_noise_schedule import VARIANTS
 from torch import Tensor
 
@@ -35,26 +37,12 @@ from samplers import (
 )
 
 T = 1000
-KINDS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 GRIDS = ("leading", "trailing", "linspace")
 # Every sampler, also with some and with full noise where it takes eta
 WALKS = {name: sampler.steps for name, sampler in SAMPLERS.items()}
 for name in [name for name in SAMPLERS if SAMPLERS[name].options(eta=0.0)]:
     WALKS |= {f"{name} eta {eta}": partial(WALKS[name], eta=eta) for eta in (0.5, 1.0)}
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=dtype)
-
-
-@pytest.fixture(params=KINDS)
-def schedule(request) -> NoiseSchedule:
-    return NoiseSchedule(request.param, T)
 
 
 @pytest.fixture(params=VARIANTS, ids=str)

@@ -18,17 +18,18 @@ from benchmarks.probe import draw_labelled, train_probe
 from evaluation.metrics import balanced_accuracy
 from image_data.datasets import find_dataset
 from synthetic_faces import dataset as synthetic_dataset
-from synthetic_faces.attributes import BEARD, NAMES
+from synthetic_faces.attributes import BEARD, NAMES, present
+from synthetic_faces.canvas import pose_of, to_pixels
 from synthetic_faces.dataset import (
     attributes_are_possible,
     draw_parameters,
-    landmarks,
     parallel_draw,
     render,
     sample_attributes,
     sample_identity,
     write_dataset,
 )
+from synthetic_faces.renderer import layout
 
 # Frequencies of list_attr_celeba.txt, rounded; the renderer's own table is not used here.
 CELEBA_FREQUENCIES = (
@@ -120,9 +121,10 @@ BANDS = {
 def test_local_attributes_stay_in_their_rows(name):
     low, high = BANDS[name]
     for identity in identities(4):
-        eyes = landmarks(identity, row(), SIZE)[:2]
-        eye_line = eyes[:, 1].mean()
-        tilt = abs(eyes[0, 1] - eyes[1, 1]) * 1.5 + 2  # a tilted head slants its rows
+        face, pose = layout(identity, present(row())), pose_of(identity)
+        left, right = (to_pixels(pose, x, face.eye_y, SIZE)[1] for _, x in face.eyes)
+        eye_line = (left + right) / 2
+        tilt = abs(left - right) * 1.5 + 2  # a tilted head slants its rows
         unit = SIZE / 2 * 1.12
         rows = np.flatnonzero(change(identity, name).any(1))
         assert rows.size
@@ -136,24 +138,6 @@ def test_background_is_untouched(name):
     for identity in identities(3):
         touched = change(identity, name)
         assert not touched[: SIZE // 3, :4].any() and not touched[: SIZE // 3, -4:].any()
-
-
-def test_landmarks_follow_the_drawing():
-    for identity in identities(6):
-        points = landmarks(identity, row(), 128)
-        assert points.shape == (5, 2) and (points > 0).all() and (points < 128).all()
-        for name, expected in (
-            ("Narrow_Eyes", points[:2].mean(0)),
-            ("Big_Nose", points[2]),
-            ("Wearing_Lipstick", points[3:].mean(0)),
-        ):
-            weight = change(identity, name, 128)
-            ys, xs = np.mgrid[:128, :128]
-            centre = (weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()
-            assert np.hypot(*(expected - centre)) < 6, name
-        smiling = landmarks(identity, row(Smiling=1), 128)
-        assert smiling[4, 0] - smiling[3, 0] > points[4, 0] - points[3, 0]
-        assert np.array_equal(landmarks(identity, row(Eyeglasses=1), 128), points)
 
 
 def test_a_hat_hides_hair_but_not_baldness():
@@ -257,12 +241,10 @@ def test_dataset_layout_and_worker_independence(tmp_path):
         with Image.open(tmp_path / "one" / "img_align_celeba" / name) as picture:
             error = np.asarray(picture).astype(int) - render(identity, attributes, 32)
         assert np.abs(error).mean() < 6
-    assert len(lines["list_landmarks_align_celeba.txt"]) == 42
-    assert all(len(line.split()) == 11 for line in lines["list_landmarks_align_celeba.txt"][2:])
-    people = dict(line.split() for line in lines["identity_CelebA.txt"])
     parts = dict(line.split() for line in lines["list_eval_partition.txt"])
-    assert list(people) == list(parts) == names and set(parts.values()) == {"0", "1", "2"}
-    assert len({(people[name], parts[name]) for name in names}) == len(set(people.values())) == 14
+    assert list(parts) == names and set(parts.values()) == {"0", "1", "2"}
+    three = zip(*[iter(parts.values())] * 3, strict=False)  # pictures of one person, in one split
+    assert all(len({*splits}) == 1 for splits in three)
     shorter = read_folder(write_dataset(tmp_path / "shorter", 5, 32, 4, num_workers=1))
     assert all(one[name] == content for name, content in shorter.items() if name.endswith(".jpg"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import seeded
 
 from config import EditConfig, LossConfig, ModelConfig
 from diffusion_model import ConditionalDiffusion
@@ -52,10 +53,6 @@ def trained():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return model.eval()
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 # ------------------------------------------------------------------ what it draws

@@ -91,17 +91,10 @@ class Muon(torch.optim.AdamW):
                 p.sub_(move.view(p.shape), alpha=scale)
 
 
-def adamw(
-    parameters: Iterable[nn.Parameter],
-    hidden: Iterable[nn.Module],
-    lr: float,
-    weight_decay: float,
-    bf16: bool,
-) -> torch.optim.Optimizer:
-    """AdamW for everything (Loshchilov & Hutter 2017, arXiv:1711.05101). Only Muon reads ``hidden`` and
-    ``bf16``."""
+def adamw(parameters: Iterable[nn.Parameter], hidden, lr, weight_decay, bf16) -> torch.optim.Optimizer:
+    """AdamW for everything (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-# name -> optimiser of (parameters, hidden, lr, weight_decay, bf16)
+# name -> optimiser of (parameters, hidden, lr, weight_decay, bf16), as of ``Muon``
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"muon": Muon, "adamw": adamw}

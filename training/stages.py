@@ -26,7 +26,7 @@ from evaluation.metrics import balanced_accuracy
 from image_data.cached import ImageDataset
 from image_data.encoded import LatentDataset
 from latent_vae import SpatialVAE, Upscaler
-from training.batches import is_encoded, seed_everything
+from training.batches import is_encoded, seed_everything, to_device
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 from training.init_from import take_over
@@ -203,8 +203,9 @@ class NoisyStage(Stage):
         guide, total = self.guide(model), len(run.train_set)
         if guide is not None and total >= FEWEST_SAMPLES:
             chosen = torch.linspace(0, total - 1, min(TYPICAL_IMAGES, total)).long()
-            batches = [run.train_set.__getitems__(part.tolist())["image"] for part in chosen.split(64)]
-            guide.set_typical(torch.cat([guide.features(images) for images in batches]))
+            items = (run.train_set.__getitems__(part.tolist()) for part in chosen.split(64))
+            features = [guide.features(to_device(item, run.accelerator)[0]) for item in items]
+            guide.set_typical(torch.cat(features))
             model.config = replace(model.config, knows_typical=True)
         return model
 
