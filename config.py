@@ -33,6 +33,7 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
 FIRST_STAGES = ("pixels", "vae", "upscaler", "sd-vae")
 NORMS = ("group", "instance")
 ACTIVATIONS = ("silu", "relu")
+MASKS = ("lower_half", "eyes", "hair")  # of an aligned face
 DATASETS = ("celeba", "celebahq", "mnist", "cifar10", "parquet", "folder")
 
 CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
@@ -570,11 +571,16 @@ class EditSettings(Config):
 
     attributes: tuple[str, ...] = flag((), REQUEST_HELP, metavar=REQUEST)
     manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
+    mask: str | None = flag(None, f"picture, white where edits may act; or {', '.join(MASKS)}")
+    pins: tuple[str, ...] = flag((), "attributes that the guide holds firmly", name="hold", metavar=NAME)
     guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)  # "guide": edits, too, by it alone
     seed: int = count(0, "another seed, other faces", **SEED)
     editing: EditConfig = nested(EditConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.pins:
+            if any(item.partition("=")[0] == name for item in self.attributes):
+                raise ValueError(f"{name} is both asked for, in --attributes, and held, by --hold")
         if self.editing.cfg_scale == 0:
             raise ValueError("--edit_cfg_scale 0 ignores every request; no guidance is 1")

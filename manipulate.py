@@ -76,6 +76,9 @@ class ManipulateConfig(Config):
             raise ValueError(
                 f"--cfg_scale is of new faces, and this is --mode {mode}: use --edit_cfg_scale"
             )
+        if (self.edit.mask or self.edit.pins) and mode not in ("edit", "counterfactual", "all"):
+            flags = "--mask" if self.edit.mask else "--hold"
+            raise ValueError(f"{flags} is of edits, and this is --mode {mode}")
         if draws.unconditional and mode not in ("generate", "all"):
             raise ValueError(f"--unconditional draws new faces, and this is --mode {mode}")
         if draws.unconditional and self.interpolate.start:
@@ -138,8 +141,11 @@ def find_source(config: ManipulateConfig) -> PhotographSettings | None:
     )
 
 
-def open_photograph(model: ConditionalDiffusion, settings: PhotographSettings) -> Photograph:
-    """A photograph as the model sees it. Prints what was done to it beyond what was asked for."""
+def open_photograph(
+    model: ConditionalDiffusion, settings: PhotographSettings, mask: str | None = None
+) -> tuple[Photograph, np.ndarray | None]:
+    """A photograph as the model sees it, and its mask. Prints what was done to it beyond what was asked
+    for."""
     import studio
 
     photograph, search = studio.open_photograph(model, settings)
@@ -152,7 +158,7 @@ def open_photograph(model: ConditionalDiffusion, settings: PhotographSettings) -
         elif search.faces is not None and search.faces > 1:
             hint = f" (--face 1 to {search.faces}, by size)"
         print(f"{settings.source_image}: {search.line}{hint}")
-    return photograph
+    return photograph, studio.open_mask(model, photograph, mask, search)
 
 
 # -------------------------------------------------------------------- results as files
@@ -275,6 +281,8 @@ def load(
     print(f"model: {files.checkpoint}")
     studio.resolve_drawing(config.generate, model)  # refuses what it was not trained for
     guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
+    if config.makes("edit") or config.makes("counterfactual"):
+        studio.check_pins(config.edit, guide)
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     if guide is not None and guidance == "guide":
         studio.check_is_read([name for request in requests for name in request], guide)
@@ -291,6 +299,7 @@ def make(
     guide: GuidanceClassifier | None,
     source: Photograph | None,
     target: Photograph | None,
+    mask: np.ndarray | None,
 ) -> dict[str, Made]:
     """Run the modes that are asked for. Returns what the manifest says of each."""
     import studio
@@ -305,14 +314,14 @@ def make(
         made["interpolate"] = save_strip(out / "interpolation", frames, title)
     if source is None:
         return made
-    facts = {"source": source.path, "landmarks": source.landmarks}
+    facts = {"source": source.path, "landmarks": source.landmarks, "mask": studio.mask_hash(mask)}
     if target is not None:
         squares = source.square, target.square
         frames = studio.interpolate_photographs(model, guide, squares, config.interpolate, progress=True)
         strip = save_strip(out / "photographs", frames, "From one photograph to another")
         made["interpolate photographs"] = strip | {"from": source.path, "to": target.path}
     if config.makes("counterfactual") and guide is not None:
-        flipped = studio.counterfactual(model, guide, source.square, config.edit, progress=True)
+        flipped = studio.counterfactual(model, guide, source.square, config.edit, True, mask)
         made["counterfactual"] = save_counterfactual(out, source, flipped) | facts
         if config.paste_back:
             path = out / "counterfactual_whole.png"
@@ -320,7 +329,7 @@ def make(
     if config.makes("edit"):
         full = config.edit.manipulation_strength
         strengths = sorted({*STRENGTHS, full})
-        edits = studio.edit_each(model, guide, source.square, config.edit, strengths, progress=True)
+        edits = studio.edit_each(model, guide, source.square, config.edit, strengths, True, mask)
         made["edit"] = save_edits(out, source, edits, strengths, full) | facts
         if config.paste_back:
             edited = edits.images[:, strengths.index(full)]
@@ -339,13 +348,14 @@ def manipulate(config: ManipulateConfig) -> None:
     flags.check_writable(config.output_dir)
     settings, target_file = find_source(config), config.interpolate.target_image
     model, guide = load(config)
-    source = open_photograph(model, settings) if settings else None
-    target = None
+    source = mask = target = None
+    if settings:
+        source, mask = open_photograph(model, settings, config.edit.mask)
     if source and target_file:
         settings = PhotographSettings(target_file, face=min(1, config.photograph.face))
-        target = open_photograph(model, settings)
+        target, _ = open_photograph(model, settings)
     with devices.autocast(config.files.mixed_precision, model.device.type):
-        made = make(config, model, guide, source, target)
+        made = make(config, model, guide, source, target, mask)
     scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
     folder = Path(config.output_dir)
     manifest = {

@@ -214,6 +214,10 @@ manipulate | --mode edit --face 2 | --source_image
 manipulate | --mode edit --source_image {faces}/img_align_celeba/000001.jpg --face 9 | --face 9
 manipulate | --mode edit --source_image {tmp}/text.jpg | text.jpg
 manipulate | --num_inference_steps 2000 | 2000
+manipulate | --mode generate --mask eyes | --mask is of edits, and this is --mode generate
+manipulate | --mode edit --attributes Male=1 --hold Male | Male is both asked for
+manipulate | --mode edit --data_root {faces} --hold Mal | the guide does not read Mal
+manipulate | --mode edit --data_root {faces} --mask {tmp}/text.jpg | text.jpg is not a readable picture
 train | --bach_size 3 | --bach_size
 train | --batch_size -4 | '-4'
 train | --data_root {tmp}/nowhere | nowhere
