@@ -163,7 +163,7 @@ def fits(value: Any, hint: Any, limits: Flag) -> bool:
         return False
     if kind not in (int, float):
         return True
-    inside = math.isfinite(value)
+    inside = -math.inf < value < math.inf  # isfinite takes no large whole numbers
     inside &= limits.low is None or value >= limits.low
     inside &= limits.above is None or value > limits.above
     return inside and (limits.high is None or value <= limits.high)

@@ -22,6 +22,8 @@ import numpy as np
 from config import (
     DATASET_HELP,
     DATASETS,
+    MASKS,
+    PRETRAINED,
     UNSPECIFIED_HELP,
     Config,
     EditSettings,
@@ -33,6 +35,7 @@ from config import (
     nested,
 )
 from figures.grids import caption, heat_map, save_gif, save_grid, save_image
+from image_data.picture import Note, check_picture_file, read_note, write_note
 
 if TYPE_CHECKING:
     from classifiers.guide import GuidanceClassifier
@@ -43,6 +46,14 @@ if TYPE_CHECKING:
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
 MANIFEST = "manifest.json"
 FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole")  # in it
+EDIT = (("photograph", "edit"), ("source_image", "mask"))
+BEHIND = {  # what made the pictures of a mode: parts of the settings, and pictures
+    "generate": (("generate",), ()),
+    "interpolate": (("interpolate",), ()),
+    "interpolate photographs": (("photograph", "interpolate"), ("source_image", "target_image")),
+    "edit": EDIT,
+    "counterfactual": EDIT,
+}
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a strip of edits
 Made = dict[str, Any]  # what the manifest says of a mode: its files, and facts
 
@@ -58,6 +69,8 @@ class ManipulateConfig(Config):
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
     unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     paste_back: bool = flag(False, "also write edits in the whole --source_image")
+    from_picture: str | None = flag(None, "picture of ours: make it again; flags given override its own")
+    no_metadata: bool = flag(False, "leave out of pictures what made them")
     # what is made
     files: ModelFiles = nested(ModelFiles)
     photograph: PhotographSettings = nested(PhotographSettings)
@@ -104,7 +117,21 @@ class ManipulateConfig(Config):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> ManipulateConfig:
-    return flags.parse(ManipulateConfig, __doc__, argv)
+    config = flags.parse(ManipulateConfig, __doc__, argv)
+    if config.from_picture:
+        config = flags.parse(ManipulateConfig, __doc__, argv, settings_in(config.from_picture))
+    return config
+
+
+def settings_in(path: str) -> dict[str, Any]:
+    """The flags that make a picture again, by what it says. Of files, those that come with the
+    repository, by name; a stranger may have written any path."""
+    note = read_note(path)
+    for name in note.settings.keys() - flags.portable_names(ManipulateConfig):
+        raise ValueError(f"{path} sets {name[:100]!r}, which no picture of ours does")
+    ours = {*MASKS, *(file.stem for file in PRETRAINED.glob("*.safetensors"))}
+    named = {flag: note.files.get(flag, ("", ""))[0] for flag in ("checkpoint", "guide", "mask")}
+    return note.settings | {flag: name for flag, name in named.items() if name in ours}
 
 
 # -------------------------------------------------------------------- photographs
@@ -118,7 +145,6 @@ def find_source(config: ManipulateConfig) -> PhotographSettings | None:
         FileNotFoundError, ValueError: if a mode needs one and there is none.
     """
     from image_data.datasets import find_dataset
-    from image_data.picture import check_picture_file
 
     if not (config.mixes_photographs or config.makes("edit") or config.makes("counterfactual")):
         return None
@@ -233,6 +259,27 @@ def save_whole(source: Photograph, edited: np.ndarray, path: Path) -> Path:
     return path
 
 
+def write_notes(
+    config: ManipulateConfig, made: Mapping[str, Made], files: Mapping[str, tuple[str, str]]
+) -> None:
+    """Add to each PNG what made it: the settings of its mode, and the ``files``. A single edit has the
+    request that is its own."""
+    for mode, facts in made.items():
+        parts, pictures = BEHIND[mode]
+        settings = flags.portable(config.files, *(getattr(config, part) for part in parts))
+        settings |= {"mode": mode.split()[0]} | ({"paste_back": True} if "whole" in facts else {})
+        used = {flag: file for flag, file in files.items() if flag in ("checkpoint", "guide", *pictures)}
+        for key in FILES:
+            paths = facts.get(key) or []
+            for i, path in enumerate(paths if isinstance(paths, list) else [paths]):
+                own = {}
+                if mode == "edit" and isinstance(paths, list):
+                    request = facts["attributes"][i]
+                    own = {"attributes": [f"{name}={value}" for name, value in request.items()]}
+                if path.suffix == ".png":
+                    write_note(path, Note(settings | own, used))
+
+
 def files_in(made: Mapping[str, Made], folder: str | Path, keys: Sequence[str]) -> set[str]:
     """The files that these facts of what was made name, relative to the folder they lie in."""
     values = [facts.get(key) for facts in made.values() for key in keys]
@@ -281,6 +328,7 @@ def load(
     print(f"model: {files.checkpoint}")
     studio.resolve_drawing(config.generate, model)  # refuses what it was not trained for
     guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
+    check_files(config, studio.files_behind(files, model, guide), ("checkpoint", "guide"))
     if config.makes("edit") or config.makes("counterfactual"):
         studio.check_pins(config.edit, guide)
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
@@ -291,6 +339,14 @@ def load(
     if draws and completes and not model.config.prior_rows:
         print(f"{files.checkpoint} has no attribute rows: what is not named is left to the network")
     return model, guide
+
+
+def check_files(
+    config: ManipulateConfig, files: Mapping[str, tuple[str, str]], names: Sequence[str]
+) -> None:
+    """Raise ValueError where --from_picture was made with other files."""
+    if config.from_picture:
+        read_note(config.from_picture).check_files(files, names)
 
 
 def make(
@@ -314,7 +370,7 @@ def make(
         made["interpolate"] = save_strip(out / "interpolation", frames, title)
     if source is None:
         return made
-    facts = {"source": source.path, "landmarks": source.landmarks, "mask": studio.mask_hash(mask)}
+    facts = {"source": source.path, "landmarks": source.landmarks}
     if target is not None:
         squares = source.square, target.square
         frames = studio.interpolate_photographs(model, guide, squares, config.interpolate, progress=True)
@@ -352,10 +408,19 @@ def manipulate(config: ManipulateConfig) -> None:
     if settings:
         source, mask = open_photograph(model, settings, config.edit.mask)
     if source and target_file:
-        settings = PhotographSettings(target_file, face=min(1, config.photograph.face))
-        target, _ = open_photograph(model, settings)
+        other = PhotographSettings(target_file, face=min(1, config.photograph.face))
+        target, _ = open_photograph(model, other)
+    squares = {"source_image": source, "target_image": target}
+    files = studio.files_behind(config.files, model, guide, squares, (config.edit.mask, mask))
+    check_files(config, files, [*squares, "mask"])
+    precision = devices.choose_precision(config.files.mixed_precision, model.device.type)
     with devices.autocast(config.files.mixed_precision, model.device.type):
         made = make(config, model, guide, source, target, mask)
+    if not config.no_metadata:
+        resolved = replace(config.files, mixed_precision=precision)
+        write_notes(
+            replace(config, files=resolved, photograph=settings or config.photograph), made, files
+        )
     scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
     folder = Path(config.output_dir)
     manifest = {
@@ -363,6 +428,7 @@ def manipulate(config: ManipulateConfig) -> None:
         "sampling": asdict(studio.resolve_drawing(config.generate, model)),
         "editing": asdict(replace(config.edit.editing, cfg_scale=scale)),
         **studio.model_facts(config.files, model, guide),
+        "files": files,
         "made": made,
         "earlier": replace_made(folder, made),
     }

@@ -9,9 +9,10 @@ is uint8 (S, S, 3). Functions compute in the caller's autocast context. ``progre
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,35 @@ def model_facts(
         "precision": devices.choose_precision(files.mixed_precision, model.device.type),
         "model": model.config.to_dict(),
     }
+
+
+def files_behind(
+    files: ModelFiles,
+    model: ConditionalDiffusion,
+    guide: GuidanceClassifier | None,
+    squares: Mapping[str, Photograph | None] = {},
+    mask: tuple[str | None, np.ndarray | None] = (None, None),
+) -> dict[str, tuple[str, str]]:
+    """The name, without its folder, and the hash of each file that pictures are made with, by its flag.
+    Of a photograph and a mask it is the hash of what the model sees of them.
+
+    Args:
+        squares: photographs by their flag.
+        mask: as the settings name it, and as ``open_mask`` gives it.
+    """
+    hashes = {"checkpoint": (files.checkpoint, model.file_hash)}
+    if digest := guide_hash(model, guide):
+        hashes["guide"] = str(files.guide_file(True)), digest
+    for flag, photograph in squares.items():
+        if photograph:
+            hashes[flag] = os.fspath(photograph.path), hash_of(photograph.square)
+    if mask[0] and mask[1] is not None:
+        hashes["mask"] = mask[0], hash_of((255 * mask[1]).round())
+    return {flag: (Path(name).name, digest) for flag, (name, digest) in hashes.items()}
+
+
+def hash_of(levels: np.ndarray) -> str:
+    return hashlib.sha256(levels.astype(np.uint8).tobytes()).hexdigest()
 
 
 # -------------------------------------------------------------------- defaults
@@ -400,13 +430,6 @@ def mask_of_change(square: np.ndarray, edited: np.ndarray) -> np.ndarray:
     return from_levels(255 * mask[0, 0].numpy())
 
 
-def mask_hash(mask: np.ndarray | None) -> str | None:
-    """The hash of a mask's levels; None for none."""
-    if mask is None:
-        return None
-    return hashlib.sha256((255 * mask).round().astype(np.uint8).tobytes()).hexdigest()
-
-
 def read_attributes(
     model: ConditionalDiffusion, guide: GuidanceClassifier | None, square: np.ndarray
 ) -> Tensor:
@@ -427,8 +450,8 @@ def prepare_edits(
     """A square that shows ``attributes`` (1, A), edited towards every row (N, A): strength -> images
     (N, S, S, 3).
 
-    Rows with the same needs and as many names are edited together, from the same noise. So an edit does
-    not depend on what else is asked for.
+    Each row is edited by itself, from the same noise. So an edit does not depend on what else is asked
+    for, not by a level of a pixel.
 
     Args:
         mask: float32 (S, S) in [0, 1], 1 where the edit may act, as of ``open_mask``; None is
@@ -437,15 +460,11 @@ def prepare_edits(
     check_pins(settings, guide)
     names = model.config.attribute_names
     region = None if mask is None else torch.from_numpy(mask)
-    rows_of: dict[tuple[EditConfig, int], list[int]] = {}
-    for i, row in enumerate(rows.tolist()):
-        named = [name for name, value in zip(names, row, strict=True) if value]
-        rows_of.setdefault((resolve_edit(settings, model, guide, named), len(named)), []).append(i)
     edits = [
         Editor(model).prepare_edit(
             torch.from_numpy(square)[None],
-            rows[alike],
-            config,
+            row[None],
+            resolve_edit(settings, model, guide, [names[i] for i in row.nonzero()[:, 0].tolist()]),
             source_attributes=attributes,
             guide=guide,
             generator=torch.Generator().manual_seed(settings.seed),
@@ -453,10 +472,9 @@ def prepare_edits(
             mask=region,
             pins=settings.pins,
         )
-        for (config, _), alike in rows_of.items()
+        for row in rows
     ]
-    order = torch.tensor([*chain(*rows_of.values())]).argsort()
-    return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])[order]
+    return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])
 
 
 def edit(
