@@ -33,6 +33,7 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
 FIRST_STAGES = ("pixels", "vae", "upscaler", "sd-vae")
 NORMS = ("group", "instance")
 ACTIVATIONS = ("silu", "relu")
+MASKS = ("lower_half", "eyes", "hair")  # of an aligned face
 DATASETS = ("celeba", "celebahq", "mnist", "cifar10", "parquet", "folder")
 
 CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
@@ -161,7 +162,7 @@ def fits(value: Any, hint: Any, limits: Flag) -> bool:
         return False
     if kind not in (int, float):
         return True
-    inside = math.isfinite(value)
+    inside = -math.inf < value < math.inf  # isfinite takes no large whole numbers
     inside &= limits.low is None or value >= limits.low
     inside &= limits.above is None or value > limits.above
     return inside and (limits.high is None or value <= limits.high)
@@ -579,11 +580,16 @@ class EditSettings(Config):
 
     attributes: tuple[str, ...] = flag((), REQUEST_HELP, metavar=REQUEST)
     manipulation_strength: float = share(1.0, "0 the source, 1 the full edit")
+    mask: str | None = flag(None, f"picture, white where edits may act; or {', '.join(MASKS)}")
+    pins: tuple[str, ...] = flag((), "attributes that the guide holds firmly", name="hold", metavar=NAME)
     guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)  # "guide": edits, too, by it alone
     seed: int = count(0, "another seed, other faces", **SEED)
     editing: EditConfig = nested(EditConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.pins:
+            if any(item.partition("=")[0] == name for item in self.attributes):
+                raise ValueError(f"{name} is both asked for, in --attributes, and held, by --hold")
         if self.editing.cfg_scale == 0:
             raise ValueError("--edit_cfg_scale 0 ignores every request; no guidance is 1")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
 
-from attributes import with_implied
+from attributes import columns_of, with_implied
 from autoencoder_model import PixelFirstStage
 from classifiers.guide import GuidanceClassifier
 from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
@@ -43,6 +43,7 @@ STRENGTH_TOLERANCE = 0.02  # precision of the strength in ``smallest_edit``; by 
 EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; by eye: half or twice this value looks alike
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
 GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from its compression; by eye
+PINNED = 50.0  # hold of a pinned attribute; measured: docs/log.md, "Attributes that are pinned"
 FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade; by eye
 
 
@@ -70,21 +71,41 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
 
-def localised(picture: Tensor, edited: Tensor, threshold: float) -> Tensor:
-    """``edited`` (B, 3, H, W) where it differs much from ``picture``, and ``picture`` elsewhere, where
-    changes are drift. The difference is the smoothed mean over channels, as a share of its maximum. From
-    ``threshold`` up it selects ``edited``, below half of that ``picture``, and a blend in between. The
-    mask is that of Couairon et al. 2022, arXiv:2210.11427, but computed from the result."""
-    if threshold == 0:
-        return edited
-    reach = max(1, round(picture.shape[3] / 64))  # pixels: the windows are 5 and 3 wide at side 64
+def reach_of(side: int) -> int:
+    """Pixels that a mask reaches at its edge, for pictures of this side: 1 at 64, 2 at 128."""
+    return max(1, round(side / 64))
+
+
+def softened(mask: Tensor) -> Tensor:
+    """A mask (..., H, W) in [0, 1] that rises from its edge inwards, over 5 pixels at side 128: the mean
+    of its erosions. Where it is 0 it stays 0, and no line in it is too thin."""
+    erosions = [mask.reshape(-1, 1, *mask.shape[-2:])]
+    for _ in range(2 * reach_of(mask.shape[-1])):
+        erosions.append(-F.max_pool2d(-erosions[-1], 3, stride=1, padding=1))
+    return torch.stack(erosions).mean(0).view_as(mask)
+
+
+def where_changed(picture: Tensor, edited: Tensor, threshold: float) -> Tensor:
+    """A mask (B, 1, H, W) in [0, 1] of where ``edited`` (B, 3, H, W) differs much from ``picture``. The
+    difference is the smoothed mean over channels, as a share of its maximum. From ``threshold`` up the
+    mask is 1, below half of that 0. It is that of Couairon et al. 2022, arXiv:2210.11427, but computed
+    from the result."""
+    reach = reach_of(picture.shape[3])  # the windows are 5 and 3 wide at side 64
     smooth = partial(F.avg_pool2d, stride=1, count_include_pad=False)
     change = smooth((edited - picture).abs().mean(1, keepdim=True), 4 * reach + 1, padding=2 * reach)
     share = change / change.amax((2, 3), keepdim=True).clamp(min=1e-6)
     mask = (2 * share / threshold - 1).clamp(0, 1)
     mask = F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
-    mask = smooth(mask, 2 * reach + 1, padding=reach)
-    return torch.lerp(picture, edited, mask)
+    return smooth(mask, 2 * reach + 1, padding=reach)
+
+
+def localised(picture: Tensor, edited: Tensor, threshold: float, region: Tensor | None = None) -> Tensor:
+    """``edited`` (B, 3, H, W) ``where_changed``, and ``picture`` elsewhere, where changes are drift; at
+    a threshold of 0 ``edited`` everywhere. A ``region`` (H, W) in [0, 1] confines both."""
+    mask = where_changed(picture, edited, threshold) if threshold > 0 else None
+    if region is not None:
+        mask = region if mask is None else mask * region
+    return edited if mask is None else torch.lerp(picture, edited, mask)
 
 
 def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[float, Tensor]:
@@ -120,6 +141,7 @@ class Steering:
         goal: (B, len(columns)), +1 or -1 for a named attribute, and 0 for the others.
         source_odds: ``guide.log_odds`` (B, len(columns)) of the sources, or of a single one, with the
             same noise, for each timestep.
+        firmness: (len(columns),), how firmly each attribute is held.
         editing: resolved.
     """
 
@@ -127,6 +149,7 @@ class Steering:
     columns: Sequence[int]
     goal: Tensor
     source_odds: Mapping[int, Tensor]
+    firmness: Tensor
     editing: EditConfig
 
 
@@ -182,7 +205,7 @@ def towards(
     """Guidance of an edit that ends where the guide sees what is asked for, and holds the rest.
 
     x0_hat = x0_base + m cfg_scale (x0_target - x0_base) + noise_t^2 / signal_t grad(guide_scale sum over
-    the goal of m_i log p_i(x_t) - hold sum over held of (p(x_t) - p(source x_t))^2), where p is the
+    the goal of m_i log p_i(x_t) - sum over held of firmness (p(x_t) - p(source x_t))^2), where p is the
     guide's probability of an attribute. m_i in [0, 1] says how much of a named attribute is missing. It
     is 1 where its log odds are FADE or more below their aim, and falls to 0 at the aim. At strength 1
     the aim is editing.margin, at 0 what the source has. The gradients are those of Dhariwal & Nichol
@@ -201,7 +224,7 @@ def towards(
     source_odds, editing = steering.source_odds, steering.editing
     named = goal != 0
     any_named = named.any(1, keepdim=True)
-    held = (base.sign() == target.sign())[:, columns]
+    held = (base.sign() == target.sign())[:, columns] * steering.firmness
 
     def gradient_and_missing(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """The guide's gradient at x_t, and m_i (B, len(columns))."""
@@ -211,7 +234,7 @@ def towards(
             missing = missing_share(goal, source_odds[t], odds.detach(), editing.margin, strength)
             progress = (missing * F.logsigmoid(goal * odds)).sum(1)
             moved = (held * (odds.sigmoid() - source_odds[t].sigmoid()).square()).sum(1)
-            objective = editing.guide_scale * progress - editing.hold * moved
+            objective = editing.guide_scale * progress - moved
             (gradient,) = torch.autograd.grad(objective.sum(), x)
         return gradient, missing
 
@@ -358,11 +381,17 @@ class Editor:
         guide: GuidanceClassifier | None = None,
         generator: Generator = None,
         progress: Progress = False,
+        mask: Tensor | None = None,
+        pins: Sequence[str] = (),
     ) -> EditAt:
         """Compute once what edits of these photographs share. Return ``edit`` as a function of the
         strength alone. A single source may have many targets.
 
         Edits start at the timestep t_start T. Less noise keeps more of the composition.
+
+        Args:
+            mask: (S, S) in [0, 1], 1 where edits may act; None is everywhere.
+            pins: names of attributes that the guide holds firmly.
         """
         model, schedule = self.model, self.schedule
         guide = model.guide if guide is None else guide
@@ -387,6 +416,9 @@ class Editor:
         oppose = editing.oppose and not model.config.one_hot  # a class has no opposite
         base = torch.where(named == 0, read, -named.sign()) if oppose else read
         request = with_implied(named, read, names)
+        pinned = columns_of(names, pins)
+        request[:, pinned] = 0  # also what the request implies of them
+        region = None if mask is None else softened(mask.to(x0.device))
         target = torch.where(request == 0, read, request)
         own = model.denoiser(base)
         noisy = {t: schedule.q_sample(x0, t, eps) for t, eps in zip(grid[:-1], noise, strict=True)}
@@ -398,7 +430,9 @@ class Editor:
             goal = named.sign()[:, columns]
             once = len(source_image)  # a single photograph is read once for all its targets
             odds = {t: steered.log_odds(x_t[:once], t) for t, x_t in noisy.items()}
-            steering = Steering(steered, columns, goal, odds, editing)
+            firmness = x0.new_full((len(names),), editing.hold)
+            firmness[pinned] = max(PINNED, editing.hold)
+            steering = Steering(steered, columns, goal, odds, firmness[columns], editing)
         elif editing.guide_scale:
             read_head = model.attribute_reader()
             head_odds = read_head(x0)  # of the source
@@ -418,7 +452,8 @@ class Editor:
                 denoise = classifier_free(pair, strength * cfg_scale)
             steps = flow_edit(denoise, schedule, x0, x0_hats, noise, grid)
             edited = last(with_bar(steps, "editing", grid, progress))
-            picture = localised(decoded, self.first_stage.to_pixels(edited), editing.localise)
+            changed = self.first_stage.to_pixels(edited)
+            picture = localised(decoded, changed, editing.localise, region)
             return PIXELS.decode(as_grey_as(original, picture + lost))
 
         return edit_at

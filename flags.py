@@ -11,7 +11,7 @@ import shlex
 import sys
 import tempfile
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -32,6 +32,7 @@ from config import (  # noqa: E402
     fits,
     is_config,
     is_optional,
+    is_path,
     item_type,
     plain_type,
     types_of,
@@ -199,8 +200,29 @@ def build(kind: type[Kind], values: dict[tuple[str, ...], Any], path: tuple[str,
     return kind(**own)
 
 
-def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None = None) -> Kind:
-    """A script's configuration from its command line. A wrong flag ends the program in one line."""
+def from_values(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """A configuration from values of its flags, as ``flags_of`` gives them. ValueError for what is no
+    flag, or no value of it."""
+    return build(kind, by_path(kind, values))
+
+
+def by_path(kind: type[Config], values: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Values of flags as values of the fields behind them."""
+    flags = by_flag(kind)
+    for name in values:
+        if name not in flags:
+            raise ValueError(f"{name[:100]!r} is no flag")
+    return {setting.path: value for name, value in values.items() for setting in flags[name]}
+
+
+def parse(
+    kind: type[Kind],
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    usual: Mapping[str, Any] | None = None,
+) -> Kind:
+    """A script's configuration from its command line, which overrides the ``usual`` values of its flags.
+    A wrong flag ends the program in one line."""
     parser = make_parser(kind, description)
     is_program = argv is None
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -211,7 +233,7 @@ def parse(kind: type[Kind], description: str | None, argv: Sequence[str] | None 
         for path in first.parse_known_args(argv)[0].config:
             flags |= config_flags(path, parser)
         parsed = vars(parser.parse_args([*chain.from_iterable(flags.values()), *argv]))
-        values = {}
+        values = by_path(kind, usual or {})
         for name, behind in by_flag(kind).items():
             for setting in behind:
                 for each in (name, setting.facts.old):
@@ -298,6 +320,21 @@ def flags_of(config: Config) -> dict[str, Any]:
             continue
         flags[name] = list(value) if isinstance(value, tuple) else value
     return flags
+
+
+def portable(*configs: Config) -> dict[str, Any]:
+    """``flags_of``, without what belongs to a machine: its device, and paths of files and folders."""
+    values: dict[str, Any] = {}
+    for config in configs:
+        kept = portable_names(type(config))
+        values |= {name: value for name, value in flags_of(config).items() if name in kept}
+    return values
+
+
+def portable_names(kind: type[Config]) -> set[str]:
+    """The flags that ``portable`` keeps."""
+    flags = {name: behind[0] for name, behind in by_flag(kind).items()}
+    return {name for name, each in flags.items() if not is_path(each.hint, each.facts)} - {"device"}
 
 
 def command(script: str, *configs: Config) -> str:

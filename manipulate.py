@@ -22,6 +22,8 @@ import numpy as np
 from config import (
     DATASET_HELP,
     DATASETS,
+    MASKS,
+    PRETRAINED,
     UNSPECIFIED_HELP,
     Config,
     EditSettings,
@@ -33,6 +35,7 @@ from config import (
     nested,
 )
 from figures.grids import caption, heat_map, save_gif, save_grid, save_image
+from image_data.picture import Note, check_picture_file, read_note, write_note
 
 if TYPE_CHECKING:
     from classifiers.guide import GuidanceClassifier
@@ -43,6 +46,14 @@ if TYPE_CHECKING:
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
 MANIFEST = "manifest.json"
 FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole")  # in it
+EDIT = (("photograph", "edit"), ("source_image", "mask"))
+BEHIND = {  # what made the pictures of a mode: parts of the settings, and pictures
+    "generate": (("generate",), ()),
+    "interpolate": (("interpolate",), ()),
+    "interpolate photographs": (("photograph", "interpolate"), ("source_image", "target_image")),
+    "edit": EDIT,
+    "counterfactual": EDIT,
+}
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a strip of edits
 Made = dict[str, Any]  # what the manifest says of a mode: its files, and facts
 
@@ -58,6 +69,8 @@ class ManipulateConfig(Config):
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
     unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
     paste_back: bool = flag(False, "also write edits in the whole --source_image")
+    from_picture: str | None = flag(None, "picture of ours: make it again; flags given override its own")
+    no_metadata: bool = flag(False, "leave out of pictures what made them")
     # what is made
     files: ModelFiles = nested(ModelFiles)
     photograph: PhotographSettings = nested(PhotographSettings)
@@ -76,6 +89,9 @@ class ManipulateConfig(Config):
             raise ValueError(
                 f"--cfg_scale is of new faces, and this is --mode {mode}: use --edit_cfg_scale"
             )
+        if (self.edit.mask or self.edit.pins) and mode not in ("edit", "counterfactual", "all"):
+            flags = "--mask" if self.edit.mask else "--hold"
+            raise ValueError(f"{flags} is of edits, and this is --mode {mode}")
         if draws.unconditional and mode not in ("generate", "all"):
             raise ValueError(f"--unconditional draws new faces, and this is --mode {mode}")
         if draws.unconditional and self.interpolate.start:
@@ -101,7 +117,21 @@ class ManipulateConfig(Config):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> ManipulateConfig:
-    return flags.parse(ManipulateConfig, __doc__, argv)
+    config = flags.parse(ManipulateConfig, __doc__, argv)
+    if config.from_picture:
+        config = flags.parse(ManipulateConfig, __doc__, argv, settings_in(config.from_picture))
+    return config
+
+
+def settings_in(path: str) -> dict[str, Any]:
+    """The flags that make a picture again, by what it says. Of files, those that come with the
+    repository, by name; a stranger may have written any path."""
+    note = read_note(path)
+    for name in note.settings.keys() - flags.portable_names(ManipulateConfig):
+        raise ValueError(f"{path} sets {name[:100]!r}, which no picture of ours does")
+    ours = {*MASKS, *(file.stem for file in PRETRAINED.glob("*.safetensors"))}
+    named = {flag: note.files.get(flag, ("", ""))[0] for flag in ("checkpoint", "guide", "mask")}
+    return note.settings | {flag: name for flag, name in named.items() if name in ours}
 
 
 # -------------------------------------------------------------------- photographs
@@ -115,7 +145,6 @@ def find_source(config: ManipulateConfig) -> PhotographSettings | None:
         FileNotFoundError, ValueError: if a mode needs one and there is none.
     """
     from image_data.datasets import find_dataset
-    from image_data.picture import check_picture_file
 
     if not (config.mixes_photographs or config.makes("edit") or config.makes("counterfactual")):
         return None
@@ -138,8 +167,11 @@ def find_source(config: ManipulateConfig) -> PhotographSettings | None:
     )
 
 
-def open_photograph(model: ConditionalDiffusion, settings: PhotographSettings) -> Photograph:
-    """A photograph as the model sees it. Prints what was done to it beyond what was asked for."""
+def open_photograph(
+    model: ConditionalDiffusion, settings: PhotographSettings, mask: str | None = None
+) -> tuple[Photograph, np.ndarray | None]:
+    """A photograph as the model sees it, and its mask. Prints what was done to it beyond what was asked
+    for."""
     import studio
 
     photograph, search = studio.open_photograph(model, settings)
@@ -152,7 +184,7 @@ def open_photograph(model: ConditionalDiffusion, settings: PhotographSettings) -
         elif search.faces is not None and search.faces > 1:
             hint = f" (--face 1 to {search.faces}, by size)"
         print(f"{settings.source_image}: {search.line}{hint}")
-    return photograph
+    return photograph, studio.open_mask(model, photograph, mask, search)
 
 
 # -------------------------------------------------------------------- results as files
@@ -227,6 +259,27 @@ def save_whole(source: Photograph, edited: np.ndarray, path: Path) -> Path:
     return path
 
 
+def write_notes(
+    config: ManipulateConfig, made: Mapping[str, Made], files: Mapping[str, tuple[str, str]]
+) -> None:
+    """Add to each PNG what made it: the settings of its mode, and the ``files``. A single edit has the
+    request that is its own."""
+    for mode, facts in made.items():
+        parts, pictures = BEHIND[mode]
+        settings = flags.portable(config.files, *(getattr(config, part) for part in parts))
+        settings |= {"mode": mode.split()[0]} | ({"paste_back": True} if "whole" in facts else {})
+        used = {flag: file for flag, file in files.items() if flag in ("checkpoint", "guide", *pictures)}
+        for key in FILES:
+            paths = facts.get(key) or []
+            for i, path in enumerate(paths if isinstance(paths, list) else [paths]):
+                own = {}
+                if mode == "edit" and isinstance(paths, list):
+                    request = facts["attributes"][i]
+                    own = {"attributes": [f"{name}={value}" for name, value in request.items()]}
+                if path.suffix == ".png":
+                    write_note(path, Note(settings | own, used))
+
+
 def files_in(made: Mapping[str, Made], folder: str | Path, keys: Sequence[str]) -> set[str]:
     """The files that these facts of what was made name, relative to the folder they lie in."""
     values = [facts.get(key) for facts in made.values() for key in keys]
@@ -275,6 +328,9 @@ def load(
     print(f"model: {files.checkpoint}")
     studio.resolve_drawing(config.generate, model)  # refuses what it was not trained for
     guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
+    check_files(config, studio.files_behind(files, model, guide), ("checkpoint", "guide"))
+    if config.makes("edit") or config.makes("counterfactual"):
+        studio.check_pins(config.edit, guide)
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     if guide is not None and studio.guide_alone(config.generate, model):
         studio.check_is_read([name for request in requests for name in request], guide)
@@ -285,12 +341,21 @@ def load(
     return model, guide
 
 
+def check_files(
+    config: ManipulateConfig, files: Mapping[str, tuple[str, str]], names: Sequence[str]
+) -> None:
+    """Raise ValueError where --from_picture was made with other files."""
+    if config.from_picture:
+        read_note(config.from_picture).check_files(files, names)
+
+
 def make(
     config: ManipulateConfig,
     model: ConditionalDiffusion,
     guide: GuidanceClassifier | None,
     source: Photograph | None,
     target: Photograph | None,
+    mask: np.ndarray | None,
 ) -> dict[str, Made]:
     """Run the modes that are asked for. Returns what the manifest says of each."""
     import studio
@@ -312,7 +377,7 @@ def make(
         strip = save_strip(out / "photographs", frames, "From one photograph to another")
         made["interpolate photographs"] = strip | {"from": source.path, "to": target.path}
     if config.makes("counterfactual") and guide is not None:
-        flipped = studio.counterfactual(model, guide, source.square, config.edit, progress=True)
+        flipped = studio.counterfactual(model, guide, source.square, config.edit, True, mask)
         made["counterfactual"] = save_counterfactual(out, source, flipped) | facts
         if config.paste_back:
             path = out / "counterfactual_whole.png"
@@ -320,7 +385,7 @@ def make(
     if config.makes("edit"):
         full = config.edit.manipulation_strength
         strengths = sorted({*STRENGTHS, full})
-        edits = studio.edit_each(model, guide, source.square, config.edit, strengths, progress=True)
+        edits = studio.edit_each(model, guide, source.square, config.edit, strengths, True, mask)
         made["edit"] = save_edits(out, source, edits, strengths, full) | facts
         if config.paste_back:
             edited = edits.images[:, strengths.index(full)]
@@ -339,13 +404,23 @@ def manipulate(config: ManipulateConfig) -> None:
     flags.check_writable(config.output_dir)
     settings, target_file = find_source(config), config.interpolate.target_image
     model, guide = load(config)
-    source = open_photograph(model, settings) if settings else None
-    target = None
+    source = mask = target = None
+    if settings:
+        source, mask = open_photograph(model, settings, config.edit.mask)
     if source and target_file:
-        settings = PhotographSettings(target_file, face=min(1, config.photograph.face))
-        target = open_photograph(model, settings)
+        other = PhotographSettings(target_file, face=min(1, config.photograph.face))
+        target, _ = open_photograph(model, other)
+    squares = {"source_image": source, "target_image": target}
+    files = studio.files_behind(config.files, model, guide, squares, (config.edit.mask, mask))
+    check_files(config, files, [*squares, "mask"])
+    precision = devices.choose_precision(config.files.mixed_precision, model.device.type)
     with devices.autocast(config.files.mixed_precision, model.device.type):
-        made = make(config, model, guide, source, target)
+        made = make(config, model, guide, source, target, mask)
+    if not config.no_metadata:
+        resolved = replace(config.files, mixed_precision=precision)
+        write_notes(
+            replace(config, files=resolved, photograph=settings or config.photograph), made, files
+        )
     scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
     folder = Path(config.output_dir)
     manifest = {
@@ -353,6 +428,7 @@ def manipulate(config: ManipulateConfig) -> None:
         "sampling": asdict(studio.resolve_drawing(config.generate, model)),
         "editing": asdict(replace(config.edit.editing, cfg_scale=scale)),
         **studio.model_facts(config.files, model, guide),
+        "files": files,
         "made": made,
         "earlier": replace_made(folder, made),
     }

@@ -8,9 +8,11 @@ is uint8 (S, S, 3). Functions compute in the caller's autocast context. ``progre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ from diffusion_model import ConditionalDiffusion, load_model
 from editing import EditAt, Editor, smallest_edit
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
-from image_data.photograph import Photograph
+from image_data.photograph import MASKS, Photograph, from_levels
 from samplers import Progress, sample_generators
 
 Request = dict[str, float]  # attribute names, and 0 ... 1 as a user says it
@@ -121,6 +123,35 @@ def model_facts(
     }
 
 
+def files_behind(
+    files: ModelFiles,
+    model: ConditionalDiffusion,
+    guide: GuidanceClassifier | None,
+    squares: Mapping[str, Photograph | None] = {},
+    mask: tuple[str | None, np.ndarray | None] = (None, None),
+) -> dict[str, tuple[str, str]]:
+    """The name, without its folder, and the hash of each file that pictures are made with, by its flag.
+    Of a photograph and a mask it is the hash of what the model sees of them.
+
+    Args:
+        squares: photographs by their flag.
+        mask: as the settings name it, and as ``open_mask`` gives it.
+    """
+    hashes = {"checkpoint": (files.checkpoint, model.file_hash)}
+    if digest := guide_hash(model, guide):
+        hashes["guide"] = str(files.guide_file(True)), digest
+    for flag, photograph in squares.items():
+        if photograph:
+            hashes[flag] = os.fspath(photograph.path), hash_of(photograph.square)
+    if mask[0] and mask[1] is not None:
+        hashes["mask"] = mask[0], hash_of((255 * mask[1]).round())
+    return {flag: (Path(name).name, digest) for flag, (name, digest) in hashes.items()}
+
+
+def hash_of(levels: np.ndarray) -> str:
+    return hashlib.sha256(levels.astype(np.uint8).tobytes()).hexdigest()
+
+
 # -------------------------------------------------------------------- defaults
 
 
@@ -190,6 +221,15 @@ def check_is_read(names: Sequence[str], guide: GuidanceClassifier) -> None:
     for name in names:
         if name not in read:
             raise ValueError(f"the guide does not read {name}: name one of {read}")
+
+
+def check_pins(settings: EditSettings, guide: GuidanceClassifier | None) -> None:
+    """Raise ValueError where attributes are pinned and no guide holds them."""
+    if settings.pins and (guide is None or not settings.editing.guide_scale):
+        lack = "there is none: give --guide" if guide is None else "--edit_guide_scale is 0: raise it"
+        raise ValueError(f"--hold {' '.join(settings.pins)} needs a guide that steers, and {lack}")
+    if guide is not None:
+        check_is_read(settings.pins, guide)
 
 
 def usual_requests(requests: Sequence[Request], names: Sequence[str]) -> list[Request]:
@@ -349,6 +389,49 @@ def open_photograph(
     return photograph, align_to_face(photograph, settings.face)
 
 
+def open_mask(
+    model: ConditionalDiffusion,
+    photograph: Photograph,
+    name: str | None,
+    search: FaceSearch | None = None,
+) -> np.ndarray | None:
+    """A photograph's mask as edits take it: float32 (S, S) in [0, 1]; None for none.
+
+    Args:
+        name: a file, or one of MASKS, which need a face that lies as CelebA's do.
+        search: what ``open_photograph`` found.
+
+    Raises:
+        FileNotFoundError, ValueError: for a file that does not fit, a black one, a face that is not
+            there.
+    """
+    if name is None:
+        return None
+    if name not in MASKS:
+        mask = photograph.read_mask(name)
+    elif not has_placed_face(model, search):
+        reason = search.line if search else "this is no model of faces"
+        raise ValueError(f"--mask {name} is of a face, and {reason}: give --landmarks, or a file")
+    else:
+        mask = photograph.usual_mask(name)
+    if not mask.any():
+        raise ValueError(f"mask {name} is black all over: nothing may change")
+    return mask
+
+
+def has_placed_face(model: ConditionalDiffusion, search: FaceSearch | None) -> bool:
+    """Whether a face lies in the square as CelebA's do: one that was found; or, where none was searched
+    for, the one that landmarks or --face 0 stand for."""
+    return knows_faces(model) and (search is None or bool(search.faces))
+
+
+def mask_of_change(square: np.ndarray, edited: np.ndarray) -> np.ndarray:
+    """Where an edit changed a square, as a mask for other edits: float32 (S, S) in [0, 1]."""
+    pictures = torch.from_numpy(np.stack([square, edited])).movedim(3, 1) / 255
+    mask = editing.where_changed(pictures[:1], pictures[1:], EditConfig().localise)
+    return from_levels(255 * mask[0, 0].numpy())
+
+
 def read_attributes(
     model: ConditionalDiffusion, guide: GuidanceClassifier | None, square: np.ndarray
 ) -> Tensor:
@@ -364,32 +447,36 @@ def prepare_edits(
     rows: Tensor,
     settings: EditSettings,
     progress: Progress = False,
+    mask: np.ndarray | None = None,
 ) -> EditAt:
     """A square that shows ``attributes`` (1, A), edited towards every row (N, A): strength -> images
     (N, S, S, 3).
 
-    Rows with the same needs and as many names are edited together, from the same noise. So an edit does
-    not depend on what else is asked for.
+    Each row is edited by itself, from the same noise. So an edit does not depend on what else is asked
+    for, not by a level of a pixel.
+
+    Args:
+        mask: float32 (S, S) in [0, 1], 1 where the edit may act, as of ``open_mask``; None is
+            everywhere.
     """
+    check_pins(settings, guide)
     names = model.config.attribute_names
-    rows_of: dict[tuple[EditConfig, int], list[int]] = {}
-    for i, row in enumerate(rows.tolist()):
-        named = [name for name, value in zip(names, row, strict=True) if value]
-        rows_of.setdefault((resolve_edit(settings, model, guide, named), len(named)), []).append(i)
+    region = None if mask is None else torch.from_numpy(mask)
     edits = [
         Editor(model).prepare_edit(
             torch.from_numpy(square)[None],
-            rows[alike],
-            config,
+            row[None],
+            resolve_edit(settings, model, guide, [names[i] for i in row.nonzero()[:, 0].tolist()]),
             source_attributes=attributes,
             guide=guide,
             generator=torch.Generator().manual_seed(settings.seed),
             progress=progress,
+            mask=region,
+            pins=settings.pins,
         )
-        for (config, _), alike in rows_of.items()
+        for row in rows
     ]
-    order = torch.tensor([*chain(*rows_of.values())]).argsort()
-    return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])[order]
+    return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])
 
 
 def edit(
@@ -398,12 +485,13 @@ def edit(
     square: np.ndarray,
     settings: EditSettings,
     progress: Progress = False,
+    mask: np.ndarray | None = None,
 ) -> Result:
     """A square, edited towards all named attributes at once: one image."""
     request = parse_request(settings.attributes)
     rows = model.attribute_rows(request)
     attributes = read_attributes(model, guide, square)
-    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress, mask)
     return Result(edit_at(settings.manipulation_strength).cpu().numpy(), rows, {"attributes": [request]})
 
 
@@ -414,12 +502,13 @@ def edit_each(
     settings: EditSettings,
     strengths: Sequence[float],
     progress: Progress = False,
+    mask: np.ndarray | None = None,
 ) -> Result:
     """Several edits of a square, each at all strengths: see ``requests_to_edit``."""
     attributes = read_attributes(model, guide, square)
     requests = requests_to_edit(model, guide, settings, attributes[0])
     rows = model.attribute_rows(requests)  # (N, A)
-    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress, mask)
     images = np.stack([edit_at(strength).cpu().numpy() for strength in strengths], 1)
     configs = [resolve_edit(settings, model, guide, list(request)) for request in requests]
     facts = {
@@ -448,7 +537,8 @@ def requests_to_edit(
         others = [name for i, name in enumerate(names) if i != int(attributes.argmax())]
         return [{name: 1.0} for name in others[:USUAL_NUMBER]]
     reachable = names_to_request(model, guide, settings.guidance)
-    some = [name for name in USUAL_EDITS if name in reachable] or list(reachable)[:6]
+    reachable = [name for name in reachable if name not in settings.pins]
+    some = [name for name in USUAL_EDITS if name in reachable] or reachable[:6]
     return [{name: float(attributes[names.index(name)] < 0)} for name in some]
 
 
@@ -475,6 +565,7 @@ def counterfactual(
     square: np.ndarray,
     settings: EditSettings,
     progress: Progress = False,
+    mask: np.ndarray | None = None,
 ) -> Result:
     """The smallest change of a square with which the guide sees what was asked for: one image, that of
     ``smallest_flip``.
@@ -489,7 +580,7 @@ def counterfactual(
         if value == 0.5:
             raise ValueError(f"a counterfactual of {name}=0.5 flips nothing: ask for 0 or 1")
     attributes = read_attributes(model, guide, square)
-    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress, mask)
     strength, image = smallest_flip(edit_at, guide, request)
     margin = log_odds_of(guide, request, image)
     facts = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from image_data.picture import crop_box, read_facts, read_picture, to_square
 
@@ -21,6 +21,15 @@ SWAPPED = [1, 0, 2, 4, 3]  # the order of landmarks that are left and right as t
 MOST_MISS = 0.55 * (CELEBA_LANDMARKS[1, 0] - CELEBA_LANDMARKS[0, 0])
 TILT = 60  # degrees by which a face with swapped landmarks may lean; x and y swapped would be 90
 DETAIL_FLOOR = 4.0  # levels^2: a neighbourhood of less variance is flat; by eye
+# Masks of an aligned face: how many pixels a point (x, y) of CelebA's frame lies inside. By eye.
+MASKS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "lower_half": lambda x, y: y - 124,
+    # a box with round corners, which holds brows and glasses
+    "eyes": lambda x, y: 22 * (1 - (((x - 89) / 52) ** 4 + ((y - 110) / 22) ** 4) ** 0.25),
+    # outside the face from the brows down, and the neck: an arch
+    "hair": lambda x, y: np.hypot(x - 89, 0.75 * np.minimum(y - 138, 0)) - 38,
+}
+MASK_EDGE = 8  # pixels of CelebA's frame over which these begin; by eye
 SOFT_EDGE = 0.1  # width of the border in which an edit fades in, as a share of the square's side; by eye
 
 
@@ -93,6 +102,11 @@ def surviving_detail(square: np.ndarray, edited: np.ndarray) -> np.ndarray:
     return (2 * (common + DETAIL_FLOOR) / (variance + DETAIL_FLOOR) - 1).clip(0, 1)
 
 
+def from_levels(levels: np.ndarray) -> np.ndarray:
+    """A mask float32 (S, S) in [0, 1] from levels 0 ... 255, rounded: what a file of it gives again."""
+    return levels.round().astype(np.uint8).astype(np.float32) / 255
+
+
 class Photograph:
     """A picture file and the square of it that a model sees.
 
@@ -133,7 +147,7 @@ class Photograph:
         scale = (right - left) / image_size
         self.matrix = np.array([[scale, 0, left], [0, scale, top]])
         if landmarks is None:
-            self.square = to_square(self.picture, image_size, crop)
+            self.square = self.cut(self.picture)
         else:
             self.align(self._checked(landmarks))
 
@@ -142,8 +156,46 @@ class Photograph:
         in pixels from the picture's corner, left and right as seen when the face is upright."""
         self.matrix = self._aligning(points)
         self.landmarks = (points - 0.5).ravel().tolist()
-        size = self.image_size, self.image_size
-        self.square = warped(np.asarray(self.picture), self.matrix, size)
+        self.square = self.cut(self.picture)
+
+    def cut(self, picture: Image.Image) -> np.ndarray:
+        """The square (S, S, 3) of an RGB picture that is as large as this one."""
+        if self.landmarks is None:
+            return to_square(picture, self.image_size, self.crop)
+        return warped(np.asarray(picture), self.matrix, (self.image_size, self.image_size))
+
+    def read_mask(self, path: str | os.PathLike) -> np.ndarray:
+        """A mask's file as float32 (S, S): 0 where it is black or transparent, 1 where it is white.
+
+        Args:
+            path: a picture of the square, or of the whole photograph. One that is as large as the
+                model's square is always the former.
+
+        Raises:
+            FileNotFoundError, ValueError: for what is no picture, or has another shape.
+        """
+        file, side = read_picture(path), (self.image_size, self.image_size)
+        grey = (file.bare or file.pixels).convert("L")
+        if file.alpha:
+            grey = ImageChops.multiply(grey, file.alpha)
+        if grey.size == self.picture.size != side:
+            levels = self.cut(grey.convert("RGB"))[..., 0]
+        elif grey.width == grey.height:
+            levels = np.asarray(grey.resize(side, Image.Resampling.BILINEAR))
+        else:
+            sizes = ["{} x {}".format(*each.size) for each in (grey, self.picture)]
+            raise ValueError(
+                f"mask {path} has {sizes[0]} pixels, and the photograph {sizes[1]}: give one as large "
+                "as that, or a square"
+            )
+        return from_levels(levels)
+
+    def usual_mask(self, name: str) -> np.ndarray:
+        """One of MASKS as float32 (S, S), where the square's face lies as CelebA's do."""
+        left, top, right, _ = crop_box(*CELEBA_SIZE, self.crop)
+        position = (np.arange(self.image_size) + 0.5) * (right - left) / self.image_size
+        inside = MASKS[name](position + left, position[:, None] + top) / MASK_EDGE
+        return from_levels(255 * np.broadcast_to(inside, 2 * position.shape).clip(0, 1))
 
     def off_by(self, points: np.ndarray) -> float:
         """The furthest that ``align`` would move a corner of the square, as a share of its side."""

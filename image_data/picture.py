@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
+import struct
 import textwrap
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,8 @@ DARK = 0.25  # numbers that end below this share of their range may have another
 # Tags of EXIF that say how a file's pixels are stored, and which way up.
 LAYOUT = {*range(254, 267), *range(273, 282), 284, 317, *range(320, 326), 330, *range(338, 342)}
 LAYOUT |= {347, *range(512, 522), *range(529, 533), 34377, 34675}
+NOTE = "face-diffusion"  # keyword of the text chunk that says what made a picture
+MOST_NOTE = 10_000  # characters
 SAME_COLOUR = 2  # levels by which a profile may differ from sRGB and count as sRGB; by eye
 
 
@@ -119,6 +126,24 @@ def check_picture_file(path: str | os.PathLike, name: str = "picture") -> None:
         raise ValueError(f"{name} {path} is not a readable picture: it is no file")
 
 
+@dataclass(frozen=True)
+class Note:
+    """What made a picture: values of flags, and the name and the hash of each file, by its flag."""
+
+    settings: dict[str, Any]
+    files: dict[str, tuple[str, str]]
+
+    def check_files(self, files: Mapping[str, tuple[str, str]], flags: Sequence[str]) -> None:
+        """Raise ValueError where one of these flags would bring another file than made the picture."""
+        for flag in flags:
+            then, now = (each.get(flag, ("none", "")) for each in (self.files, files))
+            if then[1] != now[1]:
+                was, got = (f"{name!r} {digest[:12]}".strip() for name, digest in (then, now))
+                raise ValueError(
+                    f"the picture was made with --{flag} {was}, and this is {got}: give the former"
+                )
+
+
 def read_facts(path: str | os.PathLike) -> dict[str, Any]:
     """The EXIF data and the resolution of a picture, as options of Pillow's ``save``. Without the
     orientation, which ``read_picture`` applies, without the thumbnail, and without how it is stored."""
@@ -138,6 +163,40 @@ def read_facts(path: str | os.PathLike) -> dict[str, Any]:
         if len(dpi) == 2 and all(0 < each < 1e6 for each in dpi):
             facts["dpi"] = tuple(dpi[::-1] if turned else dpi)
     return facts
+
+
+def write_note(path: str | os.PathLike, note: Note) -> None:
+    """Add to a PNG file what made it, as JSON in a text chunk behind its header."""
+    file = Path(path)
+    data, body = file.read_bytes(), b"tEXt" + f"{NOTE}\0{json.dumps(asdict(note))}".encode()
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    file.write_bytes(data[:33] + chunk + data[33:])
+
+
+def read_note(path: str | os.PathLike) -> Note:
+    """What ``write_note`` added to a picture. Anyone may have written it.
+
+    Raises:
+        FileNotFoundError, ValueError: for a file without one, or one of another form.
+    """
+    check_picture_file(path)
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            text = image.info.get(NOTE)
+    except Exception as error:  # Pillow raises many types for a damaged file
+        reason = textwrap.shorten(str(error), 160) or type(error).__name__
+        raise ValueError(f"{path} is not a readable PNG: {reason}") from None
+    if not isinstance(text, str):
+        raise ValueError(f"{path} does not say what made it: it has no text chunk {NOTE}")
+    try:
+        note: Any = json.loads(text) if len(text) <= MOST_NOTE else None
+        settings, files = note["settings"], note["files"].items()
+        names = {flag: (str(name)[:100], str(digest)[:64]) for flag, (name, digest) in files}
+        if isinstance(settings, dict):
+            return Note(settings, names)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"{path} says what made it, but not as we write it")
 
 
 def open_picture(file: str | os.PathLike | io.BytesIO) -> Image.Image:

@@ -442,7 +442,7 @@ def test_choices_are_the_names_in_the_registries():
     import noise_schedule
     import samplers
     from figures import figures
-    from image_data import datasets
+    from image_data import datasets, photograph
     from training import optimizers, stages
 
     for names, registries in (
@@ -452,6 +452,7 @@ def test_choices_are_the_names_in_the_registries():
         ("FIRST_STAGES", autoencoder_model),
         ("NORMS ACTIVATIONS", layers),
         ("DATASETS", datasets),
+        ("MASKS", photograph),
     ):
         for name in names.split():
             assert getattr(config, name) == tuple(getattr(registries, name)), name

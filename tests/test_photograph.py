@@ -421,6 +421,39 @@ def test_what_is_no_picture_file_is_said(tmp_path, monkeypatch, name, line):
     assert line in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_mask_lies_where_it_was_painted(tmp_path):
+    """On the whole photograph, aligned as it is, or on the square; what is transparent is black."""
+    whole = Image.new("L", (600, 500))
+    whole.paste(255, (0, 0, 300, 500))
+    path, clear = save(whole, tmp_path / "mask.png"), Image.new("LA", (30, 30), (255, 0))
+    points = ((CELEBA_LANDMARKS - 89) @ turn_matrix(20).T * 1.5 + (300, 250)).ravel()
+    for landmarks in (None, points):
+        seen = Photograph(save(scene(600, 500), tmp_path / "a.png"), 64, 178, landmarks)
+        mask, y, x = seen.read_mask(path), *np.indices((64, 64))
+        there = (np.stack([x, y], 2) + 0.5) @ seen.matrix[:, :2].T + seen.matrix[:, 2]
+        assert mask.dtype == np.float32 and (mask[there[..., 0] < 290] == 1).all()
+        assert not mask[there[..., 0] > 310].any()
+    assert not seen.read_mask(save(clear, tmp_path / "clear.png")).any()
+    clear.paste((255, 255), (0, 0, 15, 30))
+    assert seen.read_mask(save(clear, tmp_path / "half.png")).mean() == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(ValueError, match="has 30 x 40 pixels, and the photograph 600 x 500"):
+        seen.read_mask(save(Image.new("L", (30, 40)), tmp_path / "other.png"))
+
+
+@pytest.mark.parametrize("crop", [178, 128])
+def test_usual_masks_lie_on_the_face(tmp_path, crop):
+    """Each holds what it is named for, and neither of the others."""
+    seen = Photograph(save(scene(*CELEBA_SIZE), tmp_path / "a.png"), 64, crop)
+    (left_eye, right_eye, _, mouth, _), top = seen._in_square().astype(int), (32, 1)
+    for name, inside in (("eyes", left_eye), ("eyes", right_eye), ("lower_half", mouth), ("hair", top)):
+        mask = seen.usual_mask(name)
+        for point in (left_eye, right_eye, mouth, top):
+            same = (name == "eyes" and point[1] == inside[1]) or tuple(point) == tuple(inside)
+            assert mask[point[1], point[0]] == same, (name, point)
+        Image.fromarray((255 * mask).round().astype(np.uint8)).save(tmp_path / "mask.png")
+        np.testing.assert_array_equal(seen.read_mask(tmp_path / "mask.png"), mask)
+
+
 # -------------------------------------------------------------------- faces that are found
 
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)])

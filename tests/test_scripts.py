@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from helpers import REPOSITORY, SCRIPTS, one_line, run_script, train_judge
 from PIL import Image, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 
 import evaluate
 import manipulate
 import train
 import visualize
+from image_data.picture import NOTE, read_note
 
 
 @pytest.fixture
@@ -164,6 +166,92 @@ def test_an_edit_does_not_depend_on_what_else_is_asked_for(checkpoint, faces, tm
     assert "img_align_celeba" in made["source"]
 
 
+def test_a_picture_says_what_made_it_and_is_made_again(checkpoint, photograph, tmp_path, capsys):
+    """To the same bytes, by what its text chunk says; the files must be the same."""
+    folder, mask = photograph.parent, photograph.parent / "mask.png"
+    Image.fromarray(np.uint8([[255, 255], [0, 255]])).resize((32, 32)).save(mask)
+    given = ["--checkpoint", checkpoint, "--source_image", photograph, "--mask", mask]
+    few = ["--num_inference_steps", "2", "--seed", "5", "--paste_back"]
+    run_script(
+        manipulate, *given, "--output_dir", folder / "edit", "--mode", "edit", *few, "--attributes",
+        "Smiling=1", "Eyeglasses=1", "--hold", "Male",
+    )  # fmt: skip
+    run_script(
+        manipulate, "--checkpoint", checkpoint, "--output_dir", folder / "new", "--mode", "generate",
+        "--num_samples", "1", "--num_inference_steps", "2",
+    )  # fmt: skip
+    note = read_note(folder / "edit" / "edits" / "001.png")
+    assert note.settings["attributes"] == ["Eyeglasses=1.0"] and note.settings["hold"] == ["Male"]
+    for i, (name, again) in enumerate(
+        {
+            "edit/edits/001.png": "edits/000.png",
+            "edit/edits/002_whole.png": "edits/002_whole.png",
+            "edit/edit_strength.png": "edit_strength.png",
+            "new/samples/007.png": "samples/007.png",
+        }.items()
+    ):
+        picture, out = folder / name, tmp_path / f"again{i}"
+        assert str(tmp_path.name).encode() not in picture.read_bytes()
+        files = given[:2] if "new" in name else given
+        run_script(manipulate, "--from_picture", picture, *files, "--output_dir", out)
+        assert (out / again).read_bytes() == picture.read_bytes(), name
+
+    def line(*argv: object) -> str:
+        picture = folder / "edit" / "edits" / "000.png"
+        return one_line(
+            capsys, lambda: run_script(manipulate, "--from_picture", picture, *argv, "--output_dir", out)
+        )
+
+    out = tmp_path / "none"
+    other = folder / "other.png"
+    Image.new("L", (32, 32), 99).save(other)
+    assert re.search(
+        r"made with --mask 'mask.png' \w{12}, and this is 'other.png' \w{12}:",
+        line(*given[:4], "--mask", other),
+    )
+    assert re.search(
+        r"--source_image 'photo.png' \w{12}, and this is 'other.png' \w{12}:",
+        line(*given[:2], "--source_image", other),
+    )
+    assert "--mask 'mask.png'" in line(*given[:4]) and "needs a photograph" in line(*given[:2])
+    assert not out.exists()
+    run_script(manipulate, "--from_picture", picture, *given[:2], "--no_metadata", "--output_dir", out)
+    with pytest.raises(ValueError, match="does not say what made it"):
+        read_note(out / "samples" / "007.png")
+
+
+HOSTILE = (
+    "", "[", "[1]", "3", '{"settings": {}}', '{"settings": [], "files": {}}', "[" * 9000, "x" * 10**6,
+    '{"settings": {}, "files": []}', '{"settings": {}, "files": {"mask": 3}}',
+    *(
+        f'{{"settings": {{{each}}}, "files": {{}}}}'
+        for each in (
+            '"seed": "a"', '"seed": -1', '"seed": 1' + "0" * 4000, '"seed": 1' + "0" * 5000,
+            '"seed": [[]]',
+            '"seed": {}', '"output_dir": "/tmp"', '"source_image": "/etc/passwd"', '"from_picture": "a"',
+            '"device": "cpu"', '"nothing": 1', '"attributes": 3', '"attributes": [3]', '"mode": "x"',
+            '"attributes": ["Smiling=\\ud800"]', '"attributes": ["\\n\\u001b[31mA=1"]', '"hold": [null]',
+            '"manipulation_strength": NaN', '"manipulation_strength": 1e999', '"config": "a"',
+        )
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_chunk_from_a_stranger_is_one_line(
+    text, checkpoint, photograph, tmp_path, capsys, monkeypatch
+):
+    info = PngInfo()
+    info.add_text(NOTE, text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    monkeypatch.chdir(tmp_path)
+    argv = ["--from_picture", "a.png", "--mode", "edit", "--checkpoint", checkpoint]
+    assert one_line(
+        capsys, lambda: run_script(manipulate, *argv, "--source_image", photograph)
+    ).isprintable()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "input"}
+
+
 @pytest.fixture
 def broken(tmp_path, faces):
     """Inputs that are wrong: a text file named .jpg, and a folder whose rows do not match its images."""
@@ -214,6 +302,10 @@ manipulate | --mode edit --face 2 | --source_image
 manipulate | --mode edit --source_image {faces}/img_align_celeba/000001.jpg --face 9 | --face 9
 manipulate | --mode edit --source_image {tmp}/text.jpg | text.jpg
 manipulate | --num_inference_steps 2000 | 2000
+manipulate | --mode generate --mask eyes | --mask is of edits, and this is --mode generate
+manipulate | --mode edit --attributes Male=1 --hold Male | Male is both asked for
+manipulate | --mode edit --data_root {faces} --hold Mal | the guide does not read Mal
+manipulate | --mode edit --data_root {faces} --mask {tmp}/text.jpg | text.jpg is not a readable picture
 train | --bach_size 3 | --bach_size
 train | --batch_size -4 | '-4'
 train | --data_root {tmp}/nowhere | nowhere
