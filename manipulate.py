@@ -406,7 +406,8 @@ def edit_many(
     from attributes import parse_request
 
     out, request = Path(config.output_dir), parse_request(config.edit.attributes)
-    made: Made = {"images": [], "whole": [], "attributes": [], "table": new_file(out / "edits.csv")}
+    made: Made = {"source": [*sources], "images": [], "whole": [], "attributes": []}
+    made["table"] = new_file(out / "edits.csv")
     rows: list[dict[str, Any]] = []
     shown: list[np.ndarray] = []
     labels: list[str] = []

@@ -279,6 +279,8 @@ def test_many_photographs_are_edited_and_one_that_fails_ends_no_other(checkpoint
     run_script(manipulate, *common, tmp_path / "one", "--source_image", folder / "2.png", "--paste_back")
     one = (tmp_path / "one" / "edits" / "002.png").read_bytes()
     assert one == (out / "edits" / "002_2.png").read_bytes()
+    run_script(manipulate, *common, out, "--source_image", out / "edits")
+    assert {"000_0.png", "000_000_0.png"} <= {path.name for path in (out / "edits").iterdir()}
 
 
 @pytest.fixture
@@ -345,7 +347,7 @@ train | --data_root {faces} --image_size 36 | 36 is not divisible by 8
 train | --data_root {faces} --image_size 32 --channels 32 66 | 66
 train | --data_root {faces} --resume {tmp}/none.pth | none.pth
 train | --config {tmp}/typo.yaml | did you mean batch_size
-train | --config {tmp}/code.yaml | not plain YAML
+train | --config {tmp}/code.yaml | --lr
 train | --config {tmp}/wrong.yaml | 'fast'
 train | --config {tmp}/none.yaml | none.yaml
 train | --stage first_stage --compile | --compile is for the UNet
