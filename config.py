@@ -197,8 +197,11 @@ class Config:
             value, facts = getattr(self, each.name), each.metadata.get("flag", Flag())
             if facts.metavar in (NAME, REQUEST):
                 object.__setattr__(self, each.name, composed(value))
-            if isinstance(value, str) and is_path(types_of(type(self))[each.name], facts):
-                object.__setattr__(self, each.name, os.path.expanduser(value))
+            if is_path(types_of(type(self))[each.name], facts):
+                if isinstance(value, str):
+                    object.__setattr__(self, each.name, os.path.expanduser(value))
+                elif isinstance(value, tuple) and all(isinstance(path, str) for path in value):
+                    object.__setattr__(self, each.name, tuple(map(os.path.expanduser, value)))
             check(self, each)
 
     def to_dict(self) -> dict:
@@ -566,12 +569,8 @@ class PhotographSettings(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.landmarks and not self.source_image:
-            raise ValueError("--landmarks are those of --source_image: give it, too")
-        if self.face > 1 and (self.landmarks or not self.source_image):
-            raise ValueError(
-                f"--face {self.face} is searched for in --source_image: give it, and no --landmarks"
-            )
+        if self.face > 1 and self.landmarks:
+            raise ValueError(f"--face {self.face} is searched for: leave it out, or --landmarks")
 
 
 @dataclass(frozen=True)

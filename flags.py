@@ -50,13 +50,18 @@ YES, NO, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("", "none", "
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers a wrong flag in one line, with exit code 2. What starts with one
-    dash and has a = is a value: -1=1 asks for a class named -1."""
+    dash and has a = is a value: -1=1 asks for a class named -1. If it ``raises``, it answers with a
+    ValueError."""
 
     def __init__(self, **options: Any):
         super().__init__(**options)
         self._negative_number_matcher = re.compile(r"-\.?\d|-[^-].*=")
 
+    raises = False
+
     def error(self, message: str) -> typing.NoReturn:
+        if self.raises:
+            raise ValueError(message)
         if message.startswith("unrecognized arguments"):
             names = re.findall(r"(?<!\S)--([\w-]+)", message)
             near = [f"--{each}" for name in names for each in self.nearest(name)]
@@ -220,11 +225,13 @@ def parse(
     description: str | None,
     argv: Sequence[str] | None = None,
     usual: Mapping[str, Any] | None = None,
+    raises: bool = False,
 ) -> Kind:
     """A script's configuration from its command line, which overrides the ``usual`` values of its flags.
-    A wrong flag ends the program in one line."""
+    A wrong flag ends the program in one line, or ``raises`` a ValueError."""
     parser = make_parser(kind, description)
     is_program = argv is None
+    parser.raises = raises
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         first = Parser(add_help=False, allow_abbrev=False)
@@ -259,6 +266,8 @@ def config_flags(path: str, parser: Parser) -> dict[str, list[str]]:
         action = parser._option_string_actions.get(f"--{name}")
         if action is None or name in ("help", "config") or name.startswith("no-"):
             raise ValueError(f"{path} sets {name}, which is no flag{did_you_mean(parser.nearest(name))}")
+        if any(each.startswith("--") for each in (value if isinstance(value, list) else [value or ""])):
+            raise ValueError(f"{path} sets {name} to {value}: no value starts with --")
         word, choices = value.lower() if isinstance(value, str) else value, action.choices or ()
         if word in NOTHING and value not in choices:
             flags[name] = []
@@ -302,6 +311,20 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
         if len(lines) > 1:
             raise ValueError(f"{path} sets {name} twice, again in line {lines[1]}")
     return values
+
+
+def write_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write values of flags, such as those of ``portable``, to a file that --config reads."""
+    import yaml
+
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def read_yaml(kind: type[Kind], path: str | Path) -> Kind:
+    """The configuration that such a file sets. ValueError for one that sets what is no flag of it. A
+    stranger's may name any file."""
+    return parse(kind, None, ["--config", str(path)], raises=True)
 
 
 def flags_of(config: Config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ checkpoint. What a request does not name is copied from a row of the training se
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,10 @@ from config import (
     ModelFiles,
     PhotographSettings,
     flag,
+    in_file_name,
     nested,
 )
-from figures.grids import caption, heat_map, save_gif, save_grid, save_image
+from figures.grids import caption, heat_map, new_file, save_gif, save_grid, save_image
 from image_data.picture import Note, check_picture_file, read_note, write_note
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
 MANIFEST = "manifest.json"
-FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole")  # in it
+FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole", "table")  # in it
+MOST_SHOWN = 400  # photographs on a contact sheet; by eye
 EDIT = (("photograph", "edit"), ("source_image", "mask"))
 BEHIND = {  # what made the pictures of a mode: parts of the settings, and pictures
     "generate": (("generate",), ()),
@@ -64,7 +67,8 @@ class ManipulateConfig(Config):
 
     mode: str = flag("all", "what to make", choices=MODES)
     output_dir: str = flag("./outputs", "folder to write to")
-    # where a photograph comes from without --source_image
+    source_image: tuple[str, ...] = flag((), "photograph to edit; with --mode edit several, or folders")
+    # where a photograph comes from without it
     data_root: str | None = flag(None, "folder of images: its first test image is edited by default")
     dataset: str | None = flag(None, DATASET_HELP, choices=DATASETS)
     unspecified: int | None = flag(None, UNSPECIFIED_HELP, choices=(0, -1))
@@ -73,14 +77,31 @@ class ManipulateConfig(Config):
     no_metadata: bool = flag(False, "leave out of pictures what made them")
     # what is made
     files: ModelFiles = nested(ModelFiles)
-    photograph: PhotographSettings = nested(PhotographSettings)
+    photograph: PhotographSettings = nested(PhotographSettings, only=("landmarks", "face"))
     generate: GenerateSettings = nested(GenerateSettings)
     interpolate: InterpolateSettings = nested(InterpolateSettings)
     edit: EditSettings = nested(EditSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        mode, draws = self.mode, self.generate
+        mode, draws, sources = self.mode, self.generate, self.source_image
+        if len(sources) == 1:
+            photograph = replace(self.photograph, source_image=sources[0])
+            object.__setattr__(self, "photograph", photograph)
+        for name, value in (
+            ("landmarks", self.photograph.landmarks),
+            ("face", self.photograph.face > 1),
+        ):
+            if value and not sources:
+                raise ValueError(f"--{name} is of --source_image: give it, too")
+        if self.edits_many:
+            if mode != "edit" or not self.edit.attributes:
+                raise ValueError(
+                    "several --source_image, or a folder, are for --mode edit --attributes ..."
+                )
+            if self.photograph.landmarks or self.from_picture:
+                flags = "--landmarks" if self.photograph.landmarks else "--from_picture"
+                raise ValueError(f"{flags} is of one photograph: name one as --source_image")
         if self.interpolate.target_image and mode not in ("interpolate", "all"):
             raise ValueError(f"--target_image is for --mode interpolate, and this is {mode}")
         if mode == "counterfactual" and not self.edit.attributes:
@@ -106,10 +127,15 @@ class ManipulateConfig(Config):
 
     def arguments(self) -> dict[str, Any]:
         """All settings, in one level, for the manifest."""
-        arguments: dict[str, Any] = {}
-        for name, value in asdict(self).items():
-            arguments |= value if isinstance(value, dict) else {name: value}
-        return arguments
+        own, arguments = asdict(self), dict[str, Any]()
+        for value in own.values():
+            arguments |= value if isinstance(value, dict) else {}
+        return arguments | {name: value for name, value in own.items() if not isinstance(value, dict)}
+
+    @property
+    def edits_many(self) -> bool:
+        """Whether there are several photographs."""
+        return len(self.source_image) > 1 or any(map(os.path.isdir, self.source_image))
 
     @property
     def mixes_photographs(self) -> bool:
@@ -165,6 +191,25 @@ def find_source(config: ManipulateConfig) -> PhotographSettings | None:
     raise ValueError(
         f"--mode {config.mode} needs a photograph: give --source_image, or a --data_root of files"
     )
+
+
+def list_sources(config: ManipulateConfig) -> list[str]:
+    """The photographs to edit, if there are several: the files that are named, and those in folders.
+    FileNotFoundError for a folder without any."""
+    from image_data.files import checked_root, in_words, list_pictures, no_picture
+
+    sources: list[str] = []
+    for path in config.source_image if config.edits_many else ():
+        if not os.path.isdir(path):
+            sources.append(path)
+            continue
+        pictures, passed_over = list_pictures(checked_root(path), deep=False)
+        if not pictures:
+            raise no_picture(Path(path), passed_over)
+        others = f"; passed over: {in_words(passed_over)}" if passed_over else ""
+        print(f"{path}: {len(pictures):,} pictures{others}")
+        sources += [os.path.join(path, picture.name) for picture in pictures]
+    return sources
 
 
 def open_photograph(
@@ -264,6 +309,8 @@ def write_notes(
 ) -> None:
     """Add to each PNG what made it: the settings of its mode, and the ``files``. A single edit has the
     request that is its own."""
+    if config.no_metadata:
+        return
     for mode, facts in made.items():
         parts, pictures = BEHIND[mode]
         settings = flags.portable(config.files, *(getattr(config, part) for part in parts))
@@ -341,6 +388,73 @@ def load(
     return model, guide
 
 
+def edit_many(
+    config: ManipulateConfig,
+    model: ConditionalDiffusion,
+    guide: GuidanceClassifier | None,
+    sources: Sequence[str],
+) -> dict[str, Made]:
+    """Edit many photographs: a picture of each, ``edits.csv`` of what was read, found and written, and
+    ``contact_sheet.png``. One that fails is told of in the table. Returns what the manifest says.
+
+    Raises:
+        ValueError: if every one fails.
+    """
+    from tqdm import tqdm
+
+    import studio
+    from attributes import parse_request
+
+    out, request = Path(config.output_dir), parse_request(config.edit.attributes)
+    made: Made = {"source": [*sources], "images": [], "whole": [], "attributes": []}
+    made["table"] = new_file(out / "edits.csv")
+    rows: list[dict[str, Any]] = []
+    shown: list[np.ndarray] = []
+    labels: list[str] = []
+    every = -(-len(sources) // MOST_SHOWN)
+    with open(made["table"], "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        table = csv.DictWriter(file, ("file", "width", "height", "found", "written", "error"))
+        table.writeheader()
+        for i, path in enumerate(tqdm(sources, "photographs", unit="file")):
+            rows.append({"file": path})
+            try:
+                settings = replace(config.photograph, source_image=path)
+                source, search = studio.open_photograph(model, settings)
+                width, height = source.picture.size
+                rows[-1] |= {"width": width, "height": height, "found": search.line if search else ""}
+                mask = studio.open_mask(model, source, config.edit.mask, search)
+                edited = studio.edit(model, guide, source.square, config.edit, mask=mask).images[0]
+                picture = out / "edits" / f"{i:03d}_{in_file_name(Path(path).stem)[:80]}.png"
+                facts: Made = {"images": [save_image(edited, picture)], "attributes": [request]}
+                if config.paste_back:
+                    whole = picture.with_name(f"{picture.stem}_whole.png")
+                    facts["whole"] = [save_whole(source, edited, whole)]
+                pictures = {"source_image": source}, (config.edit.mask, mask)
+                files = studio.files_behind(config.files, model, guide, *pictures)
+                write_notes(config, {"edit": facts}, files)
+                for key, values in facts.items():
+                    made[key] += values
+                rows[-1]["written"] = os.path.relpath(picture, out)
+                if i % every == 0:
+                    shown += [source.square, edited]
+                    labels += [Path(path).stem, caption(request)]
+            except Exception as error:
+                line = flags.in_one_line(error, "manipulate.py")
+                if line is None:
+                    raise
+                rows[-1]["error"] = " ".join(line.split())
+            table.writerow(rows[-1])
+            file.flush()
+    failed = [row for row in rows if "error" in row]
+    if len(failed) == len(rows):
+        raise ValueError(f"none of {len(rows)} photographs was edited; the first: {failed[0]['error']}")
+    if shown:
+        title = f"{len(rows) - len(failed)} of {len(rows)} photographs"
+        made["grid"] = save_grid(out / "contact_sheet.png", np.stack(shown), labels, 8, title=title)
+    print(f"{len(rows) - len(failed)} of {len(rows)} photographs are edited: {made['table']}")
+    return {"edit": made}
+
+
 def check_files(
     config: ManipulateConfig, files: Mapping[str, tuple[str, str]], names: Sequence[str]
 ) -> None:
@@ -402,25 +516,27 @@ def manipulate(config: ManipulateConfig) -> None:
     import studio
 
     flags.check_writable(config.output_dir)
-    settings, target_file = find_source(config), config.interpolate.target_image
+    sources, target_file = list_sources(config), config.interpolate.target_image
+    settings = None if sources else find_source(config)
     model, guide = load(config)
+    precision = devices.choose_precision(config.files.mixed_precision, model.device.type)
+    resolved = replace(config, files=replace(config.files, mixed_precision=precision))
     source = mask = target = None
     if settings:
         source, mask = open_photograph(model, settings, config.edit.mask)
+        resolved = replace(resolved, photograph=settings)
     if source and target_file:
         other = PhotographSettings(target_file, face=min(1, config.photograph.face))
         target, _ = open_photograph(model, other)
     squares = {"source_image": source, "target_image": target}
     files = studio.files_behind(config.files, model, guide, squares, (config.edit.mask, mask))
     check_files(config, files, [*squares, "mask"])
-    precision = devices.choose_precision(config.files.mixed_precision, model.device.type)
-    with devices.autocast(config.files.mixed_precision, model.device.type):
-        made = make(config, model, guide, source, target, mask)
-    if not config.no_metadata:
-        resolved = replace(config.files, mixed_precision=precision)
-        write_notes(
-            replace(config, files=resolved, photograph=settings or config.photograph), made, files
-        )
+    with devices.autocast(precision, model.device.type):
+        if sources:
+            made = edit_many(resolved, model, guide, sources)
+        else:
+            made = make(resolved, model, guide, source, target, mask)
+            write_notes(resolved, made, files)
     scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
     folder = Path(config.output_dir)
     manifest = {
@@ -436,7 +552,7 @@ def manipulate(config: ManipulateConfig) -> None:
     manifest_file.write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")
     for mode, facts in made.items():
         print(f"{mode}: {facts.get('grid') or facts.get('strip') or facts.get('row')}")
-    if config.makes("edit") and not source:
+    if config.makes("edit") and not (source or sources):
         print("edit: skipped, as there is no --source_image")
     print(f"manifest: {manifest_file}")
 

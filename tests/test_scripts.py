@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -252,6 +253,36 @@ def test_a_chunk_from_a_stranger_is_one_line(
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "input"}
 
 
+def test_many_photographs_are_edited_and_one_that_fails_ends_no_other(checkpoint, tmp_path, capsys):
+    """A folder and a file. Each edit is that of its photograph alone. The table says what failed."""
+    folder, out = tmp_path / "some", tmp_path / "out"
+    folder.mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (folder / "1.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture")
+    common = ["--checkpoint", checkpoint, "--mode", "edit", "--attributes", "Smiling=1", "Male=0"]
+    common += ["--num_inference_steps", "2", "--output_dir"]
+    more = ["--source_image", folder, tmp_path / "none.jpg", "--paste_back"]
+    run_script(manipulate, *common, out, *more)
+    assert "3 pictures; passed over: 1 .txt" in capsys.readouterr().out
+    rows = list(csv.DictReader((out / "edits.csv").read_text(encoding="utf-8").splitlines()))
+    written = ["edits/000_0.png", "", "edits/002_2.png", ""]
+    assert [row["written"] for row in rows] == written and rows[0]["width"] == "50"
+    assert "not a readable picture" in rows[1]["error"] and "does not exist" in rows[3]["error"]
+    assert rows[0]["found"] and not rows[0]["error"]
+    names = {"edits.csv", "contact_sheet.png", "manifest.json", "edits"}
+    assert {path.name for path in out.iterdir()} == names and (
+        out / "edits" / "002_2_whole.png"
+    ).is_file()
+    run_script(manipulate, *common, tmp_path / "one", "--source_image", folder / "2.png", "--paste_back")
+    one = (tmp_path / "one" / "edits" / "002.png").read_bytes()
+    assert one == (out / "edits" / "002_2.png").read_bytes()
+    run_script(manipulate, *common, out, "--source_image", out / "edits")
+    assert {"000_0.png", "000_000_0.png"} <= {path.name for path in (out / "edits").iterdir()}
+
+
 @pytest.fixture
 def broken(tmp_path, faces):
     """Inputs that are wrong: a text file named .jpg, and a folder whose rows do not match its images."""
@@ -290,7 +321,9 @@ manipulate | --from Male=1 | --to
 manipulate | --checkpoint {tmp}/none.pth | none.pth
 manipulate | --checkpoint {tmp}/text.jpg | text.jpg
 manipulate | --mode edit --source_image {tmp}/no.jpg | --source_image {tmp}/no.jpg does not exist
-manipulate | --mode edit --source_image {faces} | --source_image {faces} is a folder: name one picture
+manipulate | --mode edit --source_image {faces} | or a folder, are for --mode edit --attributes
+manipulate | --source_image a b --attributes Male=1 | several --source_image, or a folder, are for
+manipulate | --mode edit --source_image {tmp}/short --attributes Male=1 | no picture that can be read
 manipulate | --mode edit --source_image https://a.org/b.jpg | https://a.org/b.jpg is an address: download
 manipulate | --source_image {tmp}/text.jpg --target_image {tmp} | --target_image {tmp} is a folder
 manipulate | --mode edit --data_root https://a.org/b | https://a.org/b is an address: download it
@@ -314,7 +347,7 @@ train | --data_root {faces} --image_size 36 | 36 is not divisible by 8
 train | --data_root {faces} --image_size 32 --channels 32 66 | 66
 train | --data_root {faces} --resume {tmp}/none.pth | none.pth
 train | --config {tmp}/typo.yaml | did you mean batch_size
-train | --config {tmp}/code.yaml | not plain YAML
+train | --config {tmp}/code.yaml | --lr
 train | --config {tmp}/wrong.yaml | 'fast'
 train | --config {tmp}/none.yaml | none.yaml
 train | --stage first_stage --compile | --compile is for the UNet
