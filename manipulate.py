@@ -154,7 +154,7 @@ def settings_in(path: str) -> dict[str, Any]:
     repository, by name; a stranger may have written any path."""
     note = read_note(path)
     for name in note.settings.keys() - flags.portable_names(ManipulateConfig):
-        raise ValueError(f"{path} sets {name[:100]!r}, which no picture of ours does")
+        raise ValueError(f"{path} sets {name[:100]!r}, which is no flag of one picture: try the page")
     ours = {*MASKS, *(file.stem for file in PRETRAINED.glob("*.safetensors"))}
     named = {flag: note.files.get(flag, ("", ""))[0] for flag in ("checkpoint", "guide", "mask")}
     return note.settings | {flag: name for flag, name in named.items() if name in ours}

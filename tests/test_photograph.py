@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
-from image_data.face_finder import NEAR, Face, align_to_face, find_faces
+import studio
+from image_data.face_finder import NEAR, Face, FaceSearch, align_to_face, find_faces
 from image_data.photograph import CELEBA_LANDMARKS, CELEBA_SIZE, SWAPPED, Photograph, similarity
 from image_data.picture import crop_box, decode_image, open_picture, read_picture
 
@@ -452,6 +453,18 @@ def test_usual_masks_lie_on_the_face(tmp_path, crop):
             assert mask[point[1], point[0]] == same, (name, point)
         Image.fromarray((255 * mask).round().astype(np.uint8)).save(tmp_path / "mask.png")
         np.testing.assert_array_equal(seen.read_mask(tmp_path / "mask.png"), mask)
+
+
+def test_masks_that_let_nothing_change_are_refused(make_model, tmp_path):
+    model, seen = make_model(), Photograph(save(scene(*CELEBA_SIZE), tmp_path / "a.png"), 16, 178)
+    assert studio.open_mask(model, seen, "eyes").any() and studio.open_mask(model, seen, None) is None
+    with pytest.raises(ValueError, match="--mask eyes is of a face, and no face found: give"):
+        studio.open_mask(model, seen, "eyes", FaceSearch("no face found", 0))
+    with pytest.raises(ValueError, match="--mask eyes is of a face, and this is no model of faces"):
+        studio.open_mask(make_model(names=("cat", "dog")), seen, "eyes")
+    black = save(Image.new("L", (9, 9)), tmp_path / "black.png")
+    with pytest.raises(ValueError, match="black all over"):
+        studio.open_mask(model, seen, str(black))
 
 
 # -------------------------------------------------------------------- faces that are found
