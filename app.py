@@ -78,6 +78,8 @@ def serve(config: AppConfig) -> None:
         worker = Worker(config.files, config.judge)
         os.environ["no_proxy"] = "*"  # from here on it asks nobody but itself
         from gradio.tunneling import CURRENT_TUNNELS
+        from starlette.responses import JSONResponse
+        from starlette.routing import Route
 
         from page.layout import Page
         from page.parts import CSS, THEME
@@ -85,7 +87,7 @@ def serve(config: AppConfig) -> None:
 
         visitors = Visitors(folder)
         page = Page(worker, visitors).blocks
-        page.queue(max_size=64).launch(
+        server, *_ = page.queue(max_size=64).launch(
             server_name=f"[{host}]" if ":" in host else host,
             server_port=config.port or None,  # None: any that is free
             root_path=root,
@@ -99,6 +101,11 @@ def serve(config: AppConfig) -> None:
             quiet=True,
             prevent_thread_lock=True,
         )
+        # Gradio keeps what is sent here, and makes room for as much as the sender says. Not needed.
+        shut = Route(
+            "/gradio_api/component_server{rest:path}", lambda _: JSONResponse(None), methods=["POST"]
+        )
+        server.router.routes.insert(0, shut)
         address = page.local_url.replace("[::]", "localhost")
         place = f", for a proxy that shows it at {root}" if root else ""
         print(f"the page: {address}{place} (Ctrl-C ends it)", flush=True)

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
+import flags
 import studio
+from attributes import parse_request
 from config import EditSettings, GenerateSettings, PhotographSettings
-from figures.grids import heat_map, save_image
+from figures.grids import caption, heat_map, save_image
 from image_data.photograph import Photograph
-from image_data.picture import over_white
+from image_data.picture import Note, over_white, read_note, write_note
 from page import parts
 from page.fields import PRESETS, EditFields
 from page.leaks import leak_meter
 from page.parts import BAR, COMPUTES, QUICK, one_line_errors, status_line
-from page.visitors import Edit, Source, Visitor, Visitors
+from page.region import CANVAS, Region
+from page.visitors import Edit, Source, Step, Visitor, Visitors
 from page.worker import Worker
+from samplers import Progress
 
 # Steps of the first picture that an edit shows, at 64 pixels; fewer where there are more. By eye: with
 # fewer it is another face, and more take longer than a second.
 PREVIEW_STEPS = 6
+# Steps before the one that the sliders make, and results that are not computed again; by eye.
+MOST_STEPS, MOST_SQUARES = 6, 60
 NOT_MOVED = (0, 0, 1, 0)  # of the frame: right, down, size, turn
 
 
@@ -39,34 +48,73 @@ class EditTab:
         if worker.judged_names:
             line = "After an edit: what an independent reader saw change."
         self.no_meter = status_line(line)
-        with gr.Row():
-            with gr.Column(scale=3, min_width=280):
-                self.build_source()
-            with gr.Column(scale=3, min_width=280, elem_id="request"):
-                self.fields = EditFields(worker.model.config)
+        with gr.Row(elem_id="arrival"):
+            label = "Your picture: drop it, paste it, or take it"
+            self.upload = gr.Image(label=label, elem_id="upload", **parts.PICTURE_IN | {"height": 130})
+            with gr.Column(min_width=200):
+                self.own = gr.Button("Or take a generated one", elem_id="own")
+                self.line = gr.HTML(status_line("No picture yet."), elem_id="line")
+        with gr.Row(elem_id="edit_area"):
+            with gr.Column(scale=7, min_width=300, elem_id="stage"):
+                self.build_pictures()
+                self.build_steps()
+            with gr.Column(scale=4, min_width=300, elem_id="request"):
                 self.strength = gr.Slider(0.1, 1, 1, step=0.05, label="Strength of the edit", buttons=[])
-            with gr.Column(scale=4, min_width=300, elem_id="result"):
-                self.build_result()
+                self.region = Region(worker, visitors)
+                self.fields = EditFields(worker.model.config, worker.files.checkpoint)
         self.build_history()
+        self.region.connect(self.mask)
         self.outputs = [
-            *self.fields.fields, self.strength, self.seed, self.upload, self.line, self.frame,
-            *self.placing, self.compared, self.heat, self.whole, self.status, self.meter, self.past,
+            *self.fields.fields, *self.fields.locks, self.strength, self.seed, self.upload, self.line,
+            self.frame, *self.placing, self.whole, self.compared, self.heat, *self.region.outputs,
+            self.status, self.meter, *self.rows, *self.switches, *self.strengths, self.past,
             self.command, self.files,
         ]  # fmt: skip
         self.connect()
 
     # ---------------------------------------------------------------- building
 
-    def build_source(self) -> None:
-        """The picture to edit, and its frame."""
-        label = "Your picture: drop it, paste it, or take it"
-        self.upload = gr.Image(label=label, elem_id="upload", **parts.PICTURE_IN)
-        self.own = gr.Button("Or take a generated one", elem_id="own")
-        self.line = gr.HTML(status_line("No picture yet."), elem_id="line")
-        label = "The frame: click a face, or where it should be"
+    def build_pictures(self) -> None:
+        """The photograph with its frame, and at its side what an edit made of it."""
         frame = parts.PICTURE_OUT | {"alt_text": "Your picture with a frame around what is edited"}
-        self.frame = gr.Image(label=label, elem_id="frame", height=320, **frame)
-        with gr.Accordion("Move the frame", open=False):
+        heat = parts.PICTURE_OUT | {"alt_text": "A heat map of the change", "elem_classes": "square"}
+        region = parts.PICTURE_OUT | {"alt_text": "White where edits may act", "elem_classes": "square"}
+        # The divider stands at the side, so that all of the edit is seen.
+        compared = parts.PICTURE_OUT | {"buttons": ["fullscreen"], "slider_position": 0}
+        with gr.Row(elem_id="pictures"):
+            with gr.Column(scale=1, min_width=100):
+                label = "Click a face, or where it should be"
+                self.frame = gr.Image(label=label, elem_id="frame", **frame)
+            with gr.Column(scale=2, min_width=100, elem_id="result"), gr.Tabs():
+                with gr.Tab("Whole picture"):
+                    self.whole = gr.ImageSlider(label="Before | after", elem_id="whole", **compared)
+                with gr.Tab("Square"):
+                    self.compared = gr.ImageSlider(
+                        label="Before | after", elem_id="compared", **compared
+                    )
+                with gr.Tab("Changes"), gr.Row():
+                    self.heat = gr.Image(label="Brightest where it changed most", **heat)
+                    self.mask = gr.Image(
+                        label="It may change where this is white", elem_id="mask", **region
+                    )
+
+    def build_steps(self) -> None:
+        """What starts an edit, the steps before it, and what an independent reader says of them."""
+        controls = parts.Controls("Edit", "edit", self.visitors, ("Undo", "Redo", "Go on"))
+        self.start, self.seed, self.status = controls.go, controls.seed, controls.status
+        self.undo, self.redo, self.go_on = controls.more
+        self.rows, self.switches, self.strengths = [], [], []
+        with gr.Column(elem_id="steps"):
+            for _ in range(MOST_STEPS):
+                with gr.Row(visible=False) as row:
+                    self.switches.append(
+                        gr.Checkbox(True, label="Step", min_width=120, interactive=True)
+                    )
+                    strength = gr.Slider(0.1, 1, 1, step=0.05, label="Its strength", buttons=[])
+                    self.strengths.append(strength)
+                self.rows.append(row)
+        self.meter = gr.HTML(self.no_meter, elem_id="meter", label="Leak meter")
+        with gr.Accordion("Move the frame", open=False, elem_id="move"):
             self.placing = [
                 gr.Slider(-10, 10, 0, step=0.05, label="Right, in frames", buttons=[]),
                 gr.Slider(-10, 10, 0, step=0.05, label="Down, in frames", buttons=[]),
@@ -74,23 +122,6 @@ class EditTab:
                 gr.Slider(-180, 180, 0, step=1, label="Turn, in degrees", buttons=[]),
             ]
             self.place = gr.Button("Look there")
-
-    def build_result(self) -> None:
-        """What an edit made, and what an independent reader says of it."""
-        heat = parts.PICTURE_OUT | {"alt_text": "A heat map of the change"}
-        whole = parts.PICTURE_OUT | {"alt_text": "Your whole picture with the edit in it"}
-        with gr.Tabs():
-            with gr.Tab("Before and after"):
-                look = parts.PICTURE_OUT | {"buttons": ["fullscreen"]}
-                self.compared = gr.ImageSlider(label="Before | after", elem_id="compared", **look)
-            with gr.Tab("Where it changed"):
-                label = "Brightest where it changed most"
-                self.heat = gr.Image(label=label, elem_classes="square", **heat)
-            with gr.Tab("Whole picture"):
-                self.whole = gr.Image(label="The edit in your picture", **whole)
-        controls = parts.Controls("Edit", "edit", self.visitors)
-        self.go, self.seed, self.status = controls.go, controls.seed, controls.status
-        self.meter = gr.HTML(self.no_meter, elem_id="meter", label="Leak meter")
 
     def build_history(self) -> None:
         """What a visitor made, and what they take away."""
@@ -101,6 +132,7 @@ class EditTab:
             self.command = gr.Textbox(interactive=False, **parts.COMMAND)
             self.files = gr.Files(label="Files", interactive=False)
             self.write_whole = gr.Button("Write the whole picture, too")
+            self.load = gr.UploadButton("Load moves.yaml", elem_id="load_moves")
 
     def connect(self) -> None:
         """What happens on which click."""
@@ -111,14 +143,22 @@ class EditTab:
         self.own.click(self.take_own, None, self.outputs, **looks)
         self.place.click(self.move, self.placing, self.outputs, **looks)
         self.frame.select(self.point, None, self.outputs, **looks)
-        inputs = [self.strength, self.seed, *self.fields.fields]
+        inputs = [self.strength, self.seed, *self.fields.fields, *self.fields.locks]
         edits = COMPUTES | {"trigger_mode": "always_last", "show_progress_on": [self.status]}
-        gr.on([self.go.click, *self.fields.changes], self.edit, inputs, self.outputs, **edits)
+        changes = [self.strength.release, *self.fields.changes]
+        gr.on([self.start.click, *changes], self.edit, inputs, self.outputs, **edits)
         if self.fields.presets:
             presets = self.fields.presets
             choice = presets.click(self.set_preset, [presets], self.fields.fields, **QUICK)
             choice.success(self.edit, inputs, self.outputs, **edits)
+        changes = [*(each.input for each in self.switches), *(each.release for each in self.strengths)]
+        gr.on(changes, self.change_steps, [*self.switches, *self.strengths], self.outputs, **edits)
+        self.go_on.click(self.continue_from, None, self.outputs, **QUICK)
+        for button in (self.undo, self.redo):
+            button.click(self.go, [button], self.outputs, **QUICK)
         self.past.select(self.recall, [self.compares], self.outputs, **QUICK)
+        loaded = self.load.upload(self.load_moves, [self.load], inputs, preprocess=False, **QUICK)
+        loaded.success(self.edit, inputs, self.outputs, **edits)
         self.write_whole.click(self.paste, None, [self.files], **COMPUTES)
 
     # ---------------------------------------------------------------- what is seen
@@ -127,34 +167,58 @@ class EditTab:
         """All that is seen of a visitor's picture and of their edit, but for what was asked for."""
         source, edit = visitor.picture(), visitor.current
         shows: dict[Any, Any] = {
-            self.line: status_line(source.line),
+            self.line: status_line(source.search.line if source.search else "Ready."),
             self.frame: source.frame,
             self.past: [(each.folder / "edit.png", each.title) for each in visitor.edits],
         }
+        for number, row in enumerate(zip(self.rows, self.switches, self.strengths, strict=True)):
+            shows[row[0]] = gr.update(visible=number < len(source.steps))
+            if number < len(source.steps):
+                step = source.steps[number]
+                label = f"{'then ' if number else ''}{caption(step.request)}"
+                shows[row[1]] = gr.update(label=label, value=step.is_on)
+                shows[row[2]] = step.settings.manipulation_strength
         if edit is None:
-            nothing = [self.compared, self.heat, self.whole, self.status, self.command, self.files]
+            nothing = [self.whole, self.compared, self.heat, self.status, self.command, self.files]
             return shows | dict.fromkeys(nothing) | {self.meter: self.no_meter}
         return shows | {
-            self.compared: (edit.folder / "before.png", edit.folder / "edit.png"),
+            self.whole: (source.frame.with_name("whole.jpg"), edit.folder / "whole.jpg"),
+            self.compared: (source.frame.with_name("square.png"), edit.folder / "edit.png"),
             self.heat: edit.folder / "heat.png",
-            self.whole: edit.folder / "whole.jpg",
             self.status: status_line(f"{edit.title}: {edit.seconds:.1f} seconds."),
             self.meter: edit.meter,
-            self.command: self.worker.command("edit", edit.source.settings, edit.settings),
+            self.command: self.command_of(edit),
             self.files: edit.files(),
         }
 
     def restore(self, visitor: Visitor) -> dict:
         """``show``, and what was asked for."""
-        edit, shows = visitor.current, self.show(visitor)
-        values = self.fields.values(visitor.picture().read, edit.request if edit else {})
-        shows |= dict(zip(self.fields.fields, values, strict=True))
-        if edit:
-            shows |= {
-                self.strength: edit.settings.manipulation_strength,
-                self.seed: str(edit.settings.seed),
-            }
-        return shows
+        source, edit = visitor.picture(), visitor.current
+        if edit and edit.settings:
+            visitor.mask = Path(edit.settings.mask) if edit.settings.mask else None
+            moves = self.moves(source, edit.settings, edit.along)
+        else:
+            moves = dict(zip(self.fields.fields, self.fields.values(source.read, {}), strict=True))
+        return self.show(visitor) | moves | self.region.show(visitor)
+
+    def moves(self, source: Source, settings: EditSettings, along: dict[str, float]) -> dict:
+        """What was asked for, as sliders and locks show it."""
+        values = self.fields.values(source.read, Step(settings).request | along)
+        locks = (name in settings.pins for name in self.fields.sliders)
+        shows = dict(zip(self.fields.fields, values, strict=True))
+        shows |= dict(zip(self.fields.locks, locks, strict=True)) if self.fields.locks else {}
+        return shows | {
+            self.strength: settings.manipulation_strength,
+            self.seed: str(settings.seed),
+        }
+
+    @one_line_errors()
+    def load_moves(self, request: gr.Request, upload: Any) -> dict:
+        """Set sliders and locks as a file says, which --config takes, too."""
+        visitor = self.visitors.of(request)
+        settings = flags.read_yaml(EditSettings, self.visitors.received(visitor, upload))
+        self.worker.model.attribute_rows(parse_request(settings.attributes))
+        return self.moves(visitor.picture(), settings, {})
 
     # ---------------------------------------------------------------- pictures
 
@@ -166,8 +230,44 @@ class EditTab:
 
     @one_line_errors()
     def take(self, request: gr.Request) -> dict:
-        visitor = self.visitors.of(request)
-        return self.look(visitor, PhotographSettings(str(visitor.upload))) | {self.upload: None}
+        """The picture that was sent. One of ours, which says what made it, is made again of its
+        photograph: the one that is here, or the next."""
+        visitor, path = self.visitors.of(request), str(self.visitors.of(request).upload)
+        photograph, note = path, visitor.note
+        with suppress(ValueError):
+            note = read_note(path)
+            photograph = str(visitor.source.settings.source_image) if visitor.source else ""
+        if shows := note and self.made_again(visitor, note, photograph):
+            return shows | {self.upload: None}
+        shows = self.look(visitor, PhotographSettings(path)) | {self.upload: None}
+        if note and photograph != path:
+            visitor.note, (name, _) = note, note.files.get("source_image", ("", ""))
+            line = f"It says what made it: send its photograph, {name}, to make it again."
+            shows |= {self.line: status_line(line)}
+        return shows
+
+    def made_again(self, visitor: Visitor, note: Note, photograph: str) -> dict | None:
+        """The edit that a note tells of. None where it was of another photograph."""
+        values = {name: note.settings[name] for name in ("landmarks", "face") if name in note.settings}
+        try:
+            settings = flags.from_values(PhotographSettings, values | {"source_image": photograph})
+            square = studio.open_photograph(self.worker.model, settings)[0].square
+        except (OSError, ValueError):
+            return None
+        if studio.hash_of(square) != note.files.get("source_image", ("", ""))[1]:
+            return None
+        visitor.note, shows = None, self.look(visitor, settings)
+        try:
+            *before, last = self.worker.steps_in(note, visitor.folder)
+            if len(before) > MOST_STEPS:
+                raise ValueError(f"it has {len(before)} steps before the last: more than {MOST_STEPS}")
+        except ValueError as error:
+            return shows | {self.line: status_line(f"Not made again: {error}")}
+        source = visitor.picture()
+        square = self.square_after(visitor, source, tuple(before), False)
+        source = replace(source, steps=tuple(map(Step, before)), read=self.worker.read(square))
+        self.make(visitor, source, last, False, {})
+        return self.restore(visitor)
 
     @one_line_errors()
     def take_own(self, request: gr.Request) -> dict:
@@ -213,9 +313,13 @@ class EditTab:
         photograph, _ = studio.open_photograph(self.worker.model, settings)
         frame, square = visitor.new_folder() / "frame.jpg", photograph.square
         parts.framed(photograph).save(frame, quality=92)
-        line = search.line if search else "Ready."
+        parts.view(photograph.picture).save(frame.with_name("whole.jpg"), quality=92)
+        save_image(square, frame.with_name("square.png"))
+        close = Photograph(str(settings.source_image), CANVAS, photograph.crop, settings.landmarks)
+        save_image(close.square, frame.with_name("close.png"))
         read, judged = self.worker.read(square), self.worker.judge(square)
-        visitor.source, visitor.current = Source(settings, square, line, frame, read, judged), None
+        visitor.mask = None
+        visitor.show(Source(settings, search, square, frame, judged, read))
         return self.restore(visitor) | dict(zip(self.placing, NOT_MOVED, strict=True))
 
     # ---------------------------------------------------------------- edits
@@ -231,45 +335,161 @@ class EditTab:
         with one_line_errors():
             strength, seed, *fields = values
             visitor = self.visitors.of(request)
-            source = visitor.picture()
+            source, along = visitor.picture(), visitor.current.along if visitor.current else {}
+            sliders, locks = fields[: len(self.fields.fields)], fields[len(self.fields.fields) :]
             settings = EditSettings(
-                attributes=self.fields.request(source.read, fields),
+                attributes=self.fields.request(source.read, sliders, along),
+                pins=self.fields.pins(locks),
                 manipulation_strength=float(strength),
                 seed=parts.seed_of(seed),
+                mask=str(visitor.mask) if visitor.mask else None,
             )
-            if not settings.attributes:
-                visitor.current = None
+            bar = parts.progress_bar(visitor, progress)
+            if settings.attributes:
+                yield from self.preview(visitor, source, settings, bar)
+                yield self.make(visitor, source, settings, bar, along)
+            elif source.steps:
+                yield self.make(visitor, source, None, bar, along)
+            else:
+                if visitor.current:
+                    visitor.show(source)
                 yield self.show(visitor) | {self.status: status_line("Nothing is asked for.")}
-                return
-            started, bar = time.perf_counter(), parts.progress_bar(visitor, progress)
-            folder = visitor.new_folder()
-            few = replace(settings.editing, num_inference_steps=self.preview_steps)
-            quick = replace(settings, editing=few)
-            preview = self.worker.compute(studio.edit, source.square, quick).images[0]
-            before = save_image(source.square, folder / "before.png")
-            seconds = time.perf_counter() - started
-            yield {
-                self.compared: (before, save_image(preview, folder / "preview.png")),
-                self.status: status_line(f"Preview after {seconds:.1f} s"),
-            }
-            edited = self.worker.compute(studio.edit, source.square, settings, bar).images[0]
-            edit = Edit(source, settings, folder, edited, time.perf_counter() - started, self.no_meter)
-            self.finish(edit)
-            visitor.keep(edit)
-            yield self.show(visitor)
+
+    def preview(self, visitor: Visitor, source: Source, settings: EditSettings, bar: Progress):
+        """The same edit in fewer steps, unless it is there already."""
+        started, chain = time.perf_counter(), tuple(s.settings for s in source.steps if s.is_on)
+        if (source.settings, (*chain, settings)) in visitor.squares:
+            return
+        square = self.square_after(visitor, source, chain, bar)
+        few = replace(settings.editing, num_inference_steps=self.preview_steps)
+        quick = self.worker.edit(square, replace(settings, editing=few))
+        folder, (photograph, _) = (
+            visitor.new_folder(),
+            studio.open_photograph(self.worker.model, source.settings),
+        )
+        seconds = time.perf_counter() - started
+        yield {
+            self.whole: (source.frame.with_name("whole.jpg"), self.save_view(photograph, quick, folder)),
+            self.compared: (
+                source.frame.with_name("square.png"),
+                save_image(quick, folder / "quick.png"),
+            ),
+            self.status: status_line(f"Preview after {seconds:.1f} s"),
+        }
+
+    def make(
+        self,
+        visitor: Visitor,
+        source: Source,
+        settings: EditSettings | None,
+        bar: Progress,
+        along: dict[str, float],
+    ) -> dict:
+        """Make an edit whole, keep it, and show it. Sliders that went ``along`` with the one before go
+        back, and those that go with this one move."""
+        started = time.perf_counter()
+        edit = Edit(source, settings, visitor.new_folder(), source.original, 0, self.no_meter)
+        edit.edited = self.square_after(visitor, source, edit.chain, bar)
+        self.finish(edit)
+        edit.seconds = time.perf_counter() - started
+        visitor.keep(edit)
+        starts = self.fields.levels(source.read) if along or edit.along else {}
+        asked = Step(settings).request if settings else {}
+        moves = {name: starts[name] for name in along} | edit.along
+        return self.show(visitor) | {
+            self.fields.sliders[name]: value for name, value in moves.items() if name not in asked
+        }
+
+    def square_after(
+        self, visitor: Visitor, source: Source, chain: tuple[EditSettings, ...], bar: Progress
+    ) -> np.ndarray:
+        """The square of a photograph after several edits. What is known is not computed again."""
+        square = source.original
+        for number, settings in enumerate(chain, 1):
+            key = (source.settings, chain[:number])
+            if key not in visitor.squares:
+                visitor.squares[key] = self.worker.edit(square, settings, bar)
+                for old in list(visitor.squares)[:-MOST_SQUARES]:
+                    del visitor.squares[old]
+            square = visitor.squares.get(key, square)
+        return square
+
+    def save_view(self, photograph: Photograph, edited: np.ndarray, folder: Path) -> Path:
+        """Write the whole photograph with an edit in it, as the page shows it."""
+        whole = over_white(parts.view(photograph.paste(edited)))
+        whole.save(folder / "whole.jpg", quality=92, comment="edited, not a photograph")
+        return folder / "whole.jpg"
 
     def finish(self, edit: Edit) -> None:
         """Write the pictures of an edit, and its manifest. Ask the independent reader."""
         source, folder, names = edit.source, edit.folder, self.worker.judged_names
-        save_image(edit.edited, folder / "edit.png")
-        save_image(heat_map(source.square, edit.edited), folder / "heat.png")
         photograph, _ = studio.open_photograph(self.worker.model, source.settings)
-        whole = over_white(parts.view(photograph.paste(edit.edited)))
-        whole.save(folder / "whole.jpg", quality=92)
-        manifest = self.worker.manifest("edit", source.settings, edit.settings)
-        (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+        save_image(edit.edited, folder / "edit.png")
+        if edit.chain:
+            note = self.worker.note(photograph, source.settings, edit.chain)
+            write_note(folder / "edit.png", note)
+            flags.write_yaml(folder / "moves.yaml", flags.portable(edit.chain[-1]))
+            manifest = json.dumps(asdict(note), indent=2) + "\n"
+            if len(edit.chain) == 1:
+                manifest = self.worker.manifest("edit", source.settings, *edit.chain)
+            (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+        save_image(heat_map(source.original, edit.edited), folder / "heat.png")
+        self.save_view(photograph, edit.edited, folder)
+        edit.read = self.worker.read(edit.edited)
+        if edit.settings and not self.fields.are_classes:
+            levels = self.fields.levels(edit.read)
+            related = self.worker.related(Step(edit.settings).request, source.read)
+            edit.along = {name: levels[name] for name in related if name not in edit.settings.pins}
         if names:
-            edit.meter = leak_meter(names, source.judged, self.worker.judge(edit.edited), edit.request)
+            related = self.worker.related(edit.request, source.read)
+            pins = {name for settings in edit.chain for name in settings.pins}
+            judged = self.worker.judge(edit.edited)
+            edit.meter = leak_meter(names, source.judged, judged, edit.request, related, pins)
+
+    def command_of(self, edit: Edit) -> str:
+        """The command that makes an edit again."""
+        if len(edit.chain) != 1:
+            return "Several steps are made again here: drop edit.png and the photograph."
+        return self.worker.command("edit", edit.source.settings, *edit.chain[-1:])
+
+    # ---------------------------------------------------------------- steps
+
+    @one_line_errors()
+    def continue_from(self, request: gr.Request) -> dict:
+        """Make the edit that is shown the picture that is edited next."""
+        visitor = self.visitors.of(request)
+        edit = visitor.shown_edit()
+        if edit.settings is None:
+            raise ValueError("this is edited already: move a slider for the next step")
+        if len(edit.steps) > MOST_STEPS:
+            raise ValueError(f"more than {MOST_STEPS} steps: take the whole picture, and send it anew")
+        source = replace(edit.source, steps=edit.steps, read=edit.read)
+        visitor.show(source, replace(edit, source=source, settings=None, along={}))
+        return self.restore(visitor)
+
+    @one_line_errors()
+    def change_steps(self, request: gr.Request, progress=BAR, *values) -> dict:
+        """Switch steps on or off, or change their strengths. What follows is made anew."""
+        visitor = self.visitors.of(request)
+        source, edit, bar = visitor.picture(), visitor.current, parts.progress_bar(visitor, progress)
+        steps = tuple(
+            Step(replace(step.settings, manipulation_strength=float(strength)), bool(is_on))
+            for step, is_on, strength in zip(
+                source.steps, values[:MOST_STEPS], values[MOST_STEPS:], strict=False
+            )
+        )
+        chain = tuple(step.settings for step in steps if step.is_on)
+        read = self.worker.read(self.square_after(visitor, source, chain, bar))
+        source = replace(source, steps=steps, read=read)
+        self.make(visitor, source, edit.settings if edit else None, bar, {})
+        return self.restore(visitor)
+
+    @one_line_errors()
+    def go(self, request: gr.Request, name: str) -> dict:
+        """Undo, or redo."""
+        visitor = self.visitors.of(request)
+        visitor.go(-1 if name == "Undo" else 1)
+        return self.restore(visitor)
 
     # ---------------------------------------------------------------- the history
 
@@ -280,20 +500,22 @@ class EditTab:
         edit, current = visitor.edits[event.index], visitor.current
         if compares and current:
             return {
+                self.whole: (edit.folder / "whole.jpg", current.folder / "whole.jpg"),
                 self.compared: (edit.folder / "edit.png", current.folder / "edit.png"),
                 self.status: status_line(f"Left: {edit.title}. Right: {current.title}."),
             }
-        visitor.source, visitor.current = edit.source, edit
+        visitor.show(edit.source, edit)
         return self.restore(visitor)
 
     @one_line_errors()
     def paste(self, request: gr.Request) -> list[str]:
         """Write the whole picture with the current edit. Returns the files to take away."""
-        edit = self.visitors.of(request).current
-        if edit is None:
-            raise ValueError("no edit is shown: make one, or click one that you made")
+        edit = self.visitors.of(request).shown_edit()
         photograph, _ = studio.open_photograph(self.worker.model, edit.source.settings)
         photograph.save_whole(edit.edited, edit.folder / "whole.png")
+        if edit.chain:
+            note = self.worker.note(photograph, edit.source.settings, edit.chain)
+            write_note(edit.folder / "whole.png", note)
         return edit.files()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -38,6 +38,14 @@ PRESETS: dict[str, dict[str, float]] = {
     "Older": {"Young": 0.0},
     "Blond": {"Blond_Hair": 1.0},
 }
+# What `celeba64` does in under half of the edits, and `celeba128`, which is the same with an upscaler:
+# docs/results.md, "All attributes".
+SELDOM = {
+    **dict.fromkeys(("5_o_Clock_Shadow", "Bald"), "comes"),
+    **dict.fromkeys(("Big_Lips", "Mustache", "Wearing_Earrings", "Wearing_Necklace"), "goes"),
+    **dict.fromkeys(("Double_Chin", "Wearing_Necktie"), "comes or goes"),
+}
+MEASURED = ("celeba64", "celeba128")
 # Of a slider. Readings stay this far from its ends, so that the ends always ask for a change.
 STEP = 0.05
 SLIDER: dict[str, Any] = {
@@ -84,9 +92,11 @@ class EditFields:
         fields: the components.
         changes: the events after which an edit is to be made.
         presets: buttons of usual requests; None for classes.
+        locks: a checkbox beside each slider, for what is to stay.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, checkpoint: str = ""):
+        self.locks: list[gr.Checkbox] = []
         self.names, self.are_classes, self.presets = config.attribute_names, config.one_hot, None
         names = self.names
         if self.are_classes:
@@ -95,7 +105,7 @@ class EditFields:
             return
         gr.Markdown(
             "**0** absent, **0.5** leave open, **1** present. Each slider starts at what the model "
-            "reads in your picture. Move what should change."
+            "reads in your picture. Move what should change, lock what must stay."
         )
         usual = [[title] for title, request in PRESETS.items() if set(request) <= set(names)]
         self.presets = gr.Dataset(label="Presets", components=["textbox"], samples=usual)
@@ -111,28 +121,45 @@ class EditFields:
                 self.groups[accordion] = members
                 for name in members:
                     label, key = readable(name).capitalize(), f"attribute-{name}"
-                    self.sliders[name] = gr.Slider(label=label, elem_id=key, **SLIDER)
+                    seldom = checkpoint in MEASURED and name in SELDOM
+                    info = f"It seldom {SELDOM[name]} by this model" if seldom else None
+                    with gr.Row(elem_classes="attribute"):
+                        self.sliders[name] = gr.Slider(label=label, elem_id=key, info=info, **SLIDER)
+                        lock = gr.Checkbox(label=f"Lock {readable(name)}", container=False, min_width=20)
+                    self.locks.append(lock)
         self.fields = list(self.sliders.values())
-        self.changes = [slider.release for slider in self.fields]
+        self.changes = [slider.release for slider in self.fields] + [lock.input for lock in self.locks]
         search.change(self.find, [search], list(self.groups), trigger_mode="always_last", **QUICK)
 
     def values(self, read: np.ndarray, request: dict[str, float]) -> list:
         """The fields' values for a request on a picture in which the model reads (A,), 0 ... 1."""
         if self.are_classes:
             return [next(iter(request), None)]
-        levels = (read.astype(float) / STEP).round().clip(1, 1 / STEP - 1) * STEP
-        starts = dict(zip(self.names, levels.round(2).tolist(), strict=True))
+        starts = self.levels(read)
         return [request.get(name, starts[name]) for name in self.sliders]
 
-    def request(self, read: np.ndarray, values: Sequence[Any]) -> tuple[str, ...]:
-        """What the fields' values ask for, as ``parse_request`` takes it. 0.5 asks for nothing."""
+    def levels(self, read: np.ndarray) -> dict[str, float]:
+        """Readings (A,), 0 ... 1, as sliders show them."""
+        levels = (read.astype(float) / STEP).round().clip(1, 1 / STEP - 1) * STEP
+        return dict(zip(self.names, levels.round(2).tolist(), strict=True))
+
+    def request(
+        self, read: np.ndarray, values: Sequence[Any], along: Mapping[str, float] | None = None
+    ) -> tuple[str, ...]:
+        """What the fields' values ask for, as ``parse_request`` takes it. 0.5 asks for nothing, nor
+        does a slider that went ``along`` with others to where it stands."""
         if self.are_classes:
             return (f"{values[0]}=1",) if values[0] else ()
-        request = []
+        request, along = [], along or {}
         for name, start, value in zip(self.sliders, self.values(read, {}), values, strict=True):
-            if abs(value - start) > STEP / 2 and round(value, 2) != 0.5:
+            rests = (start, along.get(name, start), 0.5)
+            if all(abs(value - rest) > STEP / 2 for rest in rests):
                 request.append(f"{name}={value:.2g}")
         return tuple(request)
+
+    def pins(self, locked: Sequence[Any]) -> tuple[str, ...]:
+        """The names of attributes whose locks are closed."""
+        return tuple(name for name, is_closed in zip(self.sliders, locked, strict=True) if is_closed)
 
     def find(self, text: str) -> list:
         """Show and open the groups that a text names, or one of whose attributes it names."""

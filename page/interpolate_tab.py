@@ -19,6 +19,7 @@ from page.visitors import Visitors
 from page.worker import Worker
 
 ENDS = ("from", "to")
+MOST_FRAMES = 20  # by eye: some seconds of film
 
 
 class InterpolateTab:
@@ -36,7 +37,7 @@ class InterpolateTab:
                         gr.Image(label=f"Or {end} this picture", elem_id=end, **parts.PICTURE_IN)
                         for end in ENDS
                     ]
-                frames = gr.Slider(3, 20, 10, step=1, label="Frames", buttons=[])
+                frames = gr.Slider(3, MOST_FRAMES, 10, step=1, label="Frames", buttons=[])
                 self.controls = parts.Controls("Interpolate", "interpolate", visitors)
             with gr.Column(scale=5, min_width=300):
                 self.strip = gr.Gallery(label="Frame by frame", columns=5, **parts.GALLERY)
@@ -86,7 +87,7 @@ class InterpolateTab:
             half = len(fields) // 2
             start, end = self.start.request(fields[:half]), self.end.request(fields[half:])
             if not start or not end:
-                raise ValueError("both ends need at least one attribute")
+                raise ValueError("both ends need at least one attribute: choose one for each")
             settings = replace(settings, start=start, end=end)
             result = self.worker.compute(studio.interpolate, settings, bar)
             command = self.worker.command("interpolate", settings)

@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 import studio
+from page.api import Api
 from page.edit_tab import EditTab
 from page.generate_tab import GenerateTab
 from page.interpolate_tab import ENDS, InterpolateTab
@@ -39,8 +40,12 @@ class Page:
         subject = "faces by named attributes" if studio.knows_faces(model) else "pictures by their class"
         self.blocks = gr.Blocks(title=f"Edit {subject}", analytics_enabled=False, fill_width=True)
         with self.blocks:
+            Api(worker, visitors, self.blocks)  # first, so that it has the names
             gr.Markdown(
                 f"# Edit {subject}\n"
+                "Change named attributes of a picture, and see what else changed with them. It is not "
+                "for judging or deceiving people: labels are annotators' views, pictures of people need "
+                "their consent, and results are marked in their metadata as edited.\n\n"
                 f"The model is *{escape(Path(worker.files.checkpoint).name)}*, at "
                 f"{model.config.image_size} pixels. Pictures are computed here, kept for you alone, and "
                 "deleted when you leave."

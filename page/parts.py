@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -45,8 +45,33 @@ CSS = (
     STYLE
     + """
 .status p {margin: 0; min-height: 1.6em}
+.gradio-container {overflow: visible !important}  /* else nothing is sticky */
 .square img {width: 24rem; height: auto; object-fit: contain !important}
-@media (max-width: 900px) {#request {order: 3}}  /* narrow: the result stands before the sliders */
+#pictures {flex-wrap: nowrap}
+#pictures > * {min-width: 0 !important}
+#frame img {width: 100%; height: auto; object-fit: contain !important}
+.attribute {flex-wrap: nowrap; gap: 0; min-width: min(100%, 190px) !important}
+.attribute > .block:last-child {flex: 0 0 3.6rem; min-width: 0 !important; padding: 0.6rem}
+.attribute > .block {border-width: 0 !important}
+.attribute label:has([type=checkbox]) {flex-direction: column; gap: 2px}
+.attribute label:has([type=checkbox]) span {font-size: 0; margin: 0}
+.attribute label:has([type=checkbox]) span::after {content: "Lock"; font-size: 0.75rem}
+/* Photograph and result stay in sight beside the sliders; narrow, above them, and the buttons below. */
+@media (min-width: 901px) {
+  #stage {position: sticky; top: 0; align-self: flex-start; max-height: 100vh; overflow-y: auto}
+}
+@media (max-width: 900px) {
+  #edit_area {flex-direction: column; flex-wrap: nowrap}
+  #stage {display: contents}
+  #pictures, #edit_bar {position: sticky; z-index: 1000; background: var(--body-background-fill)}
+  #pictures {top: 0}
+  #edit_bar {bottom: 0; order: 5; padding: 0.5rem 0}
+  #edit_bar .row {flex-wrap: nowrap; gap: 0.3rem}
+  #edit_bar button {min-width: 0 !important; padding-inline: 0.2rem}
+  #pictures [data-testid=block-label] {display: none}
+  #result [role=tab] {padding: 0.2rem; font-size: 0.75rem}
+  #pictures .image-container, #pictures .slider-wrap, #pictures img {max-height: 36vh}
+}
 .group-slider input[type=range]:focus-visible, button:focus-visible, a:focus-visible
   {outline: 3px solid #0072b2; outline-offset: 2px}
 """
@@ -59,17 +84,20 @@ def status_line(text: str) -> str:
 
 
 class Controls:
-    """A seed, a button that starts work, one that stops it, and a line that says how it goes."""
+    """A button that starts work, one that stops it, ``more`` of the tab's own, a line that says how it
+    goes, and a seed."""
 
-    def __init__(self, label: str, name: str, visitors: Visitors):
+    def __init__(self, label: str, name: str, visitors: Visitors, more: Sequence[str] = ()):
+        with gr.Column(elem_id=f"{name}_bar"):
+            with gr.Row():
+                self.go = gr.Button(label, variant="primary", min_width=60, elem_id=name)
+                stop = gr.Button("Stop", variant="stop", min_width=60)
+                self.more = [gr.Button(each, min_width=60) for each in more]
+            self.status = gr.HTML(status_line(""), elem_id=f"{name}_status", elem_classes="status")
         with gr.Row():
             # A text: numbers of a browser are exact up to 2^53 only.
             self.seed = gr.Textbox("0", label="Seed", max_length=19)
             dice = gr.Button("Dice", min_width=70)
-        with gr.Row():
-            self.go = gr.Button(label, variant="primary", min_width=70, elem_id=name)
-            stop = gr.Button("Stop", variant="stop", min_width=70)
-        self.status = gr.HTML(status_line(""), elem_id=f"{name}_status", elem_classes="status")
         dice.click(random_seed, None, self.seed, **QUICK)
         stop.click(visitors.stop, None, None, **QUICK)
 
@@ -96,7 +124,10 @@ def one_line_errors() -> Iterator[None]:
         raise
     except Exception as error:
         line = flags.in_one_line(error, "app.py")
-        message = line or "Something went wrong here. Your results are kept."
+        message = (
+            line
+            or "Something went wrong here. Your results are kept. Try once more, or load the page anew."
+        )
         raise gr.Error(" ".join(message.split()), print_exception=line is None) from error
 
 

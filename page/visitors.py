@@ -23,6 +23,8 @@ import numpy as np
 from attributes import parse_request
 from config import EditSettings, PhotographSettings
 from figures.grids import caption
+from image_data.face_finder import FaceSearch
+from image_data.picture import Note
 from page.folder import lock_of, renew
 
 MOST_RESULTS = 24  # results kept for a visitor, by eye: three rows of the history
@@ -32,41 +34,71 @@ RETURN_SECONDS = 60.0  # a visitor whose connection broke has this long to come 
 SWEEP_SECONDS = 30.0  # what has to go is looked for this often, by eye: it goes within two minutes
 
 
-@dataclass
-class Source:
-    """The picture that a visitor edits."""
+@dataclass(frozen=True)
+class Step:
+    """One of several edits of a picture, each made of the result of the one before."""
 
-    settings: PhotographSettings  # its file and where the face is
-    square: np.ndarray  # what the model sees, uint8 (S, S, 3)
-    line: str  # what is to be said of it
-    frame: Path  # the picture with its frame
-    read: np.ndarray  # how sure the model is of each attribute, 0 ... 1 (A,)
-    judged: np.ndarray  # how sure the independent reader is of those that it knows
-
-
-@dataclass
-class Edit:
-    """An edit: what it was made from and with, and what it is."""
-
-    source: Source
     settings: EditSettings
-    folder: Path  # its pictures and its manifest
-    edited: np.ndarray  # uint8 (S, S, 3)
-    seconds: float
-    meter: str  # what the independent reader says, as HTML
+    is_on: bool = True
 
     @property
     def request(self) -> dict[str, float]:
         return parse_request(self.settings.attributes)
 
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The picture that a visitor edits: a photograph, or the result of steps."""
+
+    settings: PhotographSettings  # the photograph's file and where the face is
+    search: FaceSearch | None  # how it was found
+    original: np.ndarray  # what the model sees of it, uint8 (S, S, 3)
+    frame: Path  # the photograph with its frame, beside other views of it
+    judged: np.ndarray  # how sure the independent reader is of each attribute in the photograph
+    read: np.ndarray  # how sure the model is of each attribute after the steps, 0 ... 1 (A,)
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(eq=False)
+class Edit:
+    """An edit: what it was made from and with, and what it is."""
+
+    source: Source
+    settings: EditSettings | None  # of the last step; None: nothing was asked for after the source's
+    folder: Path  # its pictures and its manifest
+    edited: np.ndarray  # uint8 (S, S, 3)
+    seconds: float
+    meter: str  # what the independent reader says, as HTML
+    along: dict[str, float] = field(default_factory=dict)  # readings of what goes with the request
+    read: np.ndarray = field(
+        default_factory=lambda: np.zeros(0)
+    )  # how sure the model is of each attribute
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (*self.source.steps, *([Step(self.settings)] if self.settings else []))
+
+    @property
+    def chain(self) -> tuple[EditSettings, ...]:
+        """The settings of the steps that are on."""
+        return tuple(step.settings for step in self.steps if step.is_on)
+
+    @property
+    def request(self) -> dict[str, float]:
+        """What was asked for, in all steps that are on."""
+        parts = (parse_request(settings.attributes) for settings in self.chain)
+        return {name: value for part in parts for name, value in part.items()}
+
     @property
     def title(self) -> str:
-        return caption(self.request).capitalize()
+        texts = [caption(parse_request(settings.attributes)) for settings in self.chain]
+        return ", then ".join(texts).capitalize() or "No step is on"
 
     def files(self) -> list[str]:
         """What there is to take away."""
-        files = (self.folder / name for name in ("edit.png", "manifest.json", "whole.png"))
-        return [str(file) for file in files if file.exists()]
+        files = [self.folder / name for name in ("edit.png", "manifest.json", "moves.yaml", "whole.png")]
+        masks = {settings.mask for settings in self.chain if settings.mask}
+        return [str(file) for file in files if file.exists()] + sorted(masks)
 
 
 @dataclass(eq=False)
@@ -81,6 +113,13 @@ class Visitor:
     source: Source | None = None
     edits: list[Edit] = field(default_factory=list)
     current: Edit | None = None  # the edit that the page shows
+    mask: Path | None = None  # where the next edit may act
+    note: Note | None = None  # of a picture whose photograph is to come
+    # What the page showed, for undo and redo, and which of it is shown now.
+    trail: list[tuple[Source, Edit | None]] = field(default_factory=list)
+    place: int = -1
+    squares: dict[tuple, np.ndarray] = field(default_factory=dict)  # photograph and chain -> result
+    folders: set[Path] = field(default_factory=set)  # of edits
     faces: list[Path] = field(default_factory=list)  # generated ones
     chosen: Path | None = None  # of the faces
     ends: dict[str, Path | None] = field(default_factory=dict)  # of an interpolation between pictures
@@ -104,13 +143,33 @@ class Visitor:
             raise ValueError("no face is chosen: generate some, and click one")
         return self.chosen
 
+    def shown_edit(self) -> Edit:
+        """The edit that the page shows."""
+        if self.current is None:
+            raise ValueError("no edit is shown: make one, or click one that you made")
+        return self.current
+
+    def show(self, source: Source, edit: Edit | None = None) -> None:
+        """Show a picture, or an edit of it. Undo leads back."""
+        self.source, self.current = source, edit
+        self.trail = [*self.trail[: self.place + 1], (source, edit)][-MOST_RESULTS:]
+        self.place = len(self.trail) - 1
+
+    def go(self, steps: int) -> None:
+        """Show what was shown before, or after that."""
+        if not 0 <= self.place + steps < len(self.trail):
+            raise ValueError(f"nothing to {'redo' if steps > 0 else 'undo'}: move a slider")
+        self.place += steps
+        self.source, self.current = self.trail[self.place]
+
     def keep(self, edit: Edit) -> None:
         """Add an edit to the history, and show it. The oldest goes when there are too many."""
-        self.edits.append(edit)
-        for old in self.edits[:-MOST_RESULTS]:
-            shutil.rmtree(old.folder, ignore_errors=True)
-        self.edits = self.edits[-MOST_RESULTS:]
-        self.source, self.current = edit.source, edit
+        self.edits = [*self.edits, edit][-MOST_RESULTS:]
+        self.show(edit.source, edit)
+        used = {each.folder for each in (*self.edits, *(edit for _, edit in self.trail)) if each}
+        for folder in self.folders - used:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.folders = used
 
 
 class Visitors:
@@ -141,17 +200,22 @@ class Visitors:
             return visitor
 
     def of(self, request: gr.Request) -> Visitor:
-        """The visitor of a session. If there are too many, the one who was idle longest makes room."""
+        """The visitor of a session, perhaps a new one."""
         with self.lock:
             if request.session_hash not in self.sessions:
-                if len(self.present) >= MOST_VISITORS:
-                    self._remove(min(self.present, key=lambda each: each.active))
-                visitor = Visitor(self.folder / uuid.uuid4().hex, request.session_hash)
-                visitor.folder.mkdir(parents=True)
-                self.present.append(visitor)
-                self.sessions[request.session_hash] = visitor
+                self.sessions[request.session_hash] = self.add(request.session_hash)
             visitor = self.sessions[request.session_hash]
             visitor.active = time.monotonic()
+            return visitor
+
+    def add(self, session: str) -> Visitor:
+        """A new visitor. If there are too many, the one who was idle longest makes room."""
+        with self.lock:
+            if len(self.present) >= MOST_VISITORS:
+                self._remove(min(self.present, key=lambda each: each.active))
+            visitor = Visitor(self.folder / uuid.uuid4().hex, session)
+            visitor.folder.mkdir(parents=True)
+            self.present.append(visitor)
             return visitor
 
     def stop(self, request: gr.Request) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -12,21 +13,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import devices
 import flags
 import studio
-from attributes import CELEBA_ATTRIBUTES
+from attributes import CELEBA_ATTRIBUTES, parse_request, request_rows, with_implied
 from classifiers.judge import load_judge
 from classifiers.probe import load_probe
-from config import PRETRAINED, Config, ModelFiles
+from config import PRETRAINED, Config, EditSettings, ModelFiles, PhotographSettings
 from diffusion_model import load_model
 from image_data.face_finder import find_faces
-from image_data.photograph import Photograph
+from image_data.photograph import Photograph, from_levels
+from image_data.picture import Note
+from samplers import Progress
 
 # From a face's centre, in pixels of CelebA's pictures, within which a click means that face. By eye: a
 # face is some 120 pixels high there.
 CLICK_RADIUS = 60
+MOST_EDIT_STEPS = 100  # of an edit that is made again; by eye: a minute of two processors
+RELATED = 0.3  # correlation from which attributes go together; by eye
+
+
+def mask_in(settings: EditSettings) -> np.ndarray | None:
+    """The mask of an edit, from a file that the page has written."""
+    return from_levels(np.asarray(Image.open(settings.mask))) if settings.mask else None
 
 
 class Worker:
@@ -53,6 +64,13 @@ class Worker:
         self.model = load_model(self.files.checkpoint, device)
         self.guide = studio.load_guide_of(self.files, self.model)
         # It shares nothing with model and guide. Images uint8 (B, S, S, 3) -> logits (B, A).
+        rows, counts = self.model.attribute_prior.rows(), self.model.attribute_prior.counts
+        # Of attributes in the training rows (A, A). Constant ones go with nothing.
+        self.correlation = torch.zeros(rows.shape[1], rows.shape[1])
+        if len(rows):
+            spread = torch.cov(rows.T, fweights=counts).cpu()
+            scale = spread.diagonal().sqrt().clamp(min=1e-6)
+            self.correlation = spread / scale[:, None] / scale
         self.independent: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.judged_names: tuple[str, ...] = ()
         config, probe = self.model.config, f"{self.files.checkpoint}_probe"
@@ -72,10 +90,29 @@ class Worker:
 
         return self.thread.submit(work).result()
 
+    def edit(self, square: np.ndarray, settings: EditSettings, bar: Progress = False) -> np.ndarray:
+        """One edit of a square uint8 (S, S, 3). Its mask is a file of the page's."""
+        return self.compute(studio.edit, square, settings, bar, mask_in(settings)).images[0]
+
     def read(self, square: np.ndarray) -> np.ndarray:
         """How sure the model is of each attribute (A,) in a square uint8 (S, S, 3): 0 ... 1."""
         attributes = self.compute(studio.read_attributes, square)
         return (attributes[0].float().cpu().numpy() + 1) / 2
+
+    def related(self, request: Mapping[str, float], read: np.ndarray) -> dict[str, int]:
+        """What goes with a request on a picture in which the model reads (A,), 0 ... 1: name -> 1 comes,
+        -1 ends. It is what the request excludes or implies, and what correlates with it in the training
+        rows."""
+        names = self.model.config.attribute_names
+        if self.model.config.one_hot:
+            return {}
+        named = request_rows(names, [request])
+        implied = with_implied(named, torch.from_numpy(2 * read - 1)[None].to(named), names)[0]
+        strong = self.correlation * (self.correlation.abs() > RELATED)
+        along = torch.where(implied != 0, implied, named[0].sign() @ strong).sign().tolist()
+        return {
+            name: int(way) for name, way in zip(names, along, strict=True) if way and name not in request
+        }
 
     def judge(self, square: np.ndarray) -> np.ndarray:
         """How sure the independent reader is of each attribute that it knows in a square uint8
@@ -107,12 +144,53 @@ class Worker:
         folder."""
         parts = []
         for part in settings:
-            for name in ("source_image", "target_image"):
+            for name in ("source_image", "target_image", "mask"):
                 path = getattr(part, name, None)
                 if path:
                     part = replace(part, **{name: Path(path).name})
             parts.append(part)
         return flags.command(f"manipulate.py --mode {mode}", self.files, *parts)
+
+    def note(
+        self, photograph: Photograph, source: PhotographSettings, steps: Sequence[EditSettings]
+    ) -> Note:
+        """What made an edit in several steps, for its file."""
+        *before, last = steps
+        precision = devices.choose_precision(self.files.mixed_precision, self.model.device.type)
+        settings = flags.portable(replace(self.files, mixed_precision=precision), source, last)
+        request = [f"{name}={value}" for name, value in parse_request(last.attributes).items()]
+        settings |= {"mode": "edit", "attributes": request}
+        if before:
+            names = [each.mask and Path(each.mask).name for each in before]
+            pairs = zip(before, names, strict=True)
+            settings["steps"] = [flags.portable(each) | {"mask": name} for each, name in pairs]
+        squares, mask = {"source_image": photograph}, (last.mask, mask_in(last))
+        return Note(settings, studio.files_behind(self.files, self.model, self.guide, squares, mask))
+
+    def steps_in(self, note: Note, masks: Path) -> list[EditSettings]:
+        """The steps that a picture's note tells of, with masks from a folder. Anyone may have written
+        it."""
+        behind = studio.files_behind(self.files, self.model, self.guide)
+        note.check_files(behind, ("checkpoint", "guide"))
+        last = note.settings | {"mask": note.files["mask"][0] if "mask" in note.files else None}
+        before = last.get("steps", [])
+        if not isinstance(before, list) or not all(isinstance(each, dict) for each in before):
+            raise ValueError("its steps are no list of settings: send the photograph, and edit it anew")
+        steps, kept = [], flags.portable_names(EditSettings)
+        for values in (*before, last):
+            step = flags.from_values(EditSettings, {key: values[key] for key in values if key in kept})
+            if step.editing.num_inference_steps > MOST_EDIT_STEPS or not step.attributes:
+                raise ValueError("it tells of no edit that is made here: edit its photograph anew")
+            self.model.attribute_rows(parse_request(step.attributes))
+            if mask := values.get("mask"):  # files of masks have their hash as name
+                path = masks / re.sub(r"[^\w.]", "", str(mask))[:40]
+                if not re.fullmatch(r"mask_[0-9a-f]+\.png", path.name) or not path.is_file():
+                    raise ValueError(
+                        f"load the mask {path.name} that it was made with, then send it again"
+                    )
+                step = replace(step, mask=str(path))
+            steps.append(step)
+        return steps
 
     def manifest(self, mode: str, *settings: Config) -> str:
         """What is needed to make the same pictures, as JSON."""

@@ -40,13 +40,14 @@ from config import (
     SamplingConfig,
 )
 from figures.grids import save_gif
+from image_data.picture import Note, read_note, write_note
 from manipulate import ManipulateConfig
 from page import visitors as visitors_module
-from page.edit_tab import EditTab
+from page.fields import SELDOM
 from page.folder import lock_of
 from page.layout import Page
 from page.leaks import leak_meter
-from page.visitors import MOST_RESULTS, Edit, Source, Visitors
+from page.visitors import MOST_RESULTS, Edit, Visitors
 from page.worker import Worker
 from synthetic_faces.dataset import draw_parameters, render
 
@@ -126,14 +127,15 @@ def test_a_grey_and_transparent_picture_stays_so(worker, photo, tmp_path):
     square = studio.open_photograph(worker.model, settings)[0].square
     options = EditSettings(attributes=("Blond_Hair=1",), **FEW_EDITS)
     edited = worker.compute(studio.edit, square, options).images[0]
-    read, judged = worker.read(square), worker.judge(square)
-    source = Source(settings, square, "", tmp_path / "frame.jpg", read, judged)
-    edit = Edit(source, options, tmp_path, edited, 1.0, "")
-    visitors = SimpleNamespace(of=lambda request: SimpleNamespace(current=edit))
-    tab = SimpleNamespace(worker=worker, visitors=visitors)
-    EditTab.finish(tab, edit)
-    EditTab.paste(tab, None)
-    shown, whole = (Image.open(tmp_path / name) for name in ("whole.jpg", "whole.png"))
+    visitors = Visitors(tmp_path / "page")
+    tab, anna = Page(worker, visitors).edit, visitors.of(asking("anna"))
+    tab.look(anna, settings)
+    edit = Edit(anna.source, options, anna.new_folder(), edited, 1.0, "")
+    tab.finish(edit)
+    anna.show(anna.source, edit)
+    tab.paste(asking("anna"))
+    shown, whole = (Image.open(edit.folder / name) for name in ("whole.jpg", "whole.png"))
+    assert read_note(edit.folder / "whole.png").settings["attributes"] == ["Blond_Hair=1.0"]
     for image in (edited, np.asarray(shown.convert("RGB")), np.asarray(whole.convert("RGB"))):
         assert not np.ptp(image.astype(int), 2).any()
     assert (edited != square).any() and np.asarray(shown)[:30, :30].min() > 245, "clear is white"
@@ -253,6 +255,126 @@ def test_sliders_ask_for_what_is_moved(tab):
     assert sorted(fields.request(read, values)) == ["Eyeglasses=1", "Smiling=0.15"]
     assert len(values) == len(fields.names) and values.count(0.3) == len(fields.names) - 3
     assert tab.set_preset(asking("anna"), ["Reset"]) == starts
+    along = dict(zip(fields.sliders, values, strict=True))
+    assert fields.request(read, values, along) == ()
+    assert fields.pins([name == "Male" for name in fields.sliders]) == ("Male",)
+
+
+def no_bar(*_, **__):
+    pass
+
+
+@pytest.fixture
+def ask_for(tab, monkeypatch):
+    """Edit the session's picture in two steps of the sampler. Returns what the page shows then."""
+    settings = lambda **each: EditSettings(editing=EditConfig(num_inference_steps=2), **each)  # noqa: E731
+    monkeypatch.setattr("page.edit_tab.EditSettings", settings)
+    monkeypatch.setattr(tab, "preview_steps", 2)
+    fields, session = tab.fields, asking("anna")
+
+    def ask(pins=(), **request):
+        anna = tab.visitors.of(session)
+        values = fields.values(anna.source.read, request)
+        locks = [name in pins for name in fields.sliders]
+        list(tab.edit(session, no_bar, 1, "0", *values, *locks))
+        return anna.current
+
+    return ask
+
+
+def test_steps_are_a_list_in_which_each_can_be_taken_back(tab, ask_for):
+    anna, session = tab.visitors.of(asking("anna")), asking("anna")
+    first = ask_for(Blond_Hair=1.0).edited
+    assert "Black_Hair" in anna.current.along
+    tab.continue_from(session)
+    assert anna.current.settings is None and (anna.current.edited == first).all()
+    with pytest.raises(gr.Error, match="move a slider"):
+        tab.continue_from(session)
+    both = ask_for(Eyeglasses=1.0)
+    assert both.title == "Blond hair, then eyeglasses"
+    assert not np.array_equal(both.edited, first)
+    for _ in range(2):
+        tab.go(session, "Undo")
+    assert anna.current.title == "Blond hair" and not anna.source.steps
+    for _ in range(2):
+        tab.go(session, "Redo")
+    assert anna.current is both
+    with pytest.raises(gr.Error, match="nothing to redo"):
+        tab.go(session, "Redo")
+    rest = len(tab.switches) - 1
+    tab.change_steps(session, no_bar, False, *[True] * rest, *[1] * (rest + 1))
+    assert anna.current.title == "Eyeglasses" and not np.array_equal(anna.current.edited, both.edited)
+    number = len(anna.squares)
+    tab.change_steps(session, no_bar, *[True] * (rest + 1), 0.5, *[1] * rest)
+    assert anna.source.steps[0].settings.manipulation_strength == 0.5
+    assert len(anna.squares) == number + 2, "both steps were made anew"
+    tab.change_steps(session, no_bar, *[True] * (rest + 1), *[1] * (rest + 1))
+    assert np.array_equal(anna.current.edited, both.edited)
+
+
+def test_an_edit_is_confined_and_made_again_from_its_file(tab, ask_for, tmp_path):
+    """By another visitor who has the photograph and the mask, to the byte; and not without."""
+    session, anna = asking("anna"), tab.visitors.of(asking("anna"))
+    with pytest.raises(gr.Error, match="no face found"):
+        tab.region.choose(session, "Lower half")
+    mask = tmp_path / "hash" / "mask.png"
+    mask.parent.mkdir()
+    Image.fromarray(np.repeat(np.uint8([0, 255]), 32)[:, None].repeat(64, 1)).save(mask)
+    tab.region.take(session, {"path": str(mask)})
+    first = ask_for(pins=("Male",), Eyeglasses=1.0)
+    changed = (first.edited != first.source.original).any((1, 2))
+    assert changed.any() and not changed[:32].any()
+    tab.continue_from(session)
+    last = ask_for(Smiling=1.0)
+    file = last.folder / "edit.png"
+    ben, photograph = tab.visitors.of(asking("ben")), Path(anna.source.settings.source_image)
+    send_to = lambda path: (setattr(ben, "upload", path), tab.take(asking("ben")))[1]  # noqa: E731
+    assert "send its photograph" in str(send_to(file)[tab.line])
+    assert "load the mask" in str(send_to(photograph)[tab.line])
+    tab.region.take(asking("ben"), {"path": str(mask)})
+    shows = send_to(file)
+    assert (ben.current.folder / "edit.png").read_bytes() == file.read_bytes()
+    assert ben.current.title == last.title and ben.mask.name == anna.mask.name
+    assert shows[tab.fields.sliders["Smiling"]] == 1.0 and shows[tab.seed] == "0"
+    assert ben.source.steps[0].settings.pins == ("Male",)
+
+
+LIES = (
+    {"steps": 5}, {"steps": [5]}, {"steps": [{"attributes": ["x"]}]}, {"attributes": 5},
+    {"attributes": ["Smilng=1"]}, {"seed": "x"}, {"seed": 10**400}, {"num_inference_steps": 10**9},
+    {"manipulation_strength": [1]}, {"landmarks": "x"}, {"face": {}}, {"attributes": []},
+    {"steps": [{"attributes": ["Smiling=1"]}] * 9}, {"hold": "Male"}, {"mask": "../../x.png"},
+)  # fmt: skip
+
+
+def test_notes_that_lie_are_refused_in_one_line(tab, ask_for, tmp_path):
+    edit, anna = ask_for(Smiling=1.0), tab.visitors.of(asking("anna"))
+    note = read_note(edit.folder / "edit.png")
+    for number, lie in enumerate(LIES):
+        anna.upload = tmp_path / f"{number}.png"
+        Image.new("RGB", (64, 64)).save(anna.upload)
+        write_note(anna.upload, Note({**note.settings, **lie}, note.files))
+        line = str(tab.take(asking("anna"))[tab.line])
+        assert "mask" in lie or (anna.current is None and re.search("Not made|It says what", line)), lie
+        anna.note = None
+        anna.show(edit.source, edit)
+
+
+def test_paintings_that_lie_change_nothing(tab, tmp_path):
+    session, anna = asking("anna"), tab.visitors.of(asking("anna"))
+    (tmp_path / "hash").mkdir()
+    path = tmp_path / "hash" / "layer.png"
+    layer = {"layers": [{"path": str(path)}]}
+    Image.new("RGBA", (384, 384), (0, 0, 0, 153)).save(path)
+    tab.region.paint(session, layer)
+    assert (np.asarray(Image.open(anna.mask)) == 255).all()
+    for painting in (None, 5, {}, {"layers": 5}, {"layers": []}):
+        tab.region.paint(session, painting)
+    assert anna.mask
+    Image.new("RGB", (9, 9)).save(path)
+    for painting in (layer, {"layers": [5]}, {"layers": [{"path": "/etc/passwd"}]}):
+        with pytest.raises(gr.Error, match=r"paint once more|did not arrive"):
+            tab.region.paint(session, painting)
 
 
 def test_a_search_shows_the_groups_that_it_names(tab):
@@ -288,6 +410,35 @@ def test_the_meter_says_what_was_asked_for_and_what_leaked():
         ("leak", "&lt;b&gt;", "50% → 10%"),
     ]
     assert "not believed" in leak_meter(names, before, after, {"Smiling": 0.0})
+    html = leak_meter(names, before, after, {"Smiling": 1.0}, {"Male": 1, "<b>": 1}, ("Young",))
+    rows = re.findall(r'<tr class="(\w+)"><th scope="row">(.*?)</th>', html)
+    kinds = [("pin", "Young"), ("request", "Smiling"), ("leak", "&lt;b&gt;"), ("with", "Male")]
+    assert rows == kinds and "1 of 2 others changed sides. 1 more go with" in html and "held" in html
+
+
+def test_what_excludes_a_request_goes_with_it(worker):
+    """Black hair ends with blond hair; where black hair ends, the likeliest other colour comes. What
+    correlates in the training rows goes along, and what does not does not."""
+    read = np.full(40, 0.1)
+    read[CELEBA_ATTRIBUTES.index("Gray_Hair")] = 0.3
+    assert worker.related({"Blond_Hair": 1.0}, read)["Black_Hair"] == -1
+    assert worker.related({"Black_Hair": 0.0}, read)["Gray_Hair"] == 1
+    rows, counts = worker.model.attribute_prior.rows(), worker.model.attribute_prior.counts
+    table = np.corrcoef(rows.repeat_interleave(counts, 0).numpy().T)
+    column = CELEBA_ATTRIBUTES.index("Male")
+    goes = {name for name, each in zip(CELEBA_ATTRIBUTES, table[column], strict=True) if abs(each) > 0.3}
+    assert set(worker.related({"Male": 1.0}, read)) == goes - {"Male"} and len(goes) > 1
+
+
+def test_sliders_say_what_seldom_works():
+    """Those with under half of the flips in the table of results."""
+    table = (ROOT / "docs/results.md").read_text().split("### All attributes")[1].split("###")[0]
+    seldom = {}
+    for name, added, removed in re.findall(r"\| (\w+) \| ([\d.]+) \| ([\d.]+) \|", table):
+        ways = [way for way, flips in (("comes", added), ("goes", removed)) if float(flips) < 0.5]
+        if ways:
+            seldom[name] = " or ".join(ways)
+    assert seldom == SELDOM
 
 
 def test_an_edit_that_is_drawn_is_believed(worker):
@@ -584,10 +735,10 @@ def test_a_visit(visit, photo, tmp_path):
     drag(opened, "Eyeglasses", 1)
     assert "Eyeglasses" in says(opened, "#edit_status", "seconds.")
     assert re.search(r"Eyeglasses\s+\d+% → \d+%\s+(not )?believed", opened.inner_text("#meter"))
-    first = opened.locator("#compared img").last.get_attribute("src")
+    first = opened.locator("#whole img").last.get_attribute("src")
 
     edit(opened, "Smile", "Smiling:")
-    assert opened.locator("#compared img").last.get_attribute("src") != first
+    assert opened.locator("#whole img").last.get_attribute("src") != first
     opened.locator("#past button").first.click()
     says(opened, "#edit_status", "Eyeglasses:")
     assert opened.locator("#attribute-Eyeglasses input[type=range]").input_value() == "1"
@@ -595,15 +746,92 @@ def test_a_visit(visit, photo, tmp_path):
     opened.locator("#past button").last.click()
     says(opened, "#edit_status", "Right: Eyeglasses")
 
-    opened.get_by_role("button", name="Take it away").click()
-    line = opened.locator("#take textarea").input_value()
-    with opened.expect_download() as download:
-        opened.locator("#take a[download='edit.png']").click()
     saved = tmp_path / "saved.png"
-    download.value.save_as(saved)
+    taken(opened, saved)
+    line = opened.locator("#take textarea").input_value()
     script = [sys.executable, ROOT / "manipulate.py", *shlex.split(line)[2:]]
     subprocess.run([*script, "--output_dir", tmp_path], cwd=photo.parent, check=True)
     assert saved.read_bytes() == (tmp_path / "edits" / "000.png").read_bytes()
+
+
+def test_a_part_is_painted_and_steps_are_undone_and_brought_back(visit, photo, tmp_path):
+    """Painted and erased, saved, loaded; two steps, undo, redo, off; a lock; and another visitor drops
+    the result."""
+    opened = visit()
+    send(opened, photo)
+    opened.get_by_role("button", name="Change only a part of it").click()
+    canvas = opened.locator("#painting canvas").first
+    opened.wait_for_timeout(2000)  # it draws the picture
+
+    def stroke():
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        at = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])  # noqa: E731
+        opened.mouse.move(*at(0.45, 0.45))
+        opened.mouse.down()
+        opened.mouse.move(*at(0.55, 0.6), steps=5)
+        opened.mouse.up()
+
+    stroke()
+    says(opened, "#region_line", "%")
+    opened.wait_for_timeout(5000)  # the end of the stroke arrives
+    painted = opened.inner_text("#region_line")
+    with opened.expect_download() as download:
+        opened.locator("#save_mask").click()
+    download.value.save_as(tmp_path / "mask.png")
+    opened.get_by_label("Erase").first.click()
+    stroke()
+    fewer = "most => parseInt(document.querySelector('#region_line').innerText) < parseInt(most)"
+    opened.wait_for_function(fewer, arg=painted)
+    load_mask(opened, tmp_path / "mask.png")
+    assert says(opened, "#region_line", painted)
+
+    opened.get_by_label("Lock blond hair").check()
+    edit(opened, "Glasses", "Eyeglasses:")
+    assert opened.locator("#meter tr").first.inner_text().startswith("Blond hair")
+    opened.get_by_role("button", name="Go on").click()
+    edit(opened, "Smile", "Eyeglasses, then smiling:")
+    buttons = opened.locator("#edit_bar")
+    undo, redo = (buttons.get_by_role("button", name=name) for name in ("Undo", "Redo"))
+    undo.click()
+    undo.click()
+    says(opened, "#edit_status", "Eyeglasses:")
+    assert not opened.locator("#steps input[type=checkbox]").count()
+    redo.click()
+    redo.click()
+    says(opened, "#edit_status", "Eyeglasses, then smiling:")
+    switch = opened.locator("#steps input[type=checkbox]")
+    switch.uncheck()
+    says(opened, "#edit_status", "Smiling:")
+    switch.check()
+    says(opened, "#edit_status", "Eyeglasses, then smiling:")
+    first = taken(opened, tmp_path / "first.png")
+
+    other = visit()
+    send(other, photo)
+    other.get_by_role("button", name="Change only a part of it").click()
+    load_mask(other, tmp_path / "mask.png")
+    says(other, "#region_line", "%")
+    other.set_input_files("#upload input[type=file]", tmp_path / "first.png")
+    says(other, "#edit_status", "Eyeglasses, then smiling:")
+    assert other.locator("#attribute-Smiling input[type=range]").input_value() == "1"
+    assert other.get_by_label("Lock blond hair").is_checked()
+    assert taken(other, tmp_path / "second.png") == first
+
+
+def load_mask(opened, path: Path) -> None:
+    with opened.expect_file_chooser() as chooser:
+        opened.locator("#load_mask").click()
+    chooser.value.set_files(path)
+
+
+def taken(opened, path: Path) -> bytes:
+    """The file of the edit that a page shows."""
+    opened.get_by_role("button", name="Take it away").click()
+    with opened.expect_download() as download:
+        opened.locator("#take a[download='edit.png']").click()
+    download.value.save_as(path)
+    return path.read_bytes()
 
 
 def test_a_new_face_is_edited_and_becomes_an_end(visit):
@@ -748,7 +976,7 @@ def test_it_works_below_a_path(start, browser, photo):
     opened.wait_for_selector("#upload input[type=file]", state="attached")
     send(opened, photo)
     edit(opened, "Glasses", "Eyeglasses:")
-    opened.wait_for_function("() => document.querySelector('#compared img')?.naturalWidth")
+    opened.wait_for_function("() => document.querySelector('#whole img')?.naturalWidth")
     opened.close()
     proxy.shutdown()
     assert not missing and len(server.lines) == 1
@@ -757,6 +985,10 @@ def test_it_works_below_a_path(start, browser, photo):
 def test_it_fits_a_telephone(visit):
     opened = visit(viewport={"width": 390, "height": 800})
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    opened.evaluate("scrollTo(0, 1000)")  # both pictures stay above the sliders, the buttons below them
+    edges = "[...document.querySelectorAll('#pictures, #edit_bar')].map(e => e.getBoundingClientRect())"
+    pictures, bar = opened.evaluate(f"{edges}.map(e => [e.top, e.bottom])")
+    assert abs(pictures[0]) < 2 and pictures[1] < 400 and abs(bar[1] - 800) < 2
     unlabelled = """() => [...document.querySelectorAll('input:not([type=file]), textarea, button')]
         .filter(each => each.offsetParent && !each.labels?.length && !each.ariaLabel && !each.title
                 && !each.getAttribute('aria-labelledby') && !each.innerText.trim() && !each.placeholder)
@@ -779,9 +1011,36 @@ def test_a_page_that_cannot_open_says_so():
     assert len(run.stderr.strip().splitlines()) == 1
 
 
+def test_it_works_by_program(address, photo, tmp_path):
+    """The example of docs/page.md. Nothing else can be called, and errors are one line."""
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    text = (ROOT / "docs/page.md").read_text()
+    example = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    example = example.replace("http://127.0.0.1:7860", address).replace("me.jpg", str(photo))
+    values = {}
+    exec(example, values)
+    assert [Image.open(each).size for each in values["faces"]] == [(64, 64)] * 2
+    assert Image.open(values["whole"]).size == (256, 256) and Image.open(values["film"]).n_frames > 3
+    client = Client(address, verbose=False)
+    assert sorted(client.view_api(return_format="dict")["named_endpoints"]) == [
+        "/edit", "/generate", "/interpolate",
+    ]  # fmt: skip
+    outside = {"path": str(tmp_path / "no.png"), "url": "http://127.0.0.1:9/x.png"}
+    for bad in ((outside, "Smiling=1"), ("x", "Smiling=1"), (None, "")):
+        with pytest.raises(AppError, match="did not arrive"):
+            client.predict(*bad, api_name="/edit")
+    for bad in (("Smilng=1",), ("Smiling=1", 10**9), ({"Smiling": {}},), ("", 1, -1)):
+        with pytest.raises(AppError, match=r"did you mean|give|expected|seed"):
+            client.predict(*bad, api_name="/generate")
+
+
 def test_nobody_reads_files_of_this_machine(address):
     """The route of files gives what the page made alone."""
     for path in ("/etc/passwd", str(ROOT / "config.py"), str(ROOT / "pretrained")):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address}/gradio_api/file={path}")
         assert refused.value.code in (403, 404)
+    with urllib.request.urlopen(f"{address}/gradio_api/component_server", b"{}") as answer:
+        assert answer.read() == b"null", "what gradio would keep is not taken"

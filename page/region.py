@@ -1,0 +1,128 @@
+"""The part of a picture that an edit may change: painted, loaded, from the change, or usual."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+import studio
+from config import MASKS
+from figures.grids import save_image
+from image_data.photograph import Photograph, from_levels
+from image_data.picture import read_picture
+from page.parts import COMPUTES, QUICK, one_line_errors, status_line
+from page.visitors import Visitor, Visitors
+from page.worker import Worker
+
+CANVAS = 384  # side of what is painted on, in pixels; by eye: a column of the page
+PAINT = COLOUR, OPACITY = "#56b4e9", 0.6
+CHANGED, EVERYWHERE = "Where it changed", "Everywhere"
+
+
+class Region:
+    """The tools for a region. An edit takes the visitor's."""
+
+    def __init__(self, worker: Worker, visitors: Visitors):
+        self.worker, self.visitors = worker, visitors
+        usual = [name.replace("_", " ").capitalize() for name in MASKS]
+        self.usual = dict(zip(usual, MASKS, strict=True)) if studio.knows_faces(worker.model) else {}
+        with gr.Accordion("Change only a part of it", open=False, elem_id="region"):
+            self.editor = gr.ImageEditor(
+                label="Paint what may change", elem_id="painting", layers=False, transforms=(),
+                brush=gr.Brush(40, colors=[PAINT], default_color=PAINT, color_mode="fixed"), sources=(),
+                eraser=gr.Eraser(40), canvas_size=(CANVAS, CANVAS), format="png", buttons=[],
+            )  # fmt: skip
+            with gr.Row():
+                names = (*self.usual, CHANGED, EVERYWHERE)
+                self.choices = [gr.Button(name, min_width=90) for name in names]
+            with gr.Row():
+                self.load = gr.UploadButton("Load a mask", elem_id="load_mask", file_types=["image"])
+                self.save = gr.DownloadButton("Save it", elem_id="save_mask")
+            self.line = gr.HTML(status_line("All of the frame may change."), elem_id="region_line")
+
+    def connect(self, image: gr.Image) -> None:
+        """``image`` shows the region, beside the change."""
+        self.image = image
+        self.outputs = [self.editor, self.image, self.save, self.line]
+        paints = QUICK | {"trigger_mode": "always_last", "preprocess": False}
+        self.editor.input(self.paint, [self.editor], self.outputs[1:], **paints)
+        for button in self.choices:
+            button.click(self.choose, [button], self.outputs, **COMPUTES)
+        self.load.upload(self.take, [self.load], self.outputs, preprocess=False, **QUICK)
+
+    # ---------------------------------------------------------------- handlers
+
+    @one_line_errors()
+    def paint(self, request: gr.Request, painting: Any) -> dict:
+        """The region as it was painted and erased."""
+        visitor = self.visitors.of(request)
+        layers = painting.get("layers") if isinstance(painting, dict) else None
+        if not isinstance(layers, list) or not layers or visitor.source is None:
+            return {self.line: gr.update()}
+        side = self.worker.model.config.image_size
+        path = self.visitors.received(visitor, layers[-1])
+        try:
+            alpha = read_picture(path).alpha
+        finally:
+            shutil.rmtree(path.parent)
+        if alpha is None:
+            raise ValueError("that painting is no layer of the page: paint once more")
+        levels = np.asarray(alpha.resize((side, side), Image.Resampling.BOX)) / OPACITY
+        return self.set(visitor, from_levels(levels.clip(0, 255)), painted=True)
+
+    @one_line_errors()
+    def choose(self, request: gr.Request, name: str) -> dict:
+        visitor, mask = self.visitors.of(request), None
+        source = visitor.picture()
+        if name in self.usual:
+            photograph = self.photograph(visitor)
+            mask = studio.open_mask(self.worker.model, photograph, self.usual[name], source.search)
+        elif name == CHANGED:
+            mask = studio.mask_of_change(source.original, visitor.shown_edit().edited)
+        return self.set(visitor, mask)
+
+    @one_line_errors()
+    def take(self, request: gr.Request, upload: Any) -> dict:
+        """A region from a file."""
+        visitor = self.visitors.of(request)
+        photograph, path = self.photograph(visitor), self.visitors.received(visitor, upload)
+        return self.set(visitor, studio.open_mask(self.worker.model, photograph, str(path)))
+
+    # ---------------------------------------------------------------- what is seen
+
+    def photograph(self, visitor: Visitor) -> Photograph:
+        return studio.open_photograph(self.worker.model, visitor.picture().settings)[0]
+
+    def set(self, visitor: Visitor, mask: np.ndarray | None, painted: bool = False) -> dict:
+        """Keep a mask (S, S) in [0, 1] for the edits that follow. An empty one is none."""
+        visitor.mask = None
+        if mask is not None and mask.any():
+            path = visitor.folder / f"mask_{studio.hash_of((255 * mask).round())[:12]}.png"
+            if not path.exists():
+                save_image((255 * mask).round().astype(np.uint8), path)
+            visitor.mask = path
+        shows = self.show(visitor)
+        if painted:  # the browser has it, and may have painted on
+            del shows[self.editor]
+        return shows
+
+    def show(self, visitor: Visitor) -> dict:
+        """What is seen of a visitor's region."""
+        background = str(visitor.picture().frame.with_name("close.png"))
+        value: dict[str, Any] = {"background": background, "layers": [], "composite": background}
+        text = "All of the frame may change."
+        if visitor.mask:
+            levels = np.asarray(Image.open(visitor.mask))
+            paint = Image.new("RGBA", (CANVAS, CANVAS), COLOUR)
+            alpha = Image.fromarray((levels * OPACITY).astype(np.uint8))
+            paint.putalpha(alpha.resize(paint.size, Image.Resampling.BILINEAR))
+            layer = visitor.mask.with_suffix(".layer.png")
+            paint.save(layer)
+            value["layers"] = [str(layer)]
+            text = f"{levels.mean() / 255:.0%} of the frame may change. Press Edit."
+        shows: dict[Any, Any] = dict.fromkeys((self.image, self.save), visitor.mask)
+        return shows | {self.editor: value, self.line: status_line(text)}
