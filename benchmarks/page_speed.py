@@ -80,9 +80,13 @@ class Server:
         return match[1] if match else ""
 
     def close(self, number: int = signal.SIGTERM) -> int:
-        """End it by a signal. Returns its exit code."""
+        """End it by a signal. Returns its exit code, after a minute that of a kill."""
         self.process.send_signal(number)
-        self.process.wait()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.folder.cleanup()
         return self.process.returncode
 

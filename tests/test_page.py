@@ -627,7 +627,9 @@ def test_nothing_stays_behind_however_a_page_ends(start, tmp_path):
     first = start(folder=tmp_path, variables=PROXIES)
     (its_own,) = folders()
     assert its_own != left
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else nohup around the tests counts for it
     second = start("--host", "::1", folder=tmp_path)
+    signal.signal(signal.SIGHUP, hangup)
     assert second.address.startswith("http://[::1]:")
     assert len(folders()) == 2 and its_own.exists()
     for server, number in ((first, signal.SIGTERM), (second, signal.SIGHUP)):
