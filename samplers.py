@@ -58,12 +58,13 @@ def quadratic(schedule: NoiseSchedule, number: int) -> np.ndarray:
 
 
 def log_snr(schedule: NoiseSchedule, number: int) -> np.ndarray:
-    """From T - 1 to 0, with the log-SNR as evenly spaced as whole timesteps allow (Lu et al. 2022,
+    """From T - 1 down, with the log-SNR as evenly spaced as whole timesteps allow (Lu et al. 2022,
     arXiv:2206.00927, section 3.3). The first step skips from T - 1 over all timesteps that are noisier
-    than ``NOISIEST``, because nothing of the image shows there."""
+    than ``NOISIEST``, because nothing of the image shows there. 15 steps or more end at 0. Fewer end
+    where log(signal / noise) is number / 2 - 2, so that enough are left for high noise (docs/log.md)."""
     steps = np.arange(schedule.num_timesteps)
     values = schedule.half_log_snr(torch.from_numpy(steps)).numpy()  # they fall with t
-    levels = np.linspace(max(values[-1], NOISIEST), values[0], number)
+    levels = np.linspace(max(values[-1], NOISIEST), min(values[0], number / 2 - 2), number)
     levels[0] = values[-1]  # sampling starts at the last timestep
     return _distinct(np.interp(levels, values[::-1], steps[::-1]))
 

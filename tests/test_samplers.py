@@ -97,6 +97,13 @@ def test_grids_are_even_in_what_they_say(schedule):
         assert ((middle - width).abs() < 0.3 * width).all()
 
 
+def test_few_steps_are_not_spent_where_hardly_any_noise_is_left(schedule):
+    for number, end in ((5, 0.5), (8, 2.0)):
+        last_step = timestep_grid(schedule, number, "log_snr")[-2]
+        assert abs(float(schedule.half_log_snr(last_step)) - end) < 0.1
+    assert timestep_grid(schedule, 20, "log_snr")[-2] == 0
+
+
 # ---------------------------------------------------------------- agreement with diffusers
 
 
