@@ -257,7 +257,7 @@ def edit_guidance(schedule, t, x_t, source, strength=1.0, **options):
     guide, editing = MeanGuide(), EditConfig(cfg_scale=3.0, margin=4.0, **options)
     base, target, wanted = torch.tensor([[[-1.0, 1.0]], [[1.0, 1.0]], [[1.0, 0.0]]])
     odds, pair = {t: guide.log_odds(source, t)}, PairDenoiser(schedule)
-    steering = Steering(guide, [0, 1], wanted, odds, editing)
+    steering = Steering(guide, [0, 1], wanted, odds, torch.full((2,), editing.hold), editing)
     return towards(lambda rows: pair, base, target, schedule, steering, strength)(x_t, t)[0]
 
 
@@ -296,7 +296,8 @@ def test_each_of_several_wanted_attributes_fades_when_it_is_there(schedule, t=40
     for mean, share, scale in ((2.0, 0.0, 3.0), (-2.0, 1.0, 3 / math.sqrt(2))):
         x_t = noise(1, 3, 8, 8)
         x_t += mean - x_t.mean()
-        steering = Steering(guide, [0, 1], wanted, {t: guide.log_odds(x_t, t)}, editing)
+        odds, firmness = {t: guide.log_odds(x_t, t)}, torch.zeros(2)
+        steering = Steering(guide, [0, 1], wanted, odds, firmness, editing)
         found, _ = towards(under, base, -base, schedule, steering, 1.0)(x_t, t)
         torch.testing.assert_close(rows[-1], torch.tensor([[-1.0, -1.0], [2 * share - 1, 1.0]]))
         from_base, from_target = (pair.branch(x_t, t, which)[0] for which in (False, True))
