@@ -52,7 +52,7 @@ from page.worker import Worker
 from synthetic_faces.dataset import draw_parameters, render
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 120 * 1000  # to wait for a picture, in milliseconds: slow machines are no failure
+SECONDS = 300 * 1000  # to wait for a picture, in milliseconds: slow machines are no failure
 
 
 def plain_face(number: int) -> tuple[int, np.ndarray]:
