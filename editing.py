@@ -132,6 +132,29 @@ def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[f
 
 
 @dataclass(frozen=True)
+class NoisySource:
+    """What edits of photographs share, whatever is asked for.
+
+    Attributes:
+        x0: (B, C, h, w).
+        decoded: x0 as pixels (B, 3, S, S) in [-1, 1].
+        original: the photographs, in the same form.
+        grid: falling timesteps, -1 last.
+        noise: for each step the noise eps (B, C, h, w).
+        noisy: x_t (B, C, h, w) for each timestep.
+        odds: ``guide.log_odds`` of x_t for each timestep; empty where no guide steers.
+    """
+
+    x0: Tensor
+    decoded: Tensor
+    original: Tensor
+    grid: list[int]
+    noise: list[Tensor]
+    noisy: dict[int, Tensor]
+    odds: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
 class Steering:
     """How a guide steers an edit.
 
@@ -372,6 +395,31 @@ class Editor:
         return invert_ddim(denoise, self.schedule, x0, grid, progress)
 
     @torch.no_grad()
+    def prepare_source(
+        self,
+        source_image: Tensor,
+        editing: EditConfig,
+        guide: GuidanceClassifier | None = None,
+        generator: Generator = None,
+    ) -> NoisySource:
+        """Compute once what edits of these photographs share: see ``prepare_edit``.
+
+        Args:
+            editing: resolved.
+        """
+        model, schedule = self.model, self.schedule
+        guide = model.guide if guide is None else guide
+        x0 = model.encode_images(source_image)
+        grid = edit_grid(schedule, editing)
+        noise = [randn_like(x0, generator) for _ in grid[:-1]]
+        noisy = {t: schedule.q_sample(x0, t, eps) for t, eps in zip(grid[:-1], noise, strict=True)}
+        odds = {}
+        if guide is not None and editing.guide_scale:
+            odds = {t: guide.log_odds(x_t, t) for t, x_t in noisy.items()}
+        original = PIXELS.encode(source_image.to(x0.device))
+        return NoisySource(x0, self.first_stage.to_pixels(x0), original, grid, noise, noisy, odds)
+
+    @torch.no_grad()
     def prepare_edit(
         self,
         source_image: Tensor,
@@ -383,35 +431,38 @@ class Editor:
         progress: Progress = False,
         mask: Tensor | None = None,
         pins: Sequence[str] = (),
+        source: NoisySource | None = None,
     ) -> EditAt:
-        """Compute once what edits of these photographs share. Return ``edit`` as a function of the
-        strength alone. A single source may have many targets.
+        """Compute once what edits at all strengths share. Return ``edit`` as a function of the strength
+        alone. A single source may have many targets.
 
         Edits start at the timestep t_start T. Less noise keeps more of the composition.
 
         Args:
             mask: (S, S) in [0, 1], 1 where edits may act; None is everywhere.
             pins: names of attributes that the guide holds firmly.
+            source: of ``prepare_source``, with the same arguments and a generator in the same state.
         """
         model, schedule = self.model, self.schedule
         guide = model.guide if guide is None else guide
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
-        x0 = model.encode_images(source_image)
-        decoded = self.first_stage.to_pixels(x0)
-        lost = lost_pixels(source_image, decoded)
-        original = PIXELS.encode(source_image.to(x0.device))
-        read = model.attribute_rows(source_attributes, len(x0))
-        named = model.attribute_rows(target_attributes, len(x0) if len(x0) > 1 else None)
+        once = len(source_image)
+        read = model.attribute_rows(source_attributes, once)
+        named = model.attribute_rows(target_attributes, once if once > 1 else None)
         number = len(named)
         names = model.config.attribute_names
         named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
         editing = resolve(editing, [names[i] for i in named_columns], guide is not None)
         cfg_scale = editing.cfg_scale
         assert cfg_scale is not None  # resolved
-        grid = edit_grid(schedule, editing)
-        noise = [randn_like(x0, generator).expand(number, -1, -1, -1) for _ in grid[:-1]]
-        x0, read = x0.expand(number, -1, -1, -1), read.expand(number, -1)
+        if source is None:
+            source = self.prepare_source(source_image, editing, guide, generator)
+        decoded, original, grid = source.decoded, source.original, source.grid
+        lost = lost_pixels(source_image, decoded)
+        noise = [eps.expand(number, -1, -1, -1) for eps in source.noise]
+        noisy = {t: x_t.expand(number, -1, -1, -1).contiguous() for t, x_t in source.noisy.items()}
+        x0, read = source.x0.expand(number, -1, -1, -1), read.expand(number, -1)
 
         oppose = editing.oppose and not model.config.one_hot  # a class has no opposite
         base = torch.where(named == 0, read, -named.sign()) if oppose else read
@@ -421,18 +472,15 @@ class Editor:
         region = None if mask is None else softened(mask.to(x0.device))
         target = torch.where(request == 0, read, request)
         own = model.denoiser(base)
-        noisy = {t: schedule.q_sample(x0, t, eps) for t, eps in zip(grid[:-1], noise, strict=True)}
         x0_hats = [own(x_t, t)[0] for t, x_t in noisy.items()]
         pair = model.denoiser(torch.cat([base, target]))
         steered = guide if editing.guide_scale else None
         if steered is not None:
             columns = model.check_guide(steered)
             goal = named.sign()[:, columns]
-            once = len(source_image)  # a single photograph is read once for all its targets
-            odds = {t: steered.log_odds(x_t[:once], t) for t, x_t in noisy.items()}
             firmness = x0.new_full((len(names),), editing.hold)
             firmness[pinned] = max(PINNED, editing.hold)
-            steering = Steering(steered, columns, goal, odds, firmness[columns], editing)
+            steering = Steering(steered, columns, goal, source.odds, firmness[columns], editing)
         elif editing.guide_scale:
             read_head = model.attribute_reader()
             head_odds = read_head(x0)  # of the source

@@ -35,7 +35,7 @@ from config import (
     SamplingConfig,
 )
 from diffusion_model import ConditionalDiffusion, load_model
-from editing import EditAt, Editor, smallest_edit
+from editing import EditAt, Editor, NoisySource, smallest_edit
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
 from image_data.photograph import MASKS, Photograph, from_levels
@@ -461,21 +461,28 @@ def prepare_edits(
     """
     check_pins(settings, guide)
     names = model.config.attribute_names
+    editor, image = Editor(model), torch.from_numpy(square)[None]
     region = None if mask is None else torch.from_numpy(mask)
-    edits = [
-        Editor(model).prepare_edit(
-            torch.from_numpy(square)[None],
+    sources: dict[EditConfig, NoisySource] = {}  # rows with the same needs share one
+    edits = []
+    for row in rows:
+        named = [names[i] for i in row.nonzero()[:, 0].tolist()]
+        config = resolve_edit(settings, model, guide, named)
+        if config not in sources:
+            generator = torch.Generator().manual_seed(settings.seed)
+            sources[config] = editor.prepare_source(image, config, guide, generator)
+        edit_at = editor.prepare_edit(
+            image,
             row[None],
-            resolve_edit(settings, model, guide, [names[i] for i in row.nonzero()[:, 0].tolist()]),
+            config,
             source_attributes=attributes,
             guide=guide,
-            generator=torch.Generator().manual_seed(settings.seed),
             progress=progress,
             mask=region,
             pins=settings.pins,
+            source=sources[config],
         )
-        for row in rows
-    ]
+        edits.append(edit_at)
     return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])
 
 
