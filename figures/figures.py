@@ -25,7 +25,7 @@ from attributes import parse_request
 from checkpoint import build, load_checkpoint, load_first_stage, refusing
 from config import SPLITS, ModelConfig, SamplingConfig, in_file_name
 from diffusion_model import ConditionalDiffusion
-from figures.grids import caption, labelled_grid, readable, save_gif, save_grid
+from figures.grids import caption, readable, save_film, save_grid
 from figures.plots import save_bars, save_curves, save_matrix, save_scatter
 from figures.unet_drawing import save_unet_drawing
 from image_data.cached import ImageDataset
@@ -297,12 +297,8 @@ def animation(sources: Sources) -> list[Path]:
     """The reverse chain as a film: x_t above, x0_hat below, a captioned column for each request."""
     noisy, clean, _ = sources.chain
     labels = [*[""] * noisy.shape[1], *sources.captions]
-    scale = max(1, round(128 / noisy.shape[3]))  # a film of larger frames is slow to load
-    frames = [
-        np.asarray(labelled_grid(np.concatenate(rows), labels, noisy.shape[1], scale=scale))
-        for rows in zip(noisy, clean, strict=True)
-    ]
-    return [save_gif(sources.out / "animation.gif", np.stack(frames), scale=1, back=False)]
+    frames = np.concatenate([noisy, clean], axis=1)
+    return [save_film(sources.out / "animation.gif", frames, labels, noisy.shape[1])]
 
 
 def interpolation(sources: Sources) -> list[Path]:

@@ -153,6 +153,14 @@ def save_grid(path: str | Path, images: np.ndarray, labels: Sequence[str], colum
     return path
 
 
+def save_film(path: str | Path, frames: np.ndarray, labels: Sequence[str], columns: int) -> Path:
+    """Write frames (F, N, H, W, 3), each a ``labelled_grid`` of N images, as an animation that plays
+    forward."""
+    scale = max(1, round(128 / frames.shape[3]))  # a film of larger frames is slow to load
+    grids = [np.asarray(labelled_grid(images, labels, columns, scale=scale)) for images in frames]
+    return save_gif(path, np.stack(grids), scale=1, back=False)
+
+
 def save_gif(path: str | Path, images: np.ndarray, scale: int | None = None, back: bool = True) -> Path:
     """Write images (N, H, W, 3) as an animation without end. Each is shown for FRAME_TIME.
 

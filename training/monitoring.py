@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from checkpoint import replace_file
-from figures.grids import labelled_grid, save_gif, save_grid
+from figures.grids import save_film, save_grid
 from flags import flags_of
 from layers import widest
 from training.batches import seed_everything
@@ -299,6 +299,4 @@ def save_frames(path: Path, frames: np.ndarray, rows: int = 4) -> None:
     number, total = frames.shape[:2]
     strip = frames[:, :rows].swapaxes(0, 1).reshape(-1, *frames.shape[2:])
     save_grid(path.with_suffix(".png"), strip, [""] * len(strip), number)
-    scale = max(1, round(128 / frames.shape[3]))
-    grids = [np.asarray(labelled_grid(each, [""] * total, total, scale=scale)) for each in frames]
-    save_gif(path.with_suffix(".gif"), np.stack(grids), scale=1, back=False)
+    save_film(path.with_suffix(".gif"), frames, [""] * total, total)
