@@ -53,11 +53,11 @@ class Parser(argparse.ArgumentParser):
     dash and has a = is a value: -1=1 asks for a class named -1. If it ``raises``, it answers with a
     ValueError."""
 
+    raises = False
+
     def __init__(self, **options: Any):
         super().__init__(**options)
         self._negative_number_matcher = re.compile(r"-\.?\d|-[^-].*=")
-
-    raises = False
 
     def error(self, message: str) -> typing.NoReturn:
         if self.raises:
@@ -322,8 +322,11 @@ def write_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
 
 
 def read_yaml(kind: type[Kind], path: str | Path) -> Kind:
-    """The configuration that such a file sets. ValueError for one that sets what is no flag of it. A
-    stranger's may name any file."""
+    """The configuration that such a file sets. Of a stranger's file, do not open the paths it names.
+
+    Raises:
+        ValueError: for a file that sets what is no flag of the configuration.
+    """
     return parse(kind, None, ["--config", str(path)], raises=True)
 
 
