@@ -71,7 +71,7 @@ class Api:
         """An edit of a picture, as two files: the model's square, and the whole picture."""
         with self.guest() as visitor:
             source = PhotographSettings(str(self.visitors.received(visitor, picture)))
-            photograph, _ = studio.open_photograph(self.worker.model, source)
+            photograph = self.worker.photograph(source)
             settings = EditSettings(names(attributes), strength, seed=seed)
             if not settings.attributes:
                 raise ValueError('no attributes: give some, such as {"Smiling": 1}')

@@ -251,7 +251,7 @@ class EditTab:
         values = {name: note.settings[name] for name in ("landmarks", "face") if name in note.settings}
         try:
             settings = flags.from_values(PhotographSettings, values | {"source_image": photograph})
-            square = studio.open_photograph(self.worker.model, settings)[0].square
+            square = self.worker.photograph(settings).square
         except (OSError, ValueError):
             return None
         if studio.hash_of(square) != note.files.get("source_image", ("", ""))[1]:
@@ -266,7 +266,7 @@ class EditTab:
         source = visitor.picture()
         square = self.square_after(visitor, source, tuple(before), False)
         source = replace(source, steps=tuple(map(Step, before)), read=self.worker.read(square))
-        self.make(visitor, source, last, False, {})
+        self.make(visitor, source, last, self.worker.photograph(source.settings), False, {})
         return self.restore(visitor)
 
     @one_line_errors()
@@ -289,14 +289,14 @@ class EditTab:
     def move(self, request: gr.Request, *placing: float) -> dict:
         """Move, scale and turn the frame from where it is."""
         visitor = self.visitors.of(request)
-        photograph, _ = studio.open_photograph(self.worker.model, visitor.picture().settings)
+        photograph = self.worker.photograph(visitor.picture().settings)
         return self.look(visitor, moved(photograph, *placing))
 
     @one_line_errors()
     def point(self, request: gr.Request, event: gr.SelectData) -> dict:
         """A click on the picture: take the face that is there, or else move the frame there."""
         visitor = self.visitors.of(request)
-        photograph, _ = studio.open_photograph(self.worker.model, visitor.picture().settings)
+        photograph = self.worker.photograph(visitor.picture().settings)
         times = photograph.picture.width / parts.view(photograph.picture).width
         place = np.array(event.index, float) * times
         face = self.worker.face_at(photograph, place)
@@ -310,7 +310,7 @@ class EditTab:
         # The command says where the face is, so that it need not be found again.
         marks = tuple(round(value, 2) for value in photograph.landmarks or ())
         settings = replace(settings, landmarks=marks or None, face=1 if marks else 0)
-        photograph, _ = studio.open_photograph(self.worker.model, settings)
+        photograph = self.worker.photograph(settings)
         frame, square = visitor.new_folder() / "frame.jpg", photograph.square
         parts.framed(photograph).save(frame, quality=92)
         parts.view(photograph.picture).save(frame.with_name("whole.jpg"), quality=92)
@@ -346,27 +346,33 @@ class EditTab:
             )
             bar = parts.progress_bar(visitor, progress)
             if settings.attributes:
-                yield from self.preview(visitor, source, settings, bar)
-                yield self.make(visitor, source, settings, bar, along)
+                photograph = self.worker.photograph(source.settings)
+                yield from self.preview(visitor, source, settings, photograph, bar)
+                yield self.make(visitor, source, settings, photograph, bar, along)
             elif source.steps:
-                yield self.make(visitor, source, None, bar, along)
+                photograph = self.worker.photograph(source.settings)
+                yield self.make(visitor, source, None, photograph, bar, along)
             else:
                 if visitor.current:
                     visitor.show(source)
                 yield self.show(visitor) | {self.status: status_line("Nothing is asked for.")}
 
-    def preview(self, visitor: Visitor, source: Source, settings: EditSettings, bar: Progress):
+    def preview(
+        self,
+        visitor: Visitor,
+        source: Source,
+        settings: EditSettings,
+        photograph: Photograph,
+        bar: Progress,
+    ) -> Iterator[dict]:
         """The same edit in fewer steps, unless it is there already."""
-        started, chain = time.perf_counter(), tuple(s.settings for s in source.steps if s.is_on)
-        if (source.settings, (*chain, settings)) in visitor.squares:
+        started = time.perf_counter()
+        if (source.settings, (*source.chain, settings)) in visitor.squares:
             return
-        square = self.square_after(visitor, source, chain, bar)
+        square = self.square_after(visitor, source, source.chain, bar)
         few = replace(settings.editing, num_inference_steps=self.preview_steps)
         quick = self.worker.edit(square, replace(settings, editing=few))
-        folder, (photograph, _) = (
-            visitor.new_folder(),
-            studio.open_photograph(self.worker.model, source.settings),
-        )
+        folder = visitor.new_folder()
         seconds = time.perf_counter() - started
         yield {
             self.whole: (source.frame.with_name("whole.jpg"), self.save_view(photograph, quick, folder)),
@@ -382,6 +388,7 @@ class EditTab:
         visitor: Visitor,
         source: Source,
         settings: EditSettings | None,
+        photograph: Photograph,
         bar: Progress,
         along: dict[str, float],
     ) -> dict:
@@ -390,7 +397,7 @@ class EditTab:
         started = time.perf_counter()
         edit = Edit(source, settings, visitor.new_folder(), source.original, 0, self.no_meter)
         edit.edited = self.square_after(visitor, source, edit.chain, bar)
-        self.finish(edit)
+        self.finish(edit, photograph)
         edit.seconds = time.perf_counter() - started
         visitor.keep(edit)
         starts = self.fields.levels(source.read) if along or edit.along else {}
@@ -407,11 +414,12 @@ class EditTab:
         square = source.original
         for number, settings in enumerate(chain, 1):
             key = (source.settings, chain[:number])
-            if key not in visitor.squares:
-                visitor.squares[key] = self.worker.edit(square, settings, bar)
+            result = visitor.squares.get(key)
+            if result is None:
+                result = visitor.squares[key] = self.worker.edit(square, settings, bar)
                 for old in list(visitor.squares)[:-MOST_SQUARES]:
                     del visitor.squares[old]
-            square = visitor.squares.get(key, square)
+            square = result
         return square
 
     def save_view(self, photograph: Photograph, edited: np.ndarray, folder: Path) -> Path:
@@ -420,10 +428,9 @@ class EditTab:
         whole.save(folder / "whole.jpg", quality=92, comment="edited, not a photograph")
         return folder / "whole.jpg"
 
-    def finish(self, edit: Edit) -> None:
+    def finish(self, edit: Edit, photograph: Photograph) -> None:
         """Write the pictures of an edit, and its manifest. Ask the independent reader."""
         source, folder, names = edit.source, edit.folder, self.worker.judged_names
-        photograph, _ = studio.open_photograph(self.worker.model, source.settings)
         save_image(edit.edited, folder / "edit.png")
         if edit.chain:
             note = self.worker.note(photograph, source.settings, edit.chain)
@@ -478,10 +485,11 @@ class EditTab:
                 source.steps, values[:MOST_STEPS], values[MOST_STEPS:], strict=False
             )
         )
-        chain = tuple(step.settings for step in steps if step.is_on)
-        read = self.worker.read(self.square_after(visitor, source, chain, bar))
-        source = replace(source, steps=steps, read=read)
-        self.make(visitor, source, edit.settings if edit else None, bar, {})
+        source = replace(source, steps=steps)
+        square = self.square_after(visitor, source, source.chain, bar)
+        source = replace(source, read=self.worker.read(square))
+        settings = edit.settings if edit else None
+        self.make(visitor, source, settings, self.worker.photograph(source.settings), bar, {})
         return self.restore(visitor)
 
     @one_line_errors()
@@ -511,7 +519,7 @@ class EditTab:
     def paste(self, request: gr.Request) -> list[str]:
         """Write the whole picture with the current edit. Returns the files to take away."""
         edit = self.visitors.of(request).shown_edit()
-        photograph, _ = studio.open_photograph(self.worker.model, edit.source.settings)
+        photograph = self.worker.photograph(edit.source.settings)
         photograph.save_whole(edit.edited, edit.folder / "whole.png")
         if edit.chain:
             note = self.worker.note(photograph, edit.source.settings, edit.chain)

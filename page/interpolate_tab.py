@@ -71,7 +71,7 @@ class InterpolateTab:
     @one_line_errors()
     def interpolate(self, request: gr.Request, progress=BAR, *values) -> dict:
         frames, seed, *fields = values
-        visitor, model = self.visitors.of(request), self.worker.model
+        visitor = self.visitors.of(request)
         started, bar = time.perf_counter(), parts.progress_bar(visitor, progress)
         settings = InterpolateSettings(interpolation_steps=int(frames), seed=parts.seed_of(seed))
         ends = [visitor.ends.get(end) for end in ENDS]
@@ -79,7 +79,7 @@ class InterpolateTab:
             if not all(ends):
                 raise ValueError("two pictures are needed: drop them, or send generated faces here")
             first, last = (PhotographSettings(str(path)) for path in ends)
-            squares = [studio.open_photograph(model, each)[0].square for each in (first, last)]
+            squares = [self.worker.photograph(each).square for each in (first, last)]
             settings = replace(settings, target_image=last.source_image)
             result = self.worker.compute(studio.interpolate_photographs, squares, settings, bar)
             command = self.worker.command("interpolate", first, settings)

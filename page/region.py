@@ -12,7 +12,7 @@ from PIL import Image
 import studio
 from config import MASKS
 from figures.grids import save_image
-from image_data.photograph import Photograph, from_levels
+from image_data.photograph import from_levels
 from image_data.picture import read_picture
 from page.parts import COMPUTES, QUICK, one_line_errors, status_line
 from page.visitors import Visitor, Visitors
@@ -79,7 +79,7 @@ class Region:
         visitor, mask = self.visitors.of(request), None
         source = visitor.picture()
         if name in self.usual:
-            photograph = self.photograph(visitor)
+            photograph = self.worker.photograph(source.settings)
             mask = studio.open_mask(self.worker.model, photograph, self.usual[name], source.search)
         elif name == CHANGED:
             mask = studio.mask_of_change(source.original, visitor.shown_edit().edited)
@@ -89,13 +89,11 @@ class Region:
     def take(self, request: gr.Request, upload: Any) -> dict:
         """A region from a file."""
         visitor = self.visitors.of(request)
-        photograph, path = self.photograph(visitor), self.visitors.received(visitor, upload)
+        photograph = self.worker.photograph(visitor.picture().settings)
+        path = self.visitors.received(visitor, upload)
         return self.set(visitor, studio.open_mask(self.worker.model, photograph, str(path)))
 
     # ---------------------------------------------------------------- what is seen
-
-    def photograph(self, visitor: Visitor) -> Photograph:
-        return studio.open_photograph(self.worker.model, visitor.picture().settings)[0]
 
     def set(self, visitor: Visitor, mask: np.ndarray | None, painted: bool = False) -> dict:
         """Keep a mask (S, S) in [0, 1] for the edits that follow. An empty one is none."""

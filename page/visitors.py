@@ -58,6 +58,11 @@ class Source:
     read: np.ndarray  # how sure the model is of each attribute after the steps, 0 ... 1 (A,)
     steps: tuple[Step, ...] = ()
 
+    @property
+    def chain(self) -> tuple[EditSettings, ...]:
+        """The settings of the steps that are on."""
+        return tuple(step.settings for step in self.steps if step.is_on)
+
 
 @dataclass(eq=False)
 class Edit:
@@ -70,9 +75,8 @@ class Edit:
     seconds: float
     meter: str  # what the independent reader says, as HTML
     along: dict[str, float] = field(default_factory=dict)  # readings of what goes with the request
-    read: np.ndarray = field(
-        default_factory=lambda: np.zeros(0)
-    )  # how sure the model is of each attribute
+    # how sure the model is of each attribute
+    read: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -81,7 +85,7 @@ class Edit:
     @property
     def chain(self) -> tuple[EditSettings, ...]:
         """The settings of the steps that are on."""
-        return tuple(step.settings for step in self.steps if step.is_on)
+        return (*self.source.chain, *([self.settings] if self.settings else []))
 
     @property
     def request(self) -> dict[str, float]:

@@ -90,6 +90,10 @@ class Worker:
 
         return self.thread.submit(work).result()
 
+    def photograph(self, settings: PhotographSettings) -> Photograph:
+        """A photograph as the model sees it."""
+        return studio.open_photograph(self.model, settings)[0]
+
     def edit(self, square: np.ndarray, settings: EditSettings, bar: Progress = False) -> np.ndarray:
         """One edit of a square uint8 (S, S, 3). Its mask is a file of the page's."""
         return self.compute(studio.edit, square, settings, bar, mask_in(settings)).images[0]

@@ -131,7 +131,7 @@ def test_a_grey_and_transparent_picture_stays_so(worker, photo, tmp_path):
     tab, anna = Page(worker, visitors).edit, visitors.of(asking("anna"))
     tab.look(anna, settings)
     edit = Edit(anna.source, options, anna.new_folder(), edited, 1.0, "")
-    tab.finish(edit)
+    tab.finish(edit, tab.worker.photograph(edit.source.settings))
     anna.show(anna.source, edit)
     tab.paste(asking("anna"))
     shown, whole = (Image.open(edit.folder / name) for name in ("whole.jpg", "whole.png"))
