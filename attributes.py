@@ -36,6 +36,7 @@ EXCLUSIVE = (
 )
 attr_dict: dict[str, int] = {name: column for column, name in enumerate(CELEBA_ATTRIBUTES)}
 
+RELATED = 0.3  # correlation from which attributes go together; by eye
 TURNED = 0.2  # see ``continued``; measured: docs/log.md, "Where interpolations end"
 MOST_PAIRS = 2**22  # pairs of a request and a row that are compared at once; limits the memory
 
@@ -133,6 +134,20 @@ def with_implied(named: Tensor, read: Tensor, names: Sequence[str]) -> Tensor:
     return implied
 
 
+def going_along(named: Tensor, read: Tensor, names: Sequence[str], correlation: Tensor) -> Tensor:
+    """What goes with requests for edits (N, A): +1 comes, -1 ends, 0 should stay. It is what a request
+    excludes or implies, and what correlates with it by more than RELATED in the training rows.
+
+    Args:
+        named, read, names: as of ``with_implied``. What is named does not go along.
+        correlation: (A, A), of ``AttributePrior.correlation``.
+    """
+    implied = with_implied(named, read, names)
+    strong = correlation * (correlation.abs() > RELATED)
+    along = torch.where(implied != 0, implied, named.sign() @ strong).sign()
+    return torch.where(named == 0, along, 0.0)
+
+
 def deny_other_classes(rows: Tensor) -> Tensor:
     """Complete rows (B, A) of classes that exclude each other. If a row names a class (> 0), every class
     that it leaves unspecified becomes -1, as in the training rows. ValueError for two classes in one."""
@@ -191,6 +206,15 @@ class AttributePrior(nn.Module):
         signs = (self.bits[..., None] >> places) & 1  # (R, 2 A / 8, 8)
         present, absent = signs.flatten(1).float().chunk(2, dim=1)
         return (present - absent)[:, : self.num_attributes]
+
+    def correlation(self) -> Tensor:
+        """Of the attributes in the training rows, (A, A). One that is the same in all goes with none."""
+        rows = self.rows()
+        if len(rows) < 2:
+            return rows.new_zeros(self.num_attributes, self.num_attributes)
+        covariance = torch.cov(rows.T, fweights=self.counts)
+        std = covariance.diagonal().sqrt().clamp(min=1e-6)
+        return covariance / std[:, None] / std
 
     def agreeing(self, requests: Tensor, rows: Tensor) -> Tensor:
         """Weights (B, R) of ``rows()`` for requests (B, A), as ``widest``. A row that agrees best with

@@ -112,6 +112,14 @@ class EditsConfig(MeasureConfig):
     edit_sources: int = count(32, "faces for each attribute and direction", low=2)
     edit_cfg_scale: tuple[float, ...] = weight((), "strengths of guidance of edits to compare")
     strengths: tuple[float, ...] = share((0.5, 1.0), "strengths of each edit; the last is measured")
+    second_judge: str | None = flag(
+        None, "another classifier, or a probe: a change counts where both see more than their noise"
+    )
+    identity: bool = flag(False, "also ask a recogniser of faces whether it is the same person")
+    repeat: bool = flag(
+        False,
+        "also edit back, by another seed, and where the request is met already: takes 4 times as long",
+    )
     smallest: bool = flag(False, "measure the smallest strength, too, with which the guide sees a flip")
     editing: EditConfig = nested(
         EditConfig,

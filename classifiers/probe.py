@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from attributes import CELEBA_ATTRIBUTES
+from attributes import CELEBA_ATTRIBUTES, attr_dict, columns_of
 from checkpoint import load_checkpoint, load_weights, save_atomically
-from classifiers.judge import SIDE, network_input
+from classifiers.judge import MAKE_JUDGE, SIDE, Judge, load_judge, network_input
 
 PROBE = "drawn64_probe"  # of drawn faces, in pretrained/
 
@@ -56,14 +57,27 @@ def save_probe(probe: Probe, path: str | Path, balanced_accuracy: list[float]) -
     save_atomically(content, path)
 
 
-def load_probe(path: str | Path = PROBE) -> Probe:
-    """The probe in a file, in evaluation mode.
+def load_probe(path: str | Path = PROBE, attribute_names: Sequence[str] = CELEBA_ATTRIBUTES) -> Probe:
+    """The probe in a file, reduced to these attributes, in evaluation mode.
 
     Raises:
-        FileNotFoundError, ValueError: where there is none.
+        FileNotFoundError, ValueError: where there is none, or for an attribute that CelebA lacks.
     """
     state = load_checkpoint(path, "judge", "make a probe with benchmarks/probe.py --out")
     probe = Probe(side=state.get("side", SIDE))
     load_weights(probe, state["judge"], path)
+    columns_of(CELEBA_ATTRIBUTES, attribute_names)  # refuses unknown names
+    rows, last = [attr_dict[name] for name in attribute_names], probe.head[-1]
+    last.weight.data, last.bias.data = last.weight[rows], last.bias[rows]
     probe.file_hash = state["file_hash"]
     return probe.eval()
+
+
+def load_reader(
+    path: str | Path, attribute_names: Sequence[str], crop: int, device: str = "cpu"
+) -> Judge | Probe:
+    """What reads these attributes from pictures: a judge or a probe, as the file holds. Raises as their
+    loaders."""
+    if "attribute_names" in load_checkpoint(path, "judge", MAKE_JUDGE):
+        return load_judge(path, attribute_names, crop, device)[0]
+    return load_probe(path, attribute_names).to(device)

@@ -6,7 +6,7 @@ identity, drawn with the attribute turned around.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import islice
@@ -18,25 +18,30 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from attributes import attr_dict, columns_of, deny_other_classes
+from attributes import attr_dict, columns_of, deny_other_classes, going_along
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
+from classifiers.probe import load_reader
 from config import EditConfig, in_file_name
 from editing import EditAt, Editor, resolve
 from evaluation.base import Evaluation, in_batches, main_bar, read
+from evaluation.changes import ChangeMeter
 from evaluation.edit_figures import edit_figures, summary
 from evaluation.metrics import frechet_distance, psnr
+from evaluation.recogniser import SAME_PERSON, Recogniser
 from evaluation.tables import edits_table, plot_strengths
 from figures.grids import heat_map, readable, save_grid
 from image_data.labelled import LabelledImages
 from samplers import sample_generators
-from studio import check_is_read, smallest_flip
+from studio import check_is_read, knows_faces, smallest_flip
 
 if TYPE_CHECKING:
     from evaluate import EditsConfig
 
 MASK_SHARE = 0.25  # of the pixels: those that an edit changes most on average, and may change; by eye
 PAIRS, FRAMES = 8, 9  # of photographs that are interpolated, and frames of each strip; by eye
+NULL_IMAGES = 200  # held-out images that the judges' noise is measured on; by eye
+COMPARED = ("flip_rate", "attributes_changed", "others_moved", "others_turned", "cosine", "identity")
 FEWEST_IN_A_SET = 8  # images that a Frechet distance is taken of; with fewer its bias hides the rest
 
 # (file name, column) -> the true counterfactual uint8 (S, S, 3), or None where it is impossible
@@ -50,6 +55,9 @@ class Task:
     name: str
     column: int
     direction: int
+
+    def opposite(self) -> Task:
+        return Task(self.name, self.column, -self.direction)
 
     def __str__(self) -> str:
         return f"{'add' if self.direction > 0 else 'remove'} {self.name}"
@@ -88,6 +96,16 @@ def measure(
     return figures | {"psnr_outside": psnr(source, edited, mask)}
 
 
+def paired_differences(
+    first: Sequence[dict[str, Tensor]], other: Sequence[dict[str, Tensor]]
+) -> dict[str, float]:
+    """The means of COMPARED of other edits less those of the first, of the same photographs, with errors
+    (95 %). Arguments: for each task its figures (N,)."""
+    names = [name for name in COMPARED if name in first[0]]
+    pairs = list(zip(first, other, strict=True))
+    return summary({name: torch.cat([b[name] - a[name] for a, b in pairs]) for name in names})
+
+
 class EditEvaluation(Evaluation):
     """Every way of editing, on the same faces of the reference split.
 
@@ -124,6 +142,16 @@ class EditEvaluation(Evaluation):
         tasks = [Task(name, names.index(name), sign) for name in edited for sign in directions]
         self.tasks = [task for task in tasks if len(self.sources(task)[0])]
         self.mean = F.relu(self.reference["judge"]).mean(0)
+        self.meter: ChangeMeter | None = None
+        if config.second_judge:
+            second = load_reader(config.second_judge, names, of_model.crop, device)
+            images = torch.from_numpy(self.reference_set.images[-NULL_IMAGES:].copy())
+            self.meter = ChangeMeter([self.judge, second], images, self.reference_set.flips)
+        self.recogniser: Recogniser | None = None
+        if config.identity:
+            if not knows_faces(self.model):
+                raise ValueError(f"--identity: {config.checkpoint} is no model of faces, leave it out")
+            self.recogniser = Recogniser(of_model.crop)
         self.protocol |= {
             "sources": self.protocol["reference"],
             "edit_sources": config.edit_sources,
@@ -133,20 +161,30 @@ class EditEvaluation(Evaluation):
             "sources_read_by": "the guide" if self.guide else "the VAE",
             "true_counterfactuals": self.truth is not None,
         }
+        if config.second_judge:
+            self.protocol["second_judge"] = second.file_hash
 
     def run(self) -> str:
         """Judge every way of editing. edits.json and edits.md grow as it goes. Returns the latter."""
         report: dict[str, Any] = {"protocol": self.protocol, "interpolation": self.interpolation()}
-        no_edit = [self.figures(task, self.sources(task)[0]) for task in self.tasks]
+        no_edit = [self.facts(task, self.sources(task)[0])[0] for task in self.tasks]
         report["edits"] = [{"name": "no edit", "tasks": no_edit}]
-        variants = list(self.variants())
+        variants, first = list(self.variants()), None
         with main_bar(len(variants) * len(self.tasks), "editing", "task") as bar:
             for name, editing, smallest in variants:
-                tasks = []
+                tasks, measured = [], []
                 for task in self.tasks:
-                    tasks.append(self.judge_task(name, editing, task, smallest))
+                    facts, figures = self.judge_task(name, editing, task, smallest)
+                    tasks.append(facts)
+                    measured.append(figures)
                     bar.update()
-                report["edits"].append({"name": name, "editing": asdict(editing), "tasks": tasks})
+                strength = None if smallest else self.config.strengths[-1]
+                entry = {"name": name, "editing": asdict(editing), "strength": strength, "tasks": tasks}
+                if first is None:
+                    first = measured
+                else:
+                    entry["less_the_first"] = paired_differences(first, measured)
+                report["edits"].append(entry)
                 text = self.write("edits", report, edits_table)
         if self.writes:
             plot_strengths(report, self.output_dir)
@@ -181,15 +219,18 @@ class EditEvaluation(Evaluation):
             truths = torch.from_numpy(np.stack([truth for _, truth in pairs])) if pairs else None
         return torch.from_numpy(faces.images[np.array(rows[:number], dtype=int)]), truths
 
-    def each_batch(self, images: Tensor, task: Task, editing: EditConfig, size: int, then) -> list:
-        """``then`` of every batch of images, where it gets the edit as a function of its strength."""
+    def each_batch(
+        self, images: Tensor, task: Task, editing: EditConfig, size: int, then, seed: int = 0
+    ) -> list:
+        """``then`` of every batch of images, where it gets the edit as a function of its strength.
+        ``seed`` is counted from --seed."""
         target = torch.zeros(1, len(self.names))
         target[0, task.column] = task.direction
         if self.model.config.one_hot:
             target = deny_other_classes(target)
 
         def one_batch(batch: Tensor, numbers: range) -> Any:
-            generators = sample_generators(self.config.seed, numbers)
+            generators = sample_generators(self.config.seed + seed, numbers)
             with self.autocast:
                 edit_at = Editor(self.model).prepare_edit(
                     batch, target, editing, guide=self.guide, generator=generators
@@ -198,15 +239,22 @@ class EditEvaluation(Evaluation):
 
         return in_batches(one_batch, images, size, str(task))
 
-    def edit(self, images: Tensor, task: Task, editing: EditConfig) -> list[Tensor]:
-        """The images after the edit, at each of --strengths. Every process gets all."""
+    def edit(
+        self,
+        images: Tensor,
+        task: Task,
+        editing: EditConfig,
+        strengths: Sequence[float],
+        seed: int = 0,
+    ) -> list[Tensor]:
+        """The images after the edit, at each of the strengths. Every process gets all."""
         share = -(-len(images) // PartialState().num_processes)  # so that each process gets some
 
         def at_each_strength(edit_at: EditAt) -> list[Tensor]:
-            return [edit_at(strength).cpu() for strength in self.config.strengths]
+            return [edit_at(strength).cpu() for strength in strengths]
 
         size = min(self.config.batch_size, share)
-        parts = self.each_batch(images, task, editing, size, at_each_strength)
+        parts = self.each_batch(images, task, editing, size, at_each_strength, seed)
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def smallest(self, images: Tensor, task: Task, editing: EditConfig) -> tuple[Tensor, Tensor]:
@@ -224,31 +272,98 @@ class EditEvaluation(Evaluation):
 
     # ---------------------------------------------------------------- figures
 
-    def judge_task(self, name: str, editing: EditConfig, task: Task, smallest: bool) -> dict[str, Any]:
-        """The figures of one way of editing, for one attribute and direction: at the last of
-        --strengths, with the flip rate at each; or at the smallest strength that flips."""
+    def judge_task(
+        self, name: str, editing: EditConfig, task: Task, smallest: bool
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What one way of editing does for one attribute and direction, at the last of --strengths, with
+        the figures at each; or at the smallest strength that flips. See ``facts``."""
         source, _ = self.sources(task)
         full = resolve(editing, [task.name], self.guide is not None)
-        facts: dict[str, Any] = {"t_start": full.t_start, "margin": full.margin}
+        more: dict[str, Any] = {"t_start": full.t_start, "margin": full.margin}
         if smallest:
             edited, strengths = self.smallest(source, task, editing)
-            return self.figures(task, edited, name) | facts | summary({"strength": strengths})
-        strip, curve = self.edit(source, task, editing), {}
-        for strength, images in zip(self.config.strengths, strip, strict=True):
-            signs = read(self.judge, images)[1][:, task.column].sign()
-            curve[str(strength)] = float((signs == task.direction).float().mean())
-        return self.figures(task, strip[-1], name) | facts | {"flip_rate_over_strength": curve}
+            more |= summary({"strength": strengths})
+        else:
+            *others, edited = self.edit(source, task, editing, self.config.strengths)
+            at_strength = zip(self.config.strengths[:-1], others, strict=True)
+            more["at_strength"] = {
+                f"{strength:g}": summary(self.figures(task, images)) for strength, images in at_strength
+            }
+            if self.config.repeat:
+                more |= summary(self.repeated(task, editing, edited))
+        facts, figures = self.facts(task, edited, name)
+        return facts | more, figures
 
-    def figures(self, task: Task, edited: Tensor, name: str = "") -> dict[str, Any]:
-        """Every figure of edited sources. Writes a picture of them under the name of how they were
-        edited; none without a name."""
+    def facts(
+        self, task: Task, edited: Tensor, name: str = ""
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a report says of edited sources, and the ``figures`` behind it. Writes a picture of them
+        under the name of how they were edited; none without a name."""
+        figures = self.figures(task, edited)
+        if self.writes and name:
+            self.picture(name, task, edited, figures["flip_rate"] + figures["cosine"])
+        facts = {"task": str(task), "faces": len(edited)}
+        return {**facts, **summary(figures), **self.frechet(edited, task)}, figures
+
+    def figures(self, task: Task, edited: Tensor) -> dict[str, Tensor]:
+        """Every figure (N,) of edited sources."""
         source, truth = self.sources(task)
         of_what = (task, self.mask(task), truth, self.model.config.one_hot)
-        each = measure(self.judge, self.mean, source, edited, *of_what)
-        if self.writes and name:
-            self.picture(name, task, edited, each["flip_rate"] + each["cosine"])
-        facts = {"task": str(task), "faces": len(source)}
-        return {**facts, **summary(each), **self.frechet(edited, task)}
+        figures = measure(self.judge, self.mean, source, edited, *of_what)
+        if self.meter:
+            figures |= self.meter.figures(source, edited, task.column, self.goes_along(task))
+        if self.recogniser:
+            distance = (self.recogniser.describe(edited) - self.identities(task)).norm(dim=1)
+            figures |= {"identity": distance, "same_person": (distance < SAME_PERSON).float()}
+        return figures
+
+    def repeated(self, task: Task, editing: EditConfig, edited: Tensor) -> dict[str, Tensor]:
+        """Figures (N,) of edits that should change little:
+
+        - psnr_back: PSNR of the source to the edit that is edited back;
+        - seed_spread: standard deviation of an edit over seeds, in levels of 255, from two seeds;
+        - needless: what a request changes where it is met already: how many attributes move, or, by one
+          judge, how many it reads otherwise.
+        """
+
+        def edit(images: Tensor, task: Task, seed: int = 0) -> Tensor:
+            return self.edit(images, task, editing, self.config.strengths[-1:], seed)[0]
+
+        source, _ = self.sources(task)
+        again = edit(source, task, seed=1)
+        spread = (again.double() - edited.double()).square().mean((1, 2, 3)).div(2).sqrt()
+        if self.model.config.one_hot:  # which class would be edited back?
+            return {"seed_spread": spread}
+        met, _ = self.sources(task.opposite())
+        repeated = {"psnr_back": psnr(edit(edited, task.opposite()), source), "seed_spread": spread}
+        if not len(met):
+            return repeated
+        needless = edit(met, task)
+        if self.meter:
+            changed = self.meter.figures(
+                met, needless, task.column, torch.zeros(len(met), len(self.names))
+            )
+            return repeated | {"needless": changed["others_moved"]}
+        changed = edit_figures(self.judge, met, needless, task.column, task.direction)
+        return repeated | {"needless": changed["attributes_changed"]}
+
+    @cache  # noqa: B019
+    def goes_along(self, task: Task) -> Tensor:
+        """What goes with a task on each of its sources, as the judge reads them: (N, A)."""
+        source, _ = self.sources(task)
+        if self.model.config.one_hot:
+            return torch.zeros(len(source), len(self.names))
+        named = torch.zeros(len(source), len(self.names))
+        named[:, task.column] = task.direction
+        shown = read(self.judge, source)[1].sign()
+        correlation = self.model.attribute_prior.correlation().cpu()
+        return going_along(named, shown, self.names, correlation)
+
+    @cache  # noqa: B019
+    def identities(self, task: Task) -> Tensor:
+        """The recogniser's descriptions (N, 128) of the sources."""
+        assert self.recogniser is not None
+        return self.recogniser.describe(self.sources(task)[0])
 
     @cache  # noqa: B019
     def mask(self, task: Task) -> Tensor:

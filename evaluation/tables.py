@@ -24,6 +24,15 @@ COLUMNS: dict[str, Column] = {  # of every table, in this order: those that a ro
     "flip_rate": Column("flip rate", ".3f"),
     "flip_rate_truth": Column("of the truth", ".3f"),
     "attributes_changed": Column("others changed", ".2f"),
+    "others_moved": Column("others moved", ".2f"),
+    "others_turned": Column("of these turned", ".2f"),
+    "along_moved": Column("go with it", ".2f"),
+    "others_on_the_way": Column("others on the way", ".2f"),
+    "identity": Column("identity", ".3f"),
+    "same_person": Column("same person", ".3f"),
+    "psnr_back": Column("dB there and back", ".1f"),
+    "seed_spread": Column("levels between seeds", ".2f"),
+    "needless": Column("needless", ".2f"),
     "cosine": Column("cosine", ".3f"),
     "perceptual": Column("perceptual", ".3f"),
     "psnr_outside": Column("PSNR outside", ".1f"),
@@ -172,7 +181,7 @@ def plot_sweeps(report: dict[str, Any], folder: Path) -> None:
 # -------------------------------------------------------------------- edits
 
 
-def mean_of_tasks(tasks: Sequence[Row]) -> dict[str, float]:
+def mean_of_tasks(tasks: Sequence[Row]) -> dict[str, Any]:
     """The mean of each figure over tasks, with its error where all of them have one."""
     row = {}
     for key in COLUMNS:
@@ -185,26 +194,67 @@ def mean_of_tasks(tasks: Sequence[Row]) -> dict[str, float]:
     return row
 
 
+def strength_curve(entry: dict[str, Any], no_edit: dict[str, float]) -> list[tuple[float, Row]]:
+    """The means over tasks at each strength of a way of editing, from no edit to the last strength."""
+    tasks = entry["tasks"]
+    points: list[tuple[float, Row]] = [(0.0, no_edit), (entry["strength"], mean_of_tasks(tasks))]
+    for strength in tasks[0]["at_strength"]:
+        row = mean_of_tasks([task["at_strength"][strength] for task in tasks])
+        points.append((float(strength), row))
+    return sorted(points, key=lambda point: point[0])
+
+
+def on_the_way(points: Sequence[tuple[float, Row]]) -> float | None:
+    """How many others an edit changes on its way: the mean over the flips that it reaches, which is the
+    area under the curve of others over flips, divided by its width. None for an edit without flips."""
+    key = "others_moved" if "others_moved" in points[0][1] else "attributes_changed"
+    flips = [row["flip_rate"] for _, row in points]
+    others = [row[key] for _, row in points]
+    width = flips[-1] - flips[0]
+    area = sum(
+        (flips[i + 1] - flips[i]) * (others[i + 1] + others[i]) / 2 for i in range(len(points) - 1)
+    )
+    return area / width if width > 0 else None
+
+
 def edits_table(report: dict[str, Any]) -> str:
-    """The report of ``EditEvaluation`` as Markdown: a table of means over attributes, and a table for
-    each way of editing."""
-    entries = report["edits"]
+    """The report of ``EditEvaluation`` as Markdown: a table of means over attributes, a table of paired
+    differences, and a table for each way of editing."""
+    no_edit, *entries = report["edits"]
     between = ", ".join(f"{k} {v:.3g}" for k, v in report["interpolation"].items())
     lines = [*protocol_lines("Edits", report), f"Interpolation of photographs: {between}.", ""]
-    means = [([entry["name"]], mean_of_tasks(entry["tasks"])) for entry in entries]
+    nothing = mean_of_tasks(no_edit["tasks"])
+    means = [([no_edit["name"]], nothing)]
+    for entry in entries:
+        row = mean_of_tasks(entry["tasks"])
+        if entry["strength"] is not None:
+            row["others_on_the_way"] = on_the_way(strength_curve(entry, nothing))
+        means.append(([entry["name"]], row))
     lines += ["## Means over attributes", "", *table(["edit"], means)]
-    for entry in entries[1:]:
+    differences = [([entry["name"]], entry["less_the_first"]) for entry in entries[1:]]
+    if differences:
+        title = f"## Less {entries[0]['name']}, paired by photograph"
+        lines += ["", title, "", *table(["edit"], differences)]
+    for entry in entries:
         rows = [([f"{task['task']} ({task['faces']})"], task) for task in entry["tasks"]]
         lines += ["", f"## {entry['name']}", "", *table(["task"], rows)]
     return "\n".join(lines) + "\n"
 
 
 def plot_strengths(report: dict[str, Any], folder: Path) -> None:
-    """Plot the flip rate over strength, the mean over attributes, for every way of editing."""
-    curves = {}
-    for entry in report["edits"]:
-        rates = [task.get("flip_rate_over_strength") for task in entry["tasks"]]
-        if all(rates) and rates:
-            points = ((key, sum(rate[key] for rate in rates) / len(rates)) for key in rates[0])
-            curves[entry["name"]] = [(float(strength), flips) for strength, flips in points]
-    save_curves(folder / "flip_rate_over_strength.png", curves, "strength", ["flip rate"])
+    """Plot the flip rate over strength, and over flips what else changes, for every way of editing. The
+    points are means over attributes."""
+    no_edit, *entries = report["edits"]
+    nothing = mean_of_tasks(no_edit["tasks"])
+    others = "others_moved" if "others_moved" in nothing else "attributes_changed"
+    flips: dict[str, list] = {}
+    costs: dict[str, list] = {}
+    for entry in entries:
+        if entry["strength"] is None:  # each photograph has its own
+            continue
+        points = strength_curve(entry, nothing)
+        flips[entry["name"]] = [(strength, row["flip_rate"]) for strength, row in points]
+        costs[entry["name"]] = [(row["flip_rate"], row[others], row["cosine"]) for _, row in points]
+    save_curves(folder / "flip_rate_over_strength.png", flips, "strength", ["flip rate"])
+    heading = COLUMNS[others].heading
+    save_curves(folder / "others_over_flips.png", costs, "flip rate", [heading, "cosine"])

@@ -33,6 +33,12 @@ MASK_EDGE = 8  # pixels of CelebA's frame over which these begin; by eye
 SOFT_EDGE = 0.1  # width of the border in which an edit fades in, as a share of the square's side; by eye
 
 
+def landmarks_in_square(crop: int, image_size: int) -> np.ndarray:
+    """Where CelebA's landmarks lie in a square of a model: (5, 2)."""
+    left, top, right, _ = crop_box(*CELEBA_SIZE, crop)
+    return (CELEBA_LANDMARKS - (left, top)) * image_size / (right - left)
+
+
 def place(points: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
     """The ``similarity`` that takes points (N, 2) to a target (N, 2), and the furthest miss in it."""
     matrix = similarity(points, target)
@@ -205,12 +211,7 @@ class Photograph:
 
     def _aligning(self, points: np.ndarray) -> np.ndarray:
         """The matrix (2, 3) from a square, in which the points lie as CelebA's do, to the picture."""
-        return inverse(similarity(points, self._in_square()))
-
-    def _in_square(self) -> np.ndarray:
-        """Where CelebA's landmarks lie in the square: (5, 2)."""
-        left, top, right, _ = crop_box(*CELEBA_SIZE, self.crop)
-        return (CELEBA_LANDMARKS - (left, top)) * self.image_size / (right - left)
+        return inverse(similarity(points, landmarks_in_square(self.crop, self.image_size)))
 
     def _checked(self, landmarks: Sequence[float]) -> np.ndarray:
         """The argument ``landmarks`` as points from the picture's corner, left and right as seen."""
@@ -242,7 +243,8 @@ class Photograph:
         half, angle = self.image_size / 2, math.radians(turn)
         turned = scale * np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
         centre = half + self.image_size * np.array([right, down])
-        points = moved_by(self.matrix, (self._in_square() - half) @ turned.T + centre)
+        upright = landmarks_in_square(self.crop, self.image_size)
+        points = moved_by(self.matrix, (upright - half) @ turned.T + centre)
         return (points - 0.5).round(2).ravel().tolist()
 
     def towards(self, point: np.ndarray) -> list[float]:

@@ -18,9 +18,8 @@ from PIL import Image
 import devices
 import flags
 import studio
-from attributes import CELEBA_ATTRIBUTES, parse_request, request_rows, with_implied
-from classifiers.judge import load_judge
-from classifiers.probe import load_probe
+from attributes import going_along, parse_request, request_rows
+from classifiers.probe import load_reader
 from config import PRETRAINED, Config, EditSettings, ModelFiles, PhotographSettings
 from diffusion_model import load_model
 from image_data.face_finder import find_faces
@@ -32,7 +31,6 @@ from samplers import Progress
 # face is some 120 pixels high there.
 CLICK_RADIUS = 60
 MOST_EDIT_STEPS = 100  # of an edit that is made again; by eye: a minute of two processors
-RELATED = 0.3  # correlation from which attributes go together; by eye
 
 
 def mask_in(settings: EditSettings) -> np.ndarray | None:
@@ -63,23 +61,16 @@ class Worker:
         device = devices.choose_device(self.files.device)
         self.model = load_model(self.files.checkpoint, device)
         self.guide = studio.load_guide_of(self.files, self.model)
+        config, probe = self.model.config, f"{self.files.checkpoint}_probe"
+        self.correlation = self.model.attribute_prior.correlation().cpu()
+        if judge is None and (PRETRAINED / f"{probe}.safetensors").is_file():
+            judge = probe
         # It shares nothing with model and guide. Images uint8 (B, S, S, 3) -> logits (B, A).
-        rows, counts = self.model.attribute_prior.rows(), self.model.attribute_prior.counts
-        # Of attributes in the training rows (A, A). Constant ones go with nothing.
-        self.correlation = torch.zeros(rows.shape[1], rows.shape[1])
-        if len(rows):
-            spread = torch.cov(rows.T, fweights=counts).cpu()
-            scale = spread.diagonal().sqrt().clamp(min=1e-6)
-            self.correlation = spread / scale[:, None] / scale
         self.independent: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.judged_names: tuple[str, ...] = ()
-        config, probe = self.model.config, f"{self.files.checkpoint}_probe"
         if judge:
-            self.independent, _ = load_judge(judge, config.attribute_names, config.crop, device)
+            self.independent = load_reader(judge, config.attribute_names, config.crop, device)
             self.judged_names = config.attribute_names
-        elif (PRETRAINED / f"{probe}.safetensors").is_file():
-            self.independent = load_probe(probe).to(device)
-            self.judged_names = CELEBA_ATTRIBUTES
 
     def compute(self, function: Callable[..., Any], *args: Any) -> Any:
         """``function(model, guide, *args)``, one of ``studio``."""
@@ -111,9 +102,8 @@ class Worker:
         if self.model.config.one_hot:
             return {}
         named = request_rows(names, [request])
-        implied = with_implied(named, torch.from_numpy(2 * read - 1)[None].to(named), names)[0]
-        strong = self.correlation * (self.correlation.abs() > RELATED)
-        along = torch.where(implied != 0, implied, named[0].sign() @ strong).sign().tolist()
+        shown = torch.from_numpy(2 * read - 1)[None].to(named)
+        along = going_along(named, shown, names, self.correlation)[0].tolist()
         return {
             name: int(way) for name, way in zip(names, along, strict=True) if way and name not in request
         }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import attributes
-from attributes import AttributePrior
+from attributes import AttributePrior, going_along
 from checkpoint import save_model
 from config import SamplingConfig
 from diffusion_model import load_model
@@ -126,3 +127,23 @@ def test_an_interpolation_turns_what_contradicts_its_end(make_model):
     assert seen == {(1, 1, 1), (1, -1, -1)}
     strip = model.interpolate_between_attributes(start, end, 3)
     assert strip.shape == (3, 16, 16, 3)
+
+
+def test_correlations_are_numpy_s():
+    rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).sign()
+    rows[:, 1] = rows[:, 0] * torch.where(torch.arange(200) % 10 == 0, -1.0, 1.0)
+    rows[:, 3] = 1
+    correlation = AttributePrior.of(rows).correlation()
+    expected = torch.from_numpy(np.corrcoef(rows[:, :3].numpy().T)).float()
+    torch.testing.assert_close(correlation[:3, :3], expected)
+    assert not correlation[3].any(), "what is always there goes with nothing"
+    assert not AttributePrior(4, 0).correlation().any()
+
+
+def test_what_goes_along_is_implied_or_correlated_and_never_named():
+    names = ("Blond_Hair", "Black_Hair", "Male", "Goatee")
+    correlation = torch.eye(4)
+    correlation[2, 3] = correlation[3, 2] = 0.6
+    named = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 0, 1.0, -1.0]])
+    along = going_along(named, -torch.ones(3, 4), names, correlation)
+    assert along.tolist() == [[0, -1, 0, 0], [0, 0, 0, -1], [0, 0, 0, 0]]

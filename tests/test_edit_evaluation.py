@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import one_line, train_judge
+from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import evaluate
@@ -20,8 +22,11 @@ from checkpoint import save_model
 from classifiers.guide import GuidanceClassifier
 from classifiers.judge import Judge
 from diffusion_model import load_model
-from evaluation.edits import Task, measure
+from evaluation.changes import ChangeMeter, null_edits
+from evaluation.edits import Task, measure, paired_differences
 from evaluation.metrics import psnr
+from evaluation.recogniser import SAME_PERSON, Recogniser
+from evaluation.tables import on_the_way
 from studio import FLIP_MARGIN, smallest_flip
 from synthetic_faces.attributes import attributes_are_possible
 from synthetic_faces.dataset import counterfactuals, draw_parameters, write_dataset
@@ -94,6 +99,64 @@ def test_an_edit_that_is_the_truth_is_exact(judge, pictures):
     assert (figures["psnr_truth"] == 100).all() and (figures["attributes_exact"] == 1).all()
     torch.testing.assert_close(figures["psnr_no_edit"], psnr(source, truth))
     assert (figures["inside"] == 1).all() and figures["perceptual_truth"].abs().max() < 1e-6
+
+
+def test_differences_are_taken_photograph_by_photograph():
+    """A constant difference has no error, however much photographs differ."""
+    values = torch.tensor([0.0, 5.0, 9.0])
+    first = [{"cosine": values, "psnr_outside": values}, {"cosine": values, "psnr_outside": values}]
+    other = [{"cosine": values + 2}, {"cosine": values + 2}]
+    assert paired_differences(first, other) == {"cosine": 2.0, "cosine_error": 0.0}
+
+
+class Reader(torch.nn.Module):
+    """Log odds of three attributes: how bright red, green and blue are."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return self.weight * (images.float().mean((1, 2)) - 128)
+
+
+def test_what_moves_no_more_than_noise_has_not_changed():
+    """Red is asked for and moves; green moves, and green and blue go with red or do not."""
+    images = torch.randint(0, 256, (40, 16, 16, 3), dtype=torch.uint8)
+    meter = ChangeMeter([Reader(), Reader()], images, flips=True)
+    assert all((spread > 0).all() for spread in meter.spreads)
+    unedited = null_edits(images, True, torch.Generator().manual_seed(1))
+    figures = [meter.figures(images, edited, 0, torch.zeros(40, 3)) for edited in unedited]
+    assert torch.stack([each["others_moved"] for each in figures]).mean() < 0.2  # of two attributes
+    source = torch.full((2, 16, 16, 3), 120, dtype=torch.uint8)
+    edited = source.clone()
+    edited[..., :2] = 140  # red and green pass 128
+    edited[1, ..., 2] = 100  # blue falls, and was below 128 before
+    alone = meter.figures(source, edited, 0, torch.zeros(2, 3))
+    assert alone["others_moved"].tolist() == [1, 2] and alone["others_turned"].tolist() == [1, 1]
+    assert alone["along_moved"].tolist() == [0, 0]
+    along = meter.figures(source, edited, 0, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -1.0]]))
+    assert along["others_moved"].tolist() == [0, 1] and along["along_moved"].tolist() == [1, 1]
+
+
+def test_judges_that_contradict_each_other_see_no_change():
+    images = torch.randint(0, 256, (20, 16, 16, 3), dtype=torch.uint8)
+    contrary = Reader()
+    with torch.no_grad():
+        contrary.weight.fill_(-1.0)
+    meter = ChangeMeter([Reader(), contrary], images, flips=True)
+    source = torch.full((1, 16, 16, 3), 100, dtype=torch.uint8)
+    figures = meter.figures(source, source + 50, 0, torch.zeros(1, 3))
+    assert not figures["others_moved"].any()
+
+
+def test_others_on_the_way_are_the_area_under_the_curve():
+    def point(flips, others):
+        return {"flip_rate": flips, "attributes_changed": others}
+
+    points = [(0.0, point(0.1, 0.0)), (0.5, point(0.5, 1.0)), (1.0, point(0.9, 3.0))]
+    assert on_the_way(points) == pytest.approx((0.4 * 0.5 + 0.4 * 2.0) / 0.8)
+    assert on_the_way(points[:1]) is None
 
 
 def test_true_counterfactuals_are_the_same_face_with_one_change(faces, tmp_path):
@@ -193,13 +256,50 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(options, tmp_path, la
         for task in entry["tasks"]:
             assert 0 <= task["flip_rate"] <= 1 and task["faces"] == 3
             assert task["psnr_no_edit"] > 5
-            assert set(task["flip_rate_over_strength"]) == {"0.5", "1.0"}
+            assert set(task["at_strength"]) == {"0.5"}
     text = (out / "edits.md").read_text()
     assert "| no edit |" in text and "median gain" in text
     assert (out / "flip_rate_over_strength.png").is_file()
+    assert (out / "others_over_flips.png").is_file()
+    assert "## Less cfg 1, guide 5, paired by photograph" in text
     assert len(list((out / "edits").glob("*.png"))) == 4
     wrong = ("edits", *edits, "--edit_attributes", "Smilling", "--output_dir", out)
     assert "Smilling" in one_line(capsys, lambda: run(*wrong))
+
+
+def test_noise_identity_and_repetition_stand_in_the_report(options, tmp_path):
+    common, guide = options
+    common = [*common, "--guide", guide, "--edit_attributes", "Smiling", "--edit_sources", 2]
+    common += ["--strengths", 1, "--num_inference_steps", 1, "--second_judge", "drawn64_probe"]
+    recogniser = ["--identity"] if find_spec("dlib") else []
+    run("edits", *common, "--repeat", *recogniser, "--output_dir", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "edits.json").read_text())
+    assert len(report["protocol"]["second_judge"]) > 8
+    assert report["edits"][0]["tasks"][0]["others_moved"] == 0, "no edit"
+    for task in report["edits"][1]["tasks"]:
+        assert task["others_turned"] <= task["others_moved"]
+        assert task["psnr_back"] > 5 and task["seed_spread"] > 0 and task["needless"] >= 0
+        assert "along_moved" in task and ("same_person" in task) == bool(recogniser)
+
+
+def test_a_recogniser_finds_a_face_again(tmp_path):
+    """Drawn faces are nearer to themselves with noise than to each other. Without the library one line
+    says how to get it."""
+    pytest.importorskip("dlib")
+    write_dataset(tmp_path / "faces", num_images=6, image_size=128, seed=0, num_workers=1)
+    images = np.stack([np.array(Image.open(path)) for path in sorted(tmp_path.rglob("*.jpg"))])
+    images = torch.from_numpy(images)
+    described = Recogniser(178).describe(images)
+    assert described.shape == (6, 128)
+    noisy = null_edits(images, False, torch.Generator().manual_seed(0))[2]
+    distance = torch.cdist(Recogniser(178).describe(noisy), described)
+    assert (distance.argmin(1) == torch.arange(6)).all() and distance.diagonal().max() < SAME_PERSON
+
+
+def test_a_recogniser_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("evaluation.recogniser.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install dlib-bin face_recognition_models"):
+        Recogniser(178)
 
 
 def test_the_smallest_edits_stand_in_the_same_table(options, tmp_path, capsys):

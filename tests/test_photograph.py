@@ -13,7 +13,14 @@ from PIL import ExifTags, Image, ImageCms
 
 import studio
 from image_data.face_finder import NEAR, Face, FaceSearch, align_to_face, find_faces
-from image_data.photograph import CELEBA_LANDMARKS, CELEBA_SIZE, SWAPPED, Photograph, similarity
+from image_data.photograph import (
+    CELEBA_LANDMARKS,
+    CELEBA_SIZE,
+    SWAPPED,
+    Photograph,
+    landmarks_in_square,
+    similarity,
+)
 from image_data.picture import crop_box, decode_image, open_picture, read_picture
 
 
@@ -445,7 +452,7 @@ def test_a_mask_lies_where_it_was_painted(tmp_path):
 def test_usual_masks_lie_on_the_face(tmp_path, crop):
     """Each holds what it is named for, and neither of the others."""
     seen = Photograph(save(scene(*CELEBA_SIZE), tmp_path / "a.png"), 64, crop)
-    (left_eye, right_eye, _, mouth, _), top = seen._in_square().astype(int), (32, 1)
+    (left_eye, right_eye, _, mouth, _), top = landmarks_in_square(crop, 64).astype(int), (32, 1)
     for name, inside in (("eyes", left_eye), ("eyes", right_eye), ("lower_half", mouth), ("hair", top)):
         mask = seen.usual_mask(name)
         for point in (left_eye, right_eye, mouth, top):
