@@ -234,14 +234,51 @@ def dpm_solver(
     Raises:
         ValueError: for eta outside [0, 1].
     """
-    before = None  # (x0_hat, width in lambda) of the previous step
+    yield from _dpm_solver(denoiser, schedule, x_t, grid, clip_x0, generator, eta)
+
+
+def unipc(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_t: Tensor,
+    grid: list[int],
+    clip_x0: bool = False,
+    generator: Generator = None,
+) -> Steps:
+    """UniPC (Zhao et al. 2023, arXiv:2302.04867): ``dpm_solver`` at eta = 0, with each step corrected
+    once the next prediction is there.
+
+    The next x0_hat, at x_s, shows how x0_hat changed over the step from t to s. The step is then taken
+    again with the mean of both (UniC-1 with B(h) = e^h - 1), and the sampler goes on from there. The
+    prediction is not made anew, so this costs no evaluation. What is yielded is not corrected yet.
+    """
+    yield from _dpm_solver(denoiser, schedule, x_t, grid, clip_x0, generator, 0.0, corrects=True)
+
+
+def _dpm_solver(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_t: Tensor,
+    grid: list[int],
+    clip_x0: bool,
+    generator: Generator,
+    eta: float,
+    corrects: bool = False,
+) -> Steps:
+    before: tuple[int, Tensor, Tensor, float] | None = None  # t, x_t, x0_hat, width in lambda
     for step, (t, s) in enumerate(pairwise(grid)):
         x0_hat, eps_hat = _predictions(denoiser, schedule, x_t, t, clip_x0)
+        if corrects and before is not None:
+            t_before, x_before, x0_before, _ = before
+            mean = (x0_before + x0_hat) / 2
+            eps_mean = schedule.eps_from_x0(mean, x_before, t_before)
+            x_t = _transition(schedule, t_before, t, mean, eps_mean, 0.0, None)
+            eps_hat = schedule.eps_from_x0(x0_hat, x_t, t)
         d, width = x0_hat, float(schedule.half_log_snr(s) - schedule.half_log_snr(t))
         if before is not None and s >= 0:
-            d = x0_hat + width / (2 * before[1]) * (x0_hat - before[0])
+            d = x0_hat + width / (2 * before[3]) * (x0_hat - before[2])
             eps_hat = schedule.eps_from_x0(d, x_t, t)
-        before = x0_hat, width
+        before = t, x_t, x0_hat, width
         x_t = _transition(schedule, t, s, d, eps_hat, eta, generator)
         yield step, s, x_t, x0_hat
 
@@ -271,6 +308,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(ddpm, num_steps=None),
     "ddim": Sampler(ddim),
     "dpm_solver": Sampler(dpm_solver, "log_snr"),
+    "unipc": Sampler(unipc, "log_snr"),
 }
 
 
