@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import app
@@ -30,15 +31,19 @@ import manipulate
 import studio
 from attributes import CELEBA_ATTRIBUTES
 from benchmarks.page_speed import CHROMIUM, Server
+from checkpoint import save_model
+from classifiers.guide import GuidanceClassifier
 from config import (
     EditConfig,
     EditSettings,
     GenerateSettings,
     InterpolateSettings,
+    ModelConfig,
     ModelFiles,
     PhotographSettings,
     SamplingConfig,
 )
+from diffusion_model import ConditionalDiffusion
 from figures.grids import save_gif
 from image_data.picture import Note, read_note, write_note
 from manipulate import ManipulateConfig
@@ -659,9 +664,23 @@ def test_variables_of_gradio_count_and_flags_more(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def address():
-    """Where a page of the pretrained model of drawn faces is open."""
-    server = Server("--checkpoint", "drawn64", "--port", "0", "--max_upload", "0.5")
+def address(tmp_path_factory):
+    """Where a page of a small model and its guide is open. They are untrained: the page does the same,
+    and sooner."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("small")
+    without = {"self_attention_levels": (), "cross_attention_levels": ()}
+    config = ModelConfig(CELEBA_ATTRIBUTES, channels=(16, 32), patch_size=4, latent_dim=8, **without)
+    model, guide = ConditionalDiffusion(config), GuidanceClassifier(config)
+    for parameter in model.unet.parameters():
+        if not parameter.any():  # else it would draw the same for every request
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_model(model, folder / "model.pth")
+    torch.nn.init.normal_(guide.network.weight)
+    save_model(guide, folder / "guide.pth", "guide")
+    files = ["--checkpoint", folder / "model.pth", "--guide", folder / "guide.pth"]
+    files += ["--judge", "drawn64_probe"]
+    server = Server(*files, "--port", "0", "--max_upload", "0.5")
     yield server.address
     server.close()
 
@@ -677,6 +696,14 @@ def browser():
         opened.close()
 
 
+# No animation: a browser without a graphics card draws each frame of it on the processors.
+STILL = """addEventListener("DOMContentLoaded", () => {
+    const style = document.createElement("style");
+    style.textContent = "* {animation: none !important; transition: none !important}";
+    document.head.append(style);
+})"""
+
+
 @pytest.fixture
 def visit(browser, address):
     """Open the page as a new visitor; its picture, once chosen, is ``photo``."""
@@ -684,6 +711,7 @@ def visit(browser, address):
 
     def open_page(**how):
         contexts.append(browser.new_context(**({"viewport": {"width": 1400, "height": 1000}} | how)))
+        contexts[-1].add_init_script(STILL)
         opened = contexts[-1].new_page()
         opened.set_default_timeout(SECONDS)
         opened.goto(address)
@@ -695,10 +723,16 @@ def visit(browser, address):
         context.close()
 
 
+def wait_until(opened, holds: str, arg=None) -> None:
+    """Wait for a function of the page. Usually it would be called for every frame that is drawn, which
+    takes a processor from what is waited for."""
+    opened.wait_for_function(holds, arg=arg, timeout=SECONDS, polling=200)
+
+
 def says(opened, where: str, text: str) -> str:
     """Wait until a part of the page says something, and return all that it says."""
     holds = "([where, text]) => document.querySelector(where)?.innerText.includes(text)"
-    opened.wait_for_function(holds, arg=[where, text], timeout=SECONDS)
+    wait_until(opened, holds, [where, text])
     return opened.inner_text(where)
 
 
@@ -707,7 +741,7 @@ def send(opened, photo: Path) -> None:
     opened.set_input_files("#upload input[type=file]", photo)
     opened.wait_for_selector("#frame img")
     moved = "() => document.querySelector('#attribute-Smiling input[type=range]').value != '0.5'"
-    opened.wait_for_function(moved, timeout=SECONDS)
+    wait_until(opened, moved)
 
 
 def edit(opened, preset: str, title: str) -> None:
@@ -784,7 +818,7 @@ def test_a_part_is_painted_and_steps_are_undone_and_brought_back(visit, photo, t
     opened.get_by_label("Erase").first.click()
     stroke()
     fewer = "most => parseInt(document.querySelector('#region_line').innerText) < parseInt(most)"
-    opened.wait_for_function(fewer, arg=painted)
+    wait_until(opened, fewer, painted)
     load_mask(opened, tmp_path / "mask.png")
     assert says(opened, "#region_line", painted)
 
@@ -988,7 +1022,9 @@ def test_it_works_below_a_path(start, browser, photo):
 def test_it_fits_a_telephone(visit):
     opened = visit(viewport={"width": 390, "height": 800})
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390
-    opened.evaluate("scrollTo(0, 1000)")  # both pictures stay above the sliders, the buttons below them
+    # Both pictures stay above the sliders, the buttons below them, once there is so much to scroll.
+    scrolled = "() => {scrollTo(0, 1000); return scrollY == 1000}"
+    wait_until(opened, scrolled)
     edges = "[...document.querySelectorAll('#pictures, #edit_bar')].map(e => e.getBoundingClientRect())"
     pictures, bar = opened.evaluate(f"{edges}.map(e => [e.top, e.bottom])")
     assert abs(pictures[0]) < 2 and pictures[1] < 400 and abs(bar[1] - 800) < 2
