@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
@@ -143,6 +143,8 @@ class NoisySource:
         noise: for each step the noise eps (B, C, h, w).
         noisy: x_t (B, C, h, w) for each timestep.
         odds: ``guide.log_odds`` of x_t for each timestep; empty where no guide steers.
+        x0_hats: for each step x0_hat under the rows (B, A) from which edits lead away, by these rows'
+            bytes. ``prepare_edit`` adds to it.
     """
 
     x0: Tensor
@@ -152,6 +154,7 @@ class NoisySource:
     noise: list[Tensor]
     noisy: dict[int, Tensor]
     odds: dict[int, Tensor]
+    x0_hats: dict[bytes, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -471,8 +474,11 @@ class Editor:
         request[:, pinned] = 0  # also what the request implies of them
         region = None if mask is None else softened(mask.to(x0.device))
         target = torch.where(request == 0, read, request)
-        own = model.denoiser(base)
-        x0_hats = [own(x_t, t)[0] for t, x_t in noisy.items()]
+        key = base.cpu().numpy().tobytes()
+        if key not in source.x0_hats:
+            own = model.denoiser(base)
+            source.x0_hats[key] = [own(x_t, t)[0] for t, x_t in noisy.items()]
+        x0_hats = source.x0_hats[key]
         pair = model.denoiser(torch.cat([base, target]))
         steered = guide if editing.guide_scale else None
         if steered is not None:

@@ -448,6 +448,7 @@ def prepare_edits(
     settings: EditSettings,
     progress: Progress = False,
     mask: np.ndarray | None = None,
+    sources: dict[EditConfig, NoisySource] | None = None,
 ) -> EditAt:
     """A square that shows ``attributes`` (1, A), edited towards every row (N, A): strength -> images
     (N, S, S, 3).
@@ -458,12 +459,14 @@ def prepare_edits(
     Args:
         mask: float32 (S, S) in [0, 1], 1 where the edit may act, as of ``open_mask``; None is
             everywhere.
+        sources: what edits of this square with this seed and guide have shared so far. It is added to,
+            so that the next edit is sooner there.
     """
     check_pins(settings, guide)
     names = model.config.attribute_names
     editor, image = Editor(model), torch.from_numpy(square)[None]
     region = None if mask is None else torch.from_numpy(mask)
-    sources: dict[EditConfig, NoisySource] = {}  # rows with the same needs share one
+    sources = {} if sources is None else sources  # rows with the same needs share one
     edits = []
     for row in rows:
         named = [names[i] for i in row.nonzero()[:, 0].tolist()]
@@ -493,12 +496,15 @@ def edit(
     settings: EditSettings,
     progress: Progress = False,
     mask: np.ndarray | None = None,
+    sources: dict[EditConfig, NoisySource] | None = None,
 ) -> Result:
-    """A square, edited towards all named attributes at once: one image."""
+    """A square, edited towards all named attributes at once: one image. ``sources`` are those of
+    ``prepare_edits``."""
     request = parse_request(settings.attributes)
     rows = model.attribute_rows(request)
     attributes = read_attributes(model, guide, square)
-    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress, mask)
+    shared = (settings, progress, mask, sources)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, *shared)
     return Result(edit_at(settings.manipulation_strength).cpu().numpy(), rows, {"attributes": [request]})
 
 

@@ -170,7 +170,9 @@ def write_note(path: str | os.PathLike, note: Note) -> None:
     file = Path(path)
     data, body = file.read_bytes(), b"tEXt" + f"{NOTE}\0{json.dumps(asdict(note))}".encode()
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    file.write_bytes(data[:33] + chunk + data[33:])
+    part = file.with_name(f"{file.name}.part")  # so that the picture is whole whenever this ends
+    part.write_bytes(data[:33] + chunk + data[33:])
+    os.replace(part, file)
 
 
 def read_note(path: str | os.PathLike) -> Note:

@@ -19,9 +19,11 @@ import devices
 import flags
 import studio
 from attributes import going_along, parse_request, request_rows
+from classifiers.guide import GuidanceClassifier
 from classifiers.probe import load_reader
-from config import PRETRAINED, Config, EditSettings, ModelFiles, PhotographSettings
-from diffusion_model import load_model
+from config import PRETRAINED, Config, EditConfig, EditSettings, ModelFiles, PhotographSettings
+from diffusion_model import ConditionalDiffusion, load_model
+from editing import NoisySource
 from image_data.face_finder import find_faces
 from image_data.photograph import Photograph, from_levels
 from image_data.picture import Note
@@ -30,6 +32,7 @@ from samplers import Progress
 # From a face's centre, in pixels of CelebA's pictures, within which a click means that face. By eye: a
 # face is some 120 pixels high there.
 CLICK_RADIUS = 60
+MOST_SHARED = 16  # ways of editing one square whose shared part is kept; limits the memory
 MOST_EDIT_STEPS = 100  # of an edit that is made again; by eye: a minute of two processors
 
 
@@ -54,6 +57,8 @@ class Worker:
 
     def __init__(self, files: ModelFiles, judge: str | None = None):
         self.files = files
+        self.latest: tuple[bytes, int] = b"", 0  # the square of the last edit, and its seed
+        self.sources: dict[EditConfig, NoisySource] = {}
         self.thread = ThreadPoolExecutor(1)
         self.thread.submit(self._load, judge).result()
 
@@ -87,7 +92,22 @@ class Worker:
 
     def edit(self, square: np.ndarray, settings: EditSettings, bar: Progress = False) -> np.ndarray:
         """One edit of a square uint8 (S, S, 3). Its mask is a file of the page's."""
-        return self.compute(studio.edit, square, settings, bar, mask_in(settings)).images[0]
+        return self.compute(self._edit, square, settings, bar).images[0]
+
+    def _edit(
+        self,
+        model: ConditionalDiffusion,
+        guide: GuidanceClassifier | None,
+        square: np.ndarray,
+        settings: EditSettings,
+        bar: Progress,
+    ) -> studio.Result:
+        """``studio.edit``, which leaves what it shares to the next edit of the same square."""
+        key = square.tobytes(), settings.seed
+        number = sum(len(source.x0_hats) for source in self.sources.values())
+        if key != self.latest or number > MOST_SHARED:
+            self.latest, self.sources = key, {}
+        return studio.edit(model, guide, square, settings, bar, mask_in(settings), self.sources)
 
     def read(self, square: np.ndarray) -> np.ndarray:
         """How sure the model is of each attribute (A,) in a square uint8 (S, S, 3): 0 ... 1."""

@@ -122,6 +122,23 @@ def test_an_edit_is_that_of_its_command(worker, photo, tmp_path, monkeypatch, is
     assert (edited != photograph.square).any()
 
 
+def test_a_slider_that_moves_again_costs_the_edit_alone(worker, photo):
+    """What does not depend on the strength is computed once, and the edit is the same as without it."""
+    square = worker.photograph(PhotographSettings(str(photo))).square
+    calls: list[int] = []
+    hook = worker.model.unet.register_forward_hook(lambda *_: calls.append(1))
+    numbers = []
+    for strength in (0.4, 0.8):
+        settings = EditSettings(("Smiling=1",), strength, seed=3, **FEW_EDITS)
+        calls.clear()
+        edited = worker.edit(square, settings)
+        numbers.append(len(calls))
+        own = worker.compute(studio.edit, square, settings).images[0]
+        assert (edited == own).all()
+    hook.remove()
+    assert numbers == [6, 3]  # three steps of the photograph, and three of the edit
+
+
 def test_a_grey_and_transparent_picture_stays_so(worker, photo, tmp_path):
     path = tmp_path / "grey.png"
     grey, alpha = Image.open(photo).convert("L"), Image.new("L", (256, 256), 255)
