@@ -757,8 +757,8 @@ def send(opened, photo: Path) -> None:
     """Send a picture, and wait until it is shown and the sliders are where the model reads it."""
     opened.set_input_files("#upload input[type=file]", photo)
     opened.wait_for_selector("#frame img")
-    moved = "() => document.querySelector('#attribute-Smiling input[type=range]').value != '0.5'"
-    wait_until(opened, moved)
+    sliders = "[...document.querySelectorAll('[id^=attribute-] input[type=range]')]"
+    wait_until(opened, f"() => {sliders}.some(each => each.value != '0.5')")
 
 
 def edit(opened, preset: str, title: str) -> None:
