@@ -46,7 +46,7 @@ class Recogniser:
         self.face = dlib.rectangle(*map(round, edges))
 
     def describe(self, images: Tensor) -> Tensor:
-        """Squares uint8 (N, S, S, 3) -> (N, 128). Descriptions of one person lie near each other."""
+        """Squares uint8 (N, S, S, 3) -> (N, 128), less than SAME_PERSON apart for one person."""
         large = F.interpolate(images.cpu().movedim(3, 1).float(), (SIDE, SIDE), mode="bicubic")
         descriptions = []
         for image in large.round().clamp(0, 255).byte().movedim(1, 3).numpy():
@@ -54,7 +54,3 @@ class Recogniser:
             landmarks = self.find_landmarks(image, self.face)
             descriptions.append(np.array(self.network.compute_face_descriptor(image, landmarks)))
         return torch.from_numpy(np.stack(descriptions)).float()
-
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """How far apart the persons on two sets of squares are, (N,)."""
-        return (self.describe(a) - self.describe(b)).norm(dim=1)

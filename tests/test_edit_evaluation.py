@@ -304,11 +304,12 @@ def test_a_recogniser_that_is_not_installed_is_named(monkeypatch):
 
 def test_the_smallest_edits_stand_in_the_same_table(options, tmp_path, capsys):
     common, guide = options
-    common = [*common, "--guide", guide, "--smallest", "--output_dir", tmp_path / "out"]
+    common = [*common, "--guide", guide, "--smallest", "--repeat", "--output_dir", tmp_path / "out"]
     common += ["--edit_sources", 2, "--strengths", 1, "--num_inference_steps", 1]
     run("edits", *common, "--edit_attributes", "Smiling")
     report = json.loads((tmp_path / "out" / "edits.json").read_text())
     assert [entry["name"] for entry in report["edits"]] == ["no edit", *NAMES_OF_SMALLEST]
+    assert all(task["needless"] >= 0 for task in report["edits"][1]["tasks"]), "by one judge"
     for task in report["edits"][2]["tasks"]:
         assert 0 <= task["strength"] <= 1 and 0 <= task["flip_rate"] <= 1 and "cosine" in task
     assert "| strength |" in (tmp_path / "out" / "edits.md").read_text()
