@@ -143,8 +143,8 @@ class NoisySource:
         noise: for each step the noise eps (B, C, h, w).
         noisy: x_t (B, C, h, w) for each timestep.
         odds: ``guide.log_odds`` of x_t for each timestep; empty where no guide steers.
-        x0_hats: for each step x0_hat under the rows (B, A) from which edits lead away, by these rows'
-            bytes. ``prepare_edit`` adds to it.
+        x0_hats: for each step x0_hat under the rows (B, A) from which edits lead away, by the values of
+            these rows. ``prepare_edit`` adds to it.
     """
 
     x0: Tensor
@@ -154,7 +154,7 @@ class NoisySource:
     noise: list[Tensor]
     noisy: dict[int, Tensor]
     odds: dict[int, Tensor]
-    x0_hats: dict[bytes, list[Tensor]] = field(default_factory=dict)
+    x0_hats: dict[tuple[float, ...], list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -474,7 +474,7 @@ class Editor:
         request[:, pinned] = 0  # also what the request implies of them
         region = None if mask is None else softened(mask.to(x0.device))
         target = torch.where(request == 0, read, request)
-        key = base.cpu().numpy().tobytes()
+        key = tuple(base.flatten().tolist())
         if key not in source.x0_hats:
             own = model.denoiser(base)
             source.x0_hats[key] = [own(x_t, t)[0] for t, x_t in noisy.items()]

@@ -223,18 +223,35 @@ def dpm_solver(
     clip_x0: bool = False,
     generator: Generator = None,
     eta: float = 0.0,
+    corrects: bool = False,
 ) -> Steps:
     """DPM-Solver++(2M) at eta = 0, SDE-DPM-Solver++(2M) at eta = 1 (Lu et al. 2022, arXiv:2211.01095,
     algorithm 2 and section 5).
 
     Both use the step of ``ddim``, which is exact for a constant x0_hat. From the second step on, x0_hat
     is extrapolated from the two latest predictions by half a step in lambda = log(signal / noise). This
-    makes the step second order. The last step, to the clean image, is first order.
+    makes the step second order. The last step, to the clean image, is first order. ``corrects`` is of
+    ``unipc``.
 
     Raises:
         ValueError: for eta outside [0, 1].
     """
-    yield from _dpm_solver(denoiser, schedule, x_t, grid, clip_x0, generator, eta)
+    before: tuple[int, Tensor, Tensor, float] | None = None  # t, x_t, x0_hat, width in lambda
+    for step, (t, s) in enumerate(pairwise(grid)):
+        x0_hat, eps_hat = _predictions(denoiser, schedule, x_t, t, clip_x0)
+        if corrects and before is not None:
+            t_before, x_before, x0_before, _ = before
+            mean = (x0_before + x0_hat) / 2
+            eps_mean = schedule.eps_from_x0(mean, x_before, t_before)
+            x_t = _transition(schedule, t_before, t, mean, eps_mean, 0.0, None)
+            eps_hat = schedule.eps_from_x0(x0_hat, x_t, t)
+        d, width = x0_hat, float(schedule.half_log_snr(s) - schedule.half_log_snr(t))
+        if before is not None and s >= 0:
+            d = x0_hat + width / (2 * before[3]) * (x0_hat - before[2])
+            eps_hat = schedule.eps_from_x0(d, x_t, t)
+        before = t, x_t, x0_hat, width
+        x_t = _transition(schedule, t, s, d, eps_hat, eta, generator)
+        yield step, s, x_t, x0_hat
 
 
 def unipc(
@@ -252,35 +269,7 @@ def unipc(
     again with the mean of both (UniC-1 with B(h) = e^h - 1), and the sampler goes on from there. The
     prediction is not made anew, so this costs no evaluation. What is yielded is not corrected yet.
     """
-    yield from _dpm_solver(denoiser, schedule, x_t, grid, clip_x0, generator, 0.0, corrects=True)
-
-
-def _dpm_solver(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    x_t: Tensor,
-    grid: list[int],
-    clip_x0: bool,
-    generator: Generator,
-    eta: float,
-    corrects: bool = False,
-) -> Steps:
-    before: tuple[int, Tensor, Tensor, float] | None = None  # t, x_t, x0_hat, width in lambda
-    for step, (t, s) in enumerate(pairwise(grid)):
-        x0_hat, eps_hat = _predictions(denoiser, schedule, x_t, t, clip_x0)
-        if corrects and before is not None:
-            t_before, x_before, x0_before, _ = before
-            mean = (x0_before + x0_hat) / 2
-            eps_mean = schedule.eps_from_x0(mean, x_before, t_before)
-            x_t = _transition(schedule, t_before, t, mean, eps_mean, 0.0, None)
-            eps_hat = schedule.eps_from_x0(x0_hat, x_t, t)
-        d, width = x0_hat, float(schedule.half_log_snr(s) - schedule.half_log_snr(t))
-        if before is not None and s >= 0:
-            d = x0_hat + width / (2 * before[3]) * (x0_hat - before[2])
-            eps_hat = schedule.eps_from_x0(d, x_t, t)
-        before = t, x_t, x0_hat, width
-        x_t = _transition(schedule, t, s, d, eps_hat, eta, generator)
-        yield step, s, x_t, x0_hat
+    yield from dpm_solver(denoiser, schedule, x_t, grid, clip_x0, generator, corrects=True)
 
 
 @dataclass(frozen=True)

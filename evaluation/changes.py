@@ -82,18 +82,18 @@ class ChangeMeter:
             column: of the attribute that was to change.
             goes_along: (N, A), not 0 for what goes with the request.
         """
-        moved, turned = None, None
-        for judge, spread in zip(self.judges, self.spreads, strict=True):
-            before, after = log_odds(judge, source), log_odds(judge, edited)
+        readings = [(log_odds(judge, source), log_odds(judge, edited)) for judge in self.judges]
+        ways = []  # for each judge: 1 where an attribute rises, -1 where it falls, 0 where it is noise
+        for (before, after), spread in zip(readings, self.spreads, strict=True):
             change = after - before
-            way = change.sign() * (change.abs() > SPREADS * spread)
-            moved = way if moved is None else moved * (moved == way)
-            turned = (before > 0) != (after > 0) if turned is None else turned
-        assert moved is not None and turned is not None  # there is a judge
+            ways.append(change.sign() * (change.abs() > SPREADS * spread))
+        moved = (ways[0] != 0) & (torch.stack(ways) == ways[0]).all(0)
+        before, after = readings[0]
+        turned = moved & ((before > 0) != (after > 0))
         to_stay = goes_along == 0
         to_stay[:, column] = False
         return {
-            "others_moved": ((moved != 0) & to_stay).sum(1).float(),
-            "others_turned": ((moved != 0) & turned & to_stay).sum(1).float(),
-            "along_moved": ((moved != 0) & (goes_along != 0)).sum(1).float(),
+            "others_moved": (moved & to_stay).sum(1).float(),
+            "others_turned": (turned & to_stay).sum(1).float(),
+            "along_moved": (moved & (goes_along != 0)).sum(1).float(),
         }

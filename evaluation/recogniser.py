@@ -34,7 +34,7 @@ class Recogniser:
         weights = find_spec("face_recognition_models")
         if weights is None or weights.origin is None or find_spec("dlib") is None:
             raise ValueError(f"--identity needs a recogniser of faces: {INSTALL}")
-        dlib = self.dlib = import_module("dlib")
+        dlib = import_module("dlib")
         models = Path(weights.origin).parent / "models"
         self.find_landmarks = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
         self.network = dlib.face_recognition_model_v1(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scipy.integrate import trapezoid
+
 from figures.plots import save_curves
 
 
@@ -204,17 +206,18 @@ def strength_curve(entry: dict[str, Any], no_edit: dict[str, float]) -> list[tup
     return sorted(points, key=lambda point: point[0])
 
 
+def others_key(row: Row) -> str:
+    """Under which figure a row says how many others changed: net of noise, where that was measured."""
+    return "others_moved" if "others_moved" in row else "attributes_changed"
+
+
 def on_the_way(points: Sequence[tuple[float, Row]]) -> float | None:
     """How many others an edit changes on its way: the mean over the flips that it reaches, which is the
     area under the curve of others over flips, divided by its width. None for an edit without flips."""
-    key = "others_moved" if "others_moved" in points[0][1] else "attributes_changed"
+    key = others_key(points[0][1])
     flips = [row["flip_rate"] for _, row in points]
-    others = [row[key] for _, row in points]
     width = flips[-1] - flips[0]
-    area = sum(
-        (flips[i + 1] - flips[i]) * (others[i + 1] + others[i]) / 2 for i in range(len(points) - 1)
-    )
-    return area / width if width > 0 else None
+    return float(trapezoid([row[key] for _, row in points], flips)) / width if width > 0 else None
 
 
 def edits_table(report: dict[str, Any]) -> str:
@@ -246,7 +249,7 @@ def plot_strengths(report: dict[str, Any], folder: Path) -> None:
     points are means over attributes."""
     no_edit, *entries = report["edits"]
     nothing = mean_of_tasks(no_edit["tasks"])
-    others = "others_moved" if "others_moved" in nothing else "attributes_changed"
+    others = others_key(nothing)
     flips: dict[str, list] = {}
     costs: dict[str, list] = {}
     for entry in entries:

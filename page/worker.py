@@ -68,7 +68,7 @@ class Worker:
         self.guide = studio.load_guide_of(self.files, self.model)
         config, probe = self.model.config, f"{self.files.checkpoint}_probe"
         self.correlation = self.model.attribute_prior.correlation().cpu()
-        if judge is None and (PRETRAINED / f"{probe}.safetensors").is_file():
+        if not judge and (PRETRAINED / f"{probe}.safetensors").is_file():
             judge = probe
         # It shares nothing with model and guide. Images uint8 (B, S, S, 3) -> logits (B, A).
         self.independent: Callable[[torch.Tensor], torch.Tensor] | None = None

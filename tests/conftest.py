@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 import torch
-from helpers import REPOSITORY, TINY_FLAGS, run_training
+from helpers import REPOSITORY, TINY_FLAGS, draw_zeros, run_training
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers on every machine
 # Tiny tensors: a second thread costs more than it does. Processes that a test starts have one, too.
@@ -152,9 +152,7 @@ def make_model():
         torch.manual_seed(0)
         small = {"image_size": 16, "channels": (16, 32), "num_heads": 2, "latent_dim": 8}
         model = ConditionalDiffusion(ModelConfig(names, **small | changes))
-        for parameter in model.unet.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.05)
+        draw_zeros(model.unet, std=0.05)
         return model.eval()
 
     return make

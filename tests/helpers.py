@@ -49,6 +49,13 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tor
     return torch.randn(shape, generator=seeded(seed), dtype=dtype)
 
 
+def draw_zeros(module: torch.nn.Module, std: float) -> None:
+    """Draw the weights that start at zero, so that every path of an untrained network carries signal."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=std)
+
+
 def run_script(script: ModuleType, *argv: object) -> None:
     """What a script does with these flags. Errors are raised."""
     MAIN[script](script.parse_args([str(word) for word in argv]))

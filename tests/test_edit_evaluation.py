@@ -283,8 +283,7 @@ def test_noise_identity_and_repetition_stand_in_the_report(options, tmp_path):
 
 
 def test_a_recogniser_finds_a_face_again(tmp_path):
-    """Drawn faces are nearer to themselves with noise than to each other. Without the library one line
-    says how to get it."""
+    """Drawn faces are nearer to themselves with noise than to each other."""
     pytest.importorskip("dlib")
     write_dataset(tmp_path / "faces", num_images=6, image_size=128, seed=0, num_workers=1)
     images = np.stack([np.array(Image.open(path)) for path in sorted(tmp_path.rglob("*.jpg"))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import one_line
+from helpers import draw_zeros, one_line
 
 import export
 import flags
@@ -75,9 +75,7 @@ def test_half_precision_with_shared_weights_takes_half_the_room(make_model, tmp_
 
 def test_a_guide_as_safetensors(tmp_path):
     model = GuidanceClassifier(ModelConfig(("a", "b"), image_size=16, channels=(16, 32), num_heads=2))
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter)
+    draw_zeros(model, std=1.0)
     save_model(model.eval(), tmp_path / "guide.pth", "guide")
     run_export(tmp_path / "guide.pth", tmp_path / "guide.safetensors")
     again = load_guide(tmp_path / "guide.safetensors")

@@ -23,6 +23,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
+from helpers import draw_zeros
 from PIL import Image
 
 import app
@@ -689,9 +690,7 @@ def address(tmp_path_factory):
     without = {"self_attention_levels": (), "cross_attention_levels": ()}
     config = ModelConfig(CELEBA_ATTRIBUTES, channels=(16, 32), patch_size=4, latent_dim=8, **without)
     model, guide = ConditionalDiffusion(config), GuidanceClassifier(config)
-    for parameter in model.unet.parameters():
-        if not parameter.any():  # else it would draw the same for every request
-            torch.nn.init.normal_(parameter, std=0.05)
+    draw_zeros(model.unet, std=0.05)  # else it would draw the same for every request
     save_model(model, folder / "model.pth")
     torch.nn.init.normal_(guide.network.weight)
     save_model(guide, folder / "guide.pth", "guide")
@@ -1030,7 +1029,7 @@ def test_it_works_below_a_path(start, browser, photo):
     opened.wait_for_selector("#upload input[type=file]", state="attached")
     send(opened, photo)
     edit(opened, "Glasses", "Eyeglasses:")
-    opened.wait_for_function("() => document.querySelector('#whole img')?.naturalWidth")
+    wait_until(opened, "() => document.querySelector('#whole img')?.naturalWidth")
     opened.close()
     proxy.shutdown()
     assert not missing and len(server.lines) == 1

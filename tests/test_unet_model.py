@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import draw_zeros
 
 import unet_model
 from layers import sinusoidal_embedding
@@ -20,9 +21,7 @@ def make_unet(**changes) -> ConditionalUNet:
         "cross_attention_levels": (0, 1),
     }
     unet = ConditionalUNet(**small | changes)
-    for parameter in unet.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
+    draw_zeros(unet, std=0.1)
     return unet
 
 
