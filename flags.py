@@ -136,7 +136,7 @@ def value_parser(setting: Setting) -> Callable[[str], Any]:
 
 def as_text(value: Any) -> str:
     """A value as one types it."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 

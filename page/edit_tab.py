@@ -510,7 +510,9 @@ class EditTab:
             return {
                 self.whole: (edit.folder / "whole.jpg", current.folder / "whole.jpg"),
                 self.compared: (edit.folder / "edit.png", current.folder / "edit.png"),
-                self.status: status_line(f"Left: {edit.title}. Right: {current.title}."),
+                self.status: status_line(
+                    f"Left: {edit.unlike(current)}. Right: {current.unlike(edit)}."
+                ),
             }
         visitor.show(edit.source, edit)
         return self.restore(visitor)

@@ -20,6 +20,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+import flags
 from attributes import parse_request
 from config import EditSettings, PhotographSettings
 from figures.grids import caption
@@ -97,6 +98,18 @@ class Edit:
     def title(self) -> str:
         texts = [caption(parse_request(settings.attributes)) for settings in self.chain]
         return ", then ".join(texts).capitalize() or "No step is on"
+
+    def unlike(self, other: Edit) -> str:
+        """The settings of the last step that another edit of the same source has not; else the title."""
+        if self.source is not other.source or not (self.settings and other.settings):
+            return self.title
+        own, others = flags.portable(self.settings), flags.portable(other.settings)
+        differing = [name for name in own | others if own.get(name) != others.get(name)]
+        values = {name: flags.as_text(own.get(name, ())) for name in differing if name != "attributes"}
+        texts = [f"{name} {value}" if value else f"no {name}" for name, value in values.items()]
+        if self.settings.mask != other.settings.mask:
+            texts.append("with a mask" if self.settings.mask else "without a mask")
+        return ", ".join([self.title] * ("attributes" in differing) + texts) or "the same settings"
 
     def files(self) -> list[str]:
         """What there is to take away."""

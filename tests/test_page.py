@@ -53,7 +53,7 @@ from page.fields import SELDOM
 from page.folder import lock_of
 from page.layout import Page
 from page.leaks import leak_meter
-from page.visitors import MOST_RESULTS, Edit, Visitors
+from page.visitors import MOST_RESULTS, Edit, Source, Visitors
 from page.worker import Worker
 from synthetic_faces.dataset import draw_parameters, render
 
@@ -180,6 +180,23 @@ def test_a_frame_is_moved_as_its_sliders_say(worker, photo):
     assert np.degrees(np.arctan2(y, x)) == pytest.approx(20, abs=0.1)
 
 
+def test_two_edits_are_told_apart_by_what_differs(photo):
+    nothing = np.zeros(0)
+    source = Source(PhotographSettings(str(photo)), None, nothing, photo, nothing, nothing)
+
+    def edit_of(*attributes: str, **options) -> Edit:
+        return Edit(source, EditSettings(attributes, **options), photo, nothing, 0, "")
+
+    weak, strong = (edit_of("Male=1", manipulation_strength=s) for s in (0.5, 1.0))
+    assert weak.unlike(strong) == "manipulation_strength 0.5"
+    assert (
+        strong.unlike(weak) == "manipulation_strength 1" and strong.unlike(strong) == "the same settings"
+    )
+    pinned = edit_of("Young=0", pins=("Male",), mask="mask.png")
+    assert pinned.unlike(strong) == f"{pinned.title}, hold Male, with a mask"
+    assert strong.unlike(pinned) == f"{strong.title}, no hold, without a mask"
+
+
 def test_new_faces_and_films_are_those_of_their_commands(worker, photo, tmp_path, monkeypatch):
     settings = GenerateSettings(attributes=("Smiling=1",), num_samples=3, seed=4, **FEW)
     line = worker.command("generate", settings)
@@ -193,7 +210,7 @@ def test_new_faces_and_films_are_those_of_their_commands(worker, photo, tmp_path
     other = drawn_face(photo.parent / "other.png", 60)
     first, last = PhotographSettings(str(photo)), PhotographSettings(str(other))
     squares = [studio.open_photograph(worker.model, each)[0].square for each in (first, last)]
-    settings = InterpolateSettings(interpolation_steps=3, target_image=str(other), **FEW_EDITS)
+    settings = InterpolateSettings(interpolation_steps=3, target_image=str(other), **FEW)
     images = worker.compute(studio.interpolate_photographs, squares, settings).images
     films["photographs"] = images, worker.command("interpolate", first, settings)
     for name, (images, line) in films.items():
