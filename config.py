@@ -389,7 +389,7 @@ class SamplingConfig(Config):
     """How images are drawn. ``samplers.resolve`` fills what is None."""
 
     sampler: str = flag("dpm_solver", "solver of the reverse chain", choices=SAMPLERS)
-    num_inference_steps: int | None = count(None, "steps; none given: 20, all T with ddpm; 25 for edits")
+    num_inference_steps: int | None = count(None, "steps; none given: 20, all T with ddpm; edits 12")
     spacing: str | None = flag(None, "of the timesteps; none given: the sampler's", choices=SPACINGS)
     eta: float = share(0.0, "noise of each step: 0 deterministic, 1 as much as ddpm")
     cfg_scale: float | None = weight(
@@ -423,7 +423,7 @@ def refuse_ignored_requests(
 class EditConfig(Config):
     """How photographs are edited. ``editing.resolve`` fills what is None."""
 
-    num_inference_steps: int = count(25, "steps")
+    num_inference_steps: int = count(12, "steps")
     t_start: float | None = flag(
         None,
         "share of the timesteps that edits go back; none given: as suits what is named",
@@ -549,7 +549,6 @@ class InterpolateSettings(DrawSettings):
     end: tuple[str, ...] = flag((), "where it ends, such as Smiling=1", name="to", metavar=REQUEST)
     target_image: str | None = flag(None, "photograph to interpolate to, from --source_image")
     interpolation_steps: int = count(10, "frames of a strip", low=2)
-    editing: EditConfig = nested(EditConfig, only=("num_inference_steps",))  # of photographs
 
     def __post_init__(self) -> None:
         super().__post_init__()

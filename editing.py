@@ -44,6 +44,7 @@ EDIT_ERROR_STD = 0.1  # of x0_hat near the clean image; by eye: half or twice th
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
 GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from its compression; by eye
 PINNED = 50.0  # hold of a pinned attribute; measured: docs/log.md, "Attributes that are pinned"
+INVERSION_STEPS = 25  # there, and as many back
 FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade; by eye
 
 
@@ -387,7 +388,7 @@ class Editor:
         images: Tensor,
         attributes: Tensor,
         latent: Tensor | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = INVERSION_STEPS,
         progress: Progress = False,
     ) -> Tensor:
         """The noise x_T (B, C, h, w) that leads to these images, by unguided DDIM inversion of a
@@ -556,7 +557,7 @@ class Editor:
         self,
         images: Tensor,
         num_steps: int = 10,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = INVERSION_STEPS,
         attributes: Tensor | None = None,
         progress: Progress = False,
     ) -> Tensor:

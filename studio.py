@@ -35,7 +35,7 @@ from config import (
     SamplingConfig,
 )
 from diffusion_model import ConditionalDiffusion, load_model
-from editing import EditAt, Editor, NoisySource, smallest_edit
+from editing import INVERSION_STEPS, EditAt, Editor, NoisySource, smallest_edit
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
 from image_data.photograph import MASKS, Photograph, from_levels
@@ -360,8 +360,8 @@ def interpolate_photographs(
     """Frames from one photograph's square to another's."""
     images = torch.from_numpy(np.stack(squares))
     rows = model.predict_attributes(images, guide)
-    number, steps = settings.interpolation_steps, settings.editing.num_inference_steps
-    frames = Editor(model).interpolate(images, number, steps, rows, progress)
+    steps = settings.sampling.num_inference_steps or INVERSION_STEPS
+    frames = Editor(model).interpolate(images, settings.interpolation_steps, steps, rows, progress)
     return Result(frames.cpu().numpy(), rows, {}, len(frames))
 
 

@@ -423,13 +423,13 @@ class EditEvaluation(Evaluation):
         """How even strips from one photograph to another are: the largest perceptual distance between
         two frames over the mean one. And whether they begin and end at the photographs."""
         number = min(PAIRS, len(self.reference_set) // 2)
-        steps, judge = self.config.editing.num_inference_steps, self.judge
+        judge = self.judge
 
         @torch.no_grad()
         def evenness(pair: Tensor, _: range) -> tuple[float, float]:
             with self.autocast:
                 rows = self.model.predict_attributes(pair, self.guide)
-                strip = Editor(self.model).interpolate(pair, FRAMES, steps, rows)
+                strip = Editor(self.model).interpolate(pair, FRAMES, attributes=rows)
             inputs = judge.input(strip.to(self.model.device))
             distance = perceptual_distance(judge.stages(), inputs[:-1], inputs[1:]).cpu()
             ends = psnr(strip[[0, -1]].cpu(), pair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 
 import flags
 from image_data.photograph import Photograph
+from page.folder import FOLDERS
 from page.leaks import STYLE
 from page.visitors import Visitor, Visitors
 from samplers import Progress, Steps
@@ -117,7 +119,7 @@ def seed_of(text: str | None) -> int:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Errors of a handler become one line on the page. What is no visitor's fault is printed in the
-    terminal, too."""
+    terminal, too. Of a file in the page's own folder a visitor knows only the name."""
     try:
         yield
     except gr.Error:
@@ -128,6 +130,7 @@ def one_line_errors() -> Iterator[None]:
             line
             or "Something went wrong here. Your results are kept. Try once more, or load the page anew."
         )
+        message = re.sub(rf"\S*{FOLDERS}\S*[/\\]", "", message)
         raise gr.Error(" ".join(message.split()), print_exception=line is None) from error
 
 
