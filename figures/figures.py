@@ -41,10 +41,13 @@ TO_VARY = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Wearing_Hat"
 FRAMES = 10  # of a strip
 POINTS = 1000  # of the latent space
 MOST_STEPS = 100  # of a reverse chain that are kept: as many as a film of twelve seconds shows
+OF_ATTRIBUTES = "validation_cleanest_quartile"  # too many for curves: bars of the last values
 CURVES = {  # group of metrics.jsonl -> what its plot shows
     "loss": "What training minimises: the total, and each of its terms",
     "diffusion_by_timestep": "The error of the prediction, from the least noise to the most",
     "validation": "The same losses on images that training never sees",
+    "balanced_accuracy": "How well the guide reads unseen images, from the least noise to the most",
+    OF_ATTRIBUTES: "How well the guide reads unseen images, in the least noise",
     "optimisation": "The learning rate, and the length of the gradient",
     "speed": "How many images training sees in a second",
 }
@@ -335,8 +338,11 @@ def curves(sources: Sources) -> list[Path]:
     for line in runs[-1].read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         for tag, value in values.items():
-            group, _, name = tag.partition("/")
-            if name and value is not None:  # None was not finite; step and seconds have no group
+            *above, name = tag.split("/")
+            group = "_".join(above)
+            if name.startswith("balanced_accuracy_"):  # no loss
+                group, name = "balanced_accuracy", name.removeprefix("balanced_accuracy_")
+            if group and value is not None:  # None was not finite; step and seconds have no group
                 points = groups.setdefault(group, {}).setdefault(name.replace("_", " "), [])
                 points.append((values["step"], value))
     files = []
@@ -344,7 +350,11 @@ def curves(sources: Sources) -> list[Path]:
         words = group.replace("_", " ")
         title = f"{CURVES.get(group, words.capitalize())} ({run})"
         path = sources.out / f"curves_{group}.png"
-        files.append(save_curves(path, named, "step", [words], title))
+        if group == OF_ATTRIBUTES:
+            last = np.array([points[-1][1] for points in named.values()])
+            files.append(save_bars(path, {"last": last}, [*named], "balanced accuracy", title))
+        else:
+            files.append(save_curves(path, named, "step", [words], title))
     return files
 
 

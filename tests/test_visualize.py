@@ -19,7 +19,7 @@ FILES = {
     *("attribute_balance.png", "attribute_correlation.png", "real.png", "samples.png"),
     *("reconstructions.png", "latent_space_Smiling.png", "denoising.png", "animation.gif"),
     *("interpolation.png", "curves_loss.png", "curves_validation.png", "architecture.png"),
-    "architecture.svg",
+    *("architecture.svg", "curves_balanced_accuracy.png", "curves_validation_cleanest_quartile.png"),
 }
 
 
