@@ -40,8 +40,8 @@ class Api:
     def __init__(self, worker: Worker, visitors: Visitors, blocks: gr.Blocks):
         self.worker, self.visitors = worker, visitors
         for function in (self.generate, self.edit, self.interpolate):
-            options = {**COMPUTES, "api_visibility": "public"}
-            endpoint = gr.api(function, api_name=function.__name__, **options)
+            options = COMPUTES | {"api_visibility": "public", "api_name": function.__name__}
+            endpoint = gr.api(function, **options)
             # Else gradio would fetch addresses that are sent as pictures.
             blocks.fns[endpoint["id"]].preprocess = False
 
@@ -62,8 +62,9 @@ class Api:
         """New faces, as picture files. attributes: {"Smiling": 1, "Male": 0}, or "Smiling=1 Male=0"."""
         with self.guest() as visitor:
             number = within(number, 1, MOST_FACES, "number")
-            settings = GenerateSettings(attributes=names(attributes), num_samples=number, seed=seed)
-            images = self.worker.compute(studio.generate, settings).images[:number]
+            request = names(attributes) or self.worker.any_request()
+            settings = GenerateSettings(attributes=request, num_samples=number, seed=seed)
+            images = self.worker.compute(studio.generate, settings).images
             folder = visitor.new_folder()
             return [self.file(save_image(each, folder / f"{i}.png")) for i, each in enumerate(images)]
 

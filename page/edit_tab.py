@@ -23,7 +23,7 @@ from image_data.picture import Note, over_white, read_note, write_note
 from page import parts
 from page.fields import PRESETS, EditFields
 from page.leaks import leak_meter
-from page.parts import BAR, COMPUTES, QUICK, one_line_errors, status_line
+from page.parts import BAR, COMPUTES, QUICK, RECEIVES, one_line_errors, status_line
 from page.region import CANVAS, Region
 from page.visitors import Edit, Source, Step, Visitor, Visitors
 from page.worker import Worker
@@ -60,10 +60,9 @@ class EditTab:
                 self.build_steps()
             with gr.Column(scale=4, min_width=300, elem_id="request"):
                 self.strength = gr.Slider(0.1, 1, 1, step=0.05, label="Strength of the edit", buttons=[])
-                self.region = Region(worker, visitors)
+                self.region = Region(worker, visitors, self.mask)
                 self.fields = EditFields(worker.model.config, worker.files.checkpoint)
         self.build_history()
-        self.region.connect(self.mask)
         self.outputs = [
             *self.fields.fields, *self.fields.locks, self.strength, self.seed, self.upload, self.line,
             self.frame, *self.placing, self.whole, self.compared, self.heat, *self.region.outputs,
@@ -137,8 +136,7 @@ class EditTab:
     def connect(self) -> None:
         """What happens on which click."""
         looks = COMPUTES | {"show_progress_on": [self.frame]}
-        # ``preprocess`` would open the file before we look at it, and would fetch addresses.
-        arrival = self.upload.upload(self.receive, [self.upload], None, preprocess=False, **QUICK)
+        arrival = self.upload.upload(self.receive, [self.upload], None, **RECEIVES)
         arrival.success(self.take, None, self.outputs, **looks)
         self.own.click(self.take_own, None, self.outputs, **looks)
         self.place.click(self.move, self.placing, self.outputs, **looks)
@@ -157,7 +155,7 @@ class EditTab:
         for button in (self.undo, self.redo):
             button.click(self.go, [button], self.outputs, **QUICK)
         self.past.select(self.recall, [self.compares], self.outputs, **QUICK)
-        loaded = self.load.upload(self.load_moves, [self.load], inputs, preprocess=False, **QUICK)
+        loaded = self.load.upload(self.load_moves, [self.load], inputs, **RECEIVES)
         loaded.success(self.edit, inputs, self.outputs, **edits)
         self.write_whole.click(self.paste, None, [self.files], **COMPUTES)
 
@@ -171,13 +169,12 @@ class EditTab:
             self.frame: source.frame,
             self.past: [(each.folder / "edit.png", each.title) for each in visitor.edits],
         }
-        for number, row in enumerate(zip(self.rows, self.switches, self.strengths, strict=True)):
-            shows[row[0]] = gr.update(visible=number < len(source.steps))
-            if number < len(source.steps):
-                step = source.steps[number]
-                label = f"{'then ' if number else ''}{caption(step.request)}"
-                shows[row[1]] = gr.update(label=label, value=step.is_on)
-                shows[row[2]] = step.settings.manipulation_strength
+        for number, row in enumerate(self.rows):
+            shows[row] = gr.update(visible=number < len(source.steps))
+        for number, step in enumerate(source.steps):
+            label = f"{'then ' if number else ''}{caption(parse_request(step.settings.attributes))}"
+            shows[self.switches[number]] = gr.update(label=label, value=step.is_on)
+            shows[self.strengths[number]] = step.settings.manipulation_strength
         if edit is None:
             nothing = [self.whole, self.compared, self.heat, self.status, self.command, self.files]
             return shows | dict.fromkeys(nothing) | {self.meter: self.no_meter}
@@ -186,7 +183,7 @@ class EditTab:
             self.compared: (source.frame.with_name("square.png"), edit.folder / "edit.png"),
             self.heat: edit.folder / "heat.png",
             self.status: status_line(f"{edit.title}: {edit.seconds:.1f} seconds."),
-            self.meter: edit.meter,
+            self.meter: edit.meter or self.no_meter,
             self.command: self.command_of(edit),
             self.files: edit.files(),
         }
@@ -203,10 +200,10 @@ class EditTab:
 
     def moves(self, source: Source, settings: EditSettings, along: dict[str, float]) -> dict:
         """What was asked for, as sliders and locks show it."""
-        values = self.fields.values(source.read, Step(settings).request | along)
+        values = self.fields.values(source.read, parse_request(settings.attributes) | along)
         locks = (name in settings.pins for name in self.fields.sliders)
         shows = dict(zip(self.fields.fields, values, strict=True))
-        shows |= dict(zip(self.fields.locks, locks, strict=True)) if self.fields.locks else {}
+        shows |= dict(zip(self.fields.locks, locks, strict=True))
         return shows | {
             self.strength: settings.manipulation_strength,
             self.seed: str(settings.seed),
@@ -263,18 +260,14 @@ class EditTab:
                 raise ValueError(f"it has {len(before)} steps before the last: more than {MOST_STEPS}")
         except ValueError as error:
             return shows | {self.line: status_line(f"Not made again: {error}")}
-        source = visitor.picture()
-        square = self.square_after(visitor, source, tuple(before), False)
-        source = replace(source, steps=tuple(map(Step, before)), read=self.worker.read(square))
-        self.make(visitor, source, last, self.worker.photograph(source.settings), False, {})
-        return self.restore(visitor)
+        source = replace(visitor.picture(), steps=tuple(map(Step, before)))
+        return self.make_anew(visitor, source, last, False)
 
     @one_line_errors()
     def take_own(self, request: gr.Request) -> dict:
         """A generated picture to edit: another one each time."""
         visitor, seed = self.visitors.of(request), parts.random_seed()
-        clear = ("Blurry=0",) if "Blurry" in self.fields.names else ()
-        settings = GenerateSettings(attributes=clear, num_samples=1, seed=seed)
+        settings = GenerateSettings(attributes=self.worker.any_request(seed), num_samples=1, seed=seed)
         (image,) = self.worker.compute(studio.generate, settings).images
         path = save_image(image, visitor.new_folder() / f"generated_{seed}.png")
         return self.look(visitor, PhotographSettings(str(path)))
@@ -331,7 +324,8 @@ class EditTab:
         return self.fields.values(source.read, PRESETS[sample[0]])
 
     def edit(self, request: gr.Request, progress=BAR, *values) -> Iterator[dict]:
-        """A preview, then the edit."""
+        """A preview, then the edit. Sliders that went along with the one before go back, and those that
+        go with this one move."""
         with one_line_errors():
             strength, seed, *fields = values
             visitor = self.visitors.of(request)
@@ -345,29 +339,28 @@ class EditTab:
                 mask=str(visitor.mask) if visitor.mask else None,
             )
             bar = parts.progress_bar(visitor, progress)
-            if settings.attributes:
-                photograph = self.worker.photograph(source.settings)
-                yield from self.preview(visitor, source, settings, photograph, bar)
-                yield self.make(visitor, source, settings, photograph, bar, along)
-            elif source.steps:
-                photograph = self.worker.photograph(source.settings)
-                yield self.make(visitor, source, None, photograph, bar, along)
-            else:
+            if not settings.attributes and not source.steps:
                 if visitor.current:
                     visitor.show(source)
                 yield self.show(visitor) | {self.status: status_line("Nothing is asked for.")}
+                return
+            photograph = self.worker.photograph(source.settings)
+            edit = Edit(source, settings if settings.attributes else None, visitor.new_folder())
+            if edit.settings:
+                yield from self.preview(visitor, edit, photograph, bar)
+            self.make(visitor, edit, photograph, bar)
+            targets, starts = parse_request(settings.attributes), self.fields.levels(source.read)
+            moves = {name: starts[name] for name in along} | edit.along
+            yield self.show(visitor) | {
+                self.fields.sliders[name]: value for name, value in moves.items() if name not in targets
+            }
 
     def preview(
-        self,
-        visitor: Visitor,
-        source: Source,
-        settings: EditSettings,
-        photograph: Photograph,
-        bar: Progress,
+        self, visitor: Visitor, edit: Edit, photograph: Photograph, bar: Progress
     ) -> Iterator[dict]:
         """The same edit in fewer steps, unless it is there already."""
-        started = time.perf_counter()
-        if (source.settings, (*source.chain, settings)) in visitor.squares:
+        started, source, settings = time.perf_counter(), edit.source, edit.chain[-1]
+        if (source.settings, edit.chain) in visitor.squares:
             return
         square = self.square_after(visitor, source, source.chain, bar)
         few = replace(settings.editing, num_inference_steps=self.preview_steps)
@@ -383,29 +376,23 @@ class EditTab:
             self.status: status_line(f"Preview after {seconds:.1f} s"),
         }
 
-    def make(
-        self,
-        visitor: Visitor,
-        source: Source,
-        settings: EditSettings | None,
-        photograph: Photograph,
-        bar: Progress,
-        along: dict[str, float],
-    ) -> dict:
-        """Make an edit whole, keep it, and show it. Sliders that went ``along`` with the one before go
-        back, and those that go with this one move."""
+    def make(self, visitor: Visitor, edit: Edit, photograph: Photograph, bar: Progress) -> None:
+        """Make an edit whole, and keep it."""
         started = time.perf_counter()
-        edit = Edit(source, settings, visitor.new_folder(), source.original, 0, self.no_meter)
-        edit.edited = self.square_after(visitor, source, edit.chain, bar)
+        edit.edited = self.square_after(visitor, edit.source, edit.chain, bar)
         self.finish(edit, photograph)
         edit.seconds = time.perf_counter() - started
         visitor.keep(edit)
-        starts = self.fields.levels(source.read) if along or edit.along else {}
-        asked = Step(settings).request if settings else {}
-        moves = {name: starts[name] for name in along} | edit.along
-        return self.show(visitor) | {
-            self.fields.sliders[name]: value for name, value in moves.items() if name not in asked
-        }
+
+    def make_anew(
+        self, visitor: Visitor, source: Source, settings: EditSettings | None, bar: Progress
+    ) -> dict:
+        """Make an edit after the source's steps, and show it with what was asked for."""
+        square = self.square_after(visitor, source, source.chain, bar)
+        source = replace(source, read=self.worker.read(square))
+        edit = Edit(source, settings, visitor.new_folder())
+        self.make(visitor, edit, self.worker.photograph(source.settings), bar)
+        return self.restore(visitor)
 
     def square_after(
         self, visitor: Visitor, source: Source, chain: tuple[EditSettings, ...], bar: Progress
@@ -443,9 +430,9 @@ class EditTab:
         save_image(heat_map(source.original, edit.edited), folder / "heat.png")
         self.save_view(photograph, edit.edited, folder)
         edit.read = self.worker.read(edit.edited)
-        if edit.settings and not self.fields.are_classes:
+        if edit.settings:
             levels = self.fields.levels(edit.read)
-            related = self.worker.related(Step(edit.settings).request, source.read)
+            related = self.worker.related(parse_request(edit.settings.attributes), source.read)
             edit.along = {name: levels[name] for name in related if name not in edit.settings.pins}
         if names:
             related = self.worker.related(edit.request, source.read)
@@ -457,7 +444,7 @@ class EditTab:
         """The command that makes an edit again."""
         if len(edit.chain) != 1:
             return "Several steps are made again here: drop edit.png and the photograph."
-        return self.worker.command("edit", edit.source.settings, *edit.chain[-1:])
+        return self.worker.command("edit", edit.source.settings, *edit.chain)
 
     # ---------------------------------------------------------------- steps
 
@@ -478,19 +465,15 @@ class EditTab:
     def change_steps(self, request: gr.Request, progress=BAR, *values) -> dict:
         """Switch steps on or off, or change their strengths. What follows is made anew."""
         visitor = self.visitors.of(request)
-        source, edit, bar = visitor.picture(), visitor.current, parts.progress_bar(visitor, progress)
+        source, current, bar = visitor.picture(), visitor.current, parts.progress_bar(visitor, progress)
         steps = tuple(
             Step(replace(step.settings, manipulation_strength=float(strength)), bool(is_on))
             for step, is_on, strength in zip(
                 source.steps, values[:MOST_STEPS], values[MOST_STEPS:], strict=False
             )
         )
-        source = replace(source, steps=steps)
-        square = self.square_after(visitor, source, source.chain, bar)
-        source = replace(source, read=self.worker.read(square))
-        settings = edit.settings if edit else None
-        self.make(visitor, source, settings, self.worker.photograph(source.settings), bar, {})
-        return self.restore(visitor)
+        settings = current.settings if current else None
+        return self.make_anew(visitor, replace(source, steps=steps), settings, bar)
 
     @one_line_errors()
     def go(self, request: gr.Request, name: str) -> dict:

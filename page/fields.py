@@ -95,8 +95,9 @@ class EditFields:
         locks: a checkbox beside each slider, for what is to stay.
     """
 
-    def __init__(self, config: ModelConfig, checkpoint: str = ""):
+    def __init__(self, config: ModelConfig, checkpoint: str):
         self.locks: list[gr.Checkbox] = []
+        self.sliders: dict[str, gr.Slider] = {}
         self.names, self.are_classes, self.presets = config.attribute_names, config.one_hot, None
         names = self.names
         if self.are_classes:
@@ -111,7 +112,6 @@ class EditFields:
         self.presets = gr.Dataset(label="Presets", components=["textbox"], samples=usual)
         search = gr.Textbox(label="Search", placeholder="hair, eye, wearing ...", elem_id="search")
         self.groups: dict[gr.Accordion, list[str]] = {}
-        self.sliders: dict[str, gr.Slider] = {}
         grouped = {name for group in GROUPS.values() for name in group}
         for title, group in {**GROUPS, "Other": [name for name in names if name not in grouped]}.items():
             members = [name for name in group if name in names]
@@ -144,13 +144,13 @@ class EditFields:
         return dict(zip(self.names, levels.round(2).tolist(), strict=True))
 
     def request(
-        self, read: np.ndarray, values: Sequence[Any], along: Mapping[str, float] | None = None
+        self, read: np.ndarray, values: Sequence[Any], along: Mapping[str, float] = {}
     ) -> tuple[str, ...]:
         """What the fields' values ask for, as ``parse_request`` takes it. 0.5 asks for nothing, nor
         does a slider that went ``along`` with others to where it stands."""
         if self.are_classes:
             return (f"{values[0]}=1",) if values[0] else ()
-        request, along = [], along or {}
+        request = []
         for name, start, value in zip(self.sliders, self.values(read, {}), values, strict=True):
             rests = (start, along.get(name, start), 0.5)
             if all(abs(value - rest) > STEP / 2 for rest in rests):

@@ -54,10 +54,11 @@ class GenerateTab:
     def generate(self, request: gr.Request, progress=BAR, *values) -> dict:
         number, scale, seed, *fields = values
         visitor = self.visitors.of(request)
+        seed = parts.seed_of(seed)
         settings = GenerateSettings(
-            attributes=self.request.request(fields),
+            attributes=self.request.request(fields) or self.worker.any_request(seed),
             num_samples=int(number),
-            seed=parts.seed_of(seed),
+            seed=seed,
             sampling=SamplingConfig(cfg_scale=float(scale) if self.is_guided else None),
         )
         started, bar = time.perf_counter(), parts.progress_bar(visitor, progress)

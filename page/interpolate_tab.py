@@ -14,7 +14,7 @@ from config import InterpolateSettings, PhotographSettings
 from figures.grids import save_gif, save_image
 from page import parts
 from page.fields import NewFaceFields
-from page.parts import BAR, COMPUTES, QUICK, one_line_errors, status_line
+from page.parts import BAR, COMPUTES, RECEIVES, one_line_errors, status_line
 from page.visitors import Visitors
 from page.worker import Worker
 
@@ -45,9 +45,7 @@ class InterpolateTab:
                 self.film = gr.Image(label="Film", elem_id="film", elem_classes="square", **film)
                 self.command = gr.Textbox(interactive=False, **parts.COMMAND)
         for image in self.ends:
-            # ``preprocess`` would open the file before we look at it, and would fetch addresses.
-            changes = [image.upload, image.clear]
-            gr.on(changes, self.take, [image], [image], preprocess=False, **QUICK)
+            gr.on([image.upload, image.clear], self.take, [image], [image], **RECEIVES)
         status = self.controls.status
         values = [frames, self.controls.seed, *self.start.fields, *self.end.fields]
         outputs = [self.strip, self.film, status, self.command]

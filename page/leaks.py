@@ -30,7 +30,7 @@ def leak_meter(
     before: np.ndarray,
     after: np.ndarray,
     request: Mapping[str, float],
-    related: Mapping[str, int] | None = None,
+    related: Mapping[str, int] = {},
     pins: Collection[str] = (),
 ) -> str:
     """HTML of what moved: what is pinned, what was asked for, leaks, and what goes with the request, the
@@ -43,10 +43,11 @@ def leak_meter(
         related: name -> which way it goes with the request: 1 comes, -1 ends.
         pins: what is to stay.
     """
-    related, change = related or {}, after - before
+    change = after - before
     order = [i for i in np.argsort(-np.abs(change)) if names[i] not in request]
     pinned = [i for i in order if names[i] in pins]
     requested = [i for i, name in enumerate(names) if name in request]
+    believed = [i for i in requested if (after[i] > 0.5) == (request[names[i]] > 0.5)]
     goes = [i for i in order if i not in pinned and change[i] * related.get(names[i], 0) > 0]
     others = [i for i in order if i not in goes]
     crossed = {i for i in order if (before[i] > 0.5) != (after[i] > 0.5)}
@@ -54,12 +55,10 @@ def leak_meter(
     words = dict.fromkeys(large, ("leak", "leak")) | dict.fromkeys(goes, ("with", "goes with it"))
     for i in pinned:
         words[i] = ("pin", "not held" if i in crossed or abs(change[i]) >= LEAST_CHANGE else "held")
-    believed, rows = 0, []
+    for i in requested:
+        words[i] = ("request", "believed" if i in believed else "not believed")
+    rows = []
     for i in [*pinned, *requested, *sorted(large, key=lambda i: i in goes)]:
-        if i in requested:
-            is_believed = (after[i] > 0.5) == (request[names[i]] > 0.5)
-            words[i] = ("request", "believed" if is_believed else "not believed")
-            believed += is_believed
         kind, word = words[i]
         low, high = sorted((before[i], after[i]))
         rows.append(
@@ -71,7 +70,7 @@ def leak_meter(
         )
     first = "The reader does not know what was asked for."
     if requested:
-        first = f"An independent reader believes {believed} of {len(requested)} asked for."
+        first = f"An independent reader believes {len(believed)} of {len(requested)} asked for."
     caption = f"{first} {len(crossed.intersection(others))} of {len(others)} others changed sides."
     if crossed.intersection(goes):
         caption += f" {len(crossed.intersection(goes))} more go with what was asked for."

@@ -27,6 +27,8 @@ COMPUTES: dict[str, Any] = {
     "api_visibility": "private",
 }
 QUICK: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+# What takes files: ``preprocess`` would open one before we look at it, and would fetch addresses.
+RECEIVES = QUICK | {"preprocess": False}
 BAR = gr.Progress()  # as a default, it makes gradio hand a handler its progress bar
 # Of components: a picture that a visitor drops, pastes or takes, one that is shown, and several of which
 # one can be clicked.

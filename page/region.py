@@ -14,7 +14,7 @@ from config import MASKS
 from figures.grids import save_image
 from image_data.photograph import from_levels
 from image_data.picture import read_picture
-from page.parts import COMPUTES, QUICK, one_line_errors, status_line
+from page.parts import COMPUTES, RECEIVES, one_line_errors, status_line
 from page.visitors import Visitor, Visitors
 from page.worker import Worker
 
@@ -24,10 +24,10 @@ CHANGED, EVERYWHERE = "Where it changed", "Everywhere"
 
 
 class Region:
-    """The tools for a region. An edit takes the visitor's."""
+    """The tools for a region, which ``image`` shows beside the change. An edit takes the visitor's."""
 
-    def __init__(self, worker: Worker, visitors: Visitors):
-        self.worker, self.visitors = worker, visitors
+    def __init__(self, worker: Worker, visitors: Visitors, image: gr.Image):
+        self.worker, self.visitors, self.image = worker, visitors, image
         usual = [name.replace("_", " ").capitalize() for name in MASKS]
         self.usual = dict(zip(usual, MASKS, strict=True)) if studio.knows_faces(worker.model) else {}
         with gr.Accordion("Change only a part of it", open=False, elem_id="region"):
@@ -43,16 +43,12 @@ class Region:
                 self.load = gr.UploadButton("Load a mask", elem_id="load_mask", file_types=["image"])
                 self.save = gr.DownloadButton("Save it", elem_id="save_mask")
             self.line = gr.HTML(status_line("All of the frame may change."), elem_id="region_line")
-
-    def connect(self, image: gr.Image) -> None:
-        """``image`` shows the region, beside the change."""
-        self.image = image
         self.outputs = [self.editor, self.image, self.save, self.line]
-        paints = QUICK | {"trigger_mode": "always_last", "preprocess": False}
+        paints = RECEIVES | {"trigger_mode": "always_last"}
         self.editor.input(self.paint, [self.editor], self.outputs[1:], **paints)
         for button in self.choices:
             button.click(self.choose, [button], self.outputs, **COMPUTES)
-        self.load.upload(self.take, [self.load], self.outputs, preprocess=False, **QUICK)
+        self.load.upload(self.take, [self.load], self.outputs, **RECEIVES)
 
     # ---------------------------------------------------------------- handlers
 
@@ -72,7 +68,9 @@ class Region:
         if alpha is None:
             raise ValueError("that painting is no layer of the page: paint once more")
         levels = np.asarray(alpha.resize((side, side), Image.Resampling.BOX)) / OPACITY
-        return self.set(visitor, from_levels(levels.clip(0, 255)), painted=True)
+        shows = self.set(visitor, from_levels(levels.clip(0, 255)))
+        del shows[self.editor]  # the browser has it, and may have painted on
+        return shows
 
     @one_line_errors()
     def choose(self, request: gr.Request, name: str) -> dict:
@@ -95,18 +93,16 @@ class Region:
 
     # ---------------------------------------------------------------- what is seen
 
-    def set(self, visitor: Visitor, mask: np.ndarray | None, painted: bool = False) -> dict:
+    def set(self, visitor: Visitor, mask: np.ndarray | None) -> dict:
         """Keep a mask (S, S) in [0, 1] for the edits that follow. An empty one is none."""
         visitor.mask = None
         if mask is not None and mask.any():
-            path = visitor.folder / f"mask_{studio.hash_of((255 * mask).round())[:12]}.png"
+            levels = (255 * mask).round().astype(np.uint8)
+            path = visitor.folder / f"mask_{studio.hash_of(levels)[:12]}.png"
             if not path.exists():
-                save_image((255 * mask).round().astype(np.uint8), path)
+                save_image(levels, path)
             visitor.mask = path
-        shows = self.show(visitor)
-        if painted:  # the browser has it, and may have painted on
-            del shows[self.editor]
-        return shows
+        return self.show(visitor)
 
     def show(self, visitor: Visitor) -> dict:
         """What is seen of a visitor's region."""

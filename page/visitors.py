@@ -29,6 +29,7 @@ from image_data.picture import Note
 from page.folder import lock_of, renew
 
 MOST_RESULTS = 24  # results kept for a visitor, by eye: three rows of the history
+MOST_FOLDERS = 100  # of pictures, kept for a visitor beside those that are needed; by eye
 MOST_VISITORS = 200  # at once; by eye: some 100 MB of files. Then the one who was idle longest must go
 IDLE_SECONDS = 6 * 3600.0  # after which an open page is forgotten: most of a working day
 RETURN_SECONDS = 60.0  # a visitor whose connection broke has this long to come back, by eye
@@ -41,10 +42,6 @@ class Step:
 
     settings: EditSettings
     is_on: bool = True
-
-    @property
-    def request(self) -> dict[str, float]:
-        return parse_request(self.settings.attributes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +69,11 @@ class Edit:
     source: Source
     settings: EditSettings | None  # of the last step; None: nothing was asked for after the source's
     folder: Path  # its pictures and its manifest
-    edited: np.ndarray  # uint8 (S, S, 3)
-    seconds: float
-    meter: str  # what the independent reader says, as HTML
+    edited: np.ndarray = field(default_factory=lambda: np.zeros(0))  # uint8 (S, S, 3)
+    seconds: float = 0
+    meter: str = ""  # what the independent reader says, as HTML
     along: dict[str, float] = field(default_factory=dict)  # readings of what goes with the request
-    # how sure the model is of each attribute
-    read: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    read: np.ndarray = field(default_factory=lambda: np.zeros(0))  # what the model reads, 0 ... 1 (A,)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -136,17 +132,29 @@ class Visitor:
     trail: list[tuple[Source, Edit | None]] = field(default_factory=list)
     place: int = -1
     squares: dict[tuple, np.ndarray] = field(default_factory=dict)  # photograph and chain -> result
-    folders: set[Path] = field(default_factory=set)  # of edits
     faces: list[Path] = field(default_factory=list)  # generated ones
     chosen: Path | None = None  # of the faces
     ends: dict[str, Path | None] = field(default_factory=dict)  # of an interpolation between pictures
     stop: threading.Event = field(default_factory=threading.Event)
 
     def new_folder(self) -> Path:
-        """A folder whose name nobody can guess."""
+        """A folder whose name nobody can guess. The oldest go that nothing needs any more."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        old = sorted(filter(Path.is_dir, self.folder.iterdir()), key=lambda each: each.stat().st_mtime)
+        for folder in {*old[:-MOST_FOLDERS]} - self.needed():
+            shutil.rmtree(folder, ignore_errors=True)
         folder = self.folder / uuid.uuid4().hex
-        folder.mkdir(parents=True)
+        folder.mkdir()
         return folder
+
+    def needed(self) -> set[Path]:
+        """The folders of what the page shows or may show again."""
+        edits = {*self.edits, *(edit for _, edit in self.trail if edit)}
+        sources = {*(edit.source for edit in edits), *(source for source, _ in self.trail)}
+        photographs = (Path(str(source.settings.source_image)) for source in sources)
+        files = {*photographs, *(source.frame for source in sources), *self.faces, self.upload}
+        files |= {self.chosen, *self.ends.values()}
+        return {edit.folder for edit in edits} | {file.parent for file in files if file}
 
     def picture(self) -> Source:
         """The picture that they edit."""
@@ -183,10 +191,6 @@ class Visitor:
         """Add an edit to the history, and show it. The oldest goes when there are too many."""
         self.edits = [*self.edits, edit][-MOST_RESULTS:]
         self.show(edit.source, edit)
-        used = {each.folder for each in (*self.edits, *(edit for _, edit in self.trail)) if each}
-        for folder in self.folders - used:
-            shutil.rmtree(folder, ignore_errors=True)
-        self.folders = used
 
 
 class Visitors:

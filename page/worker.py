@@ -86,28 +86,27 @@ class Worker:
 
         return self.thread.submit(work).result()
 
+    def any_request(self, seed: int = 0) -> tuple[str, ...]:
+        """A request for who names nothing: of faces a sharp one, of other things one of the names."""
+        names = self.model.config.attribute_names
+        return ("Blurry=0",) if "Blurry" in names else (f"{names[seed % len(names)]}=1",)
+
     def photograph(self, settings: PhotographSettings) -> Photograph:
         """A photograph as the model sees it."""
         return studio.open_photograph(self.model, settings)[0]
 
     def edit(self, square: np.ndarray, settings: EditSettings, bar: Progress = False) -> np.ndarray:
-        """One edit of a square uint8 (S, S, 3). Its mask is a file of the page's."""
-        return self.compute(self._edit, square, settings, bar).images[0]
+        """One edit of a square uint8 (S, S, 3), which leaves what it shares to the next edit of the same
+        square. Its mask is a file of the page's."""
 
-    def _edit(
-        self,
-        model: ConditionalDiffusion,
-        guide: GuidanceClassifier | None,
-        square: np.ndarray,
-        settings: EditSettings,
-        bar: Progress,
-    ) -> studio.Result:
-        """``studio.edit``, which leaves what it shares to the next edit of the same square."""
-        key = square.tobytes(), settings.seed
-        number = sum(len(source.x0_hats) for source in self.sources.values())
-        if key != self.latest or number > MOST_SHARED:
-            self.latest, self.sources = key, {}
-        return studio.edit(model, guide, square, settings, bar, mask_in(settings), self.sources)
+        def work(model: ConditionalDiffusion, guide: GuidanceClassifier | None) -> studio.Result:
+            key = square.tobytes(), settings.seed
+            number = sum(len(source.x0_hats) for source in self.sources.values())
+            if key != self.latest or number > MOST_SHARED:
+                self.latest, self.sources = key, {}
+            return studio.edit(model, guide, square, settings, bar, mask_in(settings), self.sources)
+
+        return self.compute(work).images[0]
 
     def read(self, square: np.ndarray) -> np.ndarray:
         """How sure the model is of each attribute (A,) in a square uint8 (S, S, 3): 0 ... 1."""
@@ -175,9 +174,9 @@ class Worker:
         request = [f"{name}={value}" for name, value in parse_request(last.attributes).items()]
         settings |= {"mode": "edit", "attributes": request}
         if before:
-            names = [each.mask and Path(each.mask).name for each in before]
-            pairs = zip(before, names, strict=True)
-            settings["steps"] = [flags.portable(each) | {"mask": name} for each, name in pairs]
+            settings["steps"] = [
+                flags.portable(each) | {"mask": each.mask and Path(each.mask).name} for each in before
+            ]
         squares, mask = {"source_image": photograph}, (last.mask, mask_in(last))
         return Note(settings, studio.files_behind(self.files, self.model, self.guide, squares, mask))
 

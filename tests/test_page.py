@@ -53,7 +53,7 @@ from page.fields import SELDOM
 from page.folder import lock_of
 from page.layout import Page
 from page.leaks import leak_meter
-from page.visitors import MOST_RESULTS, Edit, Source, Visitors
+from page.visitors import MOST_FOLDERS, MOST_RESULTS, Edit, Source, Visitors
 from page.worker import Worker
 from synthetic_faces.dataset import draw_parameters, render
 
@@ -245,6 +245,21 @@ def test_classes_are_asked_for_by_name(class_checkpoint, tmp_path):
     settings = EditSettings(attributes=("blue=1",), **FEW_EDITS)
     edited = worker.compute(studio.edit, square, settings).images[0]
     assert edited.shape == square.shape
+    silent, anna = (lambda *args, **options: None), asking("anna")
+    opened.edit.take_own(anna)
+    list(opened.edit.edit(anna, silent, 1.0, "0", "blue"))
+    assert opened.edit.visitors.of(anna).current.request == {"blue": 1.0}
+
+
+def test_who_names_nothing_gets_as_many_faces_as_they_ask_for(worker, tmp_path, monkeypatch):
+    """manipulate.py draws that many of each built-in request."""
+    tab, requests = Page(worker, Visitors(tmp_path)).generate, []
+    monkeypatch.setattr(worker, "compute", lambda function, settings, bar: requests.append(settings))
+    with pytest.raises(gr.Error):  # nothing is drawn
+        tab.generate(asking("anna"), None, 3, 1.5, "5", [], [])
+    (settings,) = requests
+    drawn, _ = studio.requests_to_generate(worker.model, None, settings)
+    assert drawn == 3 * [{"Blurry": 0.0}]
 
 
 def test_files_that_do_not_fit_are_refused():
@@ -611,13 +626,16 @@ def test_there_are_never_too_many_visitors(tmp_path, monkeypatch):
     assert not visitors.present and not visitors.sessions and not list(visitors.folder.iterdir())
 
 
-def test_the_history_is_bounded(tmp_path):
-    visitor = Visitors(tmp_path).of(asking("anna"))
-    for _ in range(MOST_RESULTS + 2):
-        folder = visitor.new_folder()
-        (folder / "edit.png").write_text("x")
-        visitor.keep(Edit(None, EditSettings(), folder, None, 0.0, ""))  # type: ignore
-    assert len(visitor.edits) == len(list(visitor.folder.rglob("edit.png"))) == MOST_RESULTS
+def test_the_history_and_the_files_of_a_visitor_are_bounded(tmp_path, photo):
+    visitor, nothing = Visitors(tmp_path).of(asking("anna")), np.zeros(0)
+    source = Source(PhotographSettings(str(photo)), None, nothing, photo, nothing, nothing)
+    faces, unneeded = visitor.new_folder(), visitor.new_folder()
+    visitor.faces = [faces / "000.png"]
+    for _ in range(MOST_FOLDERS + 5):
+        visitor.keep(Edit(source, EditSettings(), visitor.new_folder()))
+    assert len(visitor.edits) == MOST_RESULTS and all(each.folder.is_dir() for each in visitor.edits)
+    assert faces.is_dir() and not unneeded.exists()
+    assert len(list(visitor.folder.iterdir())) <= MOST_FOLDERS + 2  # with the faces, and the newest
 
 
 # -------------------------------------------------------------------- its process
