@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from evaluate import JudgeConfig, MeasureConfig
 
 Done = TypeVar("Done")
+Reading = tuple[Tensor, Tensor]  # a judge's features (N, D) and logits (N, A) of N images, on the CPU
 CHANCE = 0.55  # balanced accuracy of a judge that has hardly learnt; by eye
 
 
@@ -75,8 +76,8 @@ def in_batches(
     return [done[i % number][i // number] for i in range(len(starts))]
 
 
-def read(judge: Judge, images, label: str = "") -> tuple[Tensor, Tensor]:
-    """The judge's features (N, D) and logits (N, A) of uint8 images (N, H, W, 3), on the CPU."""
+def read(judge: Judge, images, label: str = "") -> Reading:
+    """What the judge reads in images uint8 (N, H, W, 3)."""
     features = torch.cat(in_batches(lambda batch, _: judge.read_features(batch), images, label=label))
     return features, judge.read_logits(features)
 
@@ -159,14 +160,13 @@ class Evaluation:
         self.autocast = devices.autocast(config.mixed_precision, device)
         self.spaces: dict[str, Callable[[Tensor], Tensor]] = {"judge": self.judge.read_features}
 
+    def features_of(self, images: Tensor) -> dict[str, Tensor]:
+        """Features (B, D) of a batch of images uint8 (B, H, W, 3) in every feature space."""
+        return {space: features(images) for space, features in self.spaces.items()}
+
     def read(self, images, label: str) -> dict[str, Tensor]:
-        """Features (N, D) of images uint8 (N, H, W, 3) in every feature space. ``label`` is of the
-        progress bar."""
-
-        def features_of(batch: Tensor, _: range) -> dict[str, Tensor]:
-            return {space: features(batch) for space, features in self.spaces.items()}
-
-        parts = in_batches(features_of, images, 50, label)
+        """``features_of`` all images. ``label`` is of the progress bar."""
+        parts = in_batches(lambda batch, _: self.features_of(batch), images, 50, label)
         return {space: torch.cat([part[space] for part in parts]) for space in self.spaces}
 
     def write(self, name: str, report: dict[str, Any], as_text: Callable[[dict[str, Any]], str]) -> str:

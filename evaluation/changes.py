@@ -16,6 +16,7 @@ from classifiers.probe import Probe
 SPREADS = 2.0  # of a judge's noise, from which its log odds have moved: 95 % of a normal distribution
 NOISE_STD, JPEG_QUALITY = 2.0, 90  # of pictures that nobody edited: levels of 255; by eye, invisible
 BATCH = 100  # images that judges read at once
+Pair = tuple[Tensor, Tensor]  # what a judge reads in sources and in their edits, (N, A) each
 
 
 def null_edits(images: Tensor, flips: bool, generator: torch.Generator) -> list[Tensor]:
@@ -58,9 +59,9 @@ class ChangeMeter:
         spreads: for each judge the spread (A,): the root mean square of the changes over ``null_edits``.
     """
 
-    def __init__(self, judges: Sequence[Judge | Probe], images: Tensor, flips: bool, seed: int = 0):
+    def __init__(self, judges: Sequence[Judge | Probe], images: Tensor, flips: bool):
         self.judges = judges
-        edits = null_edits(images, flips, torch.Generator().manual_seed(seed))
+        edits = null_edits(images, flips, torch.Generator().manual_seed(0))
         self.spreads = []
         for judge in judges:
             before = log_odds(judge, images)
@@ -68,7 +69,7 @@ class ChangeMeter:
             self.spreads.append(changes.square().mean((0, 1)).sqrt())
 
     def figures(
-        self, source: Tensor, edited: Tensor, column: int, goes_along: Tensor
+        self, source: Tensor, edited: Tensor, column: int, goes_along: Tensor, logits: Pair | None = None
     ) -> dict[str, Tensor]:
         """Of each edit (N,):
 
@@ -81,8 +82,11 @@ class ChangeMeter:
             source, edited: uint8 (N, S, S, 3).
             column: of the attribute that was to change.
             goes_along: (N, A), not 0 for what goes with the request.
+            logits: of the first judge, if it has read them already.
         """
-        readings = [(log_odds(judge, source), log_odds(judge, edited)) for judge in self.judges]
+        first, *others = self.judges
+        readings = [logits or (log_odds(first, source), log_odds(first, edited))]
+        readings += [(log_odds(judge, source), log_odds(judge, edited)) for judge in others]
         ways = []  # for each judge: 1 where an attribute rises, -1 where it falls, 0 where it is noise
         for (before, after), spread in zip(readings, self.spreads, strict=True):
             change = after - before

@@ -14,9 +14,9 @@ from attributes import attr_dict
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from classifiers.probe import Probe
+from evaluation.changes import BATCH, Pair
 from evaluation.metrics import mean_of, psnr
 
-BATCH = 100  # images that the judge of a benchmark reads at once
 MEDIANS = ("psnr_truth", "gain")  # figures in dB: a single good edit can move their means
 
 
@@ -29,6 +29,7 @@ def edit_figures(
     direction: Tensor | int,
     truth: Tensor | None = None,
     one_hot: bool = False,
+    logits: Pair | None = None,
 ) -> dict[str, Tensor]:
     """The figures of each edit, (N,), on the CPU.
 
@@ -49,13 +50,14 @@ def edit_figures(
         column: of the attribute that was to change: one, or (N,).
         direction: 1 where it was to come, -1 where it was to go: one, or (N,).
         one_hot: attributes are classes. Then the class that was there must go, and does not count.
+        logits: of the judge, on the CPU, if it has read source and edited already.
     """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         return perceptual_distance(judge.stages(), judge.input(a), judge.input(b))
 
     rows = torch.arange(len(source))
-    before, after = judge(source), judge(edited)
+    before, after = logits or (judge(source).cpu(), judge(edited).cpu())
     changed = (before > 0) != (after > 0)
     changed[rows, column] = False
     if one_hot:
@@ -66,7 +68,7 @@ def edit_figures(
         "perceptual": distance(source, edited),
     }
     if truth is not None:
-        right = judge(truth)
+        right = judge(truth).cpu()
         reached, start = psnr(edited, truth), psnr(source, truth)
         change = (edited.double() - source.double()).square().sum(3)  # (N, S, S)
         inside = change * (truth != source).any(3)

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from attributes import attr_dict, columns_of, deny_other_classes, going_along
+from attributes import attr_dict, columns_of, going_along
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from classifiers.probe import load_reader
 from config import EditConfig, in_file_name
 from editing import EditAt, Editor, resolve
-from evaluation.base import Evaluation, in_batches, main_bar, read
+from evaluation.base import Evaluation, Reading, in_batches, main_bar, read
 from evaluation.changes import ChangeMeter
 from evaluation.edit_figures import edit_figures, summary
 from evaluation.metrics import frechet_distance, psnr
@@ -84,15 +84,17 @@ def measure(
     mask: Tensor,
     truth: Tensor | None = None,
     one_hot: bool = False,
+    readings: tuple[Reading, Reading] | None = None,
 ) -> dict[str, Tensor]:
     """``edit_figures`` (N,), the ``cosine``, and the PSNR where ``mask`` (H, W) is true: there this edit
-    should change nothing."""
+    should change nothing. ``readings`` are those of source and edited, if the judge has read them."""
     device = judge.head.weight.device
     a, b = source.to(device), edited.to(device)
     right = None if truth is None else truth.to(device)
-    figures = edit_figures(judge, a, b, task.column, task.direction, right, one_hot)
-    before, after = (read(judge, images)[0] for images in (source, edited))
-    figures["cosine"] = cosine(judge, mean, before, after, task.column)
+    before, after = readings or (read(judge, source), read(judge, edited))
+    logits = before[1], after[1]
+    figures = edit_figures(judge, a, b, task.column, task.direction, right, one_hot, logits)
+    figures["cosine"] = cosine(judge, mean, before[0], after[0], task.column)
     return figures | {"psnr_outside": psnr(source, edited, mask)}
 
 
@@ -142,16 +144,6 @@ class EditEvaluation(Evaluation):
         tasks = [Task(name, names.index(name), sign) for name in edited for sign in directions]
         self.tasks = [task for task in tasks if len(self.sources(task)[0])]
         self.mean = F.relu(self.reference["judge"]).mean(0)
-        self.meter: ChangeMeter | None = None
-        if config.second_judge:
-            second = load_reader(config.second_judge, names, of_model.crop, device)
-            images = torch.from_numpy(self.reference_set.images[-NULL_IMAGES:].copy())
-            self.meter = ChangeMeter([self.judge, second], images, self.reference_set.flips)
-        self.recogniser: Recogniser | None = None
-        if config.identity:
-            if not knows_faces(self.model):
-                raise ValueError(f"--identity: {config.checkpoint} is no model of faces, leave it out")
-            self.recogniser = Recogniser(of_model.crop)
         self.protocol |= {
             "sources": self.protocol["reference"],
             "edit_sources": config.edit_sources,
@@ -161,8 +153,17 @@ class EditEvaluation(Evaluation):
             "sources_read_by": "the guide" if self.guide else "the VAE",
             "true_counterfactuals": self.truth is not None,
         }
+        self.meter: ChangeMeter | None = None
         if config.second_judge:
+            second = load_reader(config.second_judge, names, of_model.crop, device)
+            images = torch.from_numpy(self.reference_set.images[-NULL_IMAGES:].copy())
+            self.meter = ChangeMeter([self.judge, second], images, self.reference_set.flips)
             self.protocol["second_judge"] = second.file_hash
+        self.recogniser: Recogniser | None = None
+        if config.identity:
+            if not knows_faces(self.model):
+                raise ValueError(f"--identity: {config.checkpoint} is no model of faces, leave it out")
+            self.recogniser = Recogniser(of_model.crop)
 
     def run(self) -> str:
         """Judge every way of editing. edits.json and edits.md grow as it goes. Returns the latter."""
@@ -193,9 +194,8 @@ class EditEvaluation(Evaluation):
     def variants(self) -> Iterator[tuple[str, EditConfig, bool]]:
         """Every way of editing that is compared: a name, how, and whether at the smallest strength."""
         for scale in self.config.edit_cfg_scale or (None,):
-            editing = replace(self.config.editing, cfg_scale=scale)
-            full = resolve(editing, (), self.guide is not None)
-            editing = replace(editing, cfg_scale=full.cfg_scale)
+            full = resolve(replace(self.config.editing, cfg_scale=scale), (), self.guide is not None)
+            editing = replace(self.config.editing, cfg_scale=full.cfg_scale)
             name = f"cfg {editing.cfg_scale:g}"
             if self.guide and editing.guide_scale:
                 name += f", guide {editing.guide_scale:g}"
@@ -224,16 +224,13 @@ class EditEvaluation(Evaluation):
     ) -> list:
         """``then`` of every batch of images, where it gets the edit as a function of its strength.
         ``seed`` is counted from --seed."""
-        target = torch.zeros(1, len(self.names))
-        target[0, task.column] = task.direction
-        if self.model.config.one_hot:
-            target = deny_other_classes(target)
+        request = {task.name: float(task.direction > 0)}
 
         def one_batch(batch: Tensor, numbers: range) -> Any:
             generators = sample_generators(self.config.seed + seed, numbers)
             with self.autocast:
                 edit_at = Editor(self.model).prepare_edit(
-                    batch, target, editing, guide=self.guide, generator=generators
+                    batch, request, editing, guide=self.guide, generator=generators
                 )
                 return then(edit_at)
 
@@ -287,7 +284,8 @@ class EditEvaluation(Evaluation):
             *others, edited = self.edit(source, task, editing, self.config.strengths)
             at_strength = zip(self.config.strengths[:-1], others, strict=True)
             more["at_strength"] = {
-                f"{strength:g}": summary(self.figures(task, images)) for strength, images in at_strength
+                f"{strength:g}": summary(self.figures(task, images, read(self.judge, images)))
+                for strength, images in at_strength
             }
             if self.config.repeat:
                 more |= summary(self.repeated(task, editing, edited))
@@ -299,19 +297,22 @@ class EditEvaluation(Evaluation):
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a report says of edited sources, and the ``figures`` behind it. Writes a picture of them
         under the name of how they were edited; none without a name."""
-        figures = self.figures(task, edited)
+        reading = read(self.judge, edited)
+        figures = self.figures(task, edited, reading)
         if self.writes and name:
             self.picture(name, task, edited, figures["flip_rate"] + figures["cosine"])
         facts = {"task": str(task), "faces": len(edited)}
-        return {**facts, **summary(figures), **self.frechet(edited, task)}, figures
+        return {**facts, **summary(figures), **self.frechet(task, reading[0])}, figures
 
-    def figures(self, task: Task, edited: Tensor) -> dict[str, Tensor]:
-        """Every figure (N,) of edited sources."""
+    def figures(self, task: Task, edited: Tensor, reading: Reading) -> dict[str, Tensor]:
+        """Every figure (N,) of edited sources, in which the judge reads ``reading``."""
         source, truth = self.sources(task)
-        of_what = (task, self.mask(task), truth, self.model.config.one_hot)
+        readings = self.reading(task), reading
+        of_what = (task, self.mask(task), truth, self.model.config.one_hot, readings)
         figures = measure(self.judge, self.mean, source, edited, *of_what)
         if self.meter:
-            figures |= self.meter.figures(source, edited, task.column, self.goes_along(task))
+            along, logits = self.goes_along(task), (readings[0][1], reading[1])
+            figures |= self.meter.figures(source, edited, task.column, along, logits)
         if self.recogniser:
             distance = (self.recogniser.describe(edited) - self.identities(task)).norm(dim=1)
             figures |= {"identity": distance, "same_person": (distance < SAME_PERSON).float()}
@@ -339,26 +340,30 @@ class EditEvaluation(Evaluation):
         if not len(met):
             return repeated
         needless = edit(met, task)
+        before, after = self.reading(task.opposite())[1], read(self.judge, needless)[1]
         if self.meter:
-            changed = self.meter.figures(
-                met, needless, task.column, torch.zeros(len(met), len(self.names))
-            )
-            return repeated | {"needless": changed["others_moved"]}
-        before, after = (read(self.judge, images)[1] > 0 for images in (met, needless))
-        before[:, task.column] = after[:, task.column]  # it was requested
-        return repeated | {"needless": (before != after).sum(1).float()}
+            along = torch.zeros_like(before)
+            figures = self.meter.figures(met, needless, task.column, along, (before, after))
+            return repeated | {"needless": figures["others_moved"]}
+        changed = (before > 0) != (after > 0)
+        changed[:, task.column] = False  # it was requested
+        return repeated | {"needless": changed.sum(1).float()}
+
+    @cache  # noqa: B019
+    def reading(self, task: Task) -> Reading:
+        """What the judge reads in the sources."""
+        return read(self.judge, self.sources(task)[0])
 
     @cache  # noqa: B019
     def goes_along(self, task: Task) -> Tensor:
         """What goes with a task on each of its sources, as the judge reads them: (N, A)."""
-        source, _ = self.sources(task)
+        _, logits = self.reading(task)
+        named = torch.zeros_like(logits)
         if self.model.config.one_hot:
-            return torch.zeros(len(source), len(self.names))
-        named = torch.zeros(len(source), len(self.names))
+            return named
         named[:, task.column] = task.direction
-        shown = read(self.judge, source)[1].sign()
         correlation = self.model.attribute_prior.correlation().cpu()
-        return going_along(named, shown, self.names, correlation)
+        return going_along(named, logits.sign(), self.names, correlation)
 
     @cache  # noqa: B019
     def identities(self, task: Task) -> Tensor:
@@ -385,18 +390,17 @@ class EditEvaluation(Evaluation):
             differ = torch.from_numpy(np.abs(means[0] - means[1]).mean(2))
         return differ <= differ.flatten().quantile(1 - MASK_SHARE)
 
-    def frechet(self, edited: Tensor, task: Task) -> dict[str, float]:
-        """Frechet distance of the edits' features to those of training images that are as requested, and
-        that of as many held-out images. Few images raise both alike."""
+    def frechet(self, task: Task, features: Tensor) -> dict[str, float]:
+        """Frechet distance of the edits' features (N, D) to those of training images that are as
+        requested, and that of as many held-out images. Few images raise both alike."""
         train, held_out = self.train_features, self.reference["judge"]
         right = train[self.train.attributes[:, task.column] == task.direction]
         real = held_out[self.reference_set.attributes[:, task.column] == task.direction]
-        number = min(len(edited), len(real))
+        number = min(len(features), len(real))
         if number < FEWEST_IN_A_SET or len(right) < FEWEST_IN_A_SET:
             return {}
-        features = read(self.judge, edited[:number])[0]
         return {
-            "frechet": frechet_distance(features, right),
+            "frechet": frechet_distance(features[:number], right),
             "frechet_real": frechet_distance(real[:number], right),
         }
 

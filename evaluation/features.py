@@ -6,7 +6,6 @@ To add one, write a function of the configuration and the judge, and give it an 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from checkpoint import refusing
 from classifiers.judge import Judge
 
 if TYPE_CHECKING:
@@ -36,10 +36,8 @@ def inception_features(config: SamplesConfig, judge: Judge) -> Features | None:
     file = None if weights == "download" else weights
     if file and not Path(file).is_file():
         raise FileNotFoundError(f"no Inception weights at {file}: see torch-fidelity's releases")
-    try:
+    with refusing(weights, "Inception network of torch-fidelity"):
         network = FeatureExtractorInceptionV3("fid", ["2048"], file).to(device).eval()
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{weights} holds no Inception weights of torch-fidelity: {error}") from None
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
@@ -53,9 +51,3 @@ FEATURE_SPACES: dict[str, Callable[[SamplesConfig, Judge], Features | None]] = {
     "judge": lambda config, judge: judge.read_features,  # the 128 from which it reads attributes
     "inception": inception_features,
 }
-
-
-def make_features(config: SamplesConfig, judge: Judge) -> dict[str, Features]:
-    """The features of every space that applies to this configuration."""
-    spaces = {name: make(config, judge) for name, make in FEATURE_SPACES.items()}
-    return {name: features for name, features in spaces.items() if features}

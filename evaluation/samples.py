@@ -20,7 +20,7 @@ from attributes import AttributePrior
 from classifiers.likeness import perceptual_distance
 from config import FEWEST_SAMPLES, SamplingConfig
 from evaluation.base import Evaluation, in_batches, main_bar, say
-from evaluation.features import make_features
+from evaluation.features import FEATURE_SPACES
 from evaluation.metrics import (
     NEIGHBOURS,
     balanced_accuracy,
@@ -84,7 +84,8 @@ class SampleEvaluation(Evaluation):
         self.prior = AttributePrior.of(self.train.attributes)
         share = (self.train.attributes > 0).double().mean(0)
         self.log_odds = share.clamp(1e-6, 1 - 1e-6).logit().float()  # (A,)
-        self.spaces = make_features(config, self.judge)
+        spaces = {name: make(config, self.judge) for name, make in FEATURE_SPACES.items()}
+        self.spaces = {name: features for name, features in spaces.items() if features}
         self.protocol |= {
             "first_stage_judge": self.model.config.first_stage_judge,
             "num_samples": self.number,
@@ -153,12 +154,12 @@ class SampleEvaluation(Evaluation):
         """Every figure of one setting under one kind of request. Writes its pictures."""
         rows, size = self.requests[request], self.config.batch_size
 
-        def features_of(batch: Tensor, numbers: range) -> tuple[dict[str, Tensor], Tensor]:
+        def draw_and_read(batch: Tensor, numbers: range) -> tuple[dict[str, Tensor], Tensor]:
             images = self.draw(batch, sampling, self.config.seed, numbers)
             kept = images[: max(0, IN_PICTURE - numbers.start)].cpu()  # the rest leaves the memory
-            return {space: features(images) for space, features in self.spaces.items()}, kept
+            return self.features_of(images), kept
 
-        drawn = in_batches(features_of, rows, size, bar=bar)
+        drawn = in_batches(draw_and_read, rows, size, bar=bar)
         features = {space: torch.cat([each[space] for each, _ in drawn]) for space in self.spaces}
         logits = self.judge.read_logits(features["judge"])
         spread = mean_of("diversity", self.diversity(rows, sampling, bar))
@@ -206,11 +207,11 @@ class SampleEvaluation(Evaluation):
         reference images lie (ALIKE,)."""
         seed = self.config.seed + 2  # other noise than that of the samples
 
-        def features_of(batch: Tensor, numbers: range) -> Tensor:
+        def draw_and_read(batch: Tensor, numbers: range) -> Tensor:
             return self.judge.read_features(self.draw(batch, sampling, seed, numbers))
 
         alike = rows[:ALIKE].repeat_interleave(ALIKE, 0)
-        drawn = in_batches(features_of, alike, self.config.batch_size, bar=bar)
+        drawn = in_batches(draw_and_read, alike, self.config.batch_size, bar=bar)
         groups = torch.cat(drawn).view(ALIKE, ALIKE, -1)
         reference = self.reference["judge"]
         some = reference[:: max(1, len(reference) // 500)]
