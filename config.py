@@ -191,17 +191,17 @@ class Config:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, list | range):
-                object.__setattr__(self, each.name, tuple(value))
             value, facts = getattr(self, each.name), each.metadata.get("flag", Flag())
+            if isinstance(value, list | range):
+                value = tuple(value)
             if facts.metavar in (NAME, REQUEST):
-                object.__setattr__(self, each.name, composed(value))
+                value = composed(value)
             if is_path(types_of(type(self))[each.name], facts):
                 if isinstance(value, str):
-                    object.__setattr__(self, each.name, os.path.expanduser(value))
+                    value = os.path.expanduser(value)
                 elif isinstance(value, tuple) and all(isinstance(path, str) for path in value):
-                    object.__setattr__(self, each.name, tuple(map(os.path.expanduser, value)))
+                    value = tuple(map(os.path.expanduser, value))
+            object.__setattr__(self, each.name, value)
             check(self, each)
 
     def to_dict(self) -> dict:

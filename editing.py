@@ -145,7 +145,7 @@ class NoisySource:
         noisy: x_t (B, C, h, w) for each timestep.
         odds: ``guide.log_odds`` of x_t for each timestep; empty where no guide steers.
         x0_hats: for each step x0_hat under the rows (B, A) from which edits lead away, by the values of
-            these rows. ``prepare_edit`` adds to it.
+            these rows. ``source_x0_hats`` adds to it.
     """
 
     x0: Tensor
@@ -156,6 +156,29 @@ class NoisySource:
     noisy: dict[int, Tensor]
     odds: dict[int, Tensor]
     x0_hats: dict[tuple[float, ...], list[Tensor]] = field(default_factory=dict)
+
+    def repeated(self, number: int) -> NoisySource:
+        """The same for ``number`` edits, where a single photograph has many."""
+        noise = [eps.expand(number, -1, -1, -1) for eps in self.noise]
+        noisy = {t: x_t.expand(number, -1, -1, -1).contiguous() for t, x_t in self.noisy.items()}
+        return replace(self, x0=self.x0.expand(number, -1, -1, -1), noise=noise, noisy=noisy)
+
+
+@dataclass(frozen=True)
+class EditRows:
+    """What edits are to change, as attribute rows (N, A).
+
+    Attributes:
+        named: what is asked for; 0 for what is not named.
+        base: from which edits lead away.
+        target: to which they lead: what is asked for or implied, else what the photographs show.
+        pinned: columns of the attributes that the guide holds firmly.
+    """
+
+    named: Tensor
+    base: Tensor
+    target: Tensor
+    pinned: list[int]
 
 
 @dataclass(frozen=True)
@@ -354,12 +377,6 @@ def flow_edit(
         yield step, s, x0 + change, x0_hat
 
 
-def lost_pixels(images: Tensor, decoded: Tensor) -> Tensor:
-    """What the first stage loses of photographs uint8 (B, S, S, 3), which it decodes to pixels
-    (B, 3, S, S). It is added to every edit, so what is not edited stays to the byte."""
-    return PIXELS.encode(images.to(decoded.device)) - decoded
-
-
 def as_grey_as(source: Tensor, edited: Tensor) -> Tensor:
     """Edits (N, 3, S, S) of photographs (N or 1, 3, S, S). Where a photograph is grey, its edit is, too:
     of the change, only the brightness is kept."""
@@ -455,63 +472,77 @@ class Editor:
         read = model.attribute_rows(source_attributes, once)
         named = model.attribute_rows(target_attributes, once if once > 1 else None)
         number = len(named)
-        names = model.config.attribute_names
         named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
-        editing = resolve(editing, [names[i] for i in named_columns], guide is not None)
-        cfg_scale = editing.cfg_scale
-        assert cfg_scale is not None  # resolved
+        names = [model.config.attribute_names[i] for i in named_columns]
+        editing = resolve(editing, names, guide is not None)
         if source is None:
             source = self.prepare_source(source_image, editing, guide, generator)
-        decoded, original, grid = source.decoded, source.original, source.grid
-        lost = lost_pixels(source_image, decoded)
-        noise = [eps.expand(number, -1, -1, -1) for eps in source.noise]
-        noisy = {t: x_t.expand(number, -1, -1, -1).contiguous() for t, x_t in source.noisy.items()}
-        x0, read = source.x0.expand(number, -1, -1, -1), read.expand(number, -1)
-
-        oppose = editing.oppose and not model.config.one_hot  # a class has no opposite
-        base = torch.where(named == 0, read, -named.sign()) if oppose else read
-        request = with_implied(named, read, names)
-        pinned = columns_of(names, pins)
-        request[:, pinned] = 0  # also what the request implies of them
-        region = None if mask is None else softened(mask.to(x0.device))
-        target = torch.where(request == 0, read, request)
-        key = tuple(base.flatten().tolist())
-        if key not in source.x0_hats:
-            own = model.denoiser(base)
-            source.x0_hats[key] = [own(x_t, t)[0] for t, x_t in noisy.items()]
-        x0_hats = source.x0_hats[key]
-        pair = model.denoiser(torch.cat([base, target]))
-        steered = guide if editing.guide_scale else None
-        if steered is not None:
-            columns = model.check_guide(steered)
-            goal = named.sign()[:, columns]
-            firmness = x0.new_full((len(names),), editing.hold)
-            firmness[pinned] = max(PINNED, editing.hold)
-            steering = Steering(steered, columns, goal, source.odds, firmness[columns], editing)
-        elif editing.guide_scale:
-            read_head = model.attribute_reader()
-            head_odds = read_head(x0)  # of the source
+        shared = source.repeated(number)
+        rows = self.edit_rows(named, read.expand(number, -1), pins, editing.oppose)
+        x0_hats = self.source_x0_hats(shared, rows.base)
+        guidance_at = self.guidance_of(rows, shared, editing, guide)
+        region = None if mask is None else softened(mask.to(model.device))
+        # What the first stage loses is added to every edit, so what is not edited stays to the byte.
+        lost = shared.original - shared.decoded
 
         @torch.no_grad()
         def edit_at(strength: float) -> Tensor:
             if not 0 <= strength <= 1:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
             if strength == 0:  # no edit: the photograph itself
-                return source_image.to(x0.device).expand(number, -1, -1, -1)
-            if steered is not None:
-                denoise = towards(model.denoiser, base, target, schedule, steering, strength)
-            elif editing.guide_scale:
-                goal = named.sign()
-                denoise = until_seen(pair, read_head, goal, head_odds, schedule, editing, strength)
-            else:
-                denoise = classifier_free(pair, strength * cfg_scale)
-            steps = flow_edit(denoise, schedule, x0, x0_hats, noise, grid)
-            edited = last(with_bar(steps, "editing", grid, progress))
+                return source_image.to(model.device).expand(number, -1, -1, -1)
+            denoise = guidance_at(strength)
+            steps = flow_edit(denoise, schedule, shared.x0, x0_hats, shared.noise, shared.grid)
+            edited = last(with_bar(steps, "editing", shared.grid, progress))
             changed = self.first_stage.to_pixels(edited)
-            picture = localised(decoded, changed, editing.localise, region)
-            return PIXELS.decode(as_grey_as(original, picture + lost))
+            picture = localised(shared.decoded, changed, editing.localise, region)
+            return PIXELS.decode(as_grey_as(shared.original, picture + lost))
 
         return edit_at
+
+    def edit_rows(self, named: Tensor, read: Tensor, pins: Sequence[str], oppose: bool) -> EditRows:
+        """The rows of edits of photographs that show ``read`` (N, A)."""
+        config = self.model.config
+        oppose = oppose and not config.one_hot  # a class has no opposite
+        base = torch.where(named == 0, read, -named.sign()) if oppose else read
+        request = with_implied(named, read, config.attribute_names)
+        pinned = columns_of(config.attribute_names, pins)
+        request[:, pinned] = 0  # also what the request implies of them
+        return EditRows(named, base, torch.where(request == 0, read, request), pinned)
+
+    def source_x0_hats(self, source: NoisySource, base: Tensor) -> list[Tensor]:
+        """For each step x0_hat of the photographs under rows (N, A). It is kept for later edits."""
+        key = tuple(base.flatten().tolist())
+        if key not in source.x0_hats:
+            own = self.model.denoiser(base)
+            source.x0_hats[key] = [own(x_t, t)[0] for t, x_t in source.noisy.items()]
+        return source.x0_hats[key]
+
+    def guidance_of(
+        self,
+        rows: EditRows,
+        source: NoisySource,
+        editing: EditConfig,
+        guide: GuidanceClassifier | None,
+    ) -> Callable[[float], Denoiser]:
+        """What guides edits, by their strength. The guide ends them, or without one the VAE's head; at a
+        guide_scale of 0 nothing does."""
+        model, schedule, goal = self.model, self.schedule, rows.named.sign()
+        pair = model.denoiser(torch.cat([rows.base, rows.target]))
+        if not editing.guide_scale:
+            cfg_scale = editing.cfg_scale
+            assert cfg_scale is not None  # resolved
+            return lambda strength: classifier_free(pair, strength * cfg_scale)
+        if guide is None:
+            read_head = model.attribute_reader()
+            odds = read_head(source.x0)
+            return lambda strength: until_seen(pair, read_head, goal, odds, schedule, editing, strength)
+        columns = model.check_guide(guide)
+        firmness = source.x0.new_full((rows.base.shape[1],), editing.hold)
+        firmness[rows.pinned] = max(PINNED, editing.hold)
+        steering = Steering(guide, columns, goal[:, columns], source.odds, firmness[columns], editing)
+        base, target = rows.base, rows.target
+        return lambda strength: towards(model.denoiser, base, target, schedule, steering, strength)
 
     def edit(
         self,
@@ -592,6 +623,6 @@ class Editor:
         denoise = self.own(between(rows), between(latent))
         frames = back(denoise, slerp(x_T[0], x_T[1], weight)) + between(lost)
         frames[0], frames[-1] = x0  # the same up to rounding
-        pixels = self.first_stage.to_pixels(frames)
-        frames = pixels + between(lost_pixels(images, pixels[[0, -1]]))
-        return PIXELS.decode(as_grey_as(between(PIXELS.encode(images.to(x0.device))), frames))
+        pixels, originals = self.first_stage.to_pixels(frames), PIXELS.encode(images.to(x0.device))
+        frames = pixels + between(originals - pixels[[0, -1]])  # what the first stage loses, too
+        return PIXELS.decode(as_grey_as(between(originals), frames))

@@ -88,12 +88,9 @@ class ManipulateConfig(Config):
         if len(sources) == 1:
             photograph = replace(self.photograph, source_image=sources[0])
             object.__setattr__(self, "photograph", photograph)
-        for name, value in (
-            ("landmarks", self.photograph.landmarks),
-            ("face", self.photograph.face > 1),
-        ):
-            if value and not sources:
-                raise ValueError(f"--{name} is of --source_image: give it, too")
+        if not sources and (self.photograph.landmarks or self.photograph.face > 1):
+            name = "landmarks" if self.photograph.landmarks else "face"
+            raise ValueError(f"--{name} is of --source_image: give it, too")
         if self.edits_many:
             if mode != "edit" or not self.edit.attributes:
                 raise ValueError(
@@ -355,9 +352,7 @@ def replace_made(folder: Path, made: dict[str, Made]) -> list[dict[str, Any]]:
 # -------------------------------------------------------------------- the script
 
 
-def load(
-    config: ManipulateConfig,
-) -> tuple[ConditionalDiffusion, GuidanceClassifier | None]:
+def load(config: ManipulateConfig) -> tuple[ConditionalDiffusion, GuidanceClassifier | None]:
     """The model, and its guide where there is one.
 
     Raises:

@@ -256,9 +256,8 @@ def generate(
     rows = model.attribute_rows(requests)  # (N, A)
     if not (settings.open or settings.unconditional):
         # The noise of image i comes from the seed (seed, i). These must not be the same numbers.
-        rows = model.complete_rows(
-            rows, generator=sample_generators(settings.seed + 1, range(len(rows)))
-        )
+        generators = sample_generators(settings.seed + 1, range(len(rows)))
+        rows = model.complete_rows(rows, generator=generators)
     sampling = resolve_drawing(settings, model)
     images = draw(model, rows, sampling, settings.seed, progress, guide=guide, complete=False)
     facts = {"attributes": requests, "rows": rows.tolist()}

@@ -141,7 +141,6 @@ def load(config: EditBaselinesConfig):
 
 def main() -> None:
     config = flags.parse(EditBaselinesConfig, __doc__)
-
     flags.check_writable(config.output_dir)
     benchmark = read_benchmark(config.benchmark)
     autocast = devices.autocast(config.mixed_precision, devices.choose_device(config.device))

@@ -84,7 +84,6 @@ class MemoryConfig(TrainConfig):
 
 def main() -> None:
     config = flags.parse(MemoryConfig, __doc__)
-
     model, side = replace(config.model, attribute_names=CELEBA_ATTRIBUTES), config.model.image_size
     images = torch.zeros(config.batch_size, side, side, 3, dtype=torch.uint8)
     if config.factor > 1:

@@ -78,10 +78,8 @@ class Sources:
 
     def __init__(self, config: VisualizeConfig):
         self.config, self.out = config, Path(config.output_dir)
-        self.origin, self.device = (
-            Path(str(config.checkpoint)).name,
-            devices.choose_device(config.device),
-        )
+        self.origin = Path(str(config.checkpoint)).name
+        self.device = devices.choose_device(config.device)
         items = (item if "=" in item else f"{item}=1" for item in config.attributes)
         self.requests = [parse_request([item]) for item in items]
 
@@ -102,9 +100,8 @@ class Sources:
             return model.to(self.device, memory_format=torch.channels_last)
         stored = load_first_stage(path)
         with refusing(path, "first stage"):
-            data = {
-                name: state["trained_on"][name] for name in ("attribute_names", "image_size", "crop")
-            }
+            trained_on = state["trained_on"]
+            data = {name: trained_on[name] for name in ("attribute_names", "image_size", "crop")}
             config = ModelConfig(**data, first_stage=stored.kind)
         return FirstStageAlone(config, stored.module.to(self.device))
 
