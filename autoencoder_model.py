@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import latent_vae
 from layers import Norm
 
 
@@ -47,11 +47,8 @@ class PixelFirstStage(nn.Module):
     channels, factor = 3, 1  # channels of x0; side of the image / side of x0
 
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
-        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]. ``sample`` changes nothing.
-
-        Raises:
-            ValueError: for any other dtype or layout.
-        """
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]. ``sample`` changes nothing. Raises
+        ValueError for any other dtype or layout."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(
                 "images must be uint8 (B, H, W, 3), as load_and_preprocess_image and the dataset give "
@@ -98,11 +95,8 @@ class LatentFirstStage(nn.Module):
 
     def encode(self, stored: Tensor, sample: bool = False) -> Tensor:
         """x0 (B, C, H / f, W / f) of images uint8 (B, H, W, 3), or of floating-point moments as
-        ``moments`` gives them. It is the posterior's mean, or with ``sample`` a draw.
-
-        Raises:
-            ValueError: for any other dtype or layout.
-        """
+        ``moments`` gives them. It is the posterior's mean, or with ``sample`` a draw. Raises ValueError
+        for any other dtype or layout."""
         moments = stored.float() if stored.is_floating_point() else self.moments(stored)
         if moments.ndim != 4 or moments.shape[1] != 2 * self.channels:
             raise ValueError(
@@ -136,14 +130,11 @@ class AttributeVAE(nn.Module):
     attribute head is linear, so its rows are directions in the latent.
 
     Args:
-        image_size: side S of x, divisible by 2 ** len(channels).
+        image_size: side S of x. ValueError unless 2 ** len(channels) divides it.
         channels: width of each level, finest first.
         latent_dim: D, size of the latent.
         num_attributes: A.
         image_channels: C of x, 3 for pixels.
-
-    Raises:
-        ValueError: if the image size is not divisible.
     """
 
     def __init__(
@@ -181,11 +172,8 @@ class AttributeVAE(nn.Module):
         self.attribute_head = nn.Linear(latent_dim, num_attributes)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, S, S) -> mu, logvar of q(z | x), each float32 (B, D).
-
-        Raises:
-            ValueError: for images of another size.
-        """
+        """x (B, C, S, S) -> mu, logvar of q(z | x), each float32 (B, D). Raises ValueError for images of
+        another size."""
         if x.shape[2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"the autoencoder takes {self.image_size}x{self.image_size} images, got "
@@ -232,19 +220,12 @@ class AttributeVAE(nn.Module):
 # -------------------------------------------------------------------- the kinds of first stages
 
 
-def _latent_vae() -> ModuleType:
-    """The module of autoencoders, loaded for a model that has one."""
-    import latent_vae
-
-    return latent_vae
-
-
 # configuration -> first stage; its weights are loaded with the rest of a checkpoint
 FIRST_STAGES: dict[str, Callable[[dict], nn.Module]] = {
     "pixels": lambda config: PixelFirstStage(),
-    "vae": lambda config: LatentFirstStage(_latent_vae().SpatialVAE(**config)),
-    "upscaler": lambda config: LatentFirstStage(_latent_vae().Upscaler(**config)),
-    "sd-vae": lambda config: LatentFirstStage(_latent_vae().StableDiffusionVAE(config)),
+    "vae": lambda config: LatentFirstStage(latent_vae.SpatialVAE(**config)),
+    "upscaler": lambda config: LatentFirstStage(latent_vae.Upscaler(**config)),
+    "sd-vae": lambda config: LatentFirstStage(latent_vae.StableDiffusionVAE(config)),
 }
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from autoencoder_model import build_first_stage
 from config import PRETRAINED, ModelConfig, check_local, check_pulled
+from latent_vae import pretrained_vae
 
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
@@ -118,7 +119,7 @@ def find_weights(name: str | Path, **download: Any) -> Path:
         try:
             return Path(hf_hub_download(str(name), IN_FOLDER, **download))
         except (OSError, ValueError) as error:  # no network, no such name
-            reason = textwrap.shorten(" ".join(str(error).split()), 200)
+            reason = textwrap.shorten(str(error), 200)
             raise FileNotFoundError(
                 f"no model {name}: there is no such file or folder, and the hub gave none ({reason})"
             ) from None
@@ -239,9 +240,7 @@ def _is_whole(weight: object) -> bool:
     """Whether this is a CPU tensor with memory for every element. An expanded tensor has less."""
     if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.is_quantized:
         return False
-    if weight.device.type != "cpu":
-        return False
-    return weight.untyped_storage().nbytes() >= weight.nelement() * weight.element_size()
+    return weight.is_cpu and weight.untyped_storage().nbytes() >= weight.nbytes
 
 
 def _memory(weights: Iterable[Tensor]) -> int:
@@ -251,11 +250,8 @@ def _memory(weights: Iterable[Tensor]) -> int:
 
 
 def check_shapes(own: dict[str, Tensor], weights: dict[str, Tensor], path: str | Path) -> None:
-    """Compare two state dicts' names and shapes.
-
-    Raises:
-        ValueError: naming the first weight that does not fit, with both shapes.
-    """
+    """Raise ValueError unless two state dicts have the same names and shapes. It names the first weight
+    that does not fit, with both shapes."""
     if not isinstance(weights, dict) or not all(map(_is_whole, weights.values())):
         raise ValueError(f"{path} holds no weights where they should be")
     for name in own.keys() | weights.keys():
@@ -270,11 +266,7 @@ def check_shapes(own: dict[str, Tensor], weights: dict[str, Tensor], path: str |
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state dict strictly.
-
-    Raises:
-        ValueError: naming the first weight that does not fit, with both shapes.
-    """
+    """Load a state dict strictly. Raises as ``check_shapes``."""
     check_shapes(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
@@ -314,11 +306,7 @@ def build(
 def load(
     kind: Callable[[ModelConfig], Model], key: str, path: str | Path, device: str | torch.device
 ) -> Model:
-    """``build`` from a file, on a device.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``load_checkpoint`` and ``build``.
-    """
+    """``build`` from a file, on a device. Raises as ``load_checkpoint`` and ``build``."""
     model = build(kind, key, load_checkpoint(path), path)
     return model.to(device, memory_format=torch.channels_last)
 
@@ -348,14 +336,9 @@ class StoredFirstStage(NamedTuple):
 
 def load_first_stage(path: str | Path) -> StoredFirstStage:
     """A first stage from a checkpoint of ``train.py --stage first_stage`` (a .pth file), or from an
-    ``AutoencoderKL``: a folder in diffusers' format or a name on the hub.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is none.
-    """
+    ``AutoencoderKL``: a folder in diffusers' format or a name on the hub. Raises FileNotFoundError or
+    ValueError if there is none."""
     if not str(path).endswith(".pth"):
-        from latent_vae import pretrained_vae
-
         config, weights = pretrained_vae(str(path))
         module = build_first_stage("sd-vae", config)
         load_weights(module.autoencoder, weights, path)

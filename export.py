@@ -36,11 +36,7 @@ def parse_args(argv: list[str] | None = None) -> ExportConfig:
 
 def enlarged(model: Any, path: str) -> Any:
     """A model or guide in pixels with the same weights in the latents of the upscaler in this file, so
-    of images of twice the side.
-
-    Raises:
-        ValueError: for a model in latents, or for another first stage.
-    """
+    of images of twice the side. Raises ValueError for a model in latents, or for another first stage."""
     from checkpoint import load_first_stage
 
     stored = load_first_stage(path)

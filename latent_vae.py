@@ -23,11 +23,8 @@ class AttentionGate(nn.Module):
         super().__init__()
         hidden = max(8, channels // 8)
         self.squeeze = nn.Linear(channels, hidden)
-        self.excite = nn.Linear(hidden, channels)
-        self.where = nn.Conv2d(2, 1, 7, padding=3)
-        for layer in (self.excite, self.where):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.excite = zero_init(nn.Linear(hidden, channels))
+        self.where = zero_init(nn.Conv2d(2, 1, 7, padding=3))
 
     def forward(self, x: Tensor) -> Tensor:
         which = self.excite(F.silu(self.squeeze(x.mean((2, 3)))))  # (B, C)
@@ -108,11 +105,8 @@ class SpatialVAE(nn.Module):
         self.attribute_head = nn.Linear(latent_channels * self.HEAD_SIDE**2, num_attributes)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, C, S / f, S / f).
-
-        Raises:
-            ValueError: if f does not divide S.
-        """
+        """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, C, S / f, S / f). Raises
+        ValueError if f does not divide S."""
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             size = f"{x.shape[2]}x{x.shape[3]}"
             raise ValueError(f"image size {size} is not divisible by the first stage's {self.factor}")
@@ -186,11 +180,8 @@ class Upscaler(nn.Module):
         self.last = zero_init(nn.Conv2d(width, 12, 3, padding=1))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, 3, S / 2, S / 2).
-
-        Raises:
-            ValueError: for an odd S.
-        """
+        """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, 3, S / 2, S / 2). Raises
+        ValueError for an odd S."""
         if x.shape[2] % 2 or x.shape[3] % 2:
             raise ValueError(
                 f"image size {x.shape[2]}x{x.shape[3]} is not divisible by the upscaler's 2"
@@ -238,11 +229,7 @@ class StableDiffusionVAE(nn.Module):
 
 def pretrained_vae(name: str) -> tuple[dict, dict[str, Tensor]]:
     """Config and weights for a ``StableDiffusionVAE``, from an ``AutoencoderKL``. ``name`` is a folder
-    in diffusers' format, or a name on the hub.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
+    in diffusers' format, or a name on the hub. Raises FileNotFoundError if there is none."""
     from diffusers import AutoencoderKL
 
     try:

@@ -79,11 +79,7 @@ class FirstStageTraining(nn.Module):
         return (of_likeness / (of_adversarial + 1e-6)).clamp(max=1e3).detach()
 
     def forward(
-        self,
-        images: Tensor,
-        attributes: Tensor,
-        loss: FirstStageLossConfig,
-        *unused: object,
+        self, images: Tensor, attributes: Tensor, loss: FirstStageLossConfig, *unused: object
     ) -> tuple[dict[str, Tensor], None, None]:
         """Joint loss = l1 + perceptual_weight perceptual + latent_kl_weight kl + latent_attr_weight
         attributes + adversarial_weight balance adversarial, plus the discriminator's loss.

@@ -18,14 +18,8 @@ def take_over(model: nn.Module, other: nn.Module, path: str | Path) -> str:
     """Copy another model's weights into ``model``, as far as they fit. Attributes go by their names: one
     that the other model does not have starts afresh. The VAE's decoder is compared from its end, the
     side of the image, so that a shorter and a longer one share their last layers. What belongs to the
-    data stays: the first stage, and how frequent attributes are (the prior).
-
-    Returns:
-        what was taken and what was not, in words.
-
-    Raises:
-        ValueError: if nothing fits.
-    """
+    data stays: the first stage, and how frequent attributes are (the prior). Returns what was taken and
+    what was not, in words. Raises ValueError if nothing fits."""
     own = {name: weight for name, weight in model.state_dict().items() if not OF_DATA.search(name)}
     others = from_the_end(other.state_dict(), "autoencoder.decoder.", model.state_dict())
     names, other_names = list(model.config.attribute_names), list(other.config.attribute_names)

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from checkpoint import replace_file
 from figures.grids import save_film, save_grid
-from flags import flags_of
+from flags import flags_of, write_yaml
 from layers import widest
 from training.batches import seed_everything
 from training.run import CheckpointFiles, TrainingRun
@@ -83,12 +82,10 @@ def last_words(run: TrainingRun, files: CheckpointFiles) -> str:
     config, best = run.config, files.folder / run.stage.best
     log = Path(config.log_dir) / Path(run.log).name
     use = "for the other scripts"
-    if config.stage == "diffusion":
-        use += (
-            ", with its guide: it steers edits"
-            if run.raw_model.guide
-            else ", without a guide: the VAE's head ends edits"
-        )
+    if config.stage == "diffusion" and run.raw_model.guide:
+        use += ", with its guide: it steers edits"
+    elif config.stage == "diffusion":
+        use += ", without a guide: the VAE's head ends edits"
     written = {best: use, files.last: "for --resume", log: "what was logged"}
     lines = [f"done: {run.step} steps, {run.seconds / 60:.1f} minutes"]
     lines += [f"  {path}: {use}" for path, use in written.items() if path.exists()]
@@ -132,8 +129,8 @@ def record_start(run: TrainingRun, folder: Path) -> None:
 
 
 def run_directory(run: TrainingRun, log_dir: Path) -> Path:
-    """The run's own folder in ``log_dir``: a new number with config.yaml (as --config takes it) and
-    environment.json; or, of a resumed run, the old one, its metrics.jsonl cut at the checkpoint."""
+    """The run's own folder in ``log_dir``: a new number with config.yaml, as --config takes it; or, of a
+    resumed run, the old one, its metrics.jsonl cut at the checkpoint."""
     folder, log_dir = Path(run.log), log_dir.resolve()
     if folder.parent == log_dir and folder.name.isdecimal() and folder.is_dir():
         metrics = folder / "metrics.jsonl"
@@ -141,20 +138,16 @@ def run_directory(run: TrainingRun, log_dir: Path) -> Path:
         whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= run.step]
         replace_file(metrics, lambda file: file.write("".join(kept).encode()))
-        record_start(run, folder)
         return folder
     log_dir.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         folder = log_dir / f"{number:04d}"
-        try:
+        with suppress(FileExistsError):
             folder.mkdir()
             break
-        except FileExistsError:
-            continue
     run.log = str(folder)
     flags = {k: v for k, v in flags_of(run.config).items() if k not in ("resume", "dry_run")}
-    (folder / "config.yaml").write_text(yaml.safe_dump(flags, sort_keys=False), encoding="utf-8")
-    record_start(run, folder)
+    write_yaml(folder / "config.yaml", flags)
     return folder
 
 
@@ -196,6 +189,7 @@ class Logger:
         if self.main:
             with writing_to(self.folder):
                 self.folder = run_directory(run, self.folder)
+                record_start(run, self.folder)
                 start_tracker(run, self.folder)
         self.steps: list[dict] = []
         self.seconds = 0.0
@@ -203,7 +197,7 @@ class Logger:
 
     def close(self) -> None:
         """End the trackers' threads. All is written by then, or was refused by the disk."""
-        trackers = self.run.accelerator.trackers if self.main else []
+        trackers = self.run.accelerator.trackers  # off rank 0 there are none
         while trackers:
             with suppress(OSError):
                 trackers.pop().finish()
@@ -269,13 +263,13 @@ class Logger:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def pictures(self, num_images: int = 8) -> None:
-        """What the stage shows of the first validation images: as files in the run's folder, and to the
+    def pictures(self) -> None:
+        """What the stage shows of eight validation images: as files in the run's folder, and to the
         trackers. ``scalars`` flushes them."""
         run = self.run
         if not self.main:
             return
-        indices = range(min(num_images, len(run.val_set)))
+        indices = range(min(8, len(run.val_set)))
         images, attributes = run.validation_images(indices)
         with run.accelerator.autocast():
             pictures = run.stage.pictures(run, images, attributes)
@@ -294,9 +288,9 @@ class Logger:
                 tracker.log_images(grids, run.step, **layout)
 
 
-def save_frames(path: Path, frames: np.ndarray, rows: int = 4) -> None:
-    """Frames (F, N, H, W, 3) as a film of all pictures, and as a strip of the first ``rows`` of them."""
+def save_frames(path: Path, frames: np.ndarray) -> None:
+    """Frames (F, N, H, W, 3) as a film of all pictures, and as a strip of the first four of them."""
     number, total = frames.shape[:2]
-    strip = frames[:, :rows].swapaxes(0, 1).reshape(-1, *frames.shape[2:])
+    strip = frames[:, :4].swapaxes(0, 1).reshape(-1, *frames.shape[2:])
     save_grid(path.with_suffix(".png"), strip, [""] * len(strip), number)
     save_film(path.with_suffix(".gif"), frames, [""] * total, total)

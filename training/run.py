@@ -50,11 +50,7 @@ class CheckpointFiles:
 
     def to_resume(self) -> Path:
         """The checkpoint that --resume means: the file given, or last.pth of the folder given or of this
-        folder.
-
-        Raises:
-            FileNotFoundError: if there is none.
-        """
+        folder. Raises FileNotFoundError if there is none."""
         resume = Path(self.config.resume or self.folder)
         if str(resume) in ("latest", "last") and not resume.exists():
             resume = self.folder
@@ -76,8 +72,9 @@ class CheckpointFiles:
         Raises:
             ValueError: if another run holds them, with its host, process and start.
         """
-        if not main or self.config.dry_run:
-            self.check(main)
+        writes = main and not self.config.dry_run
+        if not writes:
+            self.check(writes)
             yield
             return
         flags.check_writable(self.config.save_dir, "--save_dir")
@@ -98,7 +95,7 @@ class CheckpointFiles:
             start = time.strftime("%Y-%m-%d %H:%M:%S")
             text = f"on {platform.node()}, process {os.getpid()}, since {start}"
             holder.write_text(text, encoding="utf-8")
-            self.check(main)
+            self.check(writes)
             yield
         finally:
             for file in (holder, Path(lock.lock_file)):
@@ -109,18 +106,14 @@ class CheckpointFiles:
                 with suppress(OSError):  # it is not empty
                     folder.rmdir()
 
-    def check(self, main: bool) -> None:
+    def check(self, writes: bool) -> None:
         """Refuse what cannot work before anything is drawn, decoded or written.
-
-        Args:
-            main: whether this is the main process, which writes.
 
         Raises:
             FileNotFoundError, OSError, ValueError: if there is nothing to resume, or a run that is not
                 to be resumed; if a folder cannot be written to; if no module can have these flags.
         """
         config = self.config
-        writes = main and not config.dry_run
         if config.resume is not None:
             self.to_resume()
         elif writes and self.last.exists():
@@ -286,11 +279,8 @@ class TrainingRun:
         save()
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            FileNotFoundError, ValueError: if it is not whole, or has another recipe.
-        """
+        """Continue from a checkpoint. Raises FileNotFoundError if there is none, ValueError if it is not
+        whole or has another recipe."""
         state = load_checkpoint(path)
         if "recipe" not in state:
             raise ValueError(f"{path} holds inference weights only: --resume needs a last.pth")
@@ -329,10 +319,8 @@ class TrainingRun:
             if before == value or (key in FOLLOWS and differences):
                 continue
             if key not in adjustable:
-                name = RECIPE_NAMES.get(key, key)
-                differences.append(
-                    f"{name} = {reprlib.repr(before)}, this run has {reprlib.repr(value)}"
-                )
+                values = f"{reprlib.repr(before)}, this run has {reprlib.repr(value)}"
+                differences.append(f"{RECIPE_NAMES.get(key, key)} = {values}")
             elif self.accelerator.is_main_process:
                 print(f"{key} was {before} so far, and is {value} from here on")
         if differences:

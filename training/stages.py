@@ -161,6 +161,12 @@ class NoisyStage(Stage):
         """The guide that is trained."""
         return model.guide
 
+    def hidden(self, model: Any) -> Iterable[nn.Module]:
+        """Those of the guide, where one is trained."""
+        guide = self.guide(model)
+        parts = () if guide is None else (guide.network.down, guide.network.downsample)
+        return chain.from_iterable(part.modules() for part in parts)
+
     def further(self, run: TrainingRun) -> dict[str, float]:
         """Balanced accuracy of the guide on validation images in each quartile of t, cleanest first, as
         the mean over attributes. An attribute counts as present if it is more likely than in the
@@ -237,8 +243,7 @@ class DiffusionStage(NoisyStage):
     def hidden(self, model: ConditionalDiffusion) -> Iterable[nn.Module]:
         unet = model.unet
         parts = (unet.down, unet.downsample, unet.middle, unet.up, unet.upsample)
-        of_guide = [] if model.guide is None else hidden_of_guide(model.guide)
-        return chain(chain.from_iterable(part.modules() for part in parts), of_guide)
+        return chain(*(part.modules() for part in parts), super().hidden(model))
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """EMA samples from fixed noise under the images' attributes, or with and without the only
@@ -264,11 +269,6 @@ class DiffusionStage(NoisyStage):
         return f"python manipulate.py --checkpoint {quote(str(path))}"
 
 
-def hidden_of_guide(guide: GuidanceClassifier) -> Iterable[nn.Module]:
-    """The modules of a guide whose matrices Muon takes."""
-    return chain(guide.network.down.modules(), guide.network.downsample.modules())
-
-
 class GuideStage(NoisyStage):
     """A guide: ``GuidanceClassifier``."""
 
@@ -281,9 +281,6 @@ class GuideStage(NoisyStage):
 
     def guide(self, model: GuidanceClassifier) -> GuidanceClassifier:
         return model
-
-    def hidden(self, model: GuidanceClassifier) -> Iterable[nn.Module]:
-        return hidden_of_guide(model)
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
         model = path.with_name(DiffusionStage.best)
@@ -330,16 +327,13 @@ class AutoencoderStage(Stage):
 
     def save(self, model: Any, path: Any, **facts: Any) -> None:
         """Write what rebuilds the first stage, and facts about its training."""
-        config: FirstStageConfig = model.config
-        network = self.network(config)
-        state = {"kind": self.kind, "config": network, "trained_on": config.to_dict()}
+        config = model.config
+        state = {"kind": self.kind, "config": self.network(config), "trained_on": config.to_dict()}
         save_atomically(state | {"autoencoder": model.autoencoder.state_dict()} | facts, path)
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
-        command = f"python encode_latents.py --first_stage {quote(str(path))}"
-        return (
-            f"{command} --image_size {config.model.image_size} --data_root {quote(config.data_folder)}"
-        )
+        data = f"--image_size {config.model.image_size} --data_root {quote(config.data_folder)}"
+        return f"python encode_latents.py --first_stage {quote(str(path))} {data}"
 
 
 class UpscalerStage(AutoencoderStage):
