@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -190,11 +191,8 @@ class AttributePrior(nn.Module):
     def of(cls, attributes: Tensor) -> AttributePrior:
         """The prior of attribute rows (N, A): their distinct signs, and how often each occurs."""
         signs = torch.stack([attributes > 0, attributes < 0], 1)  # (N, 2, A)
-        padding = -signs.shape[2] % 8
-        signs = nn.functional.pad(signs.byte(), (0, padding)).unflatten(2, (-1, 8))  # (N, 2, A / 8, 8)
-        places = (1 << torch.arange(8, device=attributes.device)).byte()
-        bits = (signs * places).sum(3, dtype=torch.uint8).flatten(1)
-        bits, counts = torch.unique(bits, dim=0, return_counts=True)
+        packed = np.packbits(signs.cpu().numpy(), axis=2, bitorder="little")  # (N, 2, ceil(A / 8))
+        bits, counts = torch.unique(torch.from_numpy(packed).flatten(1), dim=0, return_counts=True)
         prior = cls(attributes.shape[1], len(counts))
         prior.bits.copy_(bits)
         prior.counts.copy_(counts)

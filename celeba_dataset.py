@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from attributes import CELEBA_ATTRIBUTES, attr_dict, create_attribute_vector  # noqa: F401, known from here
 from image_data.cached import ImageDataset
 from image_data.celeba import ATTRIBUTE_FILES, CELEBA_HOME, IMAGE_FOLDER, PARTITION_FILES, read_celeba
-from image_data.picture import check_geometry, decode_image
+from image_data.picture import check_geometry, decode_image, shortened
 
 
 def load_and_preprocess_image(path: str | os.PathLike, image_size: int = 64, crop: int = 178) -> Tensor:
@@ -69,7 +68,7 @@ def download_celeba(root: str | os.PathLike) -> Path:
         CelebA(str(folder.parent), download=True)
         return read_celeba(root).root
     except Exception as error:  # quota, network, checksum, disk: the way out is the same
-        reason = textwrap.shorten(str(error), 160) or type(error).__name__
+        reason = shortened(error)
         raise ValueError(
             f"could not download CelebA ({reason}); fetch {IMAGE_FOLDER}.zip, {ATTRIBUTE_FILES[0]} and "
             f"{PARTITION_FILES[0]} from {CELEBA_HOME}, put them in {folder} and unpack the zip there"

@@ -31,7 +31,11 @@ PARTS = ("", "Anno", "Eval", "Img")  # the home page's folders
 ATTRIBUTE_FILES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
 HQ_ANNOTATION, HQ_IMAGES = "CelebAMask-HQ-attribute-anno.txt", "CelebA-HQ-img"
-HQ_MASKS, HQ_MAPPING = "CelebAMask-HQ-mask-anno", "CelebA-HQ-to-CelebA-mapping.txt"
+HQ_MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
+# What shows that a folder holds the one or the other: see `image_data/datasets.py`.
+SIGNS = (*IMAGE_FOLDERS, *ATTRIBUTE_FILES, f"celeba/{IMAGE_FOLDER}")
+SIGNS += ("Img/img_align*", "Anno/list_attr_celeba*")
+HQ_SIGNS = (HQ_ANNOTATION, HQ_IMAGES, "CelebAMask-HQ-mask-anno")
 # First validation and test picture, counted from 0, in list_eval_partition.txt.
 FIRST_OF_SPLITS = (162_770, 182_637)
 
@@ -57,9 +61,8 @@ def read_celeba(root: str | os.PathLike, unspecified: int | None = None) -> Labe
 
     path = require(root, *PARTITION_FILES)
     names, numbers = read_list(path, ("partition",))
-    matched, rows = match_rows(path, names, folder, pictures)
-    split_of = dict(zip(matched, numbers[rows, 0], strict=True))
-    splits = np.array([split_of[picture] for picture in pictures])
+    row_of = match_rows(path, names, folder, pictures)
+    splits = numbers[[row_of[picture] for picture in pictures], 0]
     wrong = np.flatnonzero((splits < 0) | (splits >= len(SPLITS)))
     if len(wrong):
         value = f"{pictures[wrong[0]].name} has {splits[wrong[0]]}"
@@ -128,10 +131,10 @@ def read_attributes(
         value = f"{CELEBA_ATTRIBUTES[column]} is {attributes[row, column]} for {names[row]}"
         rule = "attributes are 1 or -1, or 1 or 0 in the whole file"
         raise ValueError(f"{path}: {value}; {rule}: here {which_is_unspecified(attributes)}")
-    pictures, rows = match_rows(path, names, folder, listed)
-    if len(rows) < len(names):
-        passed_over["rows without a picture"] = len(names) - len(rows)
-    return pictures, as_signs(attributes[rows], unspecified), passed_over
+    row_of = match_rows(path, names, folder, listed)
+    if len(row_of) < len(names):
+        passed_over["rows without a picture"] = len(names) - len(row_of)
+    return [*row_of], as_signs(attributes[[*row_of.values()]], unspecified), passed_over
 
 
 def read_list(path: Path, columns: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -174,8 +177,8 @@ def _txt_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def match_rows(
     path: Path, names: list[str], folder: Path, pictures: list[Picture]
-) -> tuple[list[Picture], list[int]]:
-    """The pictures that a list's rows name, in the rows' order, and the numbers of those rows.
+) -> dict[Picture, int]:
+    """The pictures that a list's rows name, in the rows' order, each with the number of its row.
 
     Names may differ in their suffix: CelebA's lists say .jpg of its .png files, too.
 
@@ -196,8 +199,7 @@ def match_rows(
         twice = [key for key, number in Counter(keys).items() if number > 1]
         if twice:
             raise ValueError(f"{place} has {twice[0]} twice; every picture has one row")
-    rows = [row for row, stem in enumerate(stems) if stem in by_stem]
-    return [by_stem[stems[row]] for row in rows], rows
+    return {by_stem[stem]: row for row, stem in enumerate(stems) if stem in by_stem}
 
 
 def _stem(name: str) -> str:

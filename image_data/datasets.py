@@ -13,16 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from image_data.celeba import (
-    ATTRIBUTE_FILES,
-    HQ_ANNOTATION,
-    HQ_IMAGES,
-    HQ_MASKS,
-    IMAGE_FOLDER,
-    IMAGE_FOLDERS,
-    read_celeba,
-    read_celeba_hq,
-)
+from image_data.celeba import HQ_SIGNS, SIGNS, read_celeba, read_celeba_hq
 from image_data.files import checked_root, is_hidden, whole
 from image_data.folders import read_folder
 from image_data.labelled import TEST, TRAIN, LabelledImages, one_hot
@@ -95,17 +86,8 @@ def _from_arrays(
 
 
 DATASETS: dict[str, Kind] = {
-    "celeba": Kind(
-        (
-            *IMAGE_FOLDERS,
-            *ATTRIBUTE_FILES,
-            f"celeba/{IMAGE_FOLDER}",
-            "Img/img_align*",
-            "Anno/list_attr_celeba*",
-        ),
-        read_celeba,
-    ),
-    "celebahq": Kind((HQ_ANNOTATION, HQ_IMAGES, HQ_MASKS), read_celeba_hq),
+    "celeba": Kind(SIGNS, read_celeba),
+    "celebahq": Kind(HQ_SIGNS, read_celeba_hq),
     "mnist": Kind(("MNIST/raw", "raw/train-images-idx3-ubyte"), read_mnist),
     "cifar10": Kind(("cifar-10-batches-py",), read_cifar10),
     "parquet": Kind(("*.parquet", "data/*.parquet", "*/train/*.parquet"), read_parquet),

@@ -6,7 +6,6 @@ import codecs
 import csv
 import io
 import os
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from config import check_local, check_pulled, composed
-from image_data.picture import picture_formats
+from image_data.picture import picture_formats, shortened
 
 # What systems leave in folders, besides names that start with a dot.
 SYSTEM_NAMES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found"}
@@ -53,8 +52,7 @@ def whole(root: Path, kind: str) -> Iterator[None]:
         if isinstance(error, ValueError) and str(root) in str(error):
             raise
         check_pulled(root)
-        reason = textwrap.shorten(str(error), 160) or type(error).__name__
-        raise ValueError(f"{root} holds no whole {kind}: {reason}") from None
+        raise ValueError(f"{root} holds no whole {kind}: {shortened(error)}") from None
 
 
 # -------------------------------------------------------------------- pictures

@@ -33,6 +33,11 @@ MOST_NOTE = 10_000  # characters
 SAME_COLOUR = 2  # levels by which a profile may differ from sRGB and count as sRGB; by eye
 
 
+def shortened(error: Exception) -> str:
+    """What an error says, in one line of at most 160 characters. Its type, if it says nothing."""
+    return textwrap.shorten(str(error), 160) or type(error).__name__
+
+
 @cache
 def picture_formats() -> tuple[str, ...]:
     """The formats that are read: FORMATS, and HEIF where the library pillow-heif is installed."""
@@ -111,8 +116,7 @@ def read_picture(file: str | os.PathLike | io.BytesIO) -> Opened:
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         if not isinstance(file, io.BytesIO):
             check_pulled(file)
-        reason = textwrap.shorten(str(error), 160) or type(error).__name__
-        raise ValueError(f"{file} is not a readable picture: {reason}") from None
+        raise ValueError(f"{file} is not a readable picture: {shortened(error)}") from None
 
 
 def check_picture_file(path: str | os.PathLike, name: str = "picture") -> None:
@@ -186,8 +190,7 @@ def read_note(path: str | os.PathLike) -> Note:
         with Image.open(path, formats=("PNG",)) as image:
             text = image.info.get(NOTE)
     except Exception as error:  # Pillow raises many types for a damaged file
-        reason = textwrap.shorten(str(error), 160) or type(error).__name__
-        raise ValueError(f"{path} is not a readable PNG: {reason}") from None
+        raise ValueError(f"{path} is not a readable PNG: {shortened(error)}") from None
     if not isinstance(text, str):
         raise ValueError(f"{path} does not say what made it: it has no text chunk {NOTE}")
     try:
@@ -240,9 +243,7 @@ def _to_rgb(image: Image.Image) -> Opened:
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB. What is transparent shows white."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
+    """A picture as RGB. What is transparent shows white."""
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 

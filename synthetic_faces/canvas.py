@@ -89,15 +89,17 @@ class Canvas:
         amount = np.clip(0.5 - distance / max(soft, self.pixel), 0, 1)
         return amount * amount * (3 - 2 * amount) if soft > self.pixel else amount
 
-    def paint(self, window, coverage: np.ndarray, colour) -> None:
-        """Blend a colour, (3,) or (h, w, 3), into the window by coverage (h, w)."""
+    def paint(self, window, coverage: np.ndarray, colour, clip=None) -> None:
+        """Blend a colour, (3,) or (h, w, 3), into the window by coverage (h, w), where the mask ``clip``
+        (H, W) lets it."""
+        if clip is not None:
+            coverage = coverage * clip[window]
         patch = self.image[window]
         patch += coverage[..., None] * (colour - patch)
 
     def fill(self, window, distance, colour, alpha=1.0, soft=0.0, clip=None) -> None:
-        """Paint where the distance (h, w) is negative and the mask ``clip`` (H, W) lets it."""
-        coverage = self.cover(distance, soft) * alpha
-        self.paint(window, coverage if clip is None else coverage * clip[window], colour)
+        """Paint where the distance (h, w) is negative."""
+        self.paint(window, self.cover(distance, soft) * alpha, colour, clip)
 
     def ellipse(self, cx, cy, rx, ry, colour, alpha=1.0, soft=0.0, ring=0.0, clip=None) -> None:
         """A filled ellipse, or with ``ring`` its outline of that width."""
@@ -112,8 +114,7 @@ class Canvas:
         """A soft spot that fades to nothing at the ellipse's rim."""
         window = self.window(cx - rx, cy - ry, cx + rx, cy + ry)
         x, y = (self.x[window] - cx) / rx, (self.y[window] - cy) / ry
-        coverage = np.clip(1 - x * x - y * y, 0, 1) ** 2 * alpha
-        self.paint(window, coverage if clip is None else coverage * clip[window], colour)
+        self.paint(window, np.clip(1 - x * x - y * y, 0, 1) ** 2 * alpha, colour, clip)
 
     def lens(self, cx, cy, half, up, down, colour, alpha=1.0, bend=0.0, slant=0.0, soft=0.0,
              clip=None) -> None:  # fmt: skip
@@ -136,15 +137,15 @@ class Canvas:
         """A round-ended line of that width through the points."""
         (xs, ys), pad = zip(*points, strict=True), width / 2 + soft
         window = self.window(min(xs) - pad, min(ys) - pad, max(xs) + pad, max(ys) + pad)
-        x, y, nearest = self.x[window], self.y[window], None
+        x, y, nearest = self.x[window], self.y[window], np.inf
         for (ax, ay), (bx, by) in pairwise(points):
             dx, dy = bx - ax, by - ay
             along = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
             away = (x - ax - along * dx) ** 2 + (y - ay - along * dy) ** 2
-            nearest = away if nearest is None else np.minimum(nearest, away)
+            nearest = np.minimum(nearest, away)
         self.fill(window, np.sqrt(nearest) - width / 2, colour, alpha, soft, clip)
 
-    def convex(self, points, colour, alpha=1.0, soft=0.0, clip=None) -> None:
+    def convex(self, points, colour, alpha=1.0, soft=0.0) -> None:
         """A filled convex polygon, its corners given clockwise on screen."""
         xs, ys = zip(*points, strict=True)
         window = self.window(min(xs) - soft, min(ys) - soft, max(xs) + soft, max(ys) + soft)
@@ -153,4 +154,4 @@ class Canvas:
             length = math.hypot(bx - ax, by - ay)
             side = ((x - ax) * (by - ay) - (y - ay) * (bx - ax)) / length
             distance = np.maximum(distance, side)
-        self.fill(window, distance, colour, alpha, soft, clip)
+        self.fill(window, distance, colour, alpha, soft)

@@ -172,9 +172,7 @@ def _head(canvas: Canvas, g: SimpleNamespace) -> None:
         cheeks = ellipse_distance(np.abs(x), canvas.y, 0.29, 0.17, 0.25, 0.25)
         blend = np.clip(0.5 + (distance - cheeks) / 0.28, 0, 1)
         distance = distance + (cheeks - distance) * blend - 0.14 * blend * (1 - blend)
-    for side, _ in g.eyes:
-        if not on["Male"] and not on["Bald"]:
-            break  # under long hair
+    for side in (-1, 1) if on["Male"] or on["Bald"] else ():  # otherwise under long hair
         ear = side * (g.width + 0.01) + 0.3 * g.turn
         canvas.ellipse(ear, 0.05, 0.07, 0.115, g.skin * 0.93)
         canvas.ellipse(ear + side * 0.01, 0.05, 0.035, 0.07, g.shadow, 0.6, soft=0.05)
@@ -191,10 +189,10 @@ def _head(canvas: Canvas, g: SimpleNamespace) -> None:
 
 def _skin(canvas: Canvas, g: SimpleNamespace) -> None:
     on, turn, dark, freckle = g.on, g.turn, g.shadow * 0.75, g.skin * np.float32((0.60, 0.40, 0.32))
-    for x, y, rx, ry in ((0, -0.26, 0.25, 0.11), (0, 0.21, 0.34, 0.07), (0, g.chin - 0.07, 0.1, 0.06)):
-        if on["Attractive"]:
-            canvas.glow(x + turn, y, rx, ry, g.lit, 0.8, g.head)
-    if not on["Attractive"]:
+    if on["Attractive"]:
+        for y, rx, ry in ((-0.26, 0.25, 0.11), (0.21, 0.34, 0.07), (g.chin - 0.07, 0.1, 0.06)):
+            canvas.glow(turn, y, rx, ry, g.lit, 0.8, g.head)
+    else:
         k = np.arange(24, dtype=np.float32)  # an even scatter of freckles, the identity's own
         u, v = (k * 0.7549 + g.who.freckle_phase) % 1, (k * 0.5698 + 0.3 * g.who.freckle_phase) % 1
         window = canvas.window(turn - 0.4, 0.0, turn + 0.4, 0.32)
