@@ -230,7 +230,6 @@ def parse(
     """A script's configuration from its command line, which overrides the ``usual`` values of its flags.
     A wrong flag ends the program in one line, or ``raises`` a ValueError."""
     parser = make_parser(kind, description)
-    is_program = argv is None
     parser.raises = raises
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -249,8 +248,6 @@ def parse(
         config = build(kind, values)
     except ValueError as error:
         parser.error(str(error))
-    if is_program:
-        devices.share_processors()
     return config
 
 
@@ -437,6 +434,8 @@ def run(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack letters of a name
     prog = Path(sys.argv[0]).name
     try:
+        if not {"-h", "--help"} & {*sys.argv}:  # which answers at once
+            devices.share_processors()
         main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

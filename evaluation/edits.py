@@ -143,6 +143,9 @@ class EditEvaluation(Evaluation):
         directions = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
         tasks = [Task(name, names.index(name), sign) for name in edited for sign in directions]
         self.tasks = [task for task in tasks if len(self.sources(task)[0])]
+        if not self.tasks:
+            told = " or ".join(edited)
+            raise ValueError(f"no test picture is labelled with {told}: name other --edit_attributes")
         self.mean = F.relu(self.reference["judge"]).mean(0)
         self.protocol |= {
             "sources": self.protocol["reference"],

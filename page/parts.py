@@ -132,7 +132,7 @@ def one_line_errors() -> Iterator[None]:
             line
             or "Something went wrong here. Your results are kept. Try once more, or load the page anew."
         )
-        message = re.sub(rf"\S*{FOLDERS}\S*[/\\]", "", message)
+        message = re.sub(rf"[^\s'\"]*{FOLDERS}[^\s'\"]*[/\\]", "", message)
         raise gr.Error(" ".join(message.split()), print_exception=line is None) from error
 
 

@@ -25,7 +25,7 @@ from joblib import cpu_count
 from PIL import Image
 from tqdm import tqdm
 
-from image_data.files import DRAWN_FACES
+from image_data.files import DRAWN_FACES, whole
 from image_data.picture import to_square
 from synthetic_faces.attributes import (
     NAMES,
@@ -165,19 +165,19 @@ def counterfactuals(
     file = Path(root) / DRAWN_FACES
     if not file.is_file():
         return None
-    recipe = json.loads(file.read_text(encoding="utf-8"))
-    if recipe["drawing"] != VERSION:
-        raise ValueError(
-            f"{root} was drawn by version {recipe['drawing']}, and this is {VERSION}: draw it anew"
-        )
-    options = recipe["seed"], recipe["balanced"], recipe["floor"]
+    with whole(Path(root), "set of drawn faces"):
+        recipe = json.loads(file.read_text(encoding="utf-8"))
+        options = recipe["seed"], recipe["balanced"], recipe["floor"]
+        version, side = recipe["drawing"], recipe["image_size"]
+    if version != VERSION:
+        raise ValueError(f"{root} was drawn by version {version}, and this is {VERSION}: draw it anew")
 
     def turned(name: str, column: int) -> np.ndarray | None:
         identity, attributes = draw_parameters(int(Path(name).stem) - 1, *options)
         attributes[column] *= -1
         if not attributes_are_possible(attributes):
             return None
-        picture = render(identity, attributes, recipe["image_size"])
+        picture = render(identity, attributes, side)
         return to_square(Image.fromarray(picture), image_size, crop)
 
     return turned

@@ -27,6 +27,7 @@ from evaluation.edits import Task, measure, paired_differences
 from evaluation.metrics import psnr
 from evaluation.recogniser import SAME_PERSON, Recogniser
 from evaluation.tables import on_the_way
+from image_data.files import DRAWN_FACES
 from studio import FLIP_MARGIN, smallest_flip
 from synthetic_faces.attributes import attributes_are_possible
 from synthetic_faces.dataset import counterfactuals, draw_parameters, write_dataset
@@ -182,6 +183,10 @@ def test_true_counterfactuals_are_the_same_face_with_one_change(faces, tmp_path)
                 break
     assert impossible
     assert counterfactuals(tmp_path, 32, 178) is None
+    for damaged in ("[1]", '{"drawing": 1}', "{"):
+        (tmp_path / DRAWN_FACES).write_text(damaged)
+        with pytest.raises(ValueError, match="holds no whole set of drawn faces"):
+            counterfactuals(tmp_path, 32, 178)
 
 
 class Brightness:
