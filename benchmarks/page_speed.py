@@ -105,6 +105,8 @@ def time_edits(address: str, number: int) -> dict[str, float]:
         page.locator("#own").click()
         page.wait_for_selector("#frame img")
         for turn in range(number + 1):  # the first one warms up
+            # With another seed the page makes it anew.
+            page.get_by_label("Seed").locator("visible=true").fill(str(turn))
             name, title = (("Glasses", "Eyeglasses:"), ("Older", "Not young:"))[turn % 2]
             page.get_by_role("button", name=name, exact=True).click()
             started = time.perf_counter()
