@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from autoencoder_model import build_first_stage
 from config import PRETRAINED, ModelConfig, check_local, check_pulled
-from latent_vae import pretrained_vae
 
 FORMAT = "attribute-face-diffusion/1"
 Model = TypeVar("Model", bound=nn.Module)
@@ -339,6 +338,8 @@ def load_first_stage(path: str | Path) -> StoredFirstStage:
     ``AutoencoderKL``: a folder in diffusers' format or a name on the hub. Raises FileNotFoundError or
     ValueError if there is none."""
     if not str(path).endswith(".pth"):
+        from latent_vae import pretrained_vae
+
         config, weights = pretrained_vae(str(path))
         module = build_first_stage("sd-vae", config)
         load_weights(module.autoencoder, weights, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -159,7 +160,17 @@ def load_judge(
     Raises:
         FileNotFoundError, ValueError: where there is none, or one for other attributes.
     """
-    state = load_checkpoint(path, "judge", advice)
+    return judge_in(load_checkpoint(path, "judge", advice), path, attribute_names, crop, device)
+
+
+def judge_in(
+    state: dict[str, Any],
+    path: str | Path,
+    attribute_names: Sequence[str],
+    crop: int,
+    device: str = "cpu",
+) -> tuple[Judge, dict]:
+    """``load_judge`` of a file whose contents are read already."""
     with refusing(path, "judge"):
         names = list(state["attribute_names"])
         if [name for name in names if name in attribute_names] != list(attribute_names):

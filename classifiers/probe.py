@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from attributes import CELEBA_ATTRIBUTES, attr_dict, columns_of
 from checkpoint import load_checkpoint, load_weights, save_atomically
-from classifiers.judge import MAKE_JUDGE, SIDE, Judge, load_judge, network_input
+from classifiers.judge import MAKE_JUDGE, SIDE, Judge, judge_in, network_input
 
 PROBE = "drawn64_probe"  # of drawn faces, in pretrained/
 
@@ -64,6 +65,11 @@ def load_probe(path: str | Path = PROBE, attribute_names: Sequence[str] = CELEBA
         FileNotFoundError, ValueError: where there is none, or for an attribute that CelebA lacks.
     """
     state = load_checkpoint(path, "judge", "make a probe with benchmarks/probe.py --out")
+    return probe_in(state, path, attribute_names)
+
+
+def probe_in(state: dict[str, Any], path: str | Path, attribute_names: Sequence[str]) -> Probe:
+    """``load_probe`` of a file whose contents are read already."""
     probe = Probe(side=state.get("side", SIDE))
     load_weights(probe, state["judge"], path)
     columns_of(CELEBA_ATTRIBUTES, attribute_names)  # refuses unknown names
@@ -78,6 +84,7 @@ def load_reader(
 ) -> Judge | Probe:
     """What reads these attributes from pictures: a judge or a probe, as the file holds. Raises as their
     loaders."""
-    if "attribute_names" in load_checkpoint(path, "judge", MAKE_JUDGE):  # a probe has CelebA's
-        return load_judge(path, attribute_names, crop, device)[0]
-    return load_probe(path, attribute_names).to(device)
+    state = load_checkpoint(path, "judge", MAKE_JUDGE)
+    if "attribute_names" in state:
+        return judge_in(state, path, attribute_names, crop, device)[0]
+    return probe_in(state, path, attribute_names).to(device)

@@ -21,6 +21,14 @@ MEDIANS = ("psnr_truth", "gain")  # figures in dB: a single good edit can move t
 
 
 @torch.no_grad()
+def others_changed(before: Tensor, after: Tensor, column: Tensor | int) -> Tensor:
+    """Which attributes, other than that of ``column``, a judge's logits (N, A) of sources and of their
+    edits tell apart: bool (N, A)."""
+    changed = (before > 0) != (after > 0)
+    changed[torch.arange(len(before)), column] = False
+    return changed
+
+
 def edit_figures(
     judge: Judge | Probe,
     source: Tensor,
@@ -58,8 +66,7 @@ def edit_figures(
 
     rows = torch.arange(len(source))
     before, after = logits or (judge(source).cpu(), judge(edited).cpu())
-    changed = (before > 0) != (after > 0)
-    changed[rows, column] = False
+    changed = others_changed(before, after, column)
     if one_hot:
         changed[rows, before.argmax(1)] = False
     figures = {

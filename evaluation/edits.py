@@ -26,7 +26,7 @@ from config import EditConfig, in_file_name
 from editing import EditAt, Editor, resolve
 from evaluation.base import Evaluation, Reading, in_batches, main_bar, read
 from evaluation.changes import ChangeMeter
-from evaluation.edit_figures import edit_figures, summary
+from evaluation.edit_figures import edit_figures, others_changed, summary
 from evaluation.metrics import frechet_distance, psnr
 from evaluation.recogniser import SAME_PERSON, Recogniser
 from evaluation.tables import edits_table, plot_strengths
@@ -348,8 +348,7 @@ class EditEvaluation(Evaluation):
             along = torch.zeros_like(before)
             figures = self.meter.figures(met, needless, task.column, along, (before, after))
             return repeated | {"needless": figures["others_moved"]}
-        changed = (before > 0) != (after > 0)
-        changed[:, task.column] = False  # it was requested
+        changed = others_changed(before, after, task.column)
         return repeated | {"needless": changed.sum(1).float()}
 
     @cache  # noqa: B019

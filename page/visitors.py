@@ -100,12 +100,17 @@ class Edit:
         if self.source is not other.source or not (self.settings and other.settings):
             return self.title
         own, others = flags.portable(self.settings), flags.portable(other.settings)
-        differing = [name for name in own | others if own.get(name) != others.get(name)]
-        values = {name: flags.as_text(own.get(name, ())) for name in differing if name != "attributes"}
-        texts = [f"{name} {value}" if value else f"no {name}" for name, value in values.items()]
+        texts = []
+        for name in own | others:
+            if own.get(name) == others.get(name):
+                continue
+            if name == "attributes":
+                texts.append(self.title)
+            else:
+                texts.append(f"{name} {flags.as_text(own[name])}" if name in own else f"no {name}")
         if self.settings.mask != other.settings.mask:
             texts.append("with a mask" if self.settings.mask else "without a mask")
-        return ", ".join([self.title] * ("attributes" in differing) + texts) or "the same settings"
+        return ", ".join(texts) or "the same settings"
 
     def files(self) -> list[str]:
         """What there is to take away."""
@@ -132,6 +137,7 @@ class Visitor:
     trail: list[tuple[Source, Edit | None]] = field(default_factory=list)
     place: int = -1
     squares: dict[tuple, np.ndarray] = field(default_factory=dict)  # photograph and chain -> result
+    folders: list[Path] = field(default_factory=list)  # the oldest first
     faces: list[Path] = field(default_factory=list)  # generated ones
     chosen: Path | None = None  # of the faces
     ends: dict[str, Path | None] = field(default_factory=dict)  # of an interpolation between pictures
@@ -139,12 +145,12 @@ class Visitor:
 
     def new_folder(self) -> Path:
         """A folder whose name nobody can guess. The oldest go that nothing needs any more."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        old = sorted(filter(Path.is_dir, self.folder.iterdir()), key=lambda each: each.stat().st_mtime)
-        for folder in {*old[:-MOST_FOLDERS]} - self.needed():
+        unneeded = {*self.folders[:-MOST_FOLDERS]} - self.needed()
+        for folder in unneeded:
             shutil.rmtree(folder, ignore_errors=True)
         folder = self.folder / uuid.uuid4().hex
-        folder.mkdir()
+        folder.mkdir(parents=True)
+        self.folders = [*(each for each in self.folders if each not in unneeded), folder]
         return folder
 
     def needed(self) -> set[Path]:
