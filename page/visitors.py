@@ -96,7 +96,8 @@ class Edit:
         return ", then ".join(texts).capitalize() or "No step is on"
 
     def unlike(self, other: Edit) -> str:
-        """The settings of the last step that another edit of the same source has not; else the title."""
+        """How this edit differs from another one of the same source: settings of its last step. Of another
+        source: its title."""
         if self.source is not other.source or not (self.settings and other.settings):
             return self.title
         own, others = flags.portable(self.settings), flags.portable(other.settings)
@@ -144,7 +145,7 @@ class Visitor:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def new_folder(self) -> Path:
-        """A folder whose name nobody can guess. The oldest go that nothing needs any more."""
+        """Make a folder whose name nobody can guess. Delete old ones that the page no longer needs."""
         unneeded = {*self.folders[:-MOST_FOLDERS]} - self.needed()
         for folder in unneeded:
             shutil.rmtree(folder, ignore_errors=True)

@@ -87,7 +87,8 @@ class Worker:
         return self.thread.submit(work).result()
 
     def any_request(self, seed: int = 0) -> tuple[str, ...]:
-        """A request for who names nothing: of faces a sharp one, of other things one of the names."""
+        """The request of a visitor who names nothing: a sharp face, or one name of a model of other
+        things."""
         names = self.model.config.attribute_names
         return ("Blurry=0",) if "Blurry" in names else (f"{names[seed % len(names)]}=1",)
 
