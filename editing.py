@@ -525,8 +525,8 @@ class Editor:
         editing: EditConfig,
         guide: GuidanceClassifier | None,
     ) -> Callable[[float], Denoiser]:
-        """The guidance of edits as a function of their strength. The guide ends an edit. Without a guide,
-        the VAE's head does. At a guide_scale of 0, nothing does."""
+        """The guidance of edits as a function of their strength. The guide ends an edit. Without a
+        guide, the VAE's head does. At a guide_scale of 0, nothing does."""
         model, schedule, goal = self.model, self.schedule, rows.named.sign()
         pair = model.denoiser(torch.cat([rows.base, rows.target]))
         if not editing.guide_scale:

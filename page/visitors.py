@@ -96,8 +96,8 @@ class Edit:
         return ", then ".join(texts).capitalize() or "No step is on"
 
     def unlike(self, other: Edit) -> str:
-        """How this edit differs from another one of the same source: settings of its last step. Of another
-        source: its title."""
+        """How this edit differs from another one of the same source: settings of its last step. Of
+        another source: its title."""
         if self.source is not other.source or not (self.settings and other.settings):
             return self.title
         own, others = flags.portable(self.settings), flags.portable(other.settings)
