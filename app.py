@@ -28,6 +28,7 @@ class AppConfig(Config):
     judge: str | None = flag(
         None, "of evaluate.py judge: says what edits changed; none given: a pretrained model's probe"
     )
+    beside: str | None = flag(None, "another model: the page shows its edit beside that of --checkpoint")
     # who may visit
     host: str = flag(
         "127.0.0.1",
@@ -76,6 +77,7 @@ def serve(config: AppConfig) -> None:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         worker = Worker(config.files, config.judge)
+        beside = worker.another(config.beside) if config.beside else None
         os.environ["no_proxy"] = "*"  # from here on it asks nobody but itself
         from gradio.tunneling import CURRENT_TUNNELS
         from starlette.responses import JSONResponse
@@ -86,7 +88,7 @@ def serve(config: AppConfig) -> None:
         from page.visitors import Visitors
 
         visitors = Visitors(folder)
-        page = Page(worker, visitors).blocks
+        page = Page(worker, visitors, beside).blocks
         server, *_ = page.queue(max_size=64).launch(
             server_name=f"[{host}]" if ":" in host else host,
             server_port=config.port or None,  # None: any that is free

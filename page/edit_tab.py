@@ -40,8 +40,8 @@ NOT_MOVED = (0, 0, 1, 0)  # of the frame: right, down, size, turn
 class EditTab:
     """A picture, what is asked of it, and what came of it."""
 
-    def __init__(self, worker: Worker, visitors: Visitors):
-        self.worker, self.visitors = worker, visitors
+    def __init__(self, worker: Worker, visitors: Visitors, beside: Worker | None = None):
+        self.worker, self.visitors, self.beside = worker, visitors, beside
         side = worker.model.config.image_size
         self.preview_steps = max(2, min(PREVIEW_STEPS, PREVIEW_STEPS * 64 // side))
         line = "No independent reader: train one with evaluate.py judge, and give it as --judge."
@@ -127,6 +127,8 @@ class EditTab:
         look = parts.GALLERY | {"columns": 8, "fit_columns": False, "height": 190}
         self.past = gr.Gallery(label="What you made", elem_id="past", **look)
         self.compares = gr.Checkbox(label="A click should compare it with what is shown")
+        if self.beside:
+            self.by_other = gr.Button(f"The same by {self.beside.name}", elem_id="by_other")
         with gr.Accordion("Take it away", open=False, elem_id="take"):
             self.command = gr.Textbox(interactive=False, **parts.COMMAND)
             self.files = gr.Files(label="Files", interactive=False)
@@ -155,6 +157,8 @@ class EditTab:
         for button in (self.undo, self.redo):
             button.click(self.go, [button], self.outputs, **QUICK)
         self.past.select(self.recall, [self.compares], self.outputs, **QUICK)
+        if self.beside:
+            self.by_other.click(self.edit_by_other, None, self.outputs, **edits)
         loaded = self.load.upload(self.load_moves, [self.load], inputs, **RECEIVES)
         loaded.success(self.edit, inputs, self.outputs, **edits)
         self.write_whole.click(self.paste, None, [self.files], **COMPUTES)
@@ -226,7 +230,7 @@ class EditTab:
         visitor.upload = self.visitors.received(visitor, upload)
 
     @one_line_errors()
-    def take(self, request: gr.Request) -> dict:
+    def take(self, request: gr.Request, progress=BAR) -> dict:
         """The picture that was sent. One of ours, which says what made it, is made again of its
         photograph: the one that is here, or the next."""
         visitor, path = self.visitors.of(request), str(self.visitors.of(request).upload)
@@ -234,7 +238,8 @@ class EditTab:
         with suppress(ValueError):
             note = read_note(path)
             photograph = str(visitor.source.settings.source_image) if visitor.source else ""
-        if shows := note and self.made_again(visitor, note, photograph):
+        bar = parts.progress_bar(visitor, progress)
+        if shows := note and self.made_again(visitor, note, photograph, bar):
             return shows | {self.upload: None}
         shows = self.look(visitor, PhotographSettings(path)) | {self.upload: None}
         if note and photograph != path:
@@ -243,7 +248,7 @@ class EditTab:
             shows |= {self.line: status_line(line)}
         return shows
 
-    def made_again(self, visitor: Visitor, note: Note, photograph: str) -> dict | None:
+    def made_again(self, visitor: Visitor, note: Note, photograph: str, bar: Progress) -> dict | None:
         """The edit that a note tells of. None where it was of another photograph."""
         values = {name: note.settings[name] for name in ("landmarks", "face") if name in note.settings}
         try:
@@ -261,7 +266,7 @@ class EditTab:
         except ValueError as error:
             return shows | {self.line: status_line(f"Not made again: {error}")}
         source = replace(visitor.picture(), steps=tuple(map(Step, before)))
-        return self.make_anew(visitor, source, last, False)
+        return self.make_anew(visitor, source, last, bar)
 
     @one_line_errors()
     def take_own(self, request: gr.Request) -> dict:
@@ -499,6 +504,26 @@ class EditTab:
             }
         visitor.show(edit.source, edit)
         return self.restore(visitor)
+
+    @one_line_errors()
+    def edit_by_other(self, request: gr.Request, progress=BAR) -> dict:
+        """The edit that is shown beside the same edit by the other model."""
+        visitor, other = self.visitors.of(request), self.beside
+        assert other is not None  # there is no button without it
+        edit, bar = visitor.shown_edit(), parts.progress_bar(visitor, progress)
+        photograph = other.photograph(edit.source.settings)
+        square = photograph.square
+        for settings in edit.chain:
+            square = other.edit(square, settings, bar)
+        path = save_image(square, visitor.new_folder() / f"{other.name}.png")
+        if edit.chain:
+            write_note(path, other.note(photograph, edit.source.settings, edit.chain))
+        return {
+            self.whole: (edit.folder / "whole.jpg", self.save_view(photograph, square, path.parent)),
+            self.compared: (edit.folder / "edit.png", path),
+            self.status: status_line(f"Left: {self.worker.name}. Right: {other.name}."),
+            self.files: [*edit.files(), str(path)],
+        }
 
     @one_line_errors()
     def paste(self, request: gr.Request) -> list[str]:

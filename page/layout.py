@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 
 import gradio as gr
 
@@ -29,13 +28,13 @@ SECRETS = """() => {
 
 
 class Page:
-    """The page of a worker.
+    """The page of a worker. ``beside`` is one of another model, whose edits can be shown beside.
 
     Attributes:
         blocks: what gradio serves.
     """
 
-    def __init__(self, worker: Worker, visitors: Visitors):
+    def __init__(self, worker: Worker, visitors: Visitors, beside: Worker | None = None):
         self.visitors, model = visitors, worker.model
         subject = "faces by named attributes" if studio.knows_faces(model) else "pictures by their class"
         self.blocks = gr.Blocks(title=f"Edit {subject}", analytics_enabled=False, fill_width=True)
@@ -46,13 +45,13 @@ class Page:
                 "Change named attributes of a picture, and see what else changed with them. It is not "
                 "for judging or deceiving people: labels are annotators' views, pictures of people need "
                 "their consent, and results are marked in their metadata as edited.\n\n"
-                f"The model is *{escape(Path(worker.files.checkpoint).name)}*, at "
+                f"The model is *{escape(worker.name)}*, at "
                 f"{model.config.image_size} pixels. Pictures are computed here, kept for you alone, and "
                 "deleted when you leave."
             )
             with gr.Tabs() as tabs:
                 with gr.Tab("Edit", id="edit"):
-                    self.edit = EditTab(worker, visitors)
+                    self.edit = EditTab(worker, visitors, beside)
                 with gr.Tab("Generate", id="generate"):
                     self.generate = GenerateTab(worker, visitors)
                 with gr.Tab("Interpolate", id="interpolate"):

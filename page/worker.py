@@ -36,9 +36,12 @@ MOST_SHARED = 16  # ways of editing one square whose shared part is kept; limits
 MOST_EDIT_STEPS = 100  # of an edit that is made again; by eye: a minute of two processors
 
 
-def mask_in(settings: EditSettings) -> np.ndarray | None:
-    """The mask of an edit, from a file that the page has written."""
-    return from_levels(np.asarray(Image.open(settings.mask))) if settings.mask else None
+def mask_in(settings: EditSettings, side: int) -> np.ndarray | None:
+    """The mask (side, side) of an edit, from a file that the page has written."""
+    if not settings.mask:
+        return None
+    mask = Image.open(settings.mask).resize((side, side), Image.Resampling.BILINEAR)
+    return from_levels(np.asarray(mask))
 
 
 class Worker:
@@ -50,16 +53,19 @@ class Worker:
     Args:
         files: the model and its guide, which reads photographs and steers edits.
         judge: a classifier of evaluate.py; by default the probe of a pretrained model.
+        thread: that of another worker on the same cores; by default a new one.
 
     Attributes:
         judged_names: the attributes that the independent reader knows; empty where there is none.
     """
 
-    def __init__(self, files: ModelFiles, judge: str | None = None):
+    def __init__(
+        self, files: ModelFiles, judge: str | None = None, thread: ThreadPoolExecutor | None = None
+    ):
         self.files = files
         self.latest: tuple[bytes, int] = b"", 0  # the square of the last edit, and its seed
         self.sources: dict[EditConfig, NoisySource] = {}
-        self.thread = ThreadPoolExecutor(1)
+        self.thread = thread or ThreadPoolExecutor(1)
         self.thread.submit(self._load, judge).result()
 
     def _load(self, judge: str | None) -> None:
@@ -76,6 +82,27 @@ class Worker:
         if judge:
             self.independent = load_reader(judge, config.attribute_names, config.crop, device)
             self.judged_names = config.attribute_names
+
+    @property
+    def name(self) -> str:
+        """Of the model, without its folder."""
+        return Path(self.files.checkpoint).name
+
+    def another(self, checkpoint: str) -> Worker:
+        """A worker of another model of the same attributes. Its guide is the usual one.
+
+        Raises:
+            ValueError: for a model of other attributes.
+        """
+        worker = Worker(replace(self.files, checkpoint=checkpoint, guide=None), thread=self.thread)
+        own, others = (set(each.model.config.attribute_names) for each in (self, worker))
+        if own != others:
+            different = ", ".join(sorted(own ^ others)[:3])
+            raise ValueError(
+                f"{worker.name} and {self.name} are of different attributes ({different}, ...): give "
+                "--beside a model of the same"
+            )
+        return worker
 
     def compute(self, function: Callable[..., Any], *args: Any) -> Any:
         """``function(model, guide, *args)``, one of ``studio``."""
@@ -105,7 +132,8 @@ class Worker:
             number = sum(len(source.x0_hats) for source in self.sources.values())
             if key != self.latest or number > MOST_SHARED:
                 self.latest, self.sources = key, {}
-            return studio.edit(model, guide, square, settings, bar, mask_in(settings), self.sources)
+            mask = mask_in(settings, len(square))
+            return studio.edit(model, guide, square, settings, bar, mask, self.sources)
 
         return self.compute(work).images[0]
 
@@ -178,7 +206,7 @@ class Worker:
             settings["steps"] = [
                 flags.portable(each) | {"mask": each.mask and Path(each.mask).name} for each in before
             ]
-        squares, mask = {"source_image": photograph}, (last.mask, mask_in(last))
+        squares, mask = {"source_image": photograph}, (last.mask, mask_in(last, photograph.image_size))
         return Note(settings, studio.files_behind(self.files, self.model, self.guide, squares, mask))
 
     def steps_in(self, note: Note, masks: Path) -> list[EditSettings]:

@@ -54,7 +54,7 @@ from page.folder import lock_of
 from page.layout import Page
 from page.leaks import leak_meter
 from page.visitors import MOST_FOLDERS, MOST_RESULTS, Edit, Source, Visitors
-from page.worker import Worker
+from page.worker import Worker, mask_in
 from synthetic_faces.dataset import draw_parameters, render
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -387,7 +387,7 @@ def test_an_edit_is_confined_and_made_again_from_its_file(tab, ask_for, tmp_path
     last = ask_for(Smiling=1.0)
     file = last.folder / "edit.png"
     ben, photograph = tab.visitors.of(asking("ben")), Path(anna.source.settings.source_image)
-    send_to = lambda path: (setattr(ben, "upload", path), tab.take(asking("ben")))[1]  # noqa: E731
+    send_to = lambda path: (setattr(ben, "upload", path), tab.take(asking("ben"), no_bar))[1]  # noqa: E731
     assert "send its photograph" in str(send_to(file)[tab.line])
     assert "load the mask" in str(send_to(photograph)[tab.line])
     tab.region.take(asking("ben"), {"path": str(mask)})
@@ -396,6 +396,33 @@ def test_an_edit_is_confined_and_made_again_from_its_file(tab, ask_for, tmp_path
     assert ben.current.title == last.title and ben.mask.name == anna.mask.name
     assert shows[tab.fields.sliders["Smiling"]] == 1.0 and shows[tab.seed] == "0"
     assert ben.source.steps[0].settings.pins == ("Male",)
+
+
+def test_two_models_are_seen_side_by_side(tab, ask_for, worker, tmp_path, class_checkpoint):
+    """The edit that is shown, by a model of another size: what that model makes by itself, where the
+    mask allows it."""
+    session, anna = asking("anna"), tab.visitors.of(asking("anna"))
+    with pytest.raises(ValueError, match="give --beside a model of the same"):
+        worker.another(str(class_checkpoint))
+    tab.beside = worker.another("celeba128")
+    with pytest.raises(gr.Error, match="no edit is shown"):
+        tab.edit_by_other(session, no_bar)
+    mask = tmp_path / "hash" / "mask.png"
+    mask.parent.mkdir()
+    Image.fromarray(np.repeat(np.uint8([0, 255]), 32)[:, None].repeat(64, 1)).save(mask)
+    tab.region.take(session, {"path": str(mask)})
+    edit = ask_for(Eyeglasses=1.0)
+    shows = tab.edit_by_other(session, no_bar)
+    left, right = shows[tab.compared]
+    assert left == edit.folder / "edit.png" and right.name == "celeba128.png"
+    assert str(right) in shows[tab.files] and "Left: drawn64. Right: celeba128." in shows[tab.status]
+    assert read_note(right).files["checkpoint"][0] == "celeba128"
+    photograph = tab.beside.photograph(anna.source.settings)
+    changed = (picture(right) != photograph.square).any((1, 2))
+    assert changed.shape == (128,) and changed.any() and not changed[:62].any()
+    request = photograph.square, edit.settings, False, mask_in(edit.settings, 128)
+    own = tab.beside.compute(studio.edit, *request).images[0]
+    np.testing.assert_array_equal(picture(right), own)
 
 
 LIES = (
@@ -413,7 +440,7 @@ def test_notes_that_lie_are_refused_in_one_line(tab, ask_for, tmp_path):
         anna.upload = tmp_path / f"{number}.png"
         Image.new("RGB", (64, 64)).save(anna.upload)
         write_note(anna.upload, Note({**note.settings, **lie}, note.files))
-        line = str(tab.take(asking("anna"))[tab.line])
+        line = str(tab.take(asking("anna"), no_bar)[tab.line])
         assert "mask" in lie or (anna.current is None and re.search("Not made|It says what", line)), lie
         anna.note = None
         anna.show(edit.source, edit)
@@ -586,7 +613,7 @@ def test_what_waits_in_the_queue_is_kept(tab, tmp_path, monkeypatch):
     monkeypatch.setattr(visitors_module, "SWEEP_SECONDS", -1.0)
     tab.visitors.sweep()
     assert not sent.exists()
-    tab.take(asking("anna"))
+    tab.take(asking("anna"), no_bar)
     source = tab.visitors.of(asking("anna")).source.settings.source_image
     assert Path(source).read_bytes() == taken
 
