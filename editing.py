@@ -28,14 +28,14 @@ EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
 
 # What an edit of an attribute needs, if the settings leave it open: t_start, the share of the timesteps
 # from which it starts, and the log odds at which the guide is content. Only much noise hides hair and
-# hats. An expression needs little, and then more of the photograph stays. Measured: docs/log.md, "Edits
-# of photographs".
+# hats, and the colour of long hair needs nearly all of it. An expression needs little, and then more of
+# the photograph stays. Measured: docs/log.md, "Edits of photographs".
 USUAL = (0.85, 6.0)
-LOCAL, HAIR = (0.65, 5.0), (0.9, 6.0)
+LOCAL, HAIR, COLOUR = (0.65, 5.0), (0.9, 6.0), (0.97, 6.0)
 NEEDS = {
     **dict.fromkeys(("Smiling", "Mouth_Slightly_Open", "Eyeglasses", "Narrow_Eyes", "Pale_Skin"), LOCAL),
-    **dict.fromkeys(("Blond_Hair", "Black_Hair", "Brown_Hair", "Gray_Hair", "Bald"), HAIR),
-    **dict.fromkeys(("Bangs", "Wearing_Hat"), HAIR),
+    **dict.fromkeys(("Blond_Hair", "Black_Hair", "Brown_Hair", "Gray_Hair"), COLOUR),
+    **dict.fromkeys(("Bald", "Bangs", "Wearing_Hat"), HAIR),
     "Young": (0.95, 8.0),
 }
 SEEN_MARGIN = 3.0  # log odds at which the VAE's head is content, without a guide; by eye
@@ -45,6 +45,7 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
 GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from its compression; by eye
 PINNED = 50.0  # hold of a pinned attribute; measured: docs/log.md, "Attributes that are pinned"
 INVERSION_STEPS = 25  # there, and as many back
+IN_NOISE = 0.25  # share of cfg_scale where all is noise; measured: docs/log.md, "Guidance that grows"
 FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade; by eye
 
 
@@ -213,6 +214,15 @@ def missing_share(
     return (goal != 0) * ((aim - odds * goal) / FADE).clamp(0, 1)
 
 
+def scale_at(t: int, schedule: NoiseSchedule, editing: EditConfig) -> float:
+    """w_t: the scale of an edit's guidance grows from IN_NOISE cfg_scale where all is noise to cfg_scale
+    where none is. In much noise a high scale burns colours and moves outlines (Kynkaanniemi et al. 2024,
+    arXiv:2404.07724, of new pictures)."""
+    cfg_scale = editing.cfg_scale
+    assert cfg_scale is not None  # resolved
+    return cfg_scale * (1 - (1 - IN_NOISE) * t / schedule.num_timesteps)
+
+
 def until_seen(
     pair: Denoiser,
     read: Callable[[Tensor], Tensor],
@@ -222,8 +232,8 @@ def until_seen(
     editing: EditConfig,
     strength: float,
 ) -> Denoiser:
-    """Guidance of an edit without a guide: classifier-free at strength m cfg_scale, which ends where
-    what is asked for is seen in x0_hat. m is the largest m_i of ``missing_share``.
+    """Guidance of an edit without a guide: classifier-free at strength m w_t (``scale_at``), which ends
+    where what is asked for is seen in x0_hat. m is the largest m_i of ``missing_share``.
 
     Args:
         pair: under base rows and target rows, as of ``classifier_free``.
@@ -231,13 +241,11 @@ def until_seen(
         goal: (B, A), +1 or -1 for a named attribute, and 0 for the others.
         source_odds: what ``read`` gives for the sources.
     """
-    cfg_scale = editing.cfg_scale
-    assert cfg_scale is not None  # resolved
 
     def guided(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         x0_base, x0_target = pair(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
         missing = missing_share(goal, source_odds, read(x0_base), editing.margin, strength)
-        scale = strength * cfg_scale * missing.amax(1)
+        scale = strength * scale_at(t, schedule, editing) * missing.amax(1)
         x0_hat = x0_base + scale.view(-1, 1, 1, 1) * (x0_target - x0_base)
         return x0_hat, schedule.eps_from_x0(x0_hat, x_t, t)
 
@@ -254,16 +262,16 @@ def towards(
 ) -> Denoiser:
     """Guidance of an edit that ends where the guide sees what is asked for, and holds the rest.
 
-    x0_hat = x0_base + m cfg_scale (x0_target - x0_base) + noise_t^2 / signal_t grad(guide_scale sum over
-    the goal of m_i log p_i(x_t) - sum over held of firmness (p(x_t) - p(source x_t))^2), where p is the
-    guide's probability of an attribute. m_i in [0, 1] says how much of a named attribute is missing. It
-    is 1 where its log odds are FADE or more below their aim, and falls to 0 at the aim. At strength 1
-    the aim is editing.margin, at 0 what the source has. The gradients are those of Dhariwal & Nichol
-    2021, arXiv:2105.05233.
+    x0_hat = x0_base + m w_t (x0_target - x0_base) + noise_t^2 / signal_t grad(guide_scale sum over the
+    goal of m_i log p_i(x_t) - sum over held of firmness (p(x_t) - p(source x_t))^2), where p is the
+    guide's probability of an attribute, and w_t is ``scale_at``. m_i in [0, 1] says how much of a named
+    attribute is missing. It is 1 where its log odds are FADE or more below their aim, and falls to 0 at
+    the aim. At strength 1 the aim is editing.margin, at 0 what the source has. The gradients are those
+    of Dhariwal & Nichol 2021, arXiv:2105.05233.
 
     m is the largest m_i. Of several named attributes, each moves in the target row by its m_i / m, so
-    an attribute that is complete is not overdone. cfg_scale is divided by the norm of the m_i / m, so
-    that the step is as long as for one attribute.
+    an attribute that is complete is not overdone. w_t is divided by the norm of the m_i / m, so that the
+    step is as long as for one attribute.
 
     Args:
         denoiser: attribute rows (2B, A) -> the denoiser under them.
@@ -297,7 +305,7 @@ def towards(
         rows = torch.cat([base, torch.lerp(base, target, share)])
         x0_base, x0_target = denoiser(rows)(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
         signal, noise = schedule.signal_and_noise(t, x_t)
-        scale = editing.cfg_scale * most / relative.norm(dim=1, keepdim=True).clamp(min=1)
+        scale = scale_at(t, schedule, editing) * most / relative.norm(dim=1, keepdim=True).clamp(min=1)
         x0_hat = x0_base + scale.view(-1, 1, 1, 1) * (x0_target - x0_base)
         if float(signal) >= LEAST_SIGNAL:
             x0_hat = x0_hat + noise * noise / signal * gradient

@@ -29,6 +29,7 @@ def others_changed(before: Tensor, after: Tensor, column: Tensor | int) -> Tenso
     return changed
 
 
+@torch.no_grad()
 def edit_figures(
     judge: Judge | Probe,
     source: Tensor,

@@ -12,7 +12,7 @@ from torch import Tensor
 import editing
 import studio
 from config import EditConfig, EditSettings
-from editing import Editor, flow_edit, localised, resolve, slerp, softened, until_seen
+from editing import Editor, flow_edit, localised, resolve, scale_at, slerp, softened, until_seen
 from noise_schedule import NoiseSchedule
 from samplers import last, timestep_grid
 
@@ -28,7 +28,7 @@ def test_what_a_first_stage_loses_of_photographs_comes_back(make_model):
     )
     assert torch.equal(edit_at(0.0), sources)
     change = edit_at(1.0).int() - sources.int()
-    assert change.any() and (change == 0).float().mean() > 0.3, (
+    assert change.any() and (change == 0).float().mean() > 0.2, (
         "the least changed part stays to the byte"
     )
     frames = Editor(model).interpolate(sources, 3, 2, rows)
@@ -121,8 +121,15 @@ def test_without_a_guide_an_edit_ends_where_the_head_sees_it():
         assert torch.isfinite(eps_hat).all()
         return float(x0_hat.mean())
 
-    assert scale(-4.0) == scale(1.0) == 6.0 and scale(2.0) == 3.0 and scale(3.0) == scale(5.0) == 0.0
-    assert scale(-4.0, 0.5) == 3.0 and scale(-0.5, 0.5) == 0.0  # half of the way
+    assert scale(-4.0) == scale(1.0) == 5.0 and scale(2.0) == 2.5 and scale(3.0) == scale(5.0) == 0.0
+    assert scale(-4.0, 0.5) == 2.5 and scale(-0.5, 0.5) == 0.0  # half of the way
+
+
+def test_the_scale_of_an_edit_grows_as_noise_falls():
+    """From a quarter of it in pure noise. A scale of 0, of a guide that steers alone, stays 0."""
+    schedule, editing = NoiseSchedule("cosine", 100), EditConfig(cfg_scale=8.0)
+    assert [scale_at(t, schedule, editing) for t in (100, 50, 0)] == [2.0, 5.0, 8.0]
+    assert scale_at(99, schedule, EditConfig(cfg_scale=0.0)) == 0
 
 
 def test_a_configuration_that_cannot_be_is_refused():
