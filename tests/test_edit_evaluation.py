@@ -32,7 +32,7 @@ from studio import FLIP_MARGIN, smallest_flip
 from synthetic_faces.attributes import attributes_are_possible
 from synthetic_faces.dataset import counterfactuals, draw_parameters, write_dataset
 
-NAMES_OF_SMALLEST = ["cfg 6, guide 5", "cfg 6, guide 5, smallest"]
+NAMES_OF_SMALLEST = ["cfg 8, guide 5", "cfg 8, guide 5, smallest"]
 
 
 @pytest.fixture
