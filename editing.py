@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -214,13 +215,13 @@ def missing_share(
     return (goal != 0) * ((aim - odds * goal) / FADE).clamp(0, 1)
 
 
-def scale_at(t: int, schedule: NoiseSchedule, editing: EditConfig) -> float:
+def scale_at(t: int, schedule: NoiseSchedule, editing: EditConfig, norm: Tensor | float = 1.0) -> Any:
     """w_t: the scale of an edit's guidance grows from IN_NOISE cfg_scale where all is noise to cfg_scale
     where none is. In much noise a high scale burns colours and moves outlines (Kynkaanniemi et al. 2024,
-    arXiv:2404.07724, of new pictures)."""
+    arXiv:2404.07724, of new pictures). What it grows by is divided by ``norm``, in whose shape it is."""
     cfg_scale = editing.cfg_scale
     assert cfg_scale is not None  # resolved
-    return cfg_scale * (1 - (1 - IN_NOISE) * t / schedule.num_timesteps)
+    return cfg_scale * (IN_NOISE + (1 - IN_NOISE) * (1 - t / schedule.num_timesteps) / norm)
 
 
 def until_seen(
@@ -270,8 +271,8 @@ def towards(
     of Dhariwal & Nichol 2021, arXiv:2105.05233.
 
     m is the largest m_i. Of several named attributes, each moves in the target row by its m_i / m, so
-    an attribute that is complete is not overdone. w_t is divided by the norm of the m_i / m, so that the
-    step is as long as for one attribute.
+    an attribute that is complete is not overdone. What w_t grows by is divided by the norm of the
+    m_i / m. So steps are hardly longer than for one attribute.
 
     Args:
         denoiser: attribute rows (2B, A) -> the denoiser under them.
@@ -305,7 +306,8 @@ def towards(
         rows = torch.cat([base, torch.lerp(base, target, share)])
         x0_base, x0_target = denoiser(rows)(x_t.repeat(2, 1, 1, 1), t)[0].chunk(2)
         signal, noise = schedule.signal_and_noise(t, x_t)
-        scale = scale_at(t, schedule, editing) * most / relative.norm(dim=1, keepdim=True).clamp(min=1)
+        norm = relative.norm(dim=1, keepdim=True).clamp(min=1)
+        scale = scale_at(t, schedule, editing, norm) * most
         x0_hat = x0_base + scale.view(-1, 1, 1, 1) * (x0_target - x0_base)
         if float(signal) >= LEAST_SIGNAL:
             x0_hat = x0_hat + noise * noise / signal * gradient

@@ -126,10 +126,12 @@ def test_without_a_guide_an_edit_ends_where_the_head_sees_it():
 
 
 def test_the_scale_of_an_edit_grows_as_noise_falls():
-    """From a quarter of it in pure noise. A scale of 0, of a guide that steers alone, stays 0."""
+    """From a quarter of it in pure noise. A scale of 0, of a guide that steers alone, stays 0. Several
+    attributes share what it grows by."""
     schedule, editing = NoiseSchedule("cosine", 100), EditConfig(cfg_scale=8.0)
     assert [scale_at(t, schedule, editing) for t in (100, 50, 0)] == [2.0, 5.0, 8.0]
     assert scale_at(99, schedule, EditConfig(cfg_scale=0.0)) == 0
+    assert [scale_at(t, schedule, editing, 2.0) for t in (100, 0)] == [2.0, 5.0]  # several attributes
 
 
 def test_a_configuration_that_cannot_be_is_refused():
