@@ -195,6 +195,8 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
                     bar.write(f"epoch {run.epoch}, step {run.step}{note}: {text}")
                     if run.epoch % config.save_interval == 0:
                         run.save(files.folder / f"{files.prefix}epoch_{run.epoch:04d}.pth")
+                    # Before the file is written, which tells a resumed run whether it had ended.
+                    run.ending = max(run.ending, time.perf_counter() - started)
                     run.save(files.last)
                 saved = time.perf_counter()
                 run.ending = run.of_first_process(max(run.ending, saved - started))

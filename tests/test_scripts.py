@@ -408,7 +408,7 @@ def test_classes_through_every_script(class_checkpoint, colours, tmp_path, capsy
     common = ["--checkpoint", class_checkpoint, "--num_inference_steps", "2"]
     run_script(manipulate, *common, "--data_root", colours, "--output_dir", out, "--num_samples", "2")
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["sampling"]["cfg_scale"] == 1 and manifest["editing"]["cfg_scale"] == 6
+    assert manifest["sampling"]["cfg_scale"] == 1 and manifest["editing"]["cfg_scale"] == 8
     rows = np.array(manifest["made"]["generate"]["rows"])
     assert rows.shape == (6, 3) and ((rows == 1).sum(1) == 1).all() and ((rows == -1).sum(1) == 2).all()
     edits = manifest["made"]["edit"]["attributes"]
