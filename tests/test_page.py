@@ -405,6 +405,8 @@ def test_two_models_are_seen_side_by_side(tab, ask_for, worker, tmp_path, class_
     with pytest.raises(ValueError, match="give --beside a model of the same"):
         worker.another(str(class_checkpoint))
     tab.beside = worker.another("celeba128")
+    page = Page(worker, Visitors(tmp_path / "page"), tab.beside)
+    assert page.edit.by_other.value == "The same by celeba128"
     with pytest.raises(gr.Error, match="no edit is shown"):
         tab.edit_by_other(session, no_bar)
     mask = tmp_path / "hash" / "mask.png"
