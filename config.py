@@ -40,7 +40,8 @@ CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
 SPLITS = ("train", "val", "test")
 REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
 CFG_SCALE = 1.5  # of new faces, by default
-# Of edits: a guide, or the VAE's head, ends them. Where nothing does, the first burns them.
+# cfg_scale of edits that a guide, or the VAE's head, ends; and of those that nothing ends, which the
+# first would burn.
 STEERED_SCALE, EDIT_CFG_SCALE = 8.0, 2.0
 GUIDANCE = ("free", "guide", "both")
 DATASET_HELP = "what --data_root holds; none given: as its files say"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -215,10 +214,13 @@ def missing_share(
     return (goal != 0) * ((aim - odds * goal) / FADE).clamp(0, 1)
 
 
-def scale_at(t: int, schedule: NoiseSchedule, editing: EditConfig, norm: Tensor | float = 1.0) -> Any:
-    """w_t: the scale of an edit's guidance grows from IN_NOISE cfg_scale where all is noise to cfg_scale
-    where none is. In much noise a high scale burns colours and moves outlines (Kynkaanniemi et al. 2024,
-    arXiv:2404.07724, of new pictures). What it grows by is divided by ``norm``, in whose shape it is."""
+def scale_at(
+    t: int, schedule: NoiseSchedule, editing: EditConfig, norm: Tensor | float = 1.0
+) -> Tensor | float:
+    """The guidance scale w_t of an edit. It grows from IN_NOISE cfg_scale, where all is noise, to
+    cfg_scale, where none is. The growth is divided by ``norm``. In much noise a high scale burns colours
+    and moves outlines (Kynkaanniemi et al. 2024, arXiv:2404.07724, of new pictures).
+    """
     cfg_scale = editing.cfg_scale
     assert cfg_scale is not None  # resolved
     return cfg_scale * (IN_NOISE + (1 - IN_NOISE) * (1 - t / schedule.num_timesteps) / norm)
@@ -271,7 +273,7 @@ def towards(
     of Dhariwal & Nichol 2021, arXiv:2105.05233.
 
     m is the largest m_i. Of several named attributes, each moves in the target row by its m_i / m, so
-    an attribute that is complete is not overdone. What w_t grows by is divided by the norm of the
+    an attribute that is complete is not overdone. The growth of w_t is divided by the norm of the
     m_i / m. So steps are hardly longer than for one attribute.
 
     Args:

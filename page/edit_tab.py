@@ -365,7 +365,7 @@ class EditTab:
     ) -> Iterator[dict]:
         """The same edit in fewer steps, unless it is there already."""
         started, source, settings = time.perf_counter(), edit.source, edit.chain[-1]
-        if (source.settings, edit.chain) in visitor.squares:
+        if (self.worker, source.settings, edit.chain) in visitor.squares:
             return
         square = self.square_after(visitor, source, source.chain, bar)
         few = replace(settings.editing, num_inference_steps=self.preview_steps)
@@ -400,15 +400,22 @@ class EditTab:
         return self.restore(visitor)
 
     def square_after(
-        self, visitor: Visitor, source: Source, chain: tuple[EditSettings, ...], bar: Progress
+        self,
+        visitor: Visitor,
+        source: Source,
+        chain: tuple[EditSettings, ...],
+        bar: Progress,
+        other: Worker | None = None,
     ) -> np.ndarray:
-        """The square of a photograph after several edits. What is known is not computed again."""
-        square = source.original
+        """The square of a photograph after several edits, by this model or by another one. What is known
+        is not computed again."""
+        worker = other or self.worker
+        square = worker.photograph(source.settings).square if other else source.original
         for number, settings in enumerate(chain, 1):
-            key = (source.settings, chain[:number])
+            key = (worker, source.settings, chain[:number])
             result = visitor.squares.get(key)
             if result is None:
-                result = visitor.squares[key] = self.worker.edit(square, settings, bar)
+                result = visitor.squares[key] = worker.edit(square, settings, bar)
                 for old in list(visitor.squares)[:-MOST_SQUARES]:
                     del visitor.squares[old]
             square = result
@@ -512,9 +519,7 @@ class EditTab:
         assert other is not None  # there is no button without it
         edit, bar = visitor.shown_edit(), parts.progress_bar(visitor, progress)
         photograph = other.photograph(edit.source.settings)
-        square = photograph.square
-        for settings in edit.chain:
-            square = other.edit(square, settings, bar)
+        square = self.square_after(visitor, edit.source, edit.chain, bar, other)
         path = save_image(square, visitor.new_folder() / f"{other.name}.png")
         if edit.chain:
             write_note(path, other.note(photograph, edit.source.settings, edit.chain))

@@ -24,11 +24,14 @@ def test_what_a_first_stage_loses_of_photographs_comes_back(make_model):
     sources = torch.randint(256, (2, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
     rows = torch.ones(2, 3)
     edit_at = Editor(model).prepare_edit(
-        sources, -rows, EditConfig(num_inference_steps=2, localise=1.0), rows
+        sources,
+        -rows,
+        EditConfig(num_inference_steps=2, localise=1.0, guide_scale=0.0, cfg_scale=6.0),
+        rows,
     )
     assert torch.equal(edit_at(0.0), sources)
     change = edit_at(1.0).int() - sources.int()
-    assert change.any() and (change == 0).float().mean() > 0.2, (
+    assert change.any() and (change == 0).float().mean() > 0.3, (
         "the least changed part stays to the byte"
     )
     frames = Editor(model).interpolate(sources, 3, 2, rows)
