@@ -42,10 +42,12 @@ def test_equals_torch_in_value_and_gradient(silu, rows, groups, layout):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_errs_no_more_than_torch():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_errs_no_more_than_torch(layout):
     x, gain, offset = 3 * normal(4, 32, 16, 16, seed=0) + 2, normal(4, 32, seed=1), normal(4, 32, seed=2)
     weight = normal(4, 32, 16, 16, seed=3)
     rounded = [t.bfloat16() for t in (x, gain, offset, weight)]
+    rounded[0] = rounded[0].to(memory_format=layout)
     exact = with_gradients(lambda *t: reference(*t, 8, True), *(t.double() for t in rounded))
     torchs = with_gradients(lambda *t: reference(*t, 8, True), *rounded)
     for norm in (NormFunction.apply, norm_written_out):
