@@ -237,10 +237,11 @@ class ConditionalDiffusion(nn.Module):
             )
 
     def denoiser(self, attributes: Tensor, latent: Tensor | None = None) -> Denoiser:
-        """The network under fixed conditions, as a denoiser for samplers."""
+        """The network under fixed conditions, as a denoiser for samplers. It also takes timesteps
+        (B,)."""
 
-        def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-            labels = torch.full((len(x_t),), t, device=x_t.device)
+        def denoise(x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+            labels = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
             output = self.unet(x_t, labels, attributes, latent).to(x_t.dtype)
             return self.schedule.to_x0_eps(self.config.prediction, output, x_t, t)
 

@@ -24,7 +24,8 @@ from samplers import Generator, Progress, Steps, ddim, last, randn_like, timeste
 
 DEFAULT_EDITING = EditConfig()
 PIXELS = PixelFirstStage()
-EditAt = Callable[[float], Tensor]  # strength in [0, 1] -> uint8 (B, S, S, 3)
+Watch = Callable[[Tensor], None]  # is shown an edit that is not finished, uint8 (B, S, S, 3)
+EditAt = Callable[..., Tensor]  # (strength in [0, 1], watch: Watch | None = None) -> uint8 (B, S, S, 3)
 
 # What an edit of an attribute needs, if the settings leave it open: t_start, the share of the timesteps
 # from which it starts, and the log odds at which the guide is content. Only much noise hides hair and
@@ -45,6 +46,7 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
 GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from its compression; by eye
 PINNED = 50.0  # hold of a pinned attribute; measured: docs/log.md, "Attributes that are pinned"
 INVERSION_STEPS = 25  # there, and as many back
+AT_ONCE = 16  # noisy pictures for which the network is asked at once; by eye: memory
 IN_NOISE = 0.25  # share of cfg_scale where all is noise; measured: docs/log.md, "Guidance that grows"
 FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade; by eye
 
@@ -130,6 +132,19 @@ def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[f
     return smallest, edits[smallest]
 
 
+def for_all_steps(
+    noisy: Mapping[int, Tensor], function: Callable[[Tensor, Tensor], Tensor]
+) -> Sequence[Tensor]:
+    """``function(x_t, t)`` for each timestep t and its x_t (B, C, h, w). It is called with several
+    timesteps at once, as (B,)."""
+    number = len(next(iter(noisy.values())))
+    x_t = torch.cat([*noisy.values()])
+    t = torch.tensor([*noisy], device=x_t.device).repeat_interleave(number)
+    size = max(1, AT_ONCE // number) * number
+    results = [function(*part) for part in zip(x_t.split(size), t.split(size), strict=True)]
+    return torch.cat(results).split(number)
+
+
 # -------------------------------------------------------------------- guidance of edits
 
 
@@ -156,7 +171,7 @@ class NoisySource:
     noise: list[Tensor]
     noisy: dict[int, Tensor]
     odds: dict[int, Tensor]
-    x0_hats: dict[tuple[float, ...], list[Tensor]] = field(default_factory=dict)
+    x0_hats: dict[tuple[float, ...], Sequence[Tensor]] = field(default_factory=dict)
 
     def repeated(self, number: int) -> NoisySource:
         """The same for ``number`` edits, where a single photograph has many."""
@@ -448,7 +463,7 @@ class Editor:
         noisy = {t: schedule.q_sample(x0, t, eps) for t, eps in zip(grid[:-1], noise, strict=True)}
         odds = {}
         if guide is not None and editing.guide_scale:
-            odds = {t: guide.log_odds(x_t, t) for t, x_t in noisy.items()}
+            odds = dict(zip(noisy, for_all_steps(noisy, guide.log_odds), strict=True))
         original = PIXELS.encode(source_image.to(x0.device))
         return NoisySource(x0, self.first_stage.to_pixels(x0), original, grid, noise, noisy, odds)
 
@@ -467,7 +482,8 @@ class Editor:
         source: NoisySource | None = None,
     ) -> EditAt:
         """Compute once what edits at all strengths share. Return ``edit`` as a function of the strength
-        alone. A single source may have many targets.
+        alone. A single source may have many targets. The function shows its ``watch`` the edit after a
+        third and after two thirds of the steps.
 
         Edits start at the timestep t_start T. Less noise keeps more of the composition.
 
@@ -496,19 +512,26 @@ class Editor:
         region = None if mask is None else softened(mask.to(model.device))
         # What the first stage loses is added to every edit, so what is not edited stays to the byte.
         lost = shared.original - shared.decoded
+        number_of_steps = len(shared.grid) - 1
+
+        def picture(edited: Tensor) -> Tensor:
+            changed = self.first_stage.to_pixels(edited)
+            whole = localised(shared.decoded, changed, editing.localise, region)
+            return PIXELS.decode(as_grey_as(shared.original, whole + lost))
 
         @torch.no_grad()
-        def edit_at(strength: float) -> Tensor:
+        def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
             if not 0 <= strength <= 1:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
             if strength == 0:  # no edit: the photograph itself
                 return source_image.to(model.device).expand(number, -1, -1, -1)
             denoise = guidance_at(strength)
             steps = flow_edit(denoise, schedule, shared.x0, x0_hats, shared.noise, shared.grid)
-            edited = last(with_bar(steps, "editing", shared.grid, progress))
-            changed = self.first_stage.to_pixels(edited)
-            picture = localised(shared.decoded, changed, editing.localise, region)
-            return PIXELS.decode(as_grey_as(shared.original, picture + lost))
+            edited = shared.x0
+            for step, _, edited, _ in with_bar(steps, "editing", shared.grid, progress):
+                if watch and step + 1 in (number_of_steps // 3, 2 * number_of_steps // 3):
+                    watch(picture(edited))
+            return picture(edited)
 
         return edit_at
 
@@ -522,12 +545,15 @@ class Editor:
         request[:, pinned] = 0  # also what the request implies of them
         return EditRows(named, base, torch.where(request == 0, read, request), pinned)
 
-    def source_x0_hats(self, source: NoisySource, base: Tensor) -> list[Tensor]:
+    def source_x0_hats(self, source: NoisySource, base: Tensor) -> Sequence[Tensor]:
         """For each step x0_hat of the photographs under rows (N, A). It is kept for later edits."""
         key = tuple(base.flatten().tolist())
         if key not in source.x0_hats:
-            own = self.model.denoiser(base)
-            source.x0_hats[key] = [own(x_t, t)[0] for t, x_t in source.noisy.items()]
+
+            def x0_hat(x_t: Tensor, t: Tensor) -> Tensor:
+                return self.model.denoiser(base.repeat(len(x_t) // len(base), 1))(x_t, t)[0]
+
+            source.x0_hats[key] = for_all_steps(source.noisy, x0_hat)
         return source.x0_hats[key]
 
     def guidance_of(

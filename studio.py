@@ -35,7 +35,7 @@ from config import (
     SamplingConfig,
 )
 from diffusion_model import ConditionalDiffusion, load_model
-from editing import INVERSION_STEPS, EditAt, Editor, NoisySource, smallest_edit
+from editing import INVERSION_STEPS, EditAt, Editor, NoisySource, Watch, smallest_edit
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
 from image_data.photograph import MASKS, Photograph, from_levels
@@ -485,7 +485,7 @@ def prepare_edits(
             source=sources[config],
         )
         edits.append(edit_at)
-    return lambda strength: torch.cat([edit_at(strength) for edit_at in edits])
+    return lambda strength, watch=None: torch.cat([edit_at(strength, watch) for edit_at in edits])
 
 
 def edit(
@@ -496,15 +496,17 @@ def edit(
     progress: Progress = False,
     mask: np.ndarray | None = None,
     sources: dict[EditConfig, NoisySource] | None = None,
+    watch: Watch | None = None,
 ) -> Result:
     """A square, edited towards all named attributes at once: one image. ``sources`` are those of
-    ``prepare_edits``."""
+    ``prepare_edits``. ``watch`` is shown the edit before it is finished."""
     request = parse_request(settings.attributes)
     rows = model.attribute_rows(request)
     attributes = read_attributes(model, guide, square)
     shared = (settings, progress, mask, sources)
     edit_at = prepare_edits(model, guide, square, attributes, rows, *shared)
-    return Result(edit_at(settings.manipulation_strength).cpu().numpy(), rows, {"attributes": [request]})
+    images = edit_at(settings.manipulation_strength, watch).cpu().numpy()
+    return Result(images, rows, {"attributes": [request]})
 
 
 def edit_each(

@@ -152,10 +152,11 @@ class GuidanceClassifier(nn.Module):
         logits = self.network(x_t, torch.full((len(x_t),), t, device=x_t.device))
         return (attributes.abs() * F.logsigmoid(attributes.sign() * logits)).sum(1)
 
-    def log_odds(self, x_t: Tensor, t: int) -> Tensor:
+    def log_odds(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         """How far each attribute (B, A) is above its threshold of balanced accuracy in x_t: logits less
-        the prior."""
-        return self.network(x_t, torch.full((len(x_t),), t, device=x_t.device)) - self.prior
+        the prior. t is one timestep, or (B,)."""
+        labels = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+        return self.network(x_t, labels) - self.prior
 
     @torch.no_grad()
     def read_logits(self, images: Tensor) -> Tensor:

@@ -29,11 +29,7 @@ from page.visitors import Edit, Source, Step, Visitor, Visitors
 from page.worker import Worker
 from samplers import Progress
 
-# Steps of the first picture that an edit shows, at 64 pixels; fewer where there are more. By eye: with
-# fewer it is another face, and more take longer than a second.
-PREVIEW_STEPS = 6
-# Steps before the one that the sliders make, and results that are not computed again; by eye.
-MOST_STEPS, MOST_SQUARES = 6, 60
+MOST_STEPS = 6  # before the one that the sliders make; by eye
 NOT_MOVED = (0, 0, 1, 0)  # of the frame: right, down, size, turn
 
 
@@ -42,8 +38,6 @@ class EditTab:
 
     def __init__(self, worker: Worker, visitors: Visitors, beside: Worker | None = None):
         self.worker, self.visitors, self.beside = worker, visitors, beside
-        side = worker.model.config.image_size
-        self.preview_steps = max(2, min(PREVIEW_STEPS, PREVIEW_STEPS * 64 // side))
         line = "No independent reader: train one with evaluate.py judge, and give it as --judge."
         if worker.judged_names:
             line = "After an edit: what an independent reader saw change."
@@ -329,8 +323,8 @@ class EditTab:
         return self.fields.values(source.read, PRESETS[sample[0]])
 
     def edit(self, request: gr.Request, progress=BAR, *values) -> Iterator[dict]:
-        """A preview, then the edit. Sliders that went along with the one before go back, and those that
-        go with this one move."""
+        """The edit as it becomes visible, then the whole of it. Sliders that went along with the one
+        before go back, and those that go with this one move."""
         with one_line_errors():
             strength, seed, *fields = values
             visitor = self.visitors.of(request)
@@ -352,7 +346,7 @@ class EditTab:
             photograph = self.worker.photograph(source.settings)
             edit = Edit(source, settings if settings.attributes else None, visitor.new_folder())
             if edit.settings:
-                yield from self.preview(visitor, edit, photograph, bar)
+                yield from self.make_live(visitor, edit, photograph, bar)
             self.make(visitor, edit, photograph, bar)
             targets, starts = parse_request(settings.attributes), self.fields.levels(source.read)
             moves = {name: starts[name] for name in along} | edit.along
@@ -360,33 +354,34 @@ class EditTab:
                 self.fields.sliders[name]: value for name, value in moves.items() if name not in targets
             }
 
-    def preview(
+    def make_live(
         self, visitor: Visitor, edit: Edit, photograph: Photograph, bar: Progress
     ) -> Iterator[dict]:
-        """The same edit in fewer steps, unless it is there already."""
-        started, source, settings = time.perf_counter(), edit.source, edit.chain[-1]
-        if (self.worker, source.settings, edit.chain) in visitor.squares:
+        """Make the last step of an edit, unless that is known. Show it as it becomes visible."""
+        source, key = edit.source, (self.worker, edit.source.settings, edit.chain)
+        if key in visitor.squares:
             return
-        square = self.square_after(visitor, source, source.chain, bar)
-        few = replace(settings.editing, num_inference_steps=self.preview_steps)
-        quick = self.worker.edit(square, replace(settings, editing=few))
-        folder = visitor.new_folder()
-        seconds = time.perf_counter() - started
-        yield {
-            self.whole: (source.frame.with_name("whole.jpg"), self.save_view(photograph, quick, folder)),
-            self.compared: (
-                source.frame.with_name("square.png"),
-                save_image(quick, folder / "quick.png"),
-            ),
-            self.status: status_line(f"Preview after {seconds:.1f} s"),
-        }
+        before = self.square_after(visitor, source, source.chain, bar)
+        for square, is_finished in self.worker.edit_live(before, edit.chain[-1], bar):
+            if is_finished:
+                visitor.keep_square(key, square)
+                return
+            folder, seconds = visitor.new_folder(), time.perf_counter() - edit.started
+            path = save_image(square, folder / "square.png")
+            yield {
+                self.whole: (
+                    source.frame.with_name("whole.jpg"),
+                    self.save_view(photograph, square, folder),
+                ),
+                self.compared: (source.frame.with_name("square.png"), path),
+                self.status: status_line(f"Preview after {seconds:.1f} s"),
+            }
 
     def make(self, visitor: Visitor, edit: Edit, photograph: Photograph, bar: Progress) -> None:
         """Make an edit whole, and keep it."""
-        started = time.perf_counter()
         edit.edited = self.square_after(visitor, edit.source, edit.chain, bar)
         self.finish(edit, photograph)
-        edit.seconds = time.perf_counter() - started
+        edit.seconds = time.perf_counter() - edit.started
         visitor.keep(edit)
 
     def make_anew(
@@ -415,9 +410,8 @@ class EditTab:
             key = (worker, source.settings, chain[:number])
             result = visitor.squares.get(key)
             if result is None:
-                result = visitor.squares[key] = worker.edit(square, settings, bar)
-                for old in list(visitor.squares)[:-MOST_SQUARES]:
-                    del visitor.squares[old]
+                result = worker.edit(square, settings, bar)
+                visitor.keep_square(key, result)
             square = result
         return square
 

@@ -29,6 +29,7 @@ from image_data.picture import Note
 from page.folder import lock_of, renew
 
 MOST_RESULTS = 24  # results kept for a visitor, by eye: three rows of the history
+MOST_SQUARES = 60  # results of the model, kept for a visitor so that they need not be made again; by eye
 MOST_FOLDERS = 100  # of pictures, kept for a visitor beside those that are needed; by eye
 MOST_VISITORS = 200  # at once; by eye: some 100 MB of files. Then the one who was idle longest must go
 IDLE_SECONDS = 6 * 3600.0  # after which an open page is forgotten: most of a working day
@@ -70,7 +71,8 @@ class Edit:
     settings: EditSettings | None  # of the last step; None: nothing was asked for after the source's
     folder: Path  # its pictures and its manifest
     edited: np.ndarray = field(default_factory=lambda: np.zeros(0))  # uint8 (S, S, 3)
-    seconds: float = 0
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0  # from its start to its end
     meter: str = ""  # what the independent reader says, as HTML
     along: dict[str, float] = field(default_factory=dict)  # readings of what goes with the request
     read: np.ndarray = field(default_factory=lambda: np.zeros(0))  # what the model reads, 0 ... 1 (A,)
@@ -193,6 +195,12 @@ class Visitor:
             raise ValueError(f"nothing to {'redo' if steps > 0 else 'undo'}: move a slider")
         self.place += steps
         self.source, self.current = self.trail[self.place]
+
+    def keep_square(self, key: tuple, square: np.ndarray) -> None:
+        """Keep a result, so that it is not computed again. The oldest go when there are too many."""
+        self.squares[key] = square
+        for old in list(self.squares)[:-MOST_SQUARES]:
+            del self.squares[old]
 
     def keep(self, edit: Edit) -> None:
         """Add an edit to the history, and show it. The oldest goes when there are too many."""

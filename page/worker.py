@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -104,14 +105,18 @@ class Worker:
             )
         return worker
 
-    def compute(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(model, guide, *args)``, one of ``studio``."""
+    def start(self, function: Callable[..., Any], *args: Any) -> Future:
+        """Begin ``function(model, guide, *args)``, one of ``studio``."""
 
         def work() -> Any:
             with devices.autocast(self.files.mixed_precision, self.model.device.type):
                 return function(self.model, self.guide, *args)
 
-        return self.thread.submit(work).result()
+        return self.thread.submit(work)
+
+    def compute(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(model, guide, *args)``, one of ``studio``."""
+        return self.start(function, *args).result()
 
     def any_request(self, seed: int = 0) -> tuple[str, ...]:
         """The request of a visitor who names nothing: a sharp face, or one name of a model of other
@@ -124,18 +129,34 @@ class Worker:
         return studio.open_photograph(self.model, settings)[0]
 
     def edit(self, square: np.ndarray, settings: EditSettings, bar: Progress = False) -> np.ndarray:
-        """One edit of a square uint8 (S, S, 3), which leaves what it shares to the next edit of the same
-        square. Its mask is a file of the page's."""
+        """The finished edit of ``edit_live``."""
+        *_, (edited, _) = self.edit_live(square, settings, bar)
+        return edited
 
-        def work(model: ConditionalDiffusion, guide: GuidanceClassifier | None) -> studio.Result:
+    def edit_live(
+        self, square: np.ndarray, settings: EditSettings, bar: Progress = False
+    ) -> Iterator[tuple[np.ndarray, bool]]:
+        """One edit of a square uint8 (S, S, 3) as it becomes visible, and whether it is finished. What
+        it shares is left to the next edit of the same square. Its mask is a file of the page's."""
+        pictures: SimpleQueue[np.ndarray | None] = SimpleQueue()
+
+        def show(images: torch.Tensor) -> None:
+            pictures.put(images[0].cpu().numpy())
+
+        def work(model: ConditionalDiffusion, guide: GuidanceClassifier | None) -> np.ndarray:
             key = square.tobytes(), settings.seed
             number = sum(len(source.x0_hats) for source in self.sources.values())
             if key != self.latest or number > MOST_SHARED:
                 self.latest, self.sources = key, {}
             mask = mask_in(settings, len(square))
-            return studio.edit(model, guide, square, settings, bar, mask, self.sources)
+            shared = mask, self.sources, show
+            return studio.edit(model, guide, square, settings, bar, *shared).images[0]
 
-        return self.compute(work).images[0]
+        future = self.start(work)
+        future.add_done_callback(lambda _: pictures.put(None))
+        while (picture := pictures.get()) is not None:
+            yield picture, False
+        yield future.result(), True
 
     def read(self, square: np.ndarray) -> np.ndarray:
         """How sure the model is of each attribute (A,) in a square uint8 (S, S, 3): 0 ... 1."""

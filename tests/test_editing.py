@@ -12,7 +12,18 @@ from torch import Tensor
 import editing
 import studio
 from config import EditConfig, EditSettings
-from editing import Editor, flow_edit, localised, resolve, scale_at, slerp, softened, until_seen
+from editing import (
+    AT_ONCE,
+    Editor,
+    NoisySource,
+    flow_edit,
+    localised,
+    resolve,
+    scale_at,
+    slerp,
+    softened,
+    until_seen,
+)
 from noise_schedule import NoiseSchedule
 from samplers import last, timestep_grid
 
@@ -36,6 +47,38 @@ def test_what_a_first_stage_loses_of_photographs_comes_back(make_model):
     )
     frames = Editor(model).interpolate(sources, 3, 2, rows)
     assert torch.equal(frames[[0, -1]], sources)
+
+
+def test_an_edit_is_watched_on_its_way(make_model):
+    """After a third and two thirds of its steps, as a picture like the finished one: outside a mask it
+    is the photograph. Watching changes nothing."""
+    model = make_model(image_size=32)
+    sources = torch.randint(256, (1, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
+    mask = torch.zeros(32, 32)
+    mask[:, :16] = 1
+    edit_at = Editor(model).prepare_edit(
+        sources, -torch.ones(1, 3), EditConfig(num_inference_steps=6), torch.ones(1, 3), mask=mask
+    )
+    pictures: list[torch.Tensor] = []
+    edited = edit_at(1.0, pictures.append)
+    assert torch.equal(edited, edit_at(1.0)) and len(pictures) == 2
+    for picture in pictures:
+        assert torch.equal(picture[:, :, 16:], sources[:, :, 16:])
+        assert not torch.equal(picture, sources) and not torch.equal(picture, edited)
+
+
+def test_the_photograph_is_predicted_at_several_timesteps_at_once(make_model):
+    """As at each alone, in the order of the steps; also of more pictures than are read at once."""
+    model = make_model(image_size=32)
+    schedule, number = model.schedule, AT_ONCE // 2 + 1
+    for batch in (1, 3, number):
+        x0 = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        rows = torch.linspace(-1, 1, 3 * batch).view(batch, 3)
+        noisy = {t: schedule.q_sample(x0, t, torch.ones_like(x0)) for t in (900, 500, 20)}
+        source = NoisySource(x0, x0, x0, [*noisy, -1], [], noisy, {})
+        x0_hats = Editor(model).source_x0_hats(source, rows)
+        for (t, x_t), x0_hat in zip(noisy.items(), x0_hats, strict=True):
+            torch.testing.assert_close(x0_hat, model.denoiser(rows)(x_t, t)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_an_edit_of_a_grey_photograph_is_grey(make_model):

@@ -182,7 +182,7 @@ def test_counterfactual_finds_the_least_strength_that_flips(
         return torch.full((len(images), 40), -float(log_odds))
 
     def prepare_edit(self, image, *args, **options):
-        return lambda strength: torch.full_like(image, round(250 * strength))
+        return lambda strength, watch=None: torch.full_like(image, round(250 * strength))
 
     monkeypatch.setattr(GuidanceClassifier, "read_logits", read_logits)
     monkeypatch.setattr(Editor, "prepare_edit", prepare_edit)

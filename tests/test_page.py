@@ -137,7 +137,30 @@ def test_a_slider_that_moves_again_costs_the_edit_alone(worker, photo):
         own = worker.compute(studio.edit, square, settings).images[0]
         assert (edited == own).all()
     hook.remove()
-    assert numbers == [6, 3]  # three steps of the photograph, and three of the edit
+    assert numbers == [4, 3]  # the photograph's three steps at once, and three of the edit
+
+
+def test_an_edit_is_seen_before_it_is_finished(worker, tab, photo):
+    """After a third and two thirds of its steps, with nothing computed twice; then it is known."""
+    visitor = tab.visitors.of(asking("live"))
+    tab.look(visitor, PhotographSettings(str(photo)))
+    settings = EditSettings(("Smiling=1",), editing=EditConfig(num_inference_steps=6))
+    edit = Edit(visitor.picture(), settings, visitor.new_folder())
+    photograph = worker.photograph(visitor.picture().settings)
+    calls: list[int] = []
+    hook = worker.model.unet.register_forward_hook(lambda *_: calls.append(1))
+    shows = list(tab.make_live(visitor, edit, photograph, False))
+    assert len(calls) == 7 and len(shows) == 2
+    assert all("Preview" in each[tab.status] for each in shows)
+    early, late = (picture(each[tab.compared][1]).astype(int) for each in shows)
+    assert list(tab.make_live(visitor, edit, photograph, False)) == []
+    tab.make(visitor, edit, photograph, False)
+    hook.remove()
+    assert len(calls) == 7
+    np.testing.assert_array_equal(
+        edit.edited, worker.compute(studio.edit, visitor.picture().original, settings).images[0]
+    )
+    assert np.abs(late - edit.edited).mean() < np.abs(early - edit.edited).mean()
 
 
 def test_a_grey_and_transparent_picture_stays_so(worker, photo, tmp_path):
@@ -328,7 +351,6 @@ def ask_for(tab, monkeypatch):
     """Edit the session's picture in two steps of the sampler. Returns what the page shows then."""
     settings = lambda **each: EditSettings(editing=EditConfig(num_inference_steps=2), **each)  # noqa: E731
     monkeypatch.setattr("page.edit_tab.EditSettings", settings)
-    monkeypatch.setattr(tab, "preview_steps", 2)
     fields, session = tab.fields, asking("anna")
 
     def ask(pins=(), **request):
