@@ -175,7 +175,7 @@ class ConditionalDiffusion(nn.Module):
         self,
         images: Tensor,
         attributes: Tensor,
-        loss: LossConfig,
+        loss_config: LossConfig,
         t: Tensor | None = None,
         eps: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -185,7 +185,7 @@ class ConditionalDiffusion(nn.Module):
         Args:
             images: uint8 (B, H, W, 3), or the moments of a latent first stage.
             attributes: (B, A) in [-1, 1].
-            loss: weights and dropping rates.
+            loss_config: weights and dropping rates.
             t, eps: timesteps (B,) and noise (B, C, H, W); drawn by ``draw_noisy`` if not given.
 
         Returns:
@@ -193,30 +193,30 @@ class ConditionalDiffusion(nn.Module):
             of each sample (B,); and t (B,).
         """
         x0 = self.first_stage.encode(images, sample=True)
-        terms, latent = self.autoencoder.losses(x0, attributes, loss.free_bits)
+        terms, latent = self.autoencoder.losses(x0, attributes, loss_config.free_bits)
         x_t, t, eps = self.schedule.draw_noisy(x0, t, eps)
-        attr_dropout = 0.0 if self.config.one_hot else loss.attr_dropout  # a class is named whole
+        attr_dropout = 0.0 if self.config.one_hot else loss_config.attr_dropout  # a class is named whole
         output = self.unet(
             x_t,
             t,
-            drop_attributes(attributes, loss.cfg_dropout, attr_dropout),
+            drop_attributes(attributes, loss_config.cfg_dropout, attr_dropout),
             latent,
-            (torch.rand(len(x0), device=x0.device) >= loss.latent_dropout).float(),
+            (torch.rand(len(x0), device=x0.device) >= loss_config.latent_dropout).float(),
         )
         target = self.schedule.target(self.config.prediction, x0, eps, t)
         error = (output.float() - target).pow(2).mean((1, 2, 3))  # (B,)
         per_sample = error * self.schedule.loss_weight(
-            loss.loss_weighting, self.config.prediction, t, loss.snr_gamma
+            loss_config.loss_weighting, self.config.prediction, t, loss_config.snr_gamma
         )
         terms["diffusion"] = per_sample.mean()
-        terms["total"] = terms["diffusion"] + loss.ae_weight * (
+        terms["total"] = terms["diffusion"] + loss_config.ae_weight * (
             terms["reconstruction"]
-            + loss.kl_weight * terms["kl"]
-            + loss.attr_weight * terms["attributes"]
+            + loss_config.kl_weight * terms["kl"]
+            + loss_config.attr_weight * terms["attributes"]
         )
         if self.guide is not None:
             terms["guide"] = self.guide.losses(x_t, t, attributes).mean()
-            terms["total"] = terms["total"] + loss.guide_weight * terms["guide"]
+            terms["total"] = terms["total"] + loss_config.guide_weight * terms["guide"]
         if self.extra_losses:
             x0_hat, _ = self.schedule.to_x0_eps(self.config.prediction, output.float(), x_t, t)
             predicted = Predicted(x0, x_t, x0_hat, t, attributes)

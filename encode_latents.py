@@ -49,8 +49,8 @@ def encode(config: EncodeConfig) -> None:
     flags.check_writable(config.output_dir)
     device = devices.choose_device(config.device)
     processes = PartialState(cpu=device == "cpu")
-    main, number = processes.is_main_process, processes.num_processes
-    if main and number > 1:
+    is_main, number = processes.is_main_process, processes.num_processes
+    if is_main and number > 1:
         print(f"{number} processes")
     stored = load_first_stage(config.first_stage)
     if config.own_scale and stored.kind != "sd-vae":
@@ -59,7 +59,7 @@ def encode(config: EncodeConfig) -> None:
         )
     stage = stored.module.to(device)
     labelled = find_dataset(config.data_root, config.dataset, config.unspecified)
-    if main:
+    if is_main:
         print(labelled)
     sets = {
         split: labelled.open(split, config.image_size, config.crop, cache_dir=config.cache_dir)
@@ -87,7 +87,7 @@ def encode(config: EncodeConfig) -> None:
     processes.wait_for_everyone()  # every process has the same list before one of them writes
     autocast = devices.autocast(config.mixed_precision, device)
     title = f"encoding to {config.output_dir}"
-    with tqdm(total=total, initial=present, desc=title, unit="img", disable=not main) as bar:
+    with tqdm(total=total, initial=present, desc=title, unit="img", disable=not is_main) as bar:
         for split, name, rows in todo[processes.process_index :: number]:
             images = sets[split].images[rows.start : rows.stop]
             parts = []
@@ -96,7 +96,7 @@ def encode(config: EncodeConfig) -> None:
                 bar.update(len(moments) * number)
             writer.write(name, np.concatenate(parts))
     processes.wait_for_everyone()
-    if main:
+    if is_main:
         for split, data in sets.items():
             writer.write(f"{split}_attributes.npy", data.attributes.numpy().astype(np.int8))
         if config.own_scale:

@@ -1,8 +1,9 @@
 """Train the conditional diffusion model jointly with its attribute-predicting VAE.
 
-Without --data_root it draws synthetic faces first. Logs go to --log_dir, for TensorBoard if --report_to
-names no other; checkpoints to --save_dir: last.pth resumes exactly, best_model.pth (EMA weights, best
-validation loss) is for manipulate.py. One process, or several with `accelerate launch train.py ...`.
+Without --data_root it draws synthetic faces first. Logs go to --log_dir; TensorBoard shows them, unless
+--report_to names another. Checkpoints go to --save_dir: last.pth resumes exactly, best_model.pth (EMA
+weights, best validation loss) is for manipulate.py. One process, or several with `accelerate launch
+train.py ...`.
 """
 
 from __future__ import annotations
@@ -153,16 +154,16 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
     from training.process import StopRequest, keep_freed_memory
 
     config, accelerator = run.config, run.accelerator
-    main = accelerator.is_main_process
+    is_main = accelerator.is_main_process
     with (
-        tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not main) as bar,
+        tqdm(total=run.total_steps, initial=run.step, unit="step", disable=not is_main) as bar,
         StopRequest(accelerator) as stop,  # true after Ctrl-C, SIGTERM and the like
         keep_freed_memory(accelerator.device.type),
         run.saved_if_cut_short(files.last, bar.write),  # by a stop or an error
         closing(Logger(run, config.log_dir)) as logger,
         closing(run.batches()) as batches,
     ):
-        if main:
+        if is_main:
             bar.write(run.first_line())
         begun, saved = time.perf_counter() - run.seconds, time.perf_counter()
         while run.progress < 1 and not stop:  # of --epochs, --max_steps or --max_minutes
@@ -172,7 +173,7 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
             run.seconds = run.of_first_process(time.perf_counter() - begun)
             bar.total = max(run.step, round(run.step / run.progress))  # the clock may end it sooner
             bar.update()
-            if run.skipped and main:
+            if run.skipped and is_main:
                 bar.write(f"step {run.step}: the loss or its gradient is not finite, step skipped")
             ended = run.progress >= 1
             if run.step % LOG_STEPS == 0 or ended:
@@ -180,7 +181,7 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
                 loss, rate = means["loss/total"], means["speed/images_per_second"]
                 bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s")
                 if run.step < run.steps_per_epoch and not ended:  # until validation is measured
-                    run.ending = run.of_first_process(run.num_validation_images / rate)
+                    run.finish_seconds = run.of_first_process(run.num_validation_images / rate)
             if run.step % run.steps_per_epoch == 0 or ended:
                 started = time.perf_counter()
                 trained, losses = logger.training_loss(), validate(run)
@@ -188,23 +189,23 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
                 if interval and (ended or run.epoch % interval == 0):
                     logger.pictures()
                 logger.scalars({f"validation/{name}": value for name, value in losses.items()})
-                if main:
+                if is_main:
                     note = " (best so far)" if run.save_for_inference(losses, files.folder) else ""
                     text = f"training loss {trained:.4f}, validation loss {losses['total']:.4f}"
                     text += run.stage.summary(losses, final=ended)
                     bar.write(f"epoch {run.epoch}, step {run.step}{note}: {text}")
                     if run.epoch % config.save_interval == 0:
                         run.save(files.folder / f"{files.prefix}epoch_{run.epoch:04d}.pth")
-                    # Before the file is written, which tells a resumed run whether it had ended.
-                    run.ending = max(run.ending, time.perf_counter() - started)
+                    # Set before saving: from it, a resumed run knows whether the run had ended.
+                    run.finish_seconds = max(run.finish_seconds, time.perf_counter() - started)
                     run.save(files.last)
                 saved = time.perf_counter()
-                run.ending = run.of_first_process(max(run.ending, saved - started))
-            elif main and time.perf_counter() - saved > SAVE_SECONDS:
+                run.finish_seconds = run.of_first_process(max(run.finish_seconds, saved - started))
+            elif is_main and time.perf_counter() - saved > SAVE_SECONDS:
                 run.save(files.last)
                 saved = time.perf_counter()
         logger.flush()
-    if main and run.progress >= 1:
+    if is_main and run.progress >= 1:
         print(last_words(run, files))
 
 
@@ -230,7 +231,7 @@ def training_step(run: TrainingRun, batches) -> dict:
     rate = learning_rate(config, run.step, run.progress)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    run.raw_model.progress = run.ema.model.progress = run.progress
+    run.raw_model.progress = run.progress  # which a first stage's loss reads
     for _ in range(config.grad_accum):
         images, attributes = next(batches)
         with accelerator.accumulate(run.model):

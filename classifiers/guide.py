@@ -127,13 +127,13 @@ class GuidanceClassifier(nn.Module):
         self,
         images: Tensor,
         attributes: Tensor,
-        loss: LossConfig,
+        loss_config: LossConfig,
         t: Tensor | None = None,
         eps: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Binary cross-entropy of the logits at x_t over the attributes that are specified, averaged.
 
-        Args, result: as ``ConditionalDiffusion.forward``; ``loss`` is not used.
+        Args, result: as ``ConditionalDiffusion.forward``; ``loss_config`` is not used.
         """
         x0 = self.first_stage.encode(images, sample=True)
         x_t, t, _ = self.schedule.draw_noisy(x0, t, eps)

@@ -131,11 +131,11 @@ def test_a_killed_drawing_process_is_one_line(capsys):
 
 def test_a_run_leaves_time_for_its_end(flags, tmp_path):
     run = make_run(flags, "--max_minutes", "1", "--epochs", "1000")
-    run.seconds, run.ending = 30.0, 0.0
+    run.seconds, run.finish_seconds = 30.0, 0.0
     assert run.progress == 0.5
-    run.ending = 20.0
+    run.finish_seconds = 20.0
     assert run.progress == 0.75
-    run.ending = 1e9  # half is for training at least
+    run.finish_seconds = 1e9  # half is for training at least
     assert run.progress == 1
     last = run_training(flags, tmp_path, "--max_minutes", "0.01", "--epochs", "1000")
     state = load_checkpoint(last)
@@ -172,7 +172,7 @@ def test_the_end_of_a_run_is_timed(flags, tmp_path, monkeypatch):
 def test_two_runs_do_not_share_a_folder(flags, tmp_path, capsys):
     save_dir = tmp_path / "deep" / "one"
     first = CheckpointFiles(TrainConfig(save_dir=str(save_dir), log_dir=str(tmp_path / "logs")))
-    with first.held(main=True):
+    with first.held(is_main=True):
         line = one_line(capsys, lambda: run_training(flags, save_dir, "--max_steps", "1"))
         holder = rf"{save_dir} is in use by a run on {platform.node()}, process {os.getpid()}, since 20"
         assert re.search(holder, line) and "choose another --save_dir" in line
@@ -184,7 +184,7 @@ def test_two_runs_do_not_share_a_folder(flags, tmp_path, capsys):
     run_training(flags, save_dir, "--max_steps", "1")
     empty = tmp_path / "a" / "b"
     wrong = CheckpointFiles(TrainConfig(save_dir=str(empty), log_dir="/dev/null/a"))
-    with pytest.raises(OSError, match="--log_dir"), wrong.held(main=True):
+    with pytest.raises(OSError, match="--log_dir"), wrong.held(is_main=True):
         pass
     assert not empty.parent.exists(), "nothing is left behind"
 

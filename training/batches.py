@@ -40,8 +40,9 @@ def load_datasets(config: TrainConfig, accelerator: Accelerator) -> Sequence[Ima
         if config.stage in ("first_stage", "upscaler") or config.data_fraction < 1:
             raise ValueError(f"{root} is encoded: for a model or a guide only, without --data_fraction")
         latents = [LatentDataset(root, split) for split in ("train", "val")]
-        for data in latents if config.attribute else ():
-            data.keep(config.attribute)
+        if config.attribute:
+            for data in latents:
+                data.keep(config.attribute)
         return latents
     if config.data_root is None:
         with accelerator.main_process_first():
@@ -77,10 +78,10 @@ def batch_order(
         yield batch
 
 
-def to_device(
+def ready_batch(
     batch: dict[str, Tensor], accelerator: Accelerator, flip: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """A batch's images (or moments), with ``flip`` mirrored at random, and its attributes."""
+    """A batch on its device: images (or moments), with ``flip`` mirrored at random, and attributes."""
     device = accelerator.device
     images, attributes = (
         batch[key].to(device, non_blocking=device.type == "cuda") for key in ("image", "attributes")
@@ -100,7 +101,7 @@ def read_ahead(
     through shared memory, which is small in containers, and could be killed one by one.
     """
     if not threads:
-        yield from map(read, order)
+        yield from map(read, order)  # which never ends
     pool = ThreadPoolExecutor(threads, "reader")
     try:
         ahead = deque(pool.submit(read, indices) for indices in islice(order, 2 * threads))
@@ -133,4 +134,4 @@ def load_batches(
         for number, batch in enumerate(batches, first):
             step, micro = divmod(number, config.grad_accum)
             seed_everything(config.seed, step, micro * world + rank)
-            yield to_device(batch, accelerator, dataset.flips)
+            yield ready_batch(batch, accelerator, dataset.flips)

@@ -79,7 +79,7 @@ class FirstStageTraining(nn.Module):
         return (of_likeness / (of_adversarial + 1e-6)).clamp(max=1e3).detach()
 
     def forward(
-        self, images: Tensor, attributes: Tensor, loss: FirstStageLossConfig, *unused: object
+        self, images: Tensor, attributes: Tensor, loss_config: FirstStageLossConfig, *unused: object
     ) -> tuple[dict[str, Tensor], None, None]:
         """Joint loss = l1 + perceptual_weight perceptual + latent_kl_weight kl + latent_attr_weight
         attributes + adversarial_weight balance adversarial, plus the discriminator's loss.
@@ -99,20 +99,20 @@ class FirstStageTraining(nn.Module):
         likeness = terms["l1"]
         if self.stages is not None:
             terms["perceptual"] = perceptual_distance(self.stages, x_hat, x).mean()
-            likeness = likeness + loss.perceptual_weight * terms["perceptual"]
+            likeness = likeness + loss_config.perceptual_weight * terms["perceptual"]
         terms["likeness"] = total = likeness
         if isinstance(self.autoencoder, SpatialVAE):
             terms["kl"] = kl_to_prior(mean, logvar).mean()
             terms["attributes"] = attribute_loss(self.autoencoder.attribute_logits(z), attributes)
-            warmth = min(1.0, self.progress / loss.kl_warmup) if loss.kl_warmup else 1.0
-            total = likeness + warmth * loss.latent_kl_weight * terms["kl"]
-            total = total + loss.latent_attr_weight * terms["attributes"]
-        if self.progress >= loss.adversarial_start and loss.adversarial_weight:
+            warmth = min(1.0, self.progress / loss_config.kl_warmup) if loss_config.kl_warmup else 1.0
+            total = likeness + warmth * loss_config.latent_kl_weight * terms["kl"]
+            total = total + loss_config.latent_attr_weight * terms["attributes"]
+        if self.progress >= loss_config.adversarial_start and loss_config.adversarial_weight:
             terms["adversarial"] = self._adversarial(x_hat)
             terms["balance"] = self._balance(likeness, terms["adversarial"])
             real, fake = self.discriminator(torch.cat([x, x_hat.detach()])).chunk(2)
             terms["discriminator"] = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
-            weight = loss.adversarial_weight * terms["balance"]
+            weight = loss_config.adversarial_weight * terms["balance"]
             total = total + weight * terms["adversarial"] + terms["discriminator"]
         terms["total"] = total
         return terms, None, None

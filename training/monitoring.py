@@ -36,7 +36,7 @@ def validate(run: TrainingRun, number: int | None = None) -> dict[str, float]:
     accelerator, model = run.accelerator, run.ema.model
     model.progress = run.progress
     total = number or run.num_validation_images
-    loss, timesteps = run.stage.validation(run.loss_config, total, model)
+    loss_config, timesteps = run.stage.validation(run.loss_config, total, model)
     batch_size, sums = run.config.batch_size, {}
     stride = batch_size * accelerator.num_processes
     first = accelerator.process_index * batch_size
@@ -47,7 +47,7 @@ def validate(run: TrainingRun, number: int | None = None) -> dict[str, float]:
         seed_everything(0, start)
         with accelerator.autocast():
             t = None if timesteps is None else timesteps[indices].to(images.device)
-            terms, _, _ = model(images, attributes, loss, t)
+            terms, _, _ = model(images, attributes, loss_config, t)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value.to(widest(value.device)) * len(rows)
     if accelerator.num_processes > 1:
@@ -185,8 +185,8 @@ class Logger:
 
     def __init__(self, run: TrainingRun, log_dir: str):
         self.run, self.folder = run, Path(log_dir)
-        self.main = run.accelerator.is_main_process
-        if self.main:
+        self.is_main = run.accelerator.is_main_process
+        if self.is_main:
             with writing_to(self.folder):
                 self.folder = run_directory(run, self.folder)
                 record_start(run, self.folder)
@@ -254,7 +254,7 @@ class Logger:
 
     def scalars(self, values: dict[str, float]) -> None:
         """Write values under their names at the current step."""
-        if not self.main:
+        if not self.is_main:
             return
         numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = {"step": self.run.step, "seconds": round(self.run.seconds, 2), **numbers}
@@ -267,7 +267,7 @@ class Logger:
         """What the stage shows of eight validation images: as files in the run's folder, and to the
         trackers. ``scalars`` flushes them."""
         run = self.run
-        if not self.main:
+        if not self.is_main:
             return
         indices = range(min(8, len(run.val_set)))
         images, attributes = run.validation_images(indices)

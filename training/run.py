@@ -25,7 +25,7 @@ from checkpoint import EMA, load_checkpoint, load_weights, refusing, save_atomic
 from config import ADJUSTABLE, FREE, Flag
 from image_data.cached import ImageDataset
 from image_data.encoded import LatentDataset
-from training.batches import load_batches, seed_everything, to_device
+from training.batches import load_batches, ready_batch, seed_everything
 from training.optimizers import OPTIMIZERS
 from training.stages import STAGES, Stage
 
@@ -62,17 +62,17 @@ class CheckpointFiles:
         return path
 
     @contextmanager
-    def held(self, main: bool) -> Iterator[None]:
+    def held(self, is_main: bool) -> Iterator[None]:
         """Within this context the checkpoints are this run's alone, and ``check`` has passed. A run that
         wrote nothing leaves nothing behind.
 
         Args:
-            main: whether this is the main process, which writes.
+            is_main: whether this is the main process, which writes.
 
         Raises:
             ValueError: if another run holds them, with its host, process and start.
         """
-        writes = main and not self.config.dry_run
+        writes = is_main and not self.config.dry_run
         if not writes:
             self.check(writes)
             yield
@@ -151,7 +151,7 @@ class TrainingRun:
         self.config, self.accelerator = config, accelerator
         self.train_set, self.val_set = train_set, val_set
         self.stage: Stage = STAGES[config.stage]
-        self.loss_config = self.stage.loss(config)
+        self.loss_config = self.stage.loss_config(config)
         seed_everything(config.seed)
         model = self.stage.build(config, train_set)
         self.origin = ""  # what --init_from gave; a resumed run has its weights from its checkpoint
@@ -171,7 +171,7 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.raw_model = accelerator.unwrap_model(self.model)
         self.step, self.seconds, self.best, self.skipped = 0, 0.0, float("inf"), 0
-        self.ending = 0.0  # seconds that validation, pictures and saving take at the end
+        self.finish_seconds = 0.0  # seconds that validation, pictures and saving take at the end
         self.whole = True  # False while a step changes weights, average and counters
         self.log = ""  # the run's folder in --log_dir
         self.images_per_step = config.batch_size * config.grad_accum * accelerator.num_processes
@@ -182,10 +182,11 @@ class TrainingRun:
 
     @property
     def progress(self) -> float:
-        """The completed share of the run, by steps or by time, whichever is larger. The end has its own
-        time, but never more than half."""
-        seconds = 60 * (self.config.max_minutes or math.inf)
-        return max(self.step / self.total_steps, self.seconds / max(seconds - self.ending, seconds / 2))
+        """The completed share of the run, by steps or by time, whichever is larger. Time that the end
+        needs is kept free, at most half of the limit."""
+        limit = 60 * (self.config.max_minutes or math.inf)
+        usable = max(limit - self.finish_seconds, limit / 2)
+        return max(self.step / self.total_steps, self.seconds / usable)
 
     @property
     def epoch(self) -> int:
@@ -214,7 +215,7 @@ class TrainingRun:
 
     def validation_images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images, or moments, and attributes of the validation split."""
-        return to_device(self.val_set.__getitems__(list(indices)), self.accelerator)
+        return ready_batch(self.val_set.__getitems__(list(indices)), self.accelerator)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -250,7 +251,7 @@ class TrainingRun:
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
             "step": self.step,
             "seconds": self.seconds,
-            "ending": self.ending,
+            "ending": self.finish_seconds,
             "best": self.best,
             "log": self.log,
             "save_dir": str(Path(self.config.save_dir).resolve()),
@@ -292,7 +293,7 @@ class TrainingRun:
             if self.accelerator.scaler and state["scaler"]:  # {}: of a run without fp16
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.best = int(state["step"]), float(state["best"])
-            self.seconds, self.ending = float(state["seconds"]), float(state.get("ending", 0))
+            self.seconds, self.finish_seconds = float(state["seconds"]), float(state.get("ending", 0))
             own = state["save_dir"] == str(Path(self.config.save_dir).resolve())  # no copy or branch
             self.log = str(state["log"]) if own else ""
 
@@ -333,7 +334,8 @@ class TrainingRun:
 
     def save_for_inference(self, losses: dict[str, float], folder: Path) -> bool:
         """Write the EMA weights to the stage's file. A stage that keeps only the best writes them if the
-        loss is the lowest so far. Returns whether it did."""
+        loss is the lowest so far. Returns whether this is the best model so far, for a stage that keeps
+        the best."""
         facts: dict[str, Any] = losses
         if self.stage.keeps_best:
             if not losses["total"] < self.best:  # also if it is NaN

@@ -1,5 +1,5 @@
-"""What train.py can train: the model, a first stage for latents, a guide. Each stage is one object that
-defines what differs. The loop is the same for all.
+"""What train.py can train: the model, a guide, a first stage for latents, an upscaler. Each stage is one
+object that defines what differs. The loop is the same for all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from evaluation.metrics import balanced_accuracy
 from image_data.cached import ImageDataset
 from image_data.encoded import LatentDataset
 from latent_vae import SpatialVAE, Upscaler
-from training.batches import is_encoded, seed_everything, to_device
+from training.batches import is_encoded, ready_batch, seed_everything
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
 from training.init_from import take_over
@@ -44,7 +44,7 @@ SHOWN_SAMPLING = SamplingConfig("ddim", 25, spacing="trailing", cfg_scale=None) 
 
 
 class Stage(Protocol):
-    """What a stage defines. The methods here are the defaults.
+    """What a stage defines: the methods that raise NotImplementedError. The others are defaults.
 
     The module that a stage builds has a ``config``. Its ``forward`` takes images, attributes and the
     loss's configuration, and returns a dict of terms with their ``total``, the loss of each sample, and
@@ -62,9 +62,11 @@ class Stage(Protocol):
 
     def build(self, config: TrainConfig, train_set: ImageDataset) -> nn.Module:
         """The module to train."""
+        raise NotImplementedError
 
-    def loss(self, config: TrainConfig) -> Config:
+    def loss_config(self, config: TrainConfig) -> Config:
         """The loss's configuration."""
+        raise NotImplementedError
 
     def start_from(self, path: str, model: Any) -> str:
         """Take over another model's weights, as far as they fit. Returns one line about it."""
@@ -76,10 +78,11 @@ class Stage(Protocol):
 
     def hidden(self, model: Any) -> Iterable[nn.Module]:
         """The modules between a network's first and last layer, whose matrices Muon takes."""
+        raise NotImplementedError
 
-    def validation(self, loss: Any, number: int, model: Any) -> tuple[Any, Tensor | None]:
+    def validation(self, loss_config: Any, number: int, model: Any) -> tuple[Any, Tensor | None]:
         """The loss's configuration in validation, and a timestep for each of ``number`` images."""
-        return loss, None
+        return loss_config, None
 
     def further(self, run: TrainingRun) -> dict[str, float]:
         """Further results of validation, besides the losses."""
@@ -99,9 +102,11 @@ class Stage(Protocol):
 
     def save(self, model: nn.Module, path: Any, **facts: Any) -> None:
         """Write the file for inference."""
+        raise NotImplementedError
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
         """The command that uses the file for inference."""
+        raise NotImplementedError
 
 
 def spread_timesteps(number: int, num_timesteps: int) -> Tensor:
@@ -122,13 +127,15 @@ class NoisyStage(Stage):
             with torch.device("meta"):
                 self.kind(replace(config.model, attribute_names=CELEBA_ATTRIBUTES))
 
-    def loss(self, config: TrainConfig) -> LossConfig:
+    def loss_config(self, config: TrainConfig) -> LossConfig:
         return config.loss
 
-    def validation(self, loss: LossConfig, number: int, model: Any) -> tuple[LossConfig, Tensor | None]:
+    def validation(
+        self, loss_config: LossConfig, number: int, model: Any
+    ) -> tuple[LossConfig, Tensor | None]:
         # The best model is the one that draws best, whatever its guide reads.
-        loss = replace(loss, cfg_dropout=0.0, attr_dropout=0.0, guide_weight=0.0)
-        return loss, spread_timesteps(number, model.schedule.num_timesteps)
+        loss_config = replace(loss_config, cfg_dropout=0.0, attr_dropout=0.0, guide_weight=0.0)
+        return loss_config, spread_timesteps(number, model.schedule.num_timesteps)
 
     def make(
         self, config: TrainConfig, train_set: ImageDataset, prior_rows: int = 0, has_guide: bool = False
@@ -210,7 +217,7 @@ class NoisyStage(Stage):
         if guide is not None and total >= FEWEST_SAMPLES:
             chosen = torch.linspace(0, total - 1, min(TYPICAL_IMAGES, total)).long()
             items = (run.train_set.__getitems__(part.tolist()) for part in chosen.split(64))
-            features = [guide.features(to_device(item, run.accelerator)[0]) for item in items]
+            features = [guide.features(ready_batch(item, run.accelerator)[0]) for item in items]
             guide.set_typical(torch.cat(features))
             model.config = replace(model.config, knows_typical=True)
         return model
@@ -314,7 +321,7 @@ class AutoencoderStage(Stage):
         vae.start_from_patches(PixelFirstStage().encode(images))
         return vae
 
-    def loss(self, config: TrainConfig) -> Config:
+    def loss_config(self, config: TrainConfig) -> Config:
         return config.first_stage_loss
 
     def hidden(self, model: FirstStageTraining) -> Iterable[nn.Module]:
