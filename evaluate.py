@@ -7,7 +7,8 @@
   how often what nobody asked for appears; by diversity, and by the nearest training image.
 - ``edits`` edits held-out faces, and measures what came as requested, and what changed beside it.
 
-Each writes its figures as JSON and as a table, with pictures, to --output_dir.
+``samples`` and ``edits`` write their figures as JSON and as a table, with pictures, to --output_dir;
+``judge`` writes --judge.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from config import (
 
 
 @dataclass(frozen=True)
-class JudgedConfig(DataConfig):
+class EvaluateConfig(DataConfig):
     """Settings of every subcommand: the data, and the judge that measures."""
 
     data_root: str = flag("", "folder of labelled images", required=True)
@@ -51,9 +52,10 @@ class JudgedConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class JudgeConfig(JudgedConfig):
+class JudgeConfig(EvaluateConfig):
     """Settings of ``evaluate.py judge``."""
 
+    judge: str = flag("./checkpoints/judge.pth", "file to write the judge to")
     judge_epochs: int = count(12, "passes over the training images")
     image_size: int = count(64, "side of the square images, as of the model to measure", high=4096)
     crop: int = flag(178, CROP_HELP, choices=CROPS)
@@ -61,7 +63,7 @@ class JudgeConfig(JudgedConfig):
 
 
 @dataclass(frozen=True)
-class MeasureConfig(JudgedConfig):
+class MeasureConfig(EvaluateConfig):
     """Settings that samples and edits share."""
 
     checkpoint: str = flag("./checkpoints/best_model.pth", "model of train.py")
@@ -110,10 +112,11 @@ class EditsConfig(MeasureConfig):
 
     edit_attributes: tuple[str, ...] = flag((), "what to edit; none given: all", metavar=NAME)
     edit_sources: int = count(32, "faces for each attribute and direction", low=2)
-    edit_cfg_scale: tuple[float, ...] = weight((), "strengths of guidance of edits to compare")
-    strengths: tuple[float, ...] = share((0.5, 1.0), "strengths of each edit; the last is measured")
+    edit_cfg_scale: tuple[float, ...] = weight((), "guidance scales of edits to compare")
+    strengths: tuple[float, ...] = share((0.5, 1.0), "strengths of each edit; the tables show the last")
     second_judge: str | None = flag(
-        None, "another classifier, or a probe: a change counts where both see more than their noise"
+        None,
+        "another classifier, or a probe: an attribute changed only if both see more than their noise",
     )
     identity: bool = flag(False, "also ask a recogniser of faces whether it is the same person")
     repeat: bool = flag(
@@ -180,7 +183,7 @@ def evaluate(config: JudgeConfig | SamplesConfig | EditsConfig) -> None:
         say(SampleEvaluation(config, data, device).run())
         say(f"written: {config.output_dir}/report.json, report.md and pictures")
     else:
-        # counterfactuals: what faces would be, where a program drew them and can draw them again
+        # Passed in: evaluation/ must not import synthetic_faces/, which imports it.
         say(EditEvaluation(config, data, device, counterfactuals).run())
         say(f"written: {config.output_dir}/edits.json, edits.md and pictures")
     processes.wait_for_everyone()

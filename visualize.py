@@ -20,7 +20,7 @@ from config import (
     refuse_ignored_requests,
 )
 
-FIGURES = {  # those of figures/figures.py, and the flags that each cannot do without
+NEEDED_FLAGS = {  # of each figure in figures/figures.py
     "attributes": ("data_root",),
     "samples": ("checkpoint", "data_root"),
     "reconstructions": ("checkpoint", "data_root"),
@@ -39,7 +39,7 @@ class VisualizeConfig(DataConfig):
     """Flags of visualize.py."""
 
     what: str = flag(
-        "all", "the figure, or all that the flags allow", choices=(*FIGURES, "all"), positional=True
+        "all", "the figure, or all that the flags allow", choices=(*NEEDED_FLAGS, "all"), positional=True
     )
     checkpoint: str | None = flag(None, "model of train.py")
     log_dir: str | None = flag(
@@ -67,7 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> VisualizeConfig:
 
 def missing_flags(config: VisualizeConfig, name: str) -> list[str]:
     """The flags that a figure needs and that are not given."""
-    return [f"--{flag}" for flag in FIGURES[name] if getattr(config, flag) is None]
+    return [f"--{flag}" for flag in NEEDED_FLAGS[name] if getattr(config, flag) is None]
 
 
 def visualize(config: VisualizeConfig) -> None:
@@ -81,16 +81,16 @@ def visualize(config: VisualizeConfig) -> None:
 
     names = [config.what]
     if config.what == "all":
-        names = [name for name in FIGURES if not missing_flags(config, name)]
+        names = [name for name in NEEDED_FLAGS if not missing_flags(config, name)]
         if not names:
             raise ValueError("all needs something to draw from: --checkpoint, --data_root or --log_dir")
     elif missing_flags(config, config.what):
         raise ValueError(f"{config.what} needs {' and '.join(missing_flags(config, config.what))}")
     flags.check_writable(config.output_dir)
     sources = figures.Sources(config)
-    if any("checkpoint" in FIGURES[name] for name in names):
+    if any("checkpoint" in NEEDED_FLAGS[name] for name in names):
         if isinstance(sources.opened, figures.FirstStageAlone):
-            names = [n for n in names if n in OF_FIRST_STAGE or "checkpoint" not in FIGURES[n]]
+            names = [n for n in names if n in OF_FIRST_STAGE or "checkpoint" not in NEEDED_FLAGS[n]]
             if not names:
                 raise ValueError(
                     f"{config.checkpoint} is a first stage, not a model: with --data_root, it has the "

@@ -22,8 +22,8 @@ MEDIANS = ("psnr_truth", "gain")  # figures in dB: a single good edit can move t
 
 @torch.no_grad()
 def others_changed(before: Tensor, after: Tensor, column: Tensor | int) -> Tensor:
-    """Which attributes, other than that of ``column``, a judge's logits (N, A) of sources and of their
-    edits tell apart: bool (N, A)."""
+    """Which attributes, except that of ``column``, a judge reads otherwise in the edits than in the
+    sources, by its logits (N, A) of both: bool (N, A)."""
     changed = (before > 0) != (after > 0)
     changed[torch.arange(len(before)), column] = False
     return changed

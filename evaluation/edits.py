@@ -23,7 +23,8 @@ from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from classifiers.probe import load_reader
 from config import EditConfig, in_file_name
-from editing import EditAt, Editor, resolve
+from editing import EditAt, Editor
+from editing import resolve as resolve_editing
 from evaluation.base import Evaluation, Reading, in_batches, main_bar, read
 from evaluation.changes import ChangeMeter
 from evaluation.edit_figures import edit_figures, others_changed, summary
@@ -101,8 +102,8 @@ def measure(
 def paired_differences(
     first: Sequence[dict[str, Tensor]], other: Sequence[dict[str, Tensor]]
 ) -> dict[str, float]:
-    """The means of COMPARED of other edits less those of the first, of the same photographs, with errors
-    (95 %). Arguments: for each task its figures (N,)."""
+    """For each figure of COMPARED: the mean difference from the first way of editing, on the same
+    photographs, with its error (95 %). Arguments: for each task its figures (N,)."""
     names = [name for name in COMPARED if name in first[0]]
     pairs = list(zip(first, other, strict=True))
     return summary({name: torch.cat([b[name] - a[name] for a, b in pairs]) for name in names})
@@ -132,19 +133,19 @@ class EditEvaluation(Evaluation):
         super().__init__(config, data, device)
         of_model, names = self.model.config, self.names
         columns_of(names, config.edit_attributes)  # refuses unknown names
-        edited = config.edit_attributes or names
+        names_to_edit = config.edit_attributes or names
         if config.smallest and self.guide is not None:
             if self.guide.config.one_hot:
                 raise ValueError(
                     f"{config.guide} reads classes, which do not flip: leave --smallest out"
                 )
-            check_is_read(edited, self.guide)
+            check_is_read(names_to_edit, self.guide)
         self.truth = counterfactuals(config.data_root, of_model.image_size, of_model.crop)
         directions = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
-        tasks = [Task(name, names.index(name), sign) for name in edited for sign in directions]
+        tasks = [Task(name, names.index(name), sign) for name in names_to_edit for sign in directions]
         self.tasks = [task for task in tasks if len(self.sources(task)[0])]
         if not self.tasks:
-            told = " or ".join(edited)
+            told = " or ".join(names_to_edit)
             raise ValueError(f"no test picture is labelled with {told}: name other --edit_attributes")
         self.mean = F.relu(self.reference["judge"]).mean(0)
         self.protocol |= {
@@ -197,8 +198,9 @@ class EditEvaluation(Evaluation):
     def variants(self) -> Iterator[tuple[str, EditConfig, bool]]:
         """Every way of editing that is compared: a name, how, and whether at the smallest strength."""
         for scale in self.config.edit_cfg_scale or (None,):
-            full = resolve(replace(self.config.editing, cfg_scale=scale), (), self.guide is not None)
-            editing = replace(self.config.editing, cfg_scale=full.cfg_scale)
+            editing = replace(self.config.editing, cfg_scale=scale)
+            full = resolve_editing(editing, (), self.guide is not None)
+            editing = replace(editing, cfg_scale=full.cfg_scale)
             name = f"cfg {editing.cfg_scale:g}"
             if self.guide and editing.guide_scale:
                 name += f", guide {editing.guide_scale:g}"
@@ -263,11 +265,11 @@ class EditEvaluation(Evaluation):
         guide, request = self.guide, {task.name: float(task.direction > 0)}
         assert guide is not None  # --smallest needs one
 
-        def smallest(edit_at: EditAt) -> tuple[float, Tensor]:
+        def find_smallest(edit_at: EditAt) -> tuple[float, Tensor]:
             strength, edited = smallest_flip(edit_at, guide, request)
             return strength, edited.cpu()
 
-        strengths, edits = zip(*self.each_batch(images, task, editing, 1, smallest), strict=True)
+        strengths, edits = zip(*self.each_batch(images, task, editing, 1, find_smallest), strict=True)
         return torch.cat(edits), torch.tensor(strengths)
 
     # ---------------------------------------------------------------- figures
@@ -278,7 +280,7 @@ class EditEvaluation(Evaluation):
         """What one way of editing does for one attribute and direction, at the last of --strengths, with
         the figures at each; or at the smallest strength that flips. See ``facts``."""
         source, _ = self.sources(task)
-        full = resolve(editing, [task.name], self.guide is not None)
+        full = resolve_editing(editing, [task.name], self.guide is not None)
         more: dict[str, Any] = {"t_start": full.t_start, "margin": full.margin}
         if smallest:
             edited, strengths = self.smallest(source, task, editing)

@@ -16,6 +16,7 @@ from torchmetrics.functional.image import (
 )
 from tqdm import tqdm
 
+import samplers
 from attributes import AttributePrior
 from classifiers.likeness import perceptual_distance
 from config import FEWEST_SAMPLES, SamplingConfig
@@ -34,7 +35,7 @@ from evaluation.metrics import (
 from evaluation.tables import plot_sweeps, samples_table
 from figures.grids import save_grid
 from image_data.labelled import LabelledImages
-from samplers import SAMPLERS, resolve, sample_generators
+from samplers import SAMPLERS, sample_generators
 
 if TYPE_CHECKING:
     from evaluate import SamplesConfig
@@ -111,7 +112,7 @@ class SampleEvaluation(Evaluation):
             SAMPLERS[sampler].options(eta=config.sampling.eta)
             setting = replace(config.sampling, sampler=sampler, num_inference_steps=number)
             setting = replace(setting, cfg_scale=scale, guide_scale=guide_scale)
-            settings.append(resolve(setting, model.schedule, model.config.guidable))
+            settings.append(samplers.resolve(setting, model.schedule, model.config.guidable))
         return settings
 
     def make_requests(self) -> dict[str, Tensor]:
@@ -146,9 +147,9 @@ class SampleEvaluation(Evaluation):
         """Images uint8 (B, S, S, 3) under attribute rows (B, A): image i from the seed (seed,
         numbers[i])."""
         options: dict[str, Any] = {"guide": self.guide, "complete": not self.config.open}
-        generators = sample_generators(seed, numbers)
+        options |= {"sampling": sampling, "generator": sample_generators(seed, numbers)}
         with self.autocast:
-            return self.model.sample(len(rows), None, rows, sampling, generators, **options)
+            return self.model.sample(len(rows), attributes=rows, **options)
 
     def measure(self, sampling: SamplingConfig, request: str, bar: tqdm) -> dict[str, Any]:
         """Every figure of one setting under one kind of request. Writes its pictures."""
@@ -180,7 +181,8 @@ class SampleEvaluation(Evaluation):
     def pictures(
         self, sampling: SamplingConfig, request: str, images: Tensor, closest: Tensor, which: Tensor
     ) -> None:
-        """Write a grid of samples, and a grid of the samples nearest to training images above those."""
+        """Write a grid of samples, and a grid of the samples nearest to training images with those
+        images below."""
         s = sampling
         name = f"{request}_{s.sampler}_{s.num_inference_steps}_cfg{s.cfg_scale:g}"
         title = f"{s.sampler}, {s.num_inference_steps} steps, guidance {s.cfg_scale:g}"

@@ -472,4 +472,4 @@ def test_choices_are_the_names_in_the_registries():
             assert getattr(config, name) == tuple(getattr(registries, name)), name
     assert tuple(stages.STAGES) == train.STAGES
     assert tuple(optimizers.OPTIMIZERS) == train.OPTIMIZERS
-    assert tuple(figures.FIGURES) == tuple(visualize.FIGURES)
+    assert tuple(figures.FIGURES) == tuple(visualize.NEEDED_FLAGS)
