@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 MODES = ("generate", "interpolate", "edit", "counterfactual", "all")
 MANIFEST = "manifest.json"
-FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole", "table")  # in it
+# Keys of the manifest whose values are files that were made
+FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole", "table")
 MOST_SHOWN = 400  # photographs on a contact sheet; by eye
 EDIT = (("photograph", "edit"), ("source_image", "mask"))
 BEHIND = {  # what made the pictures of a mode: parts of the settings, and pictures
@@ -84,7 +85,7 @@ class ManipulateConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        mode, draws, sources = self.mode, self.generate, self.source_image
+        mode, generate, sources = self.mode, self.generate, self.source_image
         if len(sources) == 1:
             photograph = replace(self.photograph, source_image=sources[0])
             object.__setattr__(self, "photograph", photograph)
@@ -97,22 +98,22 @@ class ManipulateConfig(Config):
                     "several --source_image, or a folder, are for --mode edit --attributes ..."
                 )
             if self.photograph.landmarks or self.from_picture:
-                flags = "--landmarks" if self.photograph.landmarks else "--from_picture"
-                raise ValueError(f"{flags} is of one photograph: name one as --source_image")
+                named = "--landmarks" if self.photograph.landmarks else "--from_picture"
+                raise ValueError(f"{named} is of one photograph: name one as --source_image")
         if self.interpolate.target_image and mode not in ("interpolate", "all"):
             raise ValueError(f"--target_image is for --mode interpolate, and this is {mode}")
         if mode == "counterfactual" and not self.edit.attributes:
             raise ValueError("--mode counterfactual needs --attributes: what is to flip: Smiling=0")
-        if draws.sampling.cfg_scale is not None and mode in ("edit", "counterfactual"):
+        if generate.sampling.cfg_scale is not None and mode in ("edit", "counterfactual"):
             raise ValueError(
                 f"--cfg_scale is of new faces, and this is --mode {mode}: use --edit_cfg_scale"
             )
         if (self.edit.mask or self.edit.pins) and mode not in ("edit", "counterfactual", "all"):
-            flags = "--mask" if self.edit.mask else "--hold"
-            raise ValueError(f"{flags} is of edits, and this is --mode {mode}")
-        if draws.unconditional and mode not in ("generate", "all"):
+            named = "--mask" if self.edit.mask else "--hold"
+            raise ValueError(f"{named} is of edits, and this is --mode {mode}")
+        if generate.unconditional and mode not in ("generate", "all"):
             raise ValueError(f"--unconditional draws new faces, and this is --mode {mode}")
-        if draws.unconditional and self.interpolate.start:
+        if generate.unconditional and self.interpolate.start:
             raise ValueError("--unconditional draws without any request: leave --from out")
 
     def makes(self, mode: str) -> bool:
@@ -147,8 +148,8 @@ def parse_args(argv: Sequence[str] | None = None) -> ManipulateConfig:
 
 
 def settings_in(path: str) -> dict[str, Any]:
-    """The flags that make a picture again, by what it says. Of files, those that come with the
-    repository, by name; a stranger may have written any path."""
+    """The flags that make a picture again, by what it says. It names only files that come with the
+    repository, as a stranger may have written any path."""
     note = read_note(path)
     for name in note.settings.keys() - flags.portable_names(ManipulateConfig):
         raise ValueError(f"{path} sets {name[:100]!r}, which is no flag of one picture: try the page")
@@ -295,12 +296,6 @@ def save_counterfactual(out: Path, source: Photograph, result: Result) -> Made:
     return {"row": row, **facts}
 
 
-def save_whole(source: Photograph, edited: np.ndarray, path: Path) -> Path:
-    """Write the whole photograph with an edit in it."""
-    source.save_whole(edited, path)
-    return path
-
-
 def write_notes(
     config: ManipulateConfig, made: Mapping[str, Made], files: Mapping[str, tuple[str, str]]
 ) -> None:
@@ -333,8 +328,8 @@ def files_in(made: Mapping[str, Made], folder: str | Path, keys: Sequence[str]) 
 
 
 def replace_made(folder: Path, made: dict[str, Made]) -> list[dict[str, Any]]:
-    """What the manifest in a folder says of modes that are not made now, for the new one. Of those that
-    are, files that are not made again are removed: with fewer samples, the last ones of before."""
+    """Returns what the old manifest in a folder says of modes that this run does not make. In modes that
+    it makes, it deletes old files that were not written again."""
     stale: set[str] = set()
     try:
         old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -376,9 +371,9 @@ def load(config: ManipulateConfig) -> tuple[ConditionalDiffusion, GuidanceClassi
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     if guide is not None and studio.guide_alone(config.generate, model):
         studio.check_is_read([name for request in requests for name in request], guide)
-    draws = config.makes("generate") or config.makes("interpolate")
+    draws_faces = config.makes("generate") or config.makes("interpolate")
     completes = not (config.generate.open or config.generate.unconditional)
-    if draws and completes and not model.config.prior_rows:
+    if draws_faces and completes and not model.config.prior_rows:
         print(f"{files.checkpoint} has no attribute rows: what is not named is left to the network")
     return model, guide
 
@@ -423,7 +418,7 @@ def edit_many(
                 facts: Made = {"images": [save_image(edited, picture)], "attributes": [request]}
                 if config.paste_back:
                     whole = picture.with_name(f"{picture.stem}_whole.png")
-                    facts["whole"] = [save_whole(source, edited, whole)]
+                    facts["whole"] = [source.save_whole(edited, whole)]
                 pictures = {"source_image": source}, (config.edit.mask, mask)
                 files = studio.files_behind(config.files, model, guide, *pictures)
                 write_notes(config, {"edit": facts}, files)
@@ -486,20 +481,24 @@ def make(
         strip = save_strip(out / "photographs", frames, "From one photograph to another")
         made["interpolate photographs"] = strip | {"from": source.path, "to": target.path}
     if config.makes("counterfactual") and guide is not None:
-        flipped = studio.counterfactual(model, guide, source.square, config.edit, True, mask)
+        flipped = studio.counterfactual(
+            model, guide, source.square, config.edit, progress=True, mask=mask
+        )
         made["counterfactual"] = save_counterfactual(out, source, flipped) | facts
         if config.paste_back:
             path = out / "counterfactual_whole.png"
-            made["counterfactual"]["whole"] = save_whole(source, flipped.images[0], path)
+            made["counterfactual"]["whole"] = source.save_whole(flipped.images[0], path)
     if config.makes("edit"):
         full = config.edit.manipulation_strength
         strengths = sorted({*STRENGTHS, full})
-        edits = studio.edit_each(model, guide, source.square, config.edit, strengths, True, mask)
+        edits = studio.edit_each(
+            model, guide, source.square, config.edit, strengths, progress=True, mask=mask
+        )
         made["edit"] = save_edits(out, source, edits, strengths, full) | facts
         if config.paste_back:
             edited = edits.images[:, strengths.index(full)]
             made["edit"]["whole"] = [
-                save_whole(source, image, out / "edits" / f"{i:03d}_whole.png")
+                source.save_whole(image, out / "edits" / f"{i:03d}_whole.png")
                 for i, image in enumerate(edited)
             ]
     return made
@@ -523,9 +522,9 @@ def manipulate(config: ManipulateConfig) -> None:
     if source and target_file:
         other = PhotographSettings(target_file, face=min(1, config.photograph.face))
         target, _ = open_photograph(model, other)
-    squares = {"source_image": source, "target_image": target}
-    files = studio.files_behind(config.files, model, guide, squares, (config.edit.mask, mask))
-    check_files(config, files, [*squares, "mask"])
+    photographs = {"source_image": source, "target_image": target}
+    files = studio.files_behind(config.files, model, guide, photographs, (config.edit.mask, mask))
+    check_files(config, files, [*photographs, "mask"])
     with devices.autocast(precision, model.device.type):
         if sources:
             made = edit_many(resolved, model, guide, sources)

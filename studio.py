@@ -95,7 +95,8 @@ def load_guide_of(
     path = files.guide_file((is_needed or kind != "") and model.guide is None)
     if path is None:
         return model.guide
-    load = load_model if kind == "model" else load_guide  # a weaker one, or a classifier
+    # "model" is for guidance by a weaker model, an example in CONTRIBUTING.md.
+    load = load_model if kind == "model" else load_guide
     guide: Any = load(path, model.device)
     model.check_guide(guide)
     return guide
@@ -127,20 +128,20 @@ def files_behind(
     files: ModelFiles,
     model: ConditionalDiffusion,
     guide: GuidanceClassifier | None,
-    squares: Mapping[str, Photograph | None] = {},
+    photographs: Mapping[str, Photograph | None] = {},
     mask: tuple[str | None, np.ndarray | None] = (None, None),
 ) -> dict[str, tuple[str, str]]:
     """The name, without its folder, and the hash of each file that pictures are made with, by its flag.
     Of a photograph and a mask it is the hash of what the model sees of them.
 
     Args:
-        squares: photographs by their flag.
+        photographs: by their flag.
         mask: as the settings name it, and as ``open_mask`` gives it.
     """
     hashes = {"checkpoint": (files.checkpoint, model.file_hash)}
     if digest := guide_hash(model, guide):
         hashes["guide"] = str(files.guide_file(True)), digest
-    for flag, photograph in squares.items():
+    for flag, photograph in photographs.items():
         if photograph:
             hashes[flag] = os.fspath(photograph.path), hash_of(photograph.square)
     if mask[0] and mask[1] is not None:
@@ -279,11 +280,11 @@ def requests_to_generate(
         requests = [{name: 1.0} for name in names]
     else:
         built_in = usual_requests(USUAL_REQUESTS, names)
-        if built_in:  # each has a column of its own
+        if built_in:  # one column for each request
             rounds = number or -(-USUAL_NUMBER // len(built_in))
             return built_in * rounds, len(built_in)
         requests = [{name: 1.0} for name in names[:USUAL_NUMBER]]
-    number = number or USUAL_NUMBER  # each has a row of its own
+    number = number or USUAL_NUMBER  # one row for each
     return [request for request in requests for _ in range(number)], number
 
 
@@ -299,10 +300,11 @@ def draw(
     """Images (N, S, S, 3) under attribute rows (N, A), on the CPU. Image i is drawn from the seed
     (seed, i). ``options`` are those of ``ConditionalDiffusion.sample``."""
     generators = sample_generators(seed, range(len(rows)))
+    options |= {"sampling": sampling, "progress": progress}
     parts = []
     for start in range(0, len(rows), batch_size):
         batch, own = rows[start : start + batch_size], generators[start : start + batch_size]
-        images = model.sample(len(batch), None, batch, sampling, own, progress=progress, **options)
+        images = model.sample(len(batch), attributes=batch, generator=own, **options)
         parts.append(images.cpu())
     return torch.cat(parts)
 
@@ -560,8 +562,8 @@ def requests_to_edit(
 
 
 def log_odds_of(guide: GuidanceClassifier, request: Request, image: Tensor) -> float:
-    """The log odds by which a request is met in an image (1, S, S, 3), as the guide reads it: those of
-    the attribute that is least so."""
+    """The log odds by which a request is met in an image (1, S, S, 3), as the guide reads it. The lowest
+    of the named attributes counts."""
     names = list(guide.config.attribute_names)
     odds = (guide.read_logits(image) - guide.prior)[0].tolist()
     return min(odds[names.index(name)] * (1 if value > 0.5 else -1) for name, value in request.items())

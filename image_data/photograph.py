@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -96,9 +97,9 @@ def corners_of(size: tuple[int, int]) -> np.ndarray:
 def surviving_detail(square: np.ndarray, edited: np.ndarray) -> np.ndarray:
     """How much of a photograph's fine detail an edit of its square keeps: (S, S) in [0, 1].
 
-    The finest structures of the square uint8 (S, S, 3) stand for detail that is finer than the square.
-    Around each pixel the edit's are regressed on the square's; with the slope k, 2 k - 1 is kept, cut to
-    [0, 1]. Hair that turns blond keeps its strands. Glasses take their frame with them.
+    The finest structures of the square uint8 (S, S, 3) stand for finer detail. Around each pixel, the
+    edit's are regressed on the square's. Of slope k, 2 k - 1 is kept, cut to [0, 1]. Hair that turns
+    blond keeps its strands. Glasses take their frame with them.
     """
     from scipy.ndimage import gaussian_filter  # here, so that --help stays instant
 
@@ -302,6 +303,8 @@ class Photograph:
             whole.info["icc_profile"] = self.file.profile  # Pillow writes it into the file
         return whole
 
-    def save_whole(self, edited: np.ndarray, path: str | os.PathLike) -> None:
-        """Write ``paste`` to a file, with the EXIF data and the resolution of the photograph."""
+    def save_whole(self, edited: np.ndarray, path: str | os.PathLike) -> Path:
+        """Write ``paste`` to a file, with the EXIF data and the resolution of the photograph. Returns
+        the file."""
         self.paste(edited).save(path, **self.facts)
+        return Path(path)

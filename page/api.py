@@ -21,7 +21,7 @@ from page.visitors import Visitor, Visitors
 from page.worker import Worker
 
 
-def names(attributes: Any) -> tuple[str, ...]:
+def request_items(attributes: Any) -> tuple[str, ...]:
     """A request as ``parse_request`` takes it, from {"Smiling": 1} or "Smiling=1 Male=0"."""
     if isinstance(attributes, dict):
         return tuple(f"{name}={value}" for name, value in attributes.items())
@@ -62,7 +62,7 @@ class Api:
         """New faces, as picture files. attributes: {"Smiling": 1, "Male": 0}, or "Smiling=1 Male=0"."""
         with self.guest() as visitor:
             number = within(number, 1, MOST_FACES, "number")
-            request = names(attributes) or self.worker.any_request()
+            request = request_items(attributes) or self.worker.any_request()
             settings = GenerateSettings(attributes=request, num_samples=number, seed=seed)
             images = self.worker.compute(studio.generate, settings).images
             folder = visitor.new_folder()
@@ -73,12 +73,12 @@ class Api:
         with self.guest() as visitor:
             source = PhotographSettings(str(self.visitors.received(visitor, picture)))
             photograph = self.worker.photograph(source)
-            settings = EditSettings(names(attributes), strength, seed=seed)
+            settings = EditSettings(request_items(attributes), strength, seed=seed)
             if not settings.attributes:
                 raise ValueError('no attributes: give some, such as {"Smiling": 1}')
             edited, folder = self.worker.edit(photograph.square, settings), visitor.new_folder()
-            photograph.save_whole(edited, folder / "whole.png")
-            files = [save_image(edited, folder / "edit.png"), folder / "whole.png"]
+            whole = photograph.save_whole(edited, folder / "whole.png")
+            files = [save_image(edited, folder / "edit.png"), whole]
             for path in files:
                 write_note(path, self.worker.note(photograph, source, [settings]))
             return [self.file(path) for path in files]
@@ -86,7 +86,8 @@ class Api:
     def interpolate(self, start: Any, end: Any, frames: int = 10, seed: int = 0) -> dict:
         """A film from one request to another, as a GIF."""
         with self.guest() as visitor:
-            number, first, last = within(frames, 3, MOST_FRAMES, "frames"), names(start), names(end)
+            number = within(frames, 3, MOST_FRAMES, "frames")
+            first, last = request_items(start), request_items(end)
             settings = InterpolateSettings(start=first, end=last, interpolation_steps=number, seed=seed)
             images = self.worker.compute(studio.interpolate, settings).images
             return self.file(save_gif(visitor.new_folder() / "film.gif", images))
