@@ -26,7 +26,8 @@ DECODING = "bilinear-3"  # part of every cache's key: change it when `decode_ima
 
 
 class ImageDataset:
-    """Pictures with attribute rows, for ``DataLoader(dataset, collate_fn=dataset.collate)``.
+    """Pictures with attribute rows. train.py reads ``__getitems__``; a ``DataLoader`` of one's own takes
+    ``collate_fn=dataset.collate``.
 
     Attributes:
         images: uint8 (N, H, W, 3), an array or what is indexed like one.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from image_data.celeba import HQ_SIGNS, SIGNS, read_celeba, read_celeba_hq
-from image_data.files import checked_root, is_hidden, whole
+from image_data.files import checked_root, is_hidden, refusing_damaged
 from image_data.folders import read_folder
 from image_data.labelled import TEST, TRAIN, LabelledImages, one_hot
 from image_data.parquet import read_parquet
@@ -50,7 +50,7 @@ def read_mnist(root: Path, _: int | None = None) -> LabelledImages:
 
     raw = root / "MNIST" / "raw" if (root / "MNIST").is_dir() else root / "raw"
     parts = ["train", "t10k"] if [*raw.glob("t10k-*-ubyte")] else ["train"]
-    with whole(root, "MNIST"):
+    with refusing_damaged(root, "MNIST"):
         pictures = [mnist.read_image_file(str(raw / f"{p}-images-idx3-ubyte")).numpy() for p in parts]
         classes = [mnist.read_label_file(str(raw / f"{p}-labels-idx1-ubyte")).numpy() for p in parts]
         data = _from_arrays(root, "MNIST", pictures, classes, tuple("0123456789"))
@@ -63,7 +63,7 @@ def read_cifar10(root: Path, unspecified: int | None = None) -> LabelledImages:
         return read_folder(root, unspecified)
     from torchvision.datasets import CIFAR10
 
-    with whole(root, "CIFAR-10"):
+    with refusing_damaged(root, "CIFAR-10"):
         parts = [CIFAR10(str(root), train=train) for train in (True, False)]
         pictures, classes = [part.data for part in parts], [np.array(part.targets) for part in parts]
         return _from_arrays(root, "CIFAR-10", pictures, classes, tuple(parts[0].classes))

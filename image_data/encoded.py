@@ -21,7 +21,7 @@ import numpy as np
 from attributes import columns_of
 from config import check_pulled
 from image_data.cached import ImageDataset, are_classes
-from image_data.files import whole
+from image_data.files import refusing_damaged
 
 FORMAT = "encoded-images/2"
 MANIFEST = "manifest.json"
@@ -77,7 +77,7 @@ class LatentDataset(ImageDataset):
             raise ValueError(f"{file} is of format {manifest.get('format')!r}, not {FORMAT!r}")
         if not manifest.get("complete"):
             raise ValueError(f"{folder} is not whole: run the same encode_latents.py again to go on")
-        with whole(folder, "encoded dataset"):
+        with refusing_damaged(folder, "encoded dataset"):
             self.image_size, self.crop = manifest["image_size"], manifest["crop"]
             self.first_stage = manifest["first_stage"]
             shards = Shards([folder / name for name in shard_names(manifest, split)])

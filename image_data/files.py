@@ -44,8 +44,8 @@ def checked_root(root: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def whole(root: Path, kind: str) -> Iterator[None]:
-    """Whatever error damaged files of this kind cause here becomes one ValueError that names root."""
+def refusing_damaged(root: Path, kind: str) -> Iterator[None]:
+    """Turn any error from damaged files of this kind into one ValueError that names root."""
     try:
         yield
     except Exception as error:  # libraries raise many types, AssertionError among them

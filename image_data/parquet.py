@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_data.files import whole
+from image_data.files import refusing_damaged
 from image_data.labelled import LabelledImages, split_named
 from image_data.tables import Row, in_brackets, read_labels
 
@@ -57,7 +57,7 @@ def read_parquet(root: Path, unspecified: int | None = None) -> LabelledImages:
         ) from None
     passed_over: Counter = Counter()
     pictures, rows = list[Embedded](), list[Row]()
-    with whole(root, "dataset in Parquet"):
+    with refusing_damaged(root, "dataset in Parquet"):
         tables = datasets.load_dataset(str(root))
         for part, table in tables.items():
             split = split_named(part) or ("" if len(tables) == 1 else None)

@@ -131,7 +131,7 @@ def read_tables(
 
 
 def in_brackets(notes: Counter) -> str:
-    """What was read although it is not written as usual, behind the name of a label file."""
+    """What was read although written in an unusual form, as text for the data's line."""
     return f" (taken: {in_words(+notes)})" if +notes else ""
 
 

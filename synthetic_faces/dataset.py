@@ -25,7 +25,7 @@ from joblib import cpu_count
 from PIL import Image
 from tqdm import tqdm
 
-from image_data.files import DRAWN_FACES, whole
+from image_data.files import DRAWN_FACES, refusing_damaged
 from image_data.picture import to_square
 from synthetic_faces.attributes import (
     NAMES,
@@ -165,7 +165,7 @@ def counterfactuals(
     file = Path(root) / DRAWN_FACES
     if not file.is_file():
         return None
-    with whole(Path(root), "set of drawn faces"):
+    with refusing_damaged(Path(root), "set of drawn faces"):
         recipe = json.loads(file.read_text(encoding="utf-8"))
         options = recipe["seed"], recipe["balanced"], recipe["floor"]
         version, side = recipe["drawing"], recipe["image_size"]
