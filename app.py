@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -43,12 +44,12 @@ class AppConfig(Config):
     files: ModelFiles = nested(ModelFiles)
 
 
-def parse_args() -> AppConfig:
+def parse_args(argv: Sequence[str] | None = None) -> AppConfig:
     options = []
     for name, variable in VARIABLES.items():
         value = os.environ.pop(variable, "")  # gradio would read it in spite of the command line
         options += [f"--{name}={value}"] if value else []
-    return flags.parse(AppConfig, __doc__, [*options, *sys.argv[1:]])
+    return flags.parse(AppConfig, __doc__, [*options, *(sys.argv[1:] if argv is None else argv)])
 
 
 def check_address(host: str, port: int) -> None:
@@ -78,7 +79,7 @@ def serve(config: AppConfig) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         worker = Worker(config.files, config.judge)
         beside = worker.another(config.beside) if config.beside else None
-        os.environ["no_proxy"] = "*"  # from here on it asks nobody but itself
+        os.environ["no_proxy"] = "*"  # gradio calls its own address: no proxy
         from gradio.tunneling import CURRENT_TUNNELS
         from starlette.responses import JSONResponse
         from starlette.routing import Route
@@ -103,7 +104,7 @@ def serve(config: AppConfig) -> None:
             quiet=True,
             prevent_thread_lock=True,
         )
-        # Gradio keeps what is sent here, and makes room for as much as the sender says. Not needed.
+        # This route stores uploads of any size, and the page does not need it.
         shut = Route(
             "/gradio_api/component_server{rest:path}", lambda _: JSONResponse(None), methods=["POST"]
         )

@@ -23,8 +23,8 @@ def lock_of(folder: Path, timeout: float = -1) -> FileLock:
 
 
 def renew(lock: FileLock) -> None:
-    """Make a folder anew, and hold it, if it was removed, as systems do with old files. To them its lock
-    stays young."""
+    """Make the folder and its lock again if the system deleted them as old. Touch the lock, so it stays
+    young."""
     path = Path(lock.lock_file)
     if not path.exists():
         lock.release(force=True)

@@ -15,8 +15,8 @@ from page.parts import COMPUTES, QUICK
 from page.visitors import Visitors
 from page.worker import Worker
 
-# The secret of a page, and that of the page which this tab has just closed: gradio loads it anew after a
-# lost connection. While it is open, its secret is nowhere that a copy of the tab would take with it.
+# Each page makes a secret. A reloaded tab also sends the one before, so its visitor is known again. It
+# is in sessionStorage only while the page is away, so a copied tab does not get it.
 SECRETS = """() => {
   const before = sessionStorage.page ?? '';
   const secret = [...crypto.getRandomValues(new Uint32Array(4))].map(each => each.toString(36)).join('');

@@ -224,8 +224,8 @@ class Visitors:
 
     def arrive(self, request: gr.Request, secret: str, before: str = "") -> Visitor:
         """The visitor whose page has this secret: new, or back again in a new session, with the secret
-        that their page had ``before``. That one serves once: a second page that shows it is a visitor of
-        its own. On a slow machine they may have done something before their page told its secret."""
+        that their page had ``before``. The old secret works once; a second page that sends it is a new
+        visitor. On a slow machine they may have done something before their page told its secret."""
         with self.lock:
             for visitor in self.present:
                 if before and visitor.secret == before:

@@ -758,13 +758,12 @@ def test_variables_of_gradio_count_and_flags_more(monkeypatch, capsys):
     for name, value in (("NAME", "0.0.0.0"), ("PORT", "8080")):
         monkeypatch.setenv(f"GRADIO_SERVER_{name}", value)
     monkeypatch.setenv("GRADIO_ROOT_PATH", "/faces")
-    monkeypatch.setattr(sys, "argv", ["app.py", "--port", "81"])
-    config = app.parse_args()
+    config = app.parse_args(["--port", "81"])
     assert (config.host, config.port, config.root_path) == ("0.0.0.0", 81, "/faces")
     assert not [name for name in os.environ if name.startswith("GRADIO_SERVER")]
     monkeypatch.setenv("GRADIO_SERVER_PORT", "http")
     with pytest.raises(SystemExit):
-        app.parse_args()
+        app.parse_args(["--port", "81"])
     assert "argument --port: expected a whole number" in capsys.readouterr().err
 
 
