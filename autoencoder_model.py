@@ -41,7 +41,8 @@ def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
 
 class PixelFirstStage(nn.Module):
     """Stored images <-> x0 for diffusion in pixels: uint8 (B, H, W, 3) <-> float (B, 3, H, W) in
-    [-1, 1]. The only place where ranges change."""
+    [-1, 1]. The only place where a diffusion model's images change range; judges have
+    ``network_input``."""
 
     clip_x0 = True  # x0 is bounded by [-1, 1], so samplers may clip their estimate of it
     channels, factor = 3, 1  # channels of x0; side of the image / side of x0

@@ -48,7 +48,9 @@ class CelebADataset(ImageDataset):
     def __init__(
         self, root: str | os.PathLike, split: str = "train", *args: Any, **options: Any
     ) -> None:
-        self.__dict__.update(vars(read_celeba(root).open(split, *args, **options)))
+        data = read_celeba(root).open(split, *args, **options)
+        rows = data.attributes.numpy()
+        super().__init__(data.images, rows, data.attribute_names, data.filenames, data.flips)
 
 
 def download_celeba(root: str | os.PathLike) -> Path:

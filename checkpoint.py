@@ -94,7 +94,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def find_weights(name: str | Path, **download: Any) -> Path:
     """The file that a name stands for: a path, the name of a model in pretrained/, a folder of
-    ``hub.save``, or "user/name" on the Hugging Face hub. A file that is not here may be missing.
+    ``hub.save``, or "user/name" on the Hugging Face hub. The path that it returns may not exist.
 
     Args:
         download: ``revision``, ``token`` and so on, as ``hf_hub_download`` takes them.

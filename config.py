@@ -1,5 +1,5 @@
-"""What a model, its losses, sampling, editing and the studio are set to, as frozen dataclasses; what a
-field knows.
+"""Settings of models, losses, sampling, editing and the studio, as frozen dataclasses; what each field
+knows of its flag.
 
 A script's own settings stand at its top. ``flags.parse`` makes flags from a dataclass: a field has a
 default, a help text and limits. ``ModelConfig`` travels in checkpoints. Nothing heavy is imported, so
@@ -21,7 +21,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-# A field of TrainConfig differs from that of the checkpoint: what a resumed run does then.
+# What a resumed run does if a field differs from the checkpoint.
 SAME, ADJUSTABLE, FREE = "refuse", "say so and go on", "not recorded"
 
 # The choices of a flag: the names in a registry of the same name, which tests compare with these.
@@ -40,8 +40,8 @@ CROPS = (178, 148, 140, 128)  # sides of the square cut from CelebA's 178 x 218
 SPLITS = ("train", "val", "test")
 REQUESTS = ("whole", "three", "none")  # kinds of requests that evaluate.py draws under
 CFG_SCALE = 1.5  # of new faces, by default
-# cfg_scale of edits that a guide, or the VAE's head, ends; and of those that nothing ends, which the
-# first would burn.
+# cfg_scale of edits that a guide or the VAE's head ends, and of edits that nothing ends. The first would
+# burn the second.
 STEERED_SCALE, EDIT_CFG_SCALE = 8.0, 2.0
 GUIDANCE = ("free", "guide", "both")
 DATASET_HELP = "what --data_root holds; none given: as its files say"
@@ -510,7 +510,8 @@ class ModelFiles(DeviceConfig):
 
 @dataclass(frozen=True)
 class DrawSettings(Config):
-    """How new faces are drawn."""
+    """How new faces are drawn. ``sampling.guidance`` and ``sampling.guide_scale`` are overwritten by the
+    fields here."""
 
     open: bool = flag(False, "leave what is not named to the network: often shapeless")
     guidance: str = flag("free", GUIDANCE_HELP, choices=GUIDANCE)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 # Beside one busy process, an edit on two processors took 12.7 seconds by default and 5.3 with this;
 # alone 2.9 and 3.3 (docs/scaling.md).
 SHORT_WAIT = "1000"
-BUSY = 0.5  # processors that others use, from which threads wait so; by eye
+BUSY = 0.5  # if others use more processors than this, waiting threads sleep sooner; by eye
 
 
 def share_processors() -> None:

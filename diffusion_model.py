@@ -475,10 +475,12 @@ class ConditionalDiffusion(nn.Module):
         x_T = self.initial_noise(batch_size, image_size, generator)
         rows = self.rows_to_draw(attributes, batch_size, generator, latent, complete)
 
-        def draw(x_T: Tensor, which: Tensor, own: Generator) -> Tensor:
+        def draw(x_T: Tensor, which: Tensor, generators: Generator) -> Tensor:
             """The images of these numbers (B,)."""
-            same = None if latent is None else latent[which]
-            steps = self.sample_steps(x_T, rows[which], sampling, own, same, progress, guide, False)
+            latents = None if latent is None else latent[which]
+            steps = self.sample_steps(
+                x_T, rows[which], sampling, generators, latents, progress, guide, complete=False
+            )
             return self.first_stage.decode(last(steps))
 
         images = draw(x_T, torch.arange(batch_size, device=self.device), generator)
@@ -489,10 +491,10 @@ class ConditionalDiffusion(nn.Module):
             far = (distance > 1).nonzero()[:, 0]
             if not len(far):
                 break
-            own = generator
+            generators = generator
             if isinstance(generator, Sequence):
-                own = [generator[i] for i in far.tolist()]
-            again = draw(self.initial_noise(len(far), image_size, own), far, own)
+                generators = [generator[i] for i in far.tolist()]
+            again = draw(self.initial_noise(len(far), image_size, generators), far, generators)
             distance_again = guide.distance(again)
             nearer = distance_again < distance[far]
             images[far[nearer]] = again[nearer]
@@ -560,10 +562,10 @@ class ConditionalDiffusion(nn.Module):
             start, end = self.complete_ends(start, end, generator.clone_state())
         rows = torch.lerp(start, end, weight)  # (N, A)
         latent = None if latent is None else latent.expand(num_steps, -1)
-        same = [generator.clone_state() for _ in range(num_steps)]
+        generators = [generator.clone_state() for _ in range(num_steps)]
         sampling = replace(sampling, tries=1)  # all frames from the same noise
         return self.sample(
-            num_steps, None, rows, sampling, same, latent, progress, guide, complete=False
+            num_steps, None, rows, sampling, generators, latent, progress, guide, complete=False
         )
 
     # ---------------------------------------------------------------- photographs

@@ -496,9 +496,9 @@ class Editor:
         guide = model.guide if guide is None else guide
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
-        once = len(source_image)
-        read = model.attribute_rows(source_attributes, once)
-        named = model.attribute_rows(target_attributes, once if once > 1 else None)
+        num_sources = len(source_image)
+        read = model.attribute_rows(source_attributes, num_sources)
+        named = model.attribute_rows(target_attributes, num_sources if num_sources > 1 else None)
         number = len(named)
         named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
         names = [model.config.attribute_names[i] for i in named_columns]

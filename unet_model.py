@@ -229,11 +229,11 @@ class ConditionalUNet(nn.Module):
 
         films = {c: nn.Linear(embedding_dim, 2 * c) for c in sorted({*channels})} if shared_film else {}
 
-        def block(c_in: int, c_out: int, level: int, attend: bool = False) -> Block:
+        def block(c_in: int, c_out: int, level: int, with_attention: bool = False) -> Block:
             film = films.get(c_out)
             residual = ResidualBlock(c_in, c_out, embedding_dim, dropout, film, norm, activation)
-            crosses = attend or level in cross_attention_levels
-            attends = attend or level in self_attention_levels
+            crosses = with_attention or level in cross_attention_levels
+            attends = with_attention or level in self_attention_levels
             return Block(residual, num_heads, attends, context_dim if crosses else None)
 
         patch_channels = image_channels * patch_size**2

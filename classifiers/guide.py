@@ -17,7 +17,8 @@ from layers import Norm, ResidualBlock, TimeEmbedding
 from noise_schedule import NoiseSchedule
 from unet_model import Block, attend, way_down
 
-FAR = 0.7  # share of photographs that are nearer than what is drawn again (docs/log.md)
+# Share of unseen photographs inside the limit; a drawn face outside is drawn again (docs/log.md).
+FAR = 0.7
 SHRINKAGE = 0.03  # of the covariance of features towards a multiple of the identity (docs/log.md)
 
 
@@ -173,8 +174,8 @@ class GuidanceClassifier(nn.Module):
         return F.adaptive_avg_pool2d(positions.float(), 2).flatten(1)
 
     def set_typical(self, features: Tensor) -> None:
-        """Learn what is typical from ``features`` (N, D) of training images, N >= 8: their mean and
-        covariance, without every fourth. Those say which distance is far (``distance``)."""
+        """Learn what is typical from ``features`` (N, D) of training images, N >= 8. Three of four give
+        mean and covariance; the others give the distance that counts as far (``distance``)."""
         is_rest = torch.arange(len(features), device=features.device) % 4 == 0
         fitted, rest = features.double()[~is_rest], features.double()[is_rest]
         mean = fitted.mean(0)
@@ -200,8 +201,8 @@ class GuidanceClassifier(nn.Module):
 
 
 def guide_widths(config: ModelConfig) -> tuple[int, ...]:
-    """Widths of the guide that is trained beside a model: half of the model's finest width more at every
-    level. That of configs/small.yaml takes an eighth of the time."""
+    """Widths of the guide that is trained beside a model. Each level is wider than the one before by
+    half of the model's finest width. That of configs/small.yaml takes an eighth of the time."""
     step = max(1, config.channels[0] // (2 * config.num_heads)) * config.num_heads
     return tuple(step * (level + 1) for level in range(len(config.channels)))
 
