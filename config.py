@@ -27,6 +27,8 @@ SAME, ADJUSTABLE, FREE = "refuse", "say so and go on", "not recorded"
 # The choices of a flag: the names in a registry of the same name, which tests compare with these.
 SCHEDULES = ("linear", "cosine", "flow")
 PREDICTIONS = ("eps", "x0", "v", "flow")
+NEED_SIGNAL = ("eps",)  # predictions that say nothing of the image where signal_t is 0
+NEED_PRESERVED = ("eps", "v")  # predictions for variance-preserving schedules
 LOSS_WEIGHTINGS = ("none", "min_snr", "clamped_v")
 SAMPLERS = ("ddpm", "ddim", "dpm_solver", "unipc")
 SPACINGS = ("leading", "trailing", "linspace", "quadratic", "log_snr")
@@ -295,11 +297,11 @@ class ModelConfig(Config):
             raise ValueError(f"channels must be 1 to 12 widths, got {len(self.channels)}")
         if self.attribute_names:
             check_attribute_names(self.attribute_names)
-        if self.zero_terminal_snr and self.prediction == "eps":
+        if self.zero_terminal_snr and self.prediction in NEED_SIGNAL:
             raise ValueError("zero_terminal_snr leaves no image at the last timestep: predict v or x0")
         if self.zero_terminal_snr and self.schedule == "flow":
             raise ValueError("schedule flow ends in pure noise by itself: leave zero_terminal_snr out")
-        if self.prediction in ("eps", "v") and self.schedule == "flow":
+        if self.prediction in NEED_PRESERVED and self.schedule == "flow":
             raise ValueError(
                 f"prediction {self.prediction} does not go with schedule flow: predict flow, or x0"
             )

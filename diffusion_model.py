@@ -484,9 +484,10 @@ class ConditionalDiffusion(nn.Module):
             return self.first_stage.decode(last(steps))
 
         images = draw(x_T, torch.arange(batch_size, device=self.device), generator)
-        if guide is None or not guide.config.knows_typical or sampling.tries == 1:
+        reader = guide if isinstance(guide, GuidanceClassifier) else self.guide  # not a weaker model
+        if reader is None or not reader.config.knows_typical or sampling.tries == 1:
             return images
-        distance = guide.distance(images)
+        distance = reader.distance(images)
         for _ in range(sampling.tries - 1):
             far = (distance > 1).nonzero()[:, 0]
             if not len(far):
@@ -495,7 +496,7 @@ class ConditionalDiffusion(nn.Module):
             if isinstance(generator, Sequence):
                 generators = [generator[i] for i in far.tolist()]
             again = draw(self.initial_noise(len(far), image_size, generators), far, generators)
-            distance_again = guide.distance(again)
+            distance_again = reader.distance(again)
             nearer = distance_again < distance[far]
             images[far[nearer]] = again[nearer]
             distance[far[nearer]] = distance_again[nearer]

@@ -31,7 +31,7 @@ STYLE = {
 
 
 @contextmanager
-def _figure(
+def plot_panels(
     path: str | Path, width: float, height: float, columns: int = 1, title: str = ""
 ) -> Iterator[list]:
     """The axes of ``columns`` plots side by side. The figure is ``width`` and ``height`` inches large,
@@ -62,7 +62,7 @@ def save_curves(
     Args:
         curves: name -> points (x, y of the first plot, y of the second, ...).
     """
-    with _figure(path, 5 * len(y_labels), 3.6, len(y_labels), title) as plots:
+    with plot_panels(path, 5 * len(y_labels), 3.6, len(y_labels), title) as plots:
         for column, (axes, y_label) in enumerate(zip(plots, y_labels, strict=True), start=1):
             for name, points in curves.items():
                 points = sorted(points)
@@ -84,7 +84,7 @@ def save_bars(
     columns = 2 if len(names) > 20 else 1
     parts = np.array_split(np.arange(len(names)), columns)[::-1]  # the last names come first
     tallest = max(map(len, parts))
-    with _figure(path, 6.5 * columns, 0.28 * tallest + 1.4, columns, title) as plots:
+    with plot_panels(path, 6.5 * columns, 0.28 * tallest + 1.4, columns, title) as plots:
         for axes, part in zip(plots, parts, strict=True):
             for i, (label, values) in enumerate(shares.items()):
                 y = np.arange(len(part)) + (0.5 * (len(shares) - 1) - i) * height
@@ -98,7 +98,7 @@ def save_bars(
 def save_matrix(path: str | Path, matrix: np.ndarray, names: Sequence[str], title: str) -> Path:
     """A matrix (N, N) of values from -1, blue, to 1, red."""
     side, size = max(4.0, 0.22 * len(names)), 8 if len(names) > 10 else 11
-    with _figure(path, side + 1, side, title=title) as (axes,):
+    with plot_panels(path, side + 1, side, title=title) as (axes,):
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
@@ -121,7 +121,7 @@ def save_scatter(
         has: bool (N,).
         name: of the attribute.
     """
-    with _figure(path, 4.6 * len(points), 4.4, len(points), title) as plots:
+    with plot_panels(path, 4.6 * len(points), 4.4, len(points), title) as plots:
         for axes, ((plot, x_label, y_label), xy) in zip(plots, points.items(), strict=True):
             for value, label, marker in ((False, f"not {name}", "o"), (True, name, "^")):
                 axes.scatter(*xy[has == value].T, s=14, alpha=0.7, label=label, marker=marker)

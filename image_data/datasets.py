@@ -1,7 +1,7 @@
 """Any dataset of labelled images: what a folder holds, and how it is read.
 
 ``DATASETS`` is the only list of the kinds. A new one takes an entry here, and its name
-in `config.py` if `--dataset` is to choose it.
+in `config.py`, where `--dataset` chooses it.
 """
 
 from __future__ import annotations

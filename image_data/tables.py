@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def read_tables(
     for table, split in tables:
         passed_over[table.suffix] -= 1
         folder = table.parent.relative_to(root)
-        for row in (csv_table if table.suffix == ".csv" else jsonl_table)(table, split):
+        for row in READERS[table.suffix](table, split):
             name = row.name.replace("\\", "/")  # as Windows writes it
             entries.append((composed(os.path.normpath(folder / name)), row))  # macOS has another form
     path = tables[0][0]
@@ -170,6 +170,10 @@ def jsonl_table(path: Path, split: str) -> Iterator[Row]:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} line {number} is not {{file, attributes}}: {error}") from None
         yield Row(f"{path} line {number}", name, own_split, values)
+
+
+# Suffix of a label file -> (path, its split) -> its rows.
+READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {".csv": csv_table, ".jsonl": jsonl_table}
 
 
 # -------------------------------------------------------------------- labels

@@ -380,6 +380,19 @@ def test_an_extra_loss_with_weights_that_nothing_trains_is_refused(make_model):
     check_extra_losses(model)
 
 
+def test_a_run_is_not_resumed_with_another_loss(flags, tmp_path):
+    """An extra loss and its weight are part of the recipe. A file from before they were has none."""
+    run, path = make_run(flags), tmp_path / "last.pth"
+    run.save(path)
+    state = load_checkpoint(path)
+    del state["recipe"]["extra_losses"]
+    run.check_recipe(path, state)
+    run.raw_model.extra_losses["edges"] = (0.1, lambda predicted: predicted.x0_hat.mean())
+    for before in (state, load_checkpoint(path)):
+        with pytest.raises(ValueError, match=r"extra_losses = \{\}, this run has \{'edges': 0.1\}"):
+            run.check_recipe(path, before)
+
+
 @pytest.mark.parametrize("stage", ["diffusion", "guide", "first_stage"])
 def test_a_run_ends_with_its_files_and_commands_that_can_be_typed(flags, tmp_path, capsys, stage):
     folder = tmp_path / "with space"

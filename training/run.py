@@ -232,6 +232,8 @@ class TrainingRun:
         if self.config.optimizer == "muon":
             recipe["muon_precision"] = self.muon_precision
         recipe["flip"] = self.train_set.flips
+        extra_losses = getattr(self.raw_model, "extra_losses", {})
+        recipe["extra_losses"] = {name: weight for name, (weight, _) in extra_losses.items()}
         recipe |= self.loss_config.to_dict() | self.raw_model.config.to_dict()
         if isinstance(self.train_set, LatentDataset):
             recipe["first_stage"] = self.train_set.first_stage["hash"]
@@ -312,6 +314,7 @@ class TrainingRun:
                 defaults[each.name] = each.default
                 if each.metadata.get("flag", Flag()).resume == ADJUSTABLE:
                     adjustable.add(each.name)
+        defaults["extra_losses"] = {}  # of runs from before they were recorded
         defaults["optimizer"] = "adamw"  # of runs from before there was a choice
         defaults["muon_precision"] = self.muon_precision  # of runs from before it was recorded
         differences = []
