@@ -345,9 +345,13 @@ class EditTab:
                 return
             photograph = self.worker.photograph(source.settings)
             edit = Edit(source, settings if settings.attributes else None, visitor.new_folder())
-            if edit.settings:
-                yield from self.make_live(visitor, edit, photograph, bar)
-            self.make(visitor, edit, photograph, bar)
+            current = visitor.current
+            if current and current.source is source and current.chain == edit.chain:
+                edit = current  # a second click on the same preset
+            else:
+                if edit.settings:
+                    yield from self.make_live(visitor, edit, photograph, bar)
+                self.make(visitor, edit, photograph, bar)
             targets, starts = parse_request(settings.attributes), self.fields.levels(source.read)
             moves = {name: starts[name] for name in along} | edit.along
             yield self.show(visitor) | {

@@ -373,6 +373,7 @@ def test_steps_are_a_list_in_which_each_can_be_taken_back(tab, ask_for):
         tab.continue_from(session)
     both = ask_for(Eyeglasses=1.0)
     assert both.title == "Blond hair, then eyeglasses"
+    assert ask_for(Eyeglasses=1.0) is both and anna.edits.count(both) == 1
     assert not np.array_equal(both.edited, first)
     for _ in range(2):
         tab.go(session, "Undo")
