@@ -100,3 +100,13 @@ def test_learns_to_reconstruct_without_collapse():
         optimizer.step()
     assert F.mse_loss(vae.decode(vae.encode(x)[0]), x) < 0.3 * x.var()
     assert (vae.encode(x)[0].std(0) > 0.1).sum() >= 3
+
+
+def test_free_bits_are_of_a_dimension_not_of_a_sample(monkeypatch):
+    """One sample's surplus counts for another's lack: the mean over the batch is what is clamped."""
+    vae = AttributeVAE(16, (8,), 4, 3)
+    kl = torch.tensor([[4.0, 0.0, 0.2, 0.0], [0.0, 0.0, 0.2, 3.0]])
+    monkeypatch.setattr("autoencoder_model.kl_to_prior", lambda *_: kl)
+    terms, _ = vae.losses(torch.randn(2, 3, 16, 16), torch.ones(2, 3), 0.5)
+    expected = (2.0 + 0.5 + 0.5 + 1.5) / (3 * 16 * 16)
+    assert float(terms["kl"]) == pytest.approx(expected)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from helpers import seeded
 
-from attributes import attr_dict, create_attribute_vector
+from attributes import AttributePrior, attr_dict, create_attribute_vector
 from celeba_dataset import load_and_preprocess_image
 from config import LossConfig, ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion, drop_attributes
 from editing import Editor
 from noise_schedule import NoiseSchedule, stratified_timesteps
+from samplers import sample_generators
 
 
 def images(batch: int = 2, size: int = 16) -> torch.Tensor:
@@ -277,3 +278,24 @@ def test_weights_in_half_precision_are_refused_and_autocast_is_named(make_model)
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_an_image_has_its_own_generator_and_its_own_latent(make_model):
+    """In a batch as alone: where the row before it is complete, and under guidance."""
+    rows = torch.tensor([[1.0, 1, 1], [1, -1, 1], [1, 1, -1], [1, -1, -1]])
+    model = make_model(prior_rows=4)
+    model.attribute_prior = AttributePrior.of(rows)
+    requests = torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 0, 0], [1, 0, 0]])
+    whole = model.complete_rows(requests, generator=sample_generators(0, range(4)))
+    for i in range(4):
+        alone = model.complete_rows(requests[i : i + 1], generator=sample_generators(0, [i]))
+        assert torch.equal(whole[i], alone[0])
+    assert len(whole.unique(dim=0)) > 1
+
+    latents, sampling = 3 * torch.randn(2, 8), SamplingConfig(num_inference_steps=2, cfg_scale=3.0)
+    options = {"sampling": sampling, "latent": latents}
+    both = model.sample(2, None, rows[:2], generator=sample_generators(0, range(2)), **options)
+    for i in range(2):
+        options["latent"] = latents[i : i + 1]
+        one = model.sample(1, None, rows[i : i + 1], generator=sample_generators(0, [i]), **options)
+        assert (both[i].int() - one[0].int()).abs().max() <= 1

@@ -18,6 +18,7 @@ from editing import (
     NoisySource,
     flow_edit,
     localised,
+    missing_share,
     resolve,
     scale_at,
     slerp,
@@ -256,3 +257,24 @@ def test_a_pinned_attribute_is_held_more_firmly(make_model):
     ):
         with pytest.raises(ValueError, match="--hold Male needs a guide that steers, and"):
             studio.check_pins(changed, guide)
+
+
+def test_predictions_are_kept_for_the_very_rows(make_model):
+    """Half an attribute is another row than a whole one."""
+    model = make_model(image_size=32)
+    x0 = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    source = NoisySource(x0, x0, x0, [500, -1], [], {500: x0}, {})
+    half, whole = (
+        Editor(model).source_x0_hats(source, torch.tensor([[a, 0.0, 0.0]]))[0] for a in (0.5, 1.0)
+    )
+    assert not torch.equal(half, whole) and len(source.x0_hats) == 2
+
+
+def test_what_is_missing_starts_at_what_the_source_shows():
+    """Log odds of one attribute that is to go: +4 in the source. Half the way to -6 is -1."""
+    goal, source = -torch.ones(1, 1), torch.full((1, 1), 4.0)
+    missing = [
+        float(missing_share(goal, source, torch.full((1, 1), odds), 6.0, 0.5))
+        for odds in (4.0, 0.0, -1.0)
+    ]
+    assert missing == [1.0, 0.5, 0.0]

@@ -247,3 +247,20 @@ def test_a_guide_of_another_schedule_is_refused(guide, make_model):
     model = make_model(names=load_guide(guide).config.attribute_names, image_size=32, schedule="linear")
     with pytest.raises(ValueError, match="trained at schedule cosine, the model at linear"):
         model.sample(1, attributes=torch.ones(1, 40), guide=load_guide(guide))
+
+
+def test_the_nearest_of_three_drawings_is_kept(make_model, monkeypatch):
+    """Also where the third is nearer than the first, but not than the second."""
+    model, guide = make_model(), small(("Smiling", "Male", "Young"))
+    guide.set_typical(guide.features(torch.randint(256, (64, 16, 16, 3), dtype=torch.uint8)))
+    distances, drawings = iter([3.0, 1.5, 2.0]), []
+
+    def distance(images):
+        drawings.append(images.clone())
+        return torch.full((len(images),), next(distances))
+
+    monkeypatch.setattr(guide, "distance", distance)
+    sampling, generators = SamplingConfig(num_inference_steps=2, tries=3), sample_generators(0, [0])
+    kept = model.sample(1, None, {"Smiling": 1}, sampling, generators, guide=guide)
+    assert len(drawings) == 3 and torch.equal(kept, drawings[1])
+    assert not torch.equal(drawings[1], drawings[2])

@@ -99,3 +99,15 @@ def test_second_derivatives_are_refused_not_wrong():
     (grad,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+def test_dropout_is_for_training_only():
+    torch.manual_seed(0)
+    block = ResidualBlock(8, 8, 4, dropout=0.5).double()
+    torch.nn.init.normal_(block.conv2.weight)
+    x, embedding = normal(2, 8, 4, 4, seed=0), normal(2, 4, seed=1)
+    assert not torch.equal(block(x, embedding), block(x, embedding))
+    block.eval()
+    whole = block(x, embedding)
+    block.dropout.p = 0.0
+    assert torch.equal(block(x, embedding), whole)

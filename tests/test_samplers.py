@@ -458,3 +458,10 @@ def test_samples_of_gaussian_data_have_its_moments(every, name):
     # Four standard errors (s / sqrt(n), s / sqrt(2 n)), and 1.6 % of s for the finite steps.
     assert samples.mean().item() == pytest.approx(MU, abs=WIDTH * 4 / 6_000**0.5)
     assert samples.std().item() == pytest.approx(WIDTH, rel=4 / 12_000**0.5 + 0.016)
+
+
+def test_sample_1_of_one_seed_is_not_sample_0_of_the_next():
+    first, second = (
+        torch.randn(4, generator=sample_generators(*each)[0]) for each in ((0, [1]), (1, [0]))
+    )
+    assert not torch.equal(first, second)
