@@ -398,6 +398,7 @@ class SamplingConfig(Config):
     cfg_scale: float | None = weight(
         None, f"classifier-free guidance of new faces, 1 is off; none given: {CFG_SCALE:g}"
     )  # 0 is unconditional; None is CFG_SCALE, or 1 for a model that was never without condition
+    perturb: bool = flag(True, "guidance leads to whole shapes, too, and to plainer scenes")
     guide_scale: float = weight(0.0)  # of a guide's gradient
     guidance: str = flag("both", choices=GUIDANCE)  # both: a guide_scale of 0 leaves the guide out
     tries: int = count(3, "drawings, at most, of a face that lies far from the training pictures")

@@ -236,13 +236,15 @@ class ConditionalDiffusion(nn.Module):
                 f'within torch.autocast("{self.device.type}", {dtype})'
             )
 
-    def denoiser(self, attributes: Tensor, latent: Tensor | None = None) -> Denoiser:
+    def denoiser(
+        self, attributes: Tensor, latent: Tensor | None = None, perturbed: Tensor | None = None
+    ) -> Denoiser:
         """The network under fixed conditions, as a denoiser for samplers. It also takes timesteps
-        (B,)."""
+        (B,). ``perturbed`` is as of ``ConditionalUNet``."""
 
         def denoise(x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
             labels = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
-            output = self.unet(x_t, labels, attributes, latent).to(x_t.dtype)
+            output = self.unet(x_t, labels, attributes, latent, perturbed=perturbed).to(x_t.dtype)
             return self.schedule.to_x0_eps(self.config.prediction, output, x_t, t)
 
         return denoise
@@ -266,9 +268,10 @@ class ConditionalDiffusion(nn.Module):
         """
         guide = self.guide if guide is None else guide
 
-        def denoiser(rows: Tensor) -> Denoiser:
+        def denoiser(rows: Tensor, perturbed: Tensor | None = None) -> Denoiser:
             copies = len(rows) // len(attributes)
-            return self.denoiser(rows, None if latent is None else latent.repeat(copies, 1))
+            latents = None if latent is None else latent.repeat(copies, 1)
+            return self.denoiser(rows, latents, perturbed)
 
         guide_rows = None if guide is None else attributes[:, self.check_guide(guide)]
         conditions = Conditions(denoiser, attributes, self.schedule, guide, guide_rows)

@@ -95,7 +95,7 @@ class SamplesConfig(MeasureConfig):
         None, "numbers to compare; none given: 20, all T with ddpm"
     )
     inception_weights: str | None = flag(None, "torch-fidelity's file, or 'download': its features, too")
-    sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta", "tries"))
+    sampling: SamplingConfig = nested(SamplingConfig, only=("spacing", "eta", "perturb", "tries"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -86,14 +86,15 @@ class Conditions:
 
     Attributes:
         denoiser: attribute rows (B, A) or (2 B, A) -> the network's unguided denoiser under them, for as
-            many images. Rows of zeros are without condition.
+            many images. Rows of zeros are without condition. ``perturbed``, bool for each image, is that
+            of ``ConditionalUNet``.
         rows: what is asked for, (B, A).
         schedule: of the denoiser.
         guide: what --guide names, or None.
         guide_rows: ``rows``, of the attributes that the guide knows.
     """
 
-    denoiser: Callable[[Tensor], Denoiser]
+    denoiser: Callable[..., Denoiser]  # (rows, perturbed=None)
     rows: Tensor
     schedule: NoiseSchedule
     guide: Any = None
@@ -119,7 +120,9 @@ class Guidance:
 
 def free(conditions: Conditions, sampling: SamplingConfig) -> Denoiser:
     """``classifier_free`` from the unconditional prediction by cfg_scale. Scale 1, or rows that ask for
-    nothing, cost a single pass."""
+    nothing, cost a single pass. If ``sampling.perturb``, the unconditional prediction has perturbed
+    self-attention, too, and draws no whole shapes: so guidance leads away from broken ones (Ahn et al.
+    2024, arXiv:2403.17377, who perturb a third prediction)."""
     rows, scale = conditions.rows, sampling.cfg_scale
     assert scale is not None  # resolved
     if scale == 1 or not rows.any():
@@ -127,7 +130,10 @@ def free(conditions: Conditions, sampling: SamplingConfig) -> Denoiser:
     base = torch.zeros_like(rows)
     if scale == 0:
         return conditions.denoiser(base)
-    return classifier_free(conditions.denoiser(torch.cat([base, rows])), scale)
+    perturbed = None
+    if sampling.perturb:
+        perturbed = torch.arange(2 * len(rows), device=rows.device) < len(rows)  # the base rows
+    return classifier_free(conditions.denoiser(torch.cat([base, rows]), perturbed), scale)
 
 
 def steered(denoiser: Denoiser, conditions: Conditions, sampling: SamplingConfig) -> Denoiser:

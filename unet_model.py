@@ -102,7 +102,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """x + multi-head attention of the image positions to ``context`` tokens, or to each other."""
+    """x + multi-head attention of the image positions to ``context`` tokens, or to each other. In the
+    samples that are ``perturbed`` (B,), each position attends to itself alone."""
 
     def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
         super().__init__()
@@ -112,7 +113,9 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(context_dim or channels, 2 * channels)
         self.out = zero_init(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, perturbed: Tensor | None = None
+    ) -> Tensor:
         height = x.shape[2]
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         source = tokens if context is None else context  # (B, N, C)
@@ -121,6 +124,8 @@ class Attention(nn.Module):
             self.key_value(source), "b n (two k d) -> two b k n d", two=2, k=self.num_heads
         )
         h = attend(query, key, value)  # (B, heads, HW, C / heads)
+        if perturbed is not None:
+            h = torch.where(perturbed[:, None, None, None], value, h)
         h = self.out(rearrange(h, "b k n d -> b n (k d)"))
         return x + rearrange(h, "b (h w) c -> b c h w", h=height)
 
@@ -136,10 +141,12 @@ class Block(nn.Module):
         self.self_attention = Attention(channels, num_heads) if self_attention else None
         self.cross_attention = Attention(channels, num_heads, context_dim) if context_dim else None
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor, context: Tensor | None, perturbed: Tensor | None = None
+    ) -> Tensor:
         x = self.residual(x, embedding)
         if self.self_attention is not None:
-            x = self.self_attention(x)
+            x = self.self_attention(x, perturbed=perturbed)
         if self.cross_attention is not None:
             x = self.cross_attention(x, context)
         return x
@@ -222,6 +229,7 @@ class ConditionalUNet(nn.Module):
                 raise ValueError(f"{num_heads} attention heads do not divide {channels[level]} channels")
         self.patch_size = patch_size
         self.stride = patch_size * 2 ** (levels - 1)
+        self.perturbed_level = min(self_attention_levels, default=-1)  # -1: the bottleneck
         context_dim = max(channels[0], 128)
         embedding_dim = 4 * context_dim
         tokens = context_dim if bottleneck_attention or cross_attention_levels else 0
@@ -266,6 +274,7 @@ class ConditionalUNet(nn.Module):
         attributes: Tensor,
         latent: Tensor | None = None,
         latent_keep: Tensor | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Prediction at x_t, in the shape of x.
 
@@ -275,6 +284,8 @@ class ConditionalUNet(nn.Module):
             attributes: (B, A) in [-1, 1]; 0 is unspecified.
             latent: (B, latent_dim), or None if no sample of the batch has one.
             latent_keep: (B,); 1 uses a sample's latent, 0 ignores it; all 1 by default.
+            perturbed: bool (B,); where true, the self-attention of the finest level that has it lets
+                each position see itself alone. None: nowhere.
 
         Raises:
             ValueError: if H or W is not divisible.
@@ -290,19 +301,24 @@ class ConditionalUNet(nn.Module):
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         if self.maps is not None:
             x = x + self.maps(attributes, x.shape[2:])
+
+        def at(level: int) -> Tensor | None:
+            return perturbed if level == self.perturbed_level else None
+
         skips = []
         for level, blocks in enumerate(self.down):
             for block in blocks:
-                x = self._run(block, x, embedding, context)
+                x = self._run(block, x, embedding, context, at(level))
                 skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)  # (B, C_l, H / 2, W / 2)
         for block in self.middle:
-            x = self._run(block, x, embedding, context)
-        for level, blocks in enumerate(self.up):
+            x = self._run(block, x, embedding, context, at(-1))
+        for i, blocks in enumerate(self.up):
+            level = len(self.up) - 1 - i
             for block in blocks:
-                x = self._run(block, torch.cat([x, skips.pop()], dim=1), embedding, context)
-            if level < len(self.upsample):
-                x = self.upsample[level](x)  # (B, C_l, 2 H, 2 W)
+                x = self._run(block, torch.cat([x, skips.pop()], dim=1), embedding, context, at(level))
+            if i < len(self.upsample):
+                x = self.upsample[i](x)  # (B, C_l, 2 H, 2 W)
         x = self.conv_out(self.norm_out(x))
         return F.pixel_shuffle(x, self.patch_size)  # (B, C, H, W)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -200,15 +201,17 @@ def test_sampling_under_classifier_guidance_ends_in_the_class(schedule):
 
 
 def conditions(schedule, guide=None) -> Conditions:
-    """A network that answers rows of zeros differently, and a guide of its first attribute."""
+    """A network that answers rows of zeros differently, and a guide of its first attribute. Where it is
+    perturbed, its answer is twice as large."""
     pair = PairDenoiser(schedule)
 
-    def denoiser(rows: Tensor):
+    def denoiser(rows: Tensor, perturbed: Tensor | None = None):
         def denoise(x_t: Tensor, t: int):
             halves = [
                 pair.branch(x, t, bool(row.any())) for x, row in zip(x_t.split(1), rows, strict=True)
             ]
-            return tuple(map(torch.cat, zip(*halves, strict=True)))
+            factor = 1 if perturbed is None else (1 + perturbed.to(x_t)).view(-1, 1, 1, 1)
+            return tuple(factor * torch.cat(half) for half in zip(*halves, strict=True))
 
         return denoise
 
@@ -228,7 +231,7 @@ def test_each_kind_of_guidance_is_what_its_name_says(schedule, t=400):
     def log_prob(x, t):
         return TwoGaussians(schedule).log_prob(x, t)
 
-    sampling = SamplingConfig(cfg_scale=2.0, guide_scale=1.5)
+    sampling = SamplingConfig(cfg_scale=2.0, guide_scale=1.5, perturb=False)
     amplified = lambda x, t: tuple(  # noqa: E731
         b + 2 * (c - b) for b, c in zip(base(x, t), conditional(x, t), strict=True)
     )
@@ -242,6 +245,21 @@ def test_each_kind_of_guidance_is_what_its_name_says(schedule, t=400):
         torch.testing.assert_close(guided(x_t, t), expected[name](x_t, t))
     with pytest.raises(ValueError, match=r"guide_scale 1\.5 needs a guide"):
         GUIDANCE["both"].wrap(conditions(schedule), sampling)
+
+
+def test_only_the_unconditional_prediction_is_perturbed(schedule, t=400):
+    """In guidance. At scales 0 and 1, and where nothing is asked for, nothing is."""
+    x_t, pair, both_rows = noise(1, 3, 2, 2), PairDenoiser(schedule), conditions(schedule)
+    (base, _), (conditional, _) = (pair.branch(x_t, t, c) for c in (False, True))
+    nothing = replace(both_rows, rows=torch.zeros(1, 2))
+    for given, scale, expected in (
+        (both_rows, 1.5, 2 * base + 1.5 * (conditional - 2 * base)),
+        (both_rows, 1.0, conditional),
+        (both_rows, 0.0, base),
+        (nothing, 1.5, base),
+    ):
+        sampling = SamplingConfig(cfg_scale=scale)
+        torch.testing.assert_close(GUIDANCE["free"].wrap(given, sampling)(x_t, t)[0], expected)
 
 
 class MeanGuide:

@@ -6,7 +6,7 @@ from helpers import draw_zeros
 
 import unet_model
 from layers import sinusoidal_embedding
-from unet_model import Attention, AttributeMaps, ConditionalUNet, attend
+from unet_model import Attention, AttributeMaps, ConditionalUNet, ConditionEmbedding, attend
 
 
 def make_unet(**changes) -> ConditionalUNet:
@@ -38,6 +38,41 @@ def inputs(batch: int = 2, height: int = 16, width: int = 16):
 def test_output_has_the_input_s_shape(patch_size, size):
     x, t, attributes, latent = inputs(2, *size)
     assert make_unet(patch_size=patch_size)(x, t, attributes, latent).shape == x.shape
+
+
+def test_in_a_perturbed_sample_each_position_sees_itself_alone():
+    """So it is as in a picture of one position, and the other samples are as without."""
+    attention = Attention(8, 2)
+    attention.norm = torch.nn.Identity()
+    draw_zeros(attention, std=0.5)
+    x, perturbed = (
+        torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([True, False]),
+    )
+    y = attention(x, perturbed=perturbed)
+    alone = attention(x[:1].permute(0, 2, 3, 1).reshape(9, 8, 1, 1))
+    torch.testing.assert_close(y[0], alone.view(3, 3, 8).permute(2, 0, 1))
+    torch.testing.assert_close(y[1], attention(x)[1])
+    assert (y[0] - attention(x)[0]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("levels", "places"), [((0, 1), [0, 0]), ((1,), [1, 1]), ((), [-1])])
+def test_the_finest_self_attention_is_perturbed(levels, places):
+    """Down and up, or else that of the bottleneck; the other samples of the batch stay."""
+    unet = make_unet(self_attention_levels=levels).eval()
+    seen = []
+    for place, blocks in [*enumerate(unet.down), (-1, unet.middle), *zip((1, 0), unet.up, strict=True)]:
+        for block in blocks:
+            if block.self_attention is not None:
+                note = lambda _, __, options, place=place: seen.append((place, options["perturbed"]))  # noqa: E731
+                block.self_attention.register_forward_pre_hook(note, with_kwargs=True)
+    x, t, attributes, latent = inputs()
+    perturbed = torch.tensor([True, False])
+    y = unet(x, t, attributes, latent, perturbed=perturbed)
+    assert [place for place, given in seen if given is not None] == places
+    plain = unet(x, t, attributes, latent)
+    torch.testing.assert_close(y[1], plain[1])
+    assert (y[0] - plain[0]).abs().max() > 1e-4
 
 
 def test_attribute_maps_add_up_at_any_size():
@@ -208,3 +243,26 @@ def test_without_any_attention_attributes_still_reach_the_picture():
     assert (first - second).abs().max() > 1e-3
     first.square().sum().backward()
     assert all(parameter.grad is not None for parameter in unet.parameters())
+
+
+def test_tokens_are_affine_in_the_attributes():
+    condition = ConditionEmbedding(2, 0, 8, 16)
+    condition.norm = torch.nn.Identity()
+    ends = torch.tensor([[-1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])
+    low, high, middle = condition(torch.zeros(3), ends, None, None)[1]
+    torch.testing.assert_close(middle, (low + high) / 2)
+    part = condition(torch.zeros(1), torch.lerp(ends[:1], ends[1:2], 0.3), None, None)[1][0]
+    torch.testing.assert_close(part, torch.lerp(low, high, 0.3))
+
+
+def test_recomputed_blocks_drop_the_same():
+    """Gradients with and without checkpointing agree under dropout, too."""
+    unet, (x, t, attributes, latent) = make_unet(dropout=0.5).train(), inputs()
+    gradients = []
+    for unet.gradient_checkpointing in (False, True):
+        torch.manual_seed(3)
+        unet.zero_grad()
+        unet(x, t, attributes, latent).square().sum().backward()
+        gradients.append([p.grad.clone() for p in unet.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
