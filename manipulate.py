@@ -155,7 +155,8 @@ def settings_in(path: str) -> dict[str, Any]:
         raise ValueError(f"{path} sets {name[:100]!r}, which is no flag of one picture: try the page")
     ours = {*MASKS, *(file.stem for file in PRETRAINED.glob("*.safetensors"))}
     named = {flag: note.files.get(flag, ("", ""))[0] for flag in ("checkpoint", "guide", "mask")}
-    return note.settings | {flag: name for flag, name in named.items() if name in ours}
+    before = {"perturb": False}  # of pictures from before there was a choice
+    return before | note.settings | {flag: name for flag, name in named.items() if name in ours}
 
 
 # -------------------------------------------------------------------- photographs
