@@ -166,6 +166,7 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
         if is_main:
             bar.write(run.first_line())
         begun, saved = time.perf_counter() - run.seconds, time.perf_counter()
+        save_seconds = 0.0  # that the latest save took
         while run.progress < 1 and not stop:  # of --epochs, --max_steps or --max_minutes
             started = time.perf_counter()
             metrics = training_step(run, batches)
@@ -197,10 +198,12 @@ def fit(run: TrainingRun, files: CheckpointFiles) -> None:
                     if run.epoch % config.save_interval == 0:
                         run.save(files.folder / f"{files.prefix}epoch_{run.epoch:04d}.pth")
                     # Set before saving: from it, a resumed run knows whether the run had ended.
-                    run.finish_seconds = max(run.finish_seconds, time.perf_counter() - started)
+                    finished = time.perf_counter()
+                    run.finish_seconds = max(run.finish_seconds, finished - started + save_seconds)
                     run.save(files.last)
+                    save_seconds = time.perf_counter() - finished
                 saved = time.perf_counter()
-                run.finish_seconds = run.of_first_process(max(run.finish_seconds, saved - started))
+                run.finish_seconds = run.of_first_process(run.finish_seconds)
             elif is_main and time.perf_counter() - saved > SAVE_SECONDS:
                 run.save(files.last)
                 saved = time.perf_counter()
