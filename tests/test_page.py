@@ -925,7 +925,7 @@ def test_a_part_is_painted_and_steps_are_undone_and_brought_back(visit, photo, t
     stroke()
     fewer = "most => parseInt(document.querySelector('#region_line').innerText) < parseInt(most)"
     wait_until(opened, fewer, painted)
-    opened.wait_for_timeout(5000)  # else the end of this stroke comes after the mask that is loaded
+    opened.wait_for_timeout(20_000)  # else the end of this stroke comes after the mask that is loaded
     load_mask(opened, tmp_path / "mask.png")
     assert says(opened, "#region_line", painted)
 
