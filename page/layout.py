@@ -12,6 +12,7 @@ from page.edit_tab import EditTab
 from page.generate_tab import GenerateTab
 from page.interpolate_tab import ENDS, InterpolateTab
 from page.parts import COMPUTES, QUICK
+from page.region import AFTER_A_STROKE
 from page.visitors import Visitors
 from page.worker import Worker
 
@@ -60,6 +61,7 @@ class Page:
             secrets = [gr.Textbox(visible=False), gr.Textbox(visible=False)]
             outputs = [*self.edit.outputs, *mix.ends]
             self.blocks.load(self.arrive, secrets, outputs, js=SECRETS, **QUICK)
+            self.blocks.load(js=AFTER_A_STROKE)
             self.blocks.unload(visitors.leave)
             # A generated face goes to another tab, which opens.
             edits = generate.to_edit.click(self.edit.take_face, None, self.edit.outputs, **COMPUTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,13 +15,22 @@ from config import MASKS
 from figures.grids import save_image
 from image_data.photograph import from_levels
 from image_data.picture import read_picture
-from page.parts import COMPUTES, RECEIVES, one_line_errors, status_line
+from page.parts import COMPUTES, QUICK, RECEIVES, one_line_errors, status_line
 from page.visitors import Visitor, Visitors
 from page.worker import Worker
 
 CANVAS = 384  # side of what is painted on, in pixels; by eye: a column of the page
 PAINT = COLOUR, OPACITY = "#56b4e9", 0.6
 CHANGED, EVERYWHERE = "Where it changed", "Everywhere"
+# A stroke ended: click the button that sends the painting. The editor's own event would copy the whole
+# canvas with every change, and send copies that are older than what is shown.
+AFTER_A_STROKE = """() => {
+  let inside = false;
+  addEventListener('pointerdown', event => inside = Boolean(event.target.closest?.('#painting')), true);
+  addEventListener('pointerup', () => {
+    if (inside) setTimeout(() => document.querySelector('#painted').click(), 200);
+  }, true);
+}"""
 
 
 class Region:
@@ -43,9 +53,13 @@ class Region:
                 self.load = gr.UploadButton("Load a mask", elem_id="load_mask", file_types=["image"])
                 self.save = gr.DownloadButton("Save it", elem_id="save_mask")
             self.line = gr.HTML(status_line("All of the frame may change."), elem_id="region_line")
-        self.outputs = [self.editor, self.image, self.save, self.line]
+            # Which region the browser shows, so that a painting that was made over another one is known.
+            self.shown = gr.Textbox(visible="hidden")
+            self.painted = gr.Button(visible="hidden", elem_id="painted")
+        self.outputs = [self.editor, self.shown, self.image, self.save, self.line]
         paints = RECEIVES | {"trigger_mode": "always_last"}
-        self.editor.input(self.paint, [self.editor], self.outputs[1:], **paints)
+        self.painted.click(self.paint, [self.editor, self.shown], self.outputs, **paints)
+        self.editor.clear(self.empty, None, self.outputs, **QUICK)
         for button in self.choices:
             button.click(self.choose, [button], self.outputs, **COMPUTES)
         self.load.upload(self.take, [self.load], self.outputs, **RECEIVES)
@@ -53,24 +67,38 @@ class Region:
     # ---------------------------------------------------------------- handlers
 
     @one_line_errors()
-    def paint(self, request: gr.Request, painting: Any) -> dict:
-        """The region as it was painted and erased."""
-        visitor = self.visitors.of(request)
-        layers = painting.get("layers") if isinstance(painting, dict) else None
-        if not isinstance(layers, list) or not layers or visitor.source is None:
+    def paint(self, request: gr.Request, painting: Any, shown: Any) -> dict:
+        """The region as it was painted and erased. What was painted over another one comes too late."""
+        visitor, layer = self.visitors.of(request), None
+        if visitor.source and shown == name_of_region(visitor) and isinstance(painting, dict):
+            layers = painting.get("layers")
+            layer = layers[-1] if isinstance(layers, list) and layers else None
+        if layer is None:
             return {self.line: gr.update()}
-        side = self.worker.model.config.image_size
-        path = self.visitors.received(visitor, layers[-1])
+        path = self.visitors.received(visitor, layer)
         try:
-            alpha = read_picture(path).alpha
+            levels = self.levels_of(path)
         finally:
             shutil.rmtree(path.parent)
-        if alpha is None:
-            raise ValueError("that painting is no layer of the page: paint once more")
-        levels = np.asarray(alpha.resize((side, side), Image.Resampling.BOX)) / OPACITY
-        shows = self.set(visitor, from_levels(levels.clip(0, 255)))
+        before = visitor.mask and self.levels_of(layer_of(visitor.mask))
+        if before is not None and np.abs(levels - before).max() < 2:
+            return {self.line: gr.update()}  # nothing was painted, and the mask is finer than its layer
+        shows = self.set(visitor, from_levels(levels))
         del shows[self.editor]  # the browser has it, and may have painted on
         return shows
+
+    def levels_of(self, layer: Path) -> np.ndarray:
+        """What a layer of the painting (RGBA) says of the frame (S, S), from 0 to 255."""
+        side, alpha = self.worker.model.config.image_size, read_picture(layer).alpha
+        if alpha is None:
+            raise ValueError("that painting is no layer of the page: paint once more")
+        return (np.asarray(alpha.resize((side, side), Image.Resampling.BOX)) / OPACITY).clip(0, 255)
+
+    @one_line_errors()
+    def empty(self, request: gr.Request) -> dict:
+        """The canvas was cleared: all may change."""
+        visitor = self.visitors.of(request)
+        return self.set(visitor, None) if visitor.source else {self.line: gr.update()}
 
     @one_line_errors()
     def choose(self, request: gr.Request, name: str) -> dict:
@@ -114,9 +142,19 @@ class Region:
             paint = Image.new("RGBA", (CANVAS, CANVAS), COLOUR)
             alpha = Image.fromarray((levels * OPACITY).astype(np.uint8))
             paint.putalpha(alpha.resize(paint.size, Image.Resampling.BILINEAR))
-            layer = visitor.mask.with_suffix(".layer.png")
-            paint.save(layer)
-            value["layers"] = [str(layer)]
+            paint.save(layer_of(visitor.mask))
+            value["layers"] = [str(layer_of(visitor.mask))]
             text = f"{levels.mean() / 255:.0%} of the frame may change. Press Edit."
         shows: dict[Any, Any] = dict.fromkeys((self.image, self.save), visitor.mask)
-        return shows | {self.editor: value, self.line: status_line(text)}
+        name = name_of_region(visitor)
+        return shows | {self.editor: value, self.shown: name, self.line: status_line(text)}
+
+
+def name_of_region(visitor: Visitor) -> str:
+    """The visitor's frame and mask in a word."""
+    return f"{visitor.picture().frame.parent.name} {visitor.mask.name if visitor.mask else ''}"
+
+
+def layer_of(mask: Path) -> Path:
+    """The file of a mask as it lies on the canvas."""
+    return mask.with_suffix(".layer.png")
