@@ -50,6 +50,14 @@ def test_what_a_first_stage_loses_of_photographs_comes_back(make_model):
     assert torch.equal(frames[[0, -1]], sources)
 
 
+def test_from_a_photograph_to_itself_every_frame_is_that_photograph(make_model):
+    """So what inversion loses in two steps comes back between the ends, too."""
+    source = torch.randint(256, (1, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
+    sources = source.repeat(2, 1, 1, 1)
+    frames = Editor(make_model(image_size=32)).interpolate(sources, 4, 2, torch.ones(2, 3))
+    assert (frames.int() - source.int()).abs().max() <= 1
+
+
 def test_an_edit_is_watched_on_its_way(make_model):
     """After a third and two thirds of its steps, as a picture like the finished one: outside a mask it
     is the photograph. Watching changes nothing."""

@@ -487,6 +487,22 @@ def test_the_first_pictures_of_celeba_with_all_its_rows(tmp_path):
     refused(lambda: find_dataset(root), "1 pictures without a row (900001.jpg)")
 
 
+def test_pictures_keep_their_own_rows_where_another_is_gone(tmp_path):
+    root = celeba(tmp_path)
+    path = root / "list_attr_celeba.txt"
+    head, names, *rows = path.read_text().splitlines()
+    first = rows[1].replace(" 1", " -1").split()
+    rows[1] = " ".join([first[0], "1", *first[2:]])  # only the second has the first attribute
+    rows[2:] = [" ".join([row.split()[0], "-1", *row.split()[2:]]) for row in rows[2:]]
+    path.write_text("\n".join([head, names, *rows]))
+    (root / "img_align_celeba" / "000001.jpg").unlink()
+    found = find_dataset(root)
+    has = [
+        picture.name for picture, row in zip(found.pictures, found.attributes, strict=True) if row[0] > 0
+    ]
+    assert has == ["000002.jpg"] and "1 rows without a picture" in str(found)
+
+
 # -------------------------------------------------------------------- names
 
 
