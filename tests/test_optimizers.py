@@ -62,6 +62,25 @@ def test_matrices_move_as_far_as_others_would_by_adamw():
     torch.testing.assert_close(model[1].bias, plain[1].bias)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has it since 2.9")
+def test_matrices_move_as_by_the_muon_of_torch():
+    """Over several gradients, so its momentum counts. Each rounds to bfloat16 in its own places."""
+    ours, theirs = (nn.Linear(48, 64, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    start = ours.weight.detach().clone()
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    by_us = Muon(ours.parameters(), [ours], bf16=True, **options)
+    by_torch = torch.optim.Muon(theirs.parameters(), adjust_lr_fn="match_rms_adamw", **options)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        ours.weight.grad = torch.randn(64, 48, generator=generator)
+        theirs.weight.grad = ours.weight.grad.clone()
+        by_us.step()
+        by_torch.step()
+    moved = (theirs.weight - start).norm().item()
+    assert (ours.weight - theirs.weight).norm().item() < 0.05 * moved
+
+
 def test_it_resumes_to_the_same_bits():
     one, two = layers(), layers()
     optimizer = muon(one)
