@@ -171,6 +171,9 @@ def add_flag(add: Callable[..., Any], name: str, behind: list[Setting]) -> None:
         return
     add(f"--{name}", required=facts.required, default=argparse.SUPPRESS, **options)
     options["help"] = argparse.SUPPRESS
+    if hint is bool and not setting.default:  # so that a config's true can be overridden
+        off = {"action": "store_false", "help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        add(f"--no-{name}", dest=name, **off)
     for setting in behind:
         if setting.facts.old:  # it fills this field only
             dest = setting.facts.old if len(behind) > 1 else name

@@ -105,6 +105,15 @@ def test_ema_follows_its_formula(make_model):
     assert not any(p.requires_grad for p in ema.model.parameters())
 
 
+def test_of_a_run_s_last_file_the_averaged_weights_are_loaded(make_model, tmp_path):
+    model, averaged = make_model(), make_model()
+    with torch.no_grad():
+        averaged.unet.stem.weight.add_(1.0)
+    save_model(model, tmp_path / "last.pth", ema=averaged.state_dict())
+    loaded = load_model(tmp_path / "last.pth")
+    assert torch.equal(loaded.unet.stem.weight, averaged.unet.stem.weight)
+
+
 @pytest.mark.parametrize("suffix", (".pth", ".safetensors"))
 def test_the_hash_is_that_of_what_was_loaded(make_model, tmp_path, monkeypatch, suffix):
     """Another file takes the place of the first while that is read."""

@@ -255,6 +255,12 @@ def test_the_words_of_yaml_for_yes_no_and_nothing(tmp_path, line, name, value):
     assert getattr(parsed(TrainConfig, "--config", str(tmp_path / "some.yaml")), name) == value
 
 
+def test_what_a_config_switches_on_the_command_line_switches_off(tmp_path):
+    (tmp_path / "some.yaml").write_text("compile: true\nshared_film: true")
+    config = parsed(TrainConfig, "--config", str(tmp_path / "some.yaml"), "--no-compile")
+    assert not config.compile and config.model.shared_film
+
+
 @pytest.mark.parametrize("word", ["no", "true"])
 def test_a_word_of_yaml_is_no_path(tmp_path, capsys, word):
     path = tmp_path / "some.yaml"
