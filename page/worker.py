@@ -57,13 +57,14 @@ class Worker:
         thread: that of another worker on the same cores; by default a new one.
 
     Attributes:
+        name: of the model: its file, and " of --beside" where both files are called so.
         judged_names: the attributes that the independent reader knows; empty where there is none.
     """
 
     def __init__(
         self, files: ModelFiles, judge: str | None = None, thread: ThreadPoolExecutor | None = None
     ):
-        self.files = files
+        self.files, self.name = files, Path(files.checkpoint).name
         self.latest: tuple[bytes, int] = b"", 0  # the square of the last edit, and its seed
         self.sources: dict[EditConfig, NoisySource] = {}
         self.thread = thread or ThreadPoolExecutor(1)
@@ -84,11 +85,6 @@ class Worker:
             self.independent = load_reader(judge, config.attribute_names, config.crop, device)
             self.judged_names = config.attribute_names
 
-    @property
-    def name(self) -> str:
-        """Of the model, without its folder."""
-        return Path(self.files.checkpoint).name
-
     def another(self, checkpoint: str) -> Worker:
         """A worker of another model of the same attributes. Its guide is the usual one.
 
@@ -96,6 +92,8 @@ class Worker:
             ValueError: for a model of other attributes.
         """
         worker = Worker(replace(self.files, checkpoint=checkpoint, guide=None), thread=self.thread)
+        if worker.name == self.name:
+            worker.name += " of --beside"
         own, others = (set(each.model.config.attribute_names) for each in (self, worker))
         if own != others:
             different = ", ".join(sorted(own ^ others)[:3])

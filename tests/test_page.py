@@ -427,6 +427,7 @@ def test_two_models_are_seen_side_by_side(tab, ask_for, worker, tmp_path, class_
     session, anna = asking("anna"), tab.visitors.of(asking("anna"))
     with pytest.raises(ValueError, match="give --beside a model of the same"):
         worker.another(str(class_checkpoint))
+    assert worker.another("drawn64").name == "drawn64 of --beside", "files of one name are told apart"
     tab.beside = worker.another("celeba128")
     page = Page(worker, Visitors(tmp_path / "page"), tab.beside)
     assert page.edit.by_other.value == "The same by celeba128"
