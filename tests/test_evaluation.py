@@ -81,6 +81,15 @@ def precision_recall_density_coverage(real: torch.Tensor, fake: torch.Tensor) ->
     return {name: float(values.mean()) for name, values in neighbourhoods(real, fake).items()}
 
 
+def test_neighbourhoods_by_hand():
+    """Three points of each set on a line. With k = 1 the balls of 0, 1, 3 reach 1, 1, 2, and those of
+    0.5, 10, 10.5 reach 9.5, 0.5, 0.5."""
+    real, fake = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [10.0], [10.5]])
+    result = {name: values.tolist() for name, values in neighbourhoods(real, fake, k=1).items()}
+    assert result["precision"] == [1, 0, 0] and result["density"] == [2, 0, 0]
+    assert result["recall"] == [1, 1, 1] and result["coverage"] == [1, 1, 0]
+
+
 def test_neighbourhoods_tell_quality_from_variety():
     real = normal(400, 8)
     same = precision_recall_density_coverage(real, normal(400, 8, seed=1))
