@@ -297,6 +297,21 @@ def test_a_classifier_learns_in_few_steps(epochs):
     fit_classifier(model, lambda rows: torch.ones(len(rows), 2), rows, epochs, **options)
 
 
+def test_a_rare_attribute_weighs_as_its_absence():
+    """Where pictures say nothing, the best logit is 0, however rare the attribute is."""
+    rows, model = -torch.ones(64, 1), torch.nn.Linear(2, 1)
+    rows[:6] = 1
+    options = {
+        "batch_size": 64,
+        "lr": 0.1,
+        "weight_decay": 0.0,
+        "generator": torch.Generator(),
+        "label": "",
+    }
+    fit_classifier(model, lambda rows: torch.ones(len(rows), 2), rows, 200, **options)
+    assert abs(float(model(torch.ones(1, 2)))) < 0.1
+
+
 def test_a_small_reference_split_is_named(checkpoint, faces, tmp_path, capsys, monkeypatch):
     assert SampleEvaluation.fewest == 6  # five neighbours, and the image itself
     monkeypatch.setattr(SampleEvaluation, "fewest", 7)
