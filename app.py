@@ -86,7 +86,7 @@ def serve(config: AppConfig) -> None:
 
         from page.layout import Page
         from page.parts import CSS, THEME
-        from page.visitors import Visitors
+        from page.visitors import MOST_VISITORS, Visitors
 
         visitors = Visitors(folder)
         page = Page(worker, visitors, beside).blocks
@@ -96,6 +96,7 @@ def serve(config: AppConfig) -> None:
             root_path=root,
             share=config.share,
             max_file_size=round(config.max_upload * 1e6),
+            state_session_capacity=MOST_VISITORS,  # gradio keeps half a megabyte for each
             theme=THEME,
             css=CSS,
             footer_links=[],

@@ -9,10 +9,10 @@ that --help is instant.
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 import reprlib
+import sys
 import types
 import typing
 import unicodedata
@@ -101,7 +101,7 @@ def share(default: Any, help: str = "", **facts: Any) -> Any:
 
 def weight(default: Any, help: str = "", **facts: Any) -> Any:
     """A number of 0 or more."""
-    return flag(default, help, low=0, **facts)
+    return flag(default, help, low=0, high=10**6, **facts)
 
 
 def composed(value: Any) -> Any:
@@ -165,7 +165,7 @@ def fits(value: Any, hint: Any, limits: Flag) -> bool:
         return False
     if kind not in (int, float):
         return True
-    inside = -math.inf < value < math.inf  # isfinite takes no large whole numbers
+    inside = abs(value) < sys.float_info.max  # isfinite takes no large whole numbers
     inside &= limits.low is None or value >= limits.low
     inside &= limits.above is None or value > limits.above
     return inside and (limits.high is None or value <= limits.high)

@@ -43,6 +43,7 @@ if not sys.stderr.isatty():  # progress bars write a line into a log about every
     os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 
+MOST_YAML = 20_000  # bytes of a file of flags; the reader takes much longer for longer ones
 CONFIG_HELP = "YAML of flags; a later file overrides an earlier one, the command line all"
 # YAML's words, in any case. Python's word for nothing is one of them, where it is not a choice.
 YES, NO, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("", "none", "null", "~")
@@ -58,6 +59,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(**options)
         self._negative_number_matcher = re.compile(r"-\.?\d|-[^-].*=")
+
+    def print_help(self, file: Any = None) -> None:
+        if self.raises:
+            raise ValueError("-h is no value")
+        super().print_help(file)
 
     def error(self, message: str) -> typing.NoReturn:
         if self.raises:
@@ -293,8 +299,11 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
     """
     import yaml
 
+    file = Path(os.path.expanduser(path))
+    if file.is_file() and file.stat().st_size > MOST_YAML:
+        raise ValueError(f"{path} has more than {MOST_YAML:,} bytes, and so is no file of flags")
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         values = yaml.load(text, yaml.BaseLoader) or {}  # this loader makes nothing but texts
         root = yaml.compose(text, yaml.BaseLoader)
     except OSError as error:
@@ -303,13 +312,15 @@ def plain_yaml(path: str) -> dict[str, str | list[str]]:
         raise ValueError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map flag names to values, and holds a {root.id}")
+    names = set()
+    for key, _ in root.value if values else ():
+        if key.value in names:
+            raise ValueError(f"{path} sets {key.value} twice, again in line {key.start_mark.line + 1}")
+        names.add(key.value)
     for name, value in values.items():
         parts = value if isinstance(value, list) else [value]
         if not all(isinstance(part, str) for part in parts):
             raise ValueError(f"{path} sets {name} to what is neither a value nor a list of values")
-        lines = [key.start_mark.line + 1 for key, _ in root.value if key.value == name]
-        if len(lines) > 1:
-            raise ValueError(f"{path} sets {name} twice, again in line {lines[1]}")
     return values
 
 

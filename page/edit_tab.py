@@ -227,7 +227,10 @@ class EditTab:
     def take(self, request: gr.Request, progress=BAR) -> dict:
         """The picture that was sent. One of ours, which says what made it, is made again of its
         photograph: the one that is here, or the next."""
-        visitor, path = self.visitors.of(request), str(self.visitors.of(request).upload)
+        visitor = self.visitors.of(request)
+        if visitor.upload is None:
+            raise ValueError("no picture arrived: drop one")
+        path = str(visitor.upload)
         photograph, note = path, visitor.note
         with suppress(ValueError):
             note = read_note(path)
@@ -329,13 +332,14 @@ class EditTab:
             strength, seed, *fields = values
             visitor = self.visitors.of(request)
             source, along = visitor.picture(), visitor.current.along if visitor.current else {}
+            mask = visitor.mask
             sliders, locks = fields[: len(self.fields.fields)], fields[len(self.fields.fields) :]
             settings = EditSettings(
                 attributes=self.fields.request(source.read, sliders, along),
                 pins=self.fields.pins(locks),
                 manipulation_strength=float(strength),
                 seed=parts.seed_of(seed),
-                mask=str(visitor.mask) if visitor.mask else None,
+                mask=str(mask) if mask else None,
             )
             bar = parts.progress_bar(visitor, progress)
             if not settings.attributes and not source.steps:

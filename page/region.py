@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from page.visitors import Visitor, Visitors
 from page.worker import Worker
 
 CANVAS = 384  # side of what is painted on, in pixels; by eye: a column of the page
+MOST_PAINTED = (4 * CANVAS) ** 2  # pixels of a layer: screens have up to 4 to a pixel of a page
 PAINT = COLOUR, OPACITY = "#56b4e9", 0.6
 CHANGED, EVERYWHERE = "Where it changed", "Everywhere"
 # A stroke ended: click the button that sends the painting. The editor's own event would copy the whole
@@ -38,6 +39,7 @@ class Region:
 
     def __init__(self, worker: Worker, visitors: Visitors, image: gr.Image):
         self.worker, self.visitors, self.image = worker, visitors, image
+        self.lock = threading.RLock()  # of the masks' files, and of the memory that a layer takes
         usual = [name.replace("_", " ").capitalize() for name in MASKS]
         self.usual = dict(zip(usual, MASKS, strict=True)) if studio.knows_faces(worker.model) else {}
         with gr.Accordion("Change only a part of it", open=False, elem_id="region"):
@@ -69,27 +71,23 @@ class Region:
     @one_line_errors()
     def paint(self, request: gr.Request, painting: Any, shown: Any) -> dict:
         """The region as it was painted and erased. What was painted over another one comes too late."""
-        visitor, layer = self.visitors.of(request), None
-        if visitor.source and shown == name_of_region(visitor) and isinstance(painting, dict):
-            layers = painting.get("layers")
-            layer = layers[-1] if isinstance(layers, list) and layers else None
-        if layer is None:
-            return {self.line: gr.update()}
-        path = self.visitors.received(visitor, layer)
-        try:
-            levels = self.levels_of(path)
-        finally:
-            shutil.rmtree(path.parent)
-        before = visitor.mask and self.levels_of(layer_of(visitor.mask))
-        if before is not None and np.abs(levels - before).max() < 2:
-            return {self.line: gr.update()}  # nothing was painted, and the mask is finer than its layer
-        shows = self.set(visitor, from_levels(levels))
+        visitor, nothing = self.visitors.of(request), {self.line: gr.update()}
+        layers = painting.get("layers") if isinstance(painting, dict) else None
+        if not isinstance(layers, list) or not layers or visitor.source is None:
+            return nothing
+        with self.lock:
+            if shown != name_of_region(visitor):
+                return nothing
+            levels, mask = self.levels_of(self.visitors.sent(layers[-1])), visitor.mask
+            if mask and np.abs(levels - self.levels_of(layer_of(mask))).max() < 2:
+                return nothing  # new: the mask stays, which is finer than its layer
+            shows = self.set(visitor, from_levels(levels))
         del shows[self.editor]  # the browser has it, and may have painted on
         return shows
 
     def levels_of(self, layer: Path) -> np.ndarray:
         """What a layer of the painting (RGBA) says of the frame (S, S), from 0 to 255."""
-        side, alpha = self.worker.model.config.image_size, read_picture(layer).alpha
+        side, alpha = self.worker.model.config.image_size, read_picture(layer, MOST_PAINTED).alpha
         if alpha is None:
             raise ValueError("that painting is no layer of the page: paint once more")
         return (np.asarray(alpha.resize((side, side), Image.Resampling.BOX)) / OPACITY).clip(0, 255)
@@ -98,7 +96,8 @@ class Region:
     def empty(self, request: gr.Request) -> dict:
         """The canvas was cleared: all may change."""
         visitor = self.visitors.of(request)
-        return self.set(visitor, None) if visitor.source else {self.line: gr.update()}
+        with self.lock:
+            return self.set(visitor, None) if visitor.source else {self.line: gr.update()}
 
     @one_line_errors()
     def choose(self, request: gr.Request, name: str) -> dict:
@@ -109,7 +108,8 @@ class Region:
             mask = studio.open_mask(self.worker.model, photograph, self.usual[name], source.search)
         elif name == CHANGED:
             mask = studio.mask_of_change(source.original, visitor.shown_edit().edited)
-        return self.set(visitor, mask)
+        with self.lock:
+            return self.set(visitor, mask)
 
     @one_line_errors()
     def take(self, request: gr.Request, upload: Any) -> dict:
@@ -117,19 +117,20 @@ class Region:
         visitor = self.visitors.of(request)
         photograph = self.worker.photograph(visitor.picture().settings)
         path = self.visitors.received(visitor, upload)
-        return self.set(visitor, studio.open_mask(self.worker.model, photograph, str(path)))
+        with self.lock:
+            return self.set(visitor, studio.open_mask(self.worker.model, photograph, str(path)))
 
     # ---------------------------------------------------------------- what is seen
 
     def set(self, visitor: Visitor, mask: np.ndarray | None) -> dict:
         """Keep a mask (S, S) in [0, 1] for the edits that follow. An empty one is none."""
-        visitor.mask = None
+        path = None
         if mask is not None and mask.any():
             levels = (255 * mask).round().astype(np.uint8)
             path = visitor.folder / f"mask_{studio.hash_of(levels)[:12]}.png"
             if not path.exists():
                 save_image(levels, path)
-            visitor.mask = path
+        visitor.keep_mask(path)
         return self.show(visitor)
 
     def show(self, visitor: Visitor) -> dict:
@@ -137,22 +138,24 @@ class Region:
         background = str(visitor.picture().frame.with_name("close.png"))
         value: dict[str, Any] = {"background": background, "layers": [], "composite": background}
         text = "All of the frame may change."
-        if visitor.mask:
-            levels = np.asarray(Image.open(visitor.mask))
-            paint = Image.new("RGBA", (CANVAS, CANVAS), COLOUR)
-            alpha = Image.fromarray((levels * OPACITY).astype(np.uint8))
-            paint.putalpha(alpha.resize(paint.size, Image.Resampling.BILINEAR))
-            paint.save(layer_of(visitor.mask))
-            value["layers"] = [str(layer_of(visitor.mask))]
-            text = f"{levels.mean() / 255:.0%} of the frame may change. Press Edit."
-        shows: dict[Any, Any] = dict.fromkeys((self.image, self.save), visitor.mask)
-        name = name_of_region(visitor)
+        with self.lock:
+            mask, name = visitor.mask, name_of_region(visitor)
+            if mask:
+                levels = np.asarray(Image.open(mask))
+                paint = Image.new("RGBA", (CANVAS, CANVAS), COLOUR)
+                alpha = Image.fromarray((levels * OPACITY).astype(np.uint8))
+                paint.putalpha(alpha.resize(paint.size, Image.Resampling.BILINEAR))
+                paint.save(layer_of(mask))
+                value["layers"] = [str(layer_of(mask))]
+                text = f"{levels.mean() / 255:.0%} of the frame may change. Press Edit."
+        shows: dict[Any, Any] = dict.fromkeys((self.image, self.save), mask)
         return shows | {self.editor: value, self.shown: name, self.line: status_line(text)}
 
 
 def name_of_region(visitor: Visitor) -> str:
     """The visitor's frame and mask in a word."""
-    return f"{visitor.picture().frame.parent.name} {visitor.mask.name if visitor.mask else ''}"
+    mask = visitor.mask
+    return f"{visitor.picture().frame.parent.name} {mask.name if mask else ''}"
 
 
 def layer_of(mask: Path) -> Path:

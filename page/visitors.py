@@ -14,6 +14,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from page.folder import lock_of, renew
 MOST_RESULTS = 24  # results kept for a visitor, by eye: three rows of the history
 MOST_SQUARES = 60  # results of the model, kept for a visitor so that they need not be made again; by eye
 MOST_FOLDERS = 100  # of pictures, kept for a visitor beside those that are needed; by eye
+MOST_MASKS = 40  # of regions, beside those that edits have; by eye
+FEWEST_FOLDERS, MOST_BYTES = 5, 2e8  # as many of a visitor whose files are larger than that
 MOST_VISITORS = 200  # at once; by eye: some 100 MB of files. Then the one who was idle longest must go
 IDLE_SECONDS = 6 * 3600.0  # after which an open page is forgotten: most of a working day
 RETURN_SECONDS = 60.0  # a visitor whose connection broke has this long to come back, by eye
@@ -148,7 +151,8 @@ class Visitor:
 
     def new_folder(self) -> Path:
         """Make a folder whose name nobody can guess. Delete old ones that the page no longer needs."""
-        unneeded = {*self.folders[:-MOST_FOLDERS]} - self.needed()
+        kept = MOST_FOLDERS if self.size() < MOST_BYTES else FEWEST_FOLDERS
+        unneeded = {*self.folders[:-kept]} - self.needed()
         for folder in unneeded:
             shutil.rmtree(folder, ignore_errors=True)
         folder = self.folder / uuid.uuid4().hex
@@ -156,14 +160,37 @@ class Visitor:
         self.folders = [*(each for each in self.folders if each not in unneeded), folder]
         return folder
 
+    def size(self) -> int:
+        """Bytes of all files."""
+        size = 0
+        for path in self.folder.rglob("*"):
+            with suppress(OSError):  # it has just gone
+                size += path.stat().st_size
+        return size
+
     def needed(self) -> set[Path]:
         """The folders of what the page shows or may show again."""
-        edits = {*self.edits, *(edit for _, edit in self.trail if edit)}
+        edits = self.all_edits()
         sources = {*(edit.source for edit in edits), *(source for source, _ in self.trail)}
         photographs = (Path(str(source.settings.source_image)) for source in sources)
         files = {*photographs, *(source.frame for source in sources), *self.faces, self.upload}
         files |= {self.chosen, *self.ends.values()}
         return {edit.folder for edit in edits} | {file.parent for file in files if file}
+
+    def all_edits(self) -> set[Edit]:
+        """What the page shows or may show again."""
+        return {*self.edits, *(edit for _, edit in self.trail if edit)}
+
+    def keep_mask(self, mask: Path | None) -> None:
+        """The next edit may act there. Old masks that no edit has go when there are too many."""
+        self.mask = mask
+        steps = [each.steps for each in self.all_edits()] + [source.steps for source, _ in self.trail]
+        kept = {str(mask), *(str(step.settings.mask) for step in chain.from_iterable(steps))}
+        masks = sorted(self.folder.glob(f"mask_{'?' * 12}.png"), key=lambda path: path.stat().st_mtime)
+        for path in masks[:-MOST_MASKS]:
+            if str(path) not in kept:
+                path.unlink()
+                path.with_suffix(".layer.png").unlink(missing_ok=True)
 
     def picture(self) -> Source:
         """The picture that they edit."""
@@ -265,9 +292,8 @@ class Visitors:
             if visitor and visitor.session == request.session_hash:
                 visitor.session, visitor.active = None, time.monotonic()
 
-    def received(self, visitor: Visitor, upload: Any) -> Path:
-        """The file that a visitor has sent, copied into their folder: the browser still shows the one
-        that arrived, which is swept up later.
+    def sent(self, upload: Any) -> Path:
+        """The file that a visitor has sent, where it arrived. It is swept up later.
 
         Raises:
             ValueError: for what was not sent here: paths and addresses are not followed.
@@ -275,7 +301,11 @@ class Visitors:
         path = Path(str(upload.get("path") or "") if isinstance(upload, dict) else "").resolve()
         if path.parent.parent != self.uploads or not path.is_file():  # uploads/HASH/NAME
             raise ValueError("that picture did not arrive: send it again")
-        return Path(shutil.copy(path, visitor.new_folder()))
+        return path
+
+    def received(self, visitor: Visitor, upload: Any) -> Path:
+        """The file that a visitor has ``sent``, copied into their folder, where it stays."""
+        return Path(shutil.copy(self.sent(upload), visitor.new_folder()))
 
     def sweep(self) -> None:
         """Delete visitors who have gone, and old uploads. What is in use is a copy."""
@@ -285,6 +315,9 @@ class Visitors:
                 limit = IDLE_SECONDS if visitor.session else RETURN_SECONDS
                 if time.monotonic() - visitor.active > limit:
                     self._remove(visitor)
+            # What still computed when its visitor was removed may have written since.
+            for folder in {*self.folder.glob("*")} - {visitor.folder for visitor in self.present}:
+                shutil.rmtree(folder, ignore_errors=True)
         for path in self.uploads.iterdir():
             with suppress(OSError):  # gradio may have moved it
                 old = time.time() - path.stat().st_mtime > SWEEP_SECONDS

@@ -227,6 +227,18 @@ def test_settings_are_saved_and_loaded(tmp_path):
             flags.read_yaml(EditSettings, path)
 
 
+def test_a_file_of_a_stranger_prints_no_help_and_is_not_long(tmp_path, capsys):
+    path = tmp_path / "moves.yaml"
+    for text, line in (
+        ("attributes: [Smiling=1, -h]", "-h is no value"),
+        ("seed: 1\n" + "#" * 30_000, "more than 20,000 bytes"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=line):
+            flags.read_yaml(EditSettings, path)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path, capsys):
     path = tmp_path / "some.yaml"
     path.write_text("lr: 0.5\nseed: 1\nlr: 0.7\n")

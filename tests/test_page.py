@@ -53,7 +53,7 @@ from page.fields import SELDOM
 from page.folder import lock_of
 from page.layout import Page
 from page.leaks import leak_meter
-from page.visitors import MOST_FOLDERS, MOST_RESULTS, Edit, Source, Visitors
+from page.visitors import MOST_FOLDERS, MOST_MASKS, MOST_RESULTS, Edit, Source, Visitors
 from page.worker import Worker, mask_in
 from synthetic_faces.dataset import draw_parameters, render
 
@@ -456,6 +456,7 @@ LIES = (
     {"attributes": ["Smilng=1"]}, {"seed": "x"}, {"seed": 10**400}, {"num_inference_steps": 10**9},
     {"manipulation_strength": [1]}, {"landmarks": "x"}, {"face": {}}, {"attributes": []},
     {"steps": [{"attributes": ["Smiling=1"]}] * 9}, {"hold": "Male"}, {"mask": "../../x.png"},
+    {"edit_margin": 1e308}, {"edit_guide_scale": 10**30}, {"landmarks": [10**400] * 10},
 )  # fmt: skip
 
 
@@ -495,6 +496,43 @@ def test_paintings_that_lie_change_nothing(tab, paint, tmp_path):
     for painting in (layer, {"layers": [5]}, {"layers": [{"path": "/etc/passwd"}]}):
         with pytest.raises(gr.Error, match=r"paint once more|did not arrive"):
             paint(painting)
+    Image.new("RGBA", (3000, 3000)).save(path)
+    with pytest.raises(gr.Error, match="3000 x 3000 pixels, more than 2,359,296"):
+        paint(layer)
+
+
+def test_many_paintings_leave_what_was_made_before(tab, paint, tmp_path):
+    anna, path = tab.visitors.of(asking("anna")), tmp_path / "hash" / "layer.png"
+    path.parent.mkdir()
+    folders, first = list(anna.folders), None
+    for number in range(MOST_MASKS + 3):
+        Image.new("RGBA", (384, 384), (0, 0, 0, 3 * number + 3)).save(path)
+        paint({"layers": [{"path": str(path)}]})
+        first = first or anna.mask
+        if number == 0:
+            anna.edits.append(Edit(anna.source, EditSettings(mask=str(first)), anna.new_folder()))
+    assert anna.folders[: len(folders)] == folders and len(anna.folders) == len(folders) + 1
+    kept = {*anna.folder.glob("mask_*.png")} - {*anna.folder.glob("*.layer.png")}
+    assert len(kept) == MOST_MASKS + 1 and {first, anna.mask} < kept, "an edit has the first"
+
+
+def test_a_visitor_s_pictures_take_so_much_room_only(tab, tmp_path, monkeypatch):
+    monkeypatch.setattr("page.visitors.MOST_BYTES", 10_000)
+    anna, path = tab.visitors.of(asking("anna")), tmp_path / "hash" / "large.png"
+    path.parent.mkdir()
+    path.write_bytes(bytes(4_000))
+    for _ in range(20):
+        tab.receive(asking("anna"), {"path": str(path)})
+    assert len(list(anna.folder.glob("*/large.png"))) <= 6 and anna.upload.exists()
+    assert anna.source.frame.exists()
+
+
+def test_what_was_written_for_one_who_has_gone_goes(tab):
+    anna = tab.visitors.of(asking("anna"))
+    tab.visitors._remove(anna)
+    anna.new_folder()
+    tab.visitors.sweep()
+    assert not anna.folder.exists()
 
 
 def test_a_painting_that_comes_late_leaves_the_mask_that_was_loaded(tab, paint, tmp_path):
