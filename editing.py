@@ -103,12 +103,36 @@ def where_changed(picture: Tensor, edited: Tensor, threshold: float) -> Tensor:
     return smooth(mask, 2 * reach + 1, padding=reach)
 
 
-def localised(picture: Tensor, edited: Tensor, threshold: float, region: Tensor | None = None) -> Tensor:
+def structure_kept(picture: Tensor, edited: Tensor) -> Tensor:
+    """How much of the picture's shapes an edit of it (B, 3, H, W) has kept, (B, 1, H, W) in [0, 1]: SSIM
+    without its luminance (Wang et al. 2004, equations 9 and 10 as one), of their means over channels, in
+    windows of 9 pixels at side 128. Where both are flat it is 1."""
+    reach, shown = 2 * reach_of(picture.shape[3]), (picture.mean(1, True), edited.mean(1, True))
+    smooth = partial(
+        F.avg_pool2d, kernel_size=2 * reach + 1, stride=1, padding=reach, count_include_pad=False
+    )
+    a, b = (each - smooth(each) for each in shown)
+    flat = (0.03 * 2) ** 2  # as there: of a range of 2
+    return ((2 * smooth(a * b) + flat) / (smooth(a * a) + smooth(b * b) + flat)).clamp(0, 1)
+
+
+def localised(
+    picture: Tensor,
+    edited: Tensor,
+    threshold: float,
+    region: Tensor | None = None,
+    lost: Tensor | None = None,
+) -> Tensor:
     """``edited`` (B, 3, H, W) ``where_changed``, and ``picture`` elsewhere, where changes are drift; at
-    a threshold of 0 ``edited`` everywhere. A ``region`` (H, W) in [0, 1] confines both."""
+    a threshold of 0 ``edited`` everywhere. A ``region`` (H, W) in [0, 1] confines both. Detail that a
+    first stage has ``lost`` is added to the picture, and to the edit as far as its shapes are the
+    picture's: else rims of glasses that are gone would stay."""
     mask = where_changed(picture, edited, threshold) if threshold > 0 else None
     if region is not None:
         mask = region if mask is None else mask * region
+    if lost is not None:
+        edited = edited + lost * structure_kept(picture, edited)
+        picture = picture + lost
     return edited if mask is None else torch.lerp(picture, edited, mask)
 
 
@@ -516,8 +540,8 @@ class Editor:
 
         def picture(edited: Tensor) -> Tensor:
             changed = self.first_stage.to_pixels(edited)
-            whole = localised(shared.decoded, changed, editing.localise, region)
-            return PIXELS.decode(as_grey_as(shared.original, whole + lost))
+            whole = localised(shared.decoded, changed, editing.localise, region, lost)
+            return PIXELS.decode(as_grey_as(shared.original, whole))
 
         @torch.no_grad()
         def edit_at(strength: float, watch: Watch | None = None) -> Tensor:

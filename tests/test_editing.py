@@ -23,6 +23,7 @@ from editing import (
     scale_at,
     slerp,
     softened,
+    structure_kept,
     until_seen,
 )
 from noise_schedule import NoiseSchedule
@@ -56,6 +57,24 @@ def test_from_a_photograph_to_itself_every_frame_is_that_photograph(make_model):
     sources = source.repeat(2, 1, 1, 1)
     frames = Editor(make_model(image_size=32)).interpolate(sources, 4, 2, torch.ones(2, 3))
     assert (frames.int() - source.int()).abs().max() <= 1
+
+
+def test_lost_detail_goes_with_the_shapes_that_an_edit_removes():
+    """An edit takes a dark line away, and darkens a pattern elsewhere. What a first stage loses of the
+    line goes, that of the pattern stays, and what is not edited stays as it is."""
+    picture = torch.zeros(1, 3, 128, 128)
+    picture[..., 30:33, 20:60] = -0.8
+    picture[..., 80:110, 20:60] += 0.2 * torch.sin(torch.arange(40.0))
+    edited = picture.clone()
+    edited[..., 30:33, 20:60] = 0
+    edited[..., 80:110, 20:60] -= 0.4
+    lost = 0.1 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    kept = structure_kept(picture, edited)
+    assert kept[..., 31, 25:55].max() < 0.05 and kept[..., 90:100, 30:50].min() > 0.95
+    result = localised(picture, edited, 0.2, lost=lost)
+    assert torch.equal(result[..., 80:], (picture + lost)[..., 80:])
+    assert (result - edited)[..., 31, 25:55].abs().max() < 0.05 * lost.abs().max()
+    assert torch.equal(structure_kept(picture, picture), torch.ones(1, 1, 128, 128))
 
 
 def test_an_edit_is_watched_on_its_way(make_model):
