@@ -96,18 +96,18 @@ class Opened:
         return np.asarray(transform.apply(Image.fromarray(pixels))) if transform else pixels
 
 
-def read_picture(file: str | os.PathLike | io.BytesIO, most_pixels: int = MOST_PIXELS) -> Opened:
+def read_picture(file: str | os.PathLike | io.BytesIO, most_pixels: int | None = None) -> Opened:
     """A picture file in its own colours. Those of CMYK and grey profiles are converted to sRGB.
-    FileNotFoundError, or ValueError for what is not a whole picture or has more than ``most_pixels``."""
+    FileNotFoundError, or ValueError for what is not a whole picture or has more than ``most_pixels``, by
+    default ``MOST_PIXELS``."""
     if not isinstance(file, io.BytesIO):
         check_picture_file(file)
     try:
         with Image.open(file, formats=picture_formats()) as image:
             width, height = image.size
-            if width * height > most_pixels:
-                raise ValueError(
-                    f"{width} x {height} pixels, more than {most_pixels:,}: save it smaller"
-                )
+            limit = most_pixels or MOST_PIXELS
+            if width * height > limit:
+                raise ValueError(f"{width} x {height} pixels, more than {limit:,}: save it smaller")
             is_deep = ";16" in str(image.tile)  # 16 bits a colour, of which Pillow drops 8
             ImageOps.exif_transpose(image, in_place=True)
             if is_deep and image.mode in ("RGB", "RGBA", "LA"):
