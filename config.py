@@ -100,7 +100,7 @@ def share(default: Any, help: str = "", **facts: Any) -> Any:
 
 
 def weight(default: Any, help: str = "", **facts: Any) -> Any:
-    """A number of 0 or more."""
+    """A number from 0 to a million."""
     return flag(default, help, low=0, high=10**6, **facts)
 
 
@@ -165,7 +165,7 @@ def fits(value: Any, hint: Any, limits: Flag) -> bool:
         return False
     if kind not in (int, float):
         return True
-    inside = abs(value) < sys.float_info.max  # isfinite takes no large whole numbers
+    inside = abs(value) < sys.float_info.max  # isfinite fails for whole numbers that no float holds
     inside &= limits.low is None or value >= limits.low
     inside &= limits.above is None or value > limits.above
     return inside and (limits.high is None or value <= limits.high)

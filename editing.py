@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -80,6 +79,11 @@ def reach_of(side: int) -> int:
     return max(1, round(side / 64))
 
 
+def mean_around(images: Tensor, reach: int) -> Tensor:
+    """The mean of each pixel and its neighbours up to ``reach`` away, within images (B, C, H, W)."""
+    return F.avg_pool2d(images, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
+
+
 def softened(mask: Tensor) -> Tensor:
     """A mask (..., H, W) in [0, 1] that rises from its edge inwards, over 5 pixels at side 128: the mean
     of its erosions. Where it is 0 it stays 0, and no line in it is too thin."""
@@ -95,25 +99,24 @@ def where_changed(picture: Tensor, edited: Tensor, threshold: float) -> Tensor:
     mask is 1, below half of that 0. It is that of Couairon et al. 2022, arXiv:2210.11427, but computed
     from the result."""
     reach = reach_of(picture.shape[3])  # the windows are 5 and 3 wide at side 64
-    smooth = partial(F.avg_pool2d, stride=1, count_include_pad=False)
-    change = smooth((edited - picture).abs().mean(1, keepdim=True), 4 * reach + 1, padding=2 * reach)
+    change = mean_around((edited - picture).abs().mean(1, keepdim=True), 2 * reach)
     share = change / change.amax((2, 3), keepdim=True).clamp(min=1e-6)
     mask = (2 * share / threshold - 1).clamp(0, 1)
     mask = F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
-    return smooth(mask, 2 * reach + 1, padding=reach)
+    return mean_around(mask, reach)
 
 
 def structure_kept(picture: Tensor, edited: Tensor) -> Tensor:
-    """How much of the picture's shapes an edit of it (B, 3, H, W) has kept, (B, 1, H, W) in [0, 1]: SSIM
-    without its luminance (Wang et al. 2004, equations 9 and 10 as one), of their means over channels, in
-    windows of 9 pixels at side 128. Where both are flat it is 1."""
-    reach, shown = 2 * reach_of(picture.shape[3]), (picture.mean(1, True), edited.mean(1, True))
-    smooth = partial(
-        F.avg_pool2d, kernel_size=2 * reach + 1, stride=1, padding=reach, count_include_pad=False
-    )
-    a, b = (each - smooth(each) for each in shown)
-    flat = (0.03 * 2) ** 2  # as there: of a range of 2
-    return ((2 * smooth(a * b) + flat) / (smooth(a * a) + smooth(b * b) + flat)).clamp(0, 1)
+    """How far an edit has kept the shapes of a picture, both (B, 3, H, W): 1 wholly, 0 not at all, for
+    each pixel (B, 1, H, W). It is SSIM without its luminance (Wang et al. 2004, equations 9 and 10 as
+    one), of the mean over channels, in windows of 9 pixels at side 128. Where both are flat it is 1."""
+    reach = 2 * reach_of(picture.shape[3])
+    grey, grey_edited = picture.mean(1, keepdim=True), edited.mean(1, keepdim=True)
+    a = grey - mean_around(grey, reach)
+    b = grey_edited - mean_around(grey_edited, reach)
+    flat = (0.03 * 2) ** 2  # the paper's K2, squared, of a range of 2
+    variances = mean_around(a * a, reach) + mean_around(b * b, reach)
+    return ((2 * mean_around(a * b, reach) + flat) / (variances + flat)).clamp(0, 1)
 
 
 def localised(
@@ -124,9 +127,11 @@ def localised(
     lost: Tensor | None = None,
 ) -> Tensor:
     """``edited`` (B, 3, H, W) ``where_changed``, and ``picture`` elsewhere, where changes are drift; at
-    a threshold of 0 ``edited`` everywhere. A ``region`` (H, W) in [0, 1] confines both. Detail that a
-    first stage has ``lost`` is added to the picture, and to the edit as far as its shapes are the
-    picture's: else rims of glasses that are gone would stay."""
+    a threshold of 0 ``edited`` everywhere. A ``region`` (H, W) in [0, 1] confines both.
+
+    ``lost`` (B, 3, H, W) is the fine detail that a first stage loses of the picture. All of it is added
+    to the picture. To the edit it is added where the edit has kept the picture's shapes, so that the
+    rims of removed glasses do not come back."""
     mask = where_changed(picture, edited, threshold) if threshold > 0 else None
     if region is not None:
         mask = region if mask is None else mask * region
@@ -534,7 +539,7 @@ class Editor:
         x0_hats = self.source_x0_hats(shared, rows.base)
         guidance_at = self.guidance_of(rows, shared, editing, guide)
         region = None if mask is None else softened(mask.to(model.device))
-        # What the first stage loses is added to every edit, so what is not edited stays to the byte.
+        # ``localised`` adds it again, so what is not edited stays to the byte.
         lost = shared.original - shared.decoded
         number_of_steps = len(shared.grid) - 1
 

@@ -280,8 +280,7 @@ def config_flags(path: str, parser: Parser) -> dict[str, list[str]]:
         elif action.nargs == 0:
             if word not in (*YES, *NO):
                 raise ValueError(f"{path} sets {name} to {value}: use true or false")
-            off = [f"--no-{name}"] if f"--no-{name}" in action.option_strings else []
-            flags[name] = [f"--{name}"] if word in YES else off
+            flags[name] = [f"--{name}" if word in YES else f"--no-{name}"]
         elif action.nargs == "?" and word in (*YES, *NO):
             flags[name] = [f"--{name}"] if word in YES else []
         elif action.metavar == "PATH" and word in (*YES, *NO):

@@ -23,8 +23,8 @@ CANVAS = 384  # side of what is painted on, in pixels; by eye: a column of the p
 MOST_PAINTED = (4 * CANVAS) ** 2  # pixels of a layer: screens have up to 4 to a pixel of a page
 PAINT = COLOUR, OPACITY = "#56b4e9", 0.6
 CHANGED, EVERYWHERE = "Where it changed", "Everywhere"
-# A stroke ended: click the button that sends the painting. The editor's own event would copy the whole
-# canvas with every change, and send copies that are older than what is shown.
+# When a stroke ends, this clicks the button that sends the painting. The editor's own event would copy
+# the canvas with every change, and may send an old copy.
 AFTER_A_STROKE = """() => {
   let inside = false;
   addEventListener('pointerdown', event => inside = Boolean(event.target.closest?.('#painting')), true);
@@ -39,7 +39,7 @@ class Region:
 
     def __init__(self, worker: Worker, visitors: Visitors, image: gr.Image):
         self.worker, self.visitors, self.image = worker, visitors, image
-        self.lock = threading.RLock()  # of the masks' files, and of the memory that a layer takes
+        self.lock = threading.RLock()  # one writes masks at a time, and reads a picture of one
         usual = [name.replace("_", " ").capitalize() for name in MASKS]
         self.usual = dict(zip(usual, MASKS, strict=True)) if studio.knows_faces(worker.model) else {}
         with gr.Accordion("Change only a part of it", open=False, elem_id="region"):
@@ -78,9 +78,10 @@ class Region:
         with self.lock:
             if shown != name_of_region(visitor):
                 return nothing
-            levels, mask = self.levels_of(self.visitors.sent(layers[-1])), visitor.mask
-            if mask and np.abs(levels - self.levels_of(layer_of(mask))).max() < 2:
-                return nothing  # new: the mask stays, which is finer than its layer
+            levels = self.levels_of(self.visitors.sent(layers[-1]))
+            # A painting that is still what the page has shown leaves the mask, which is more exact.
+            if visitor.mask and np.abs(levels - self.levels_of(layer_of(visitor.mask))).max() < 2:
+                return nothing
             shows = self.set(visitor, from_levels(levels))
         del shows[self.editor]  # the browser has it, and may have painted on
         return shows
@@ -96,8 +97,7 @@ class Region:
     def empty(self, request: gr.Request) -> dict:
         """The canvas was cleared: all may change."""
         visitor = self.visitors.of(request)
-        with self.lock:
-            return self.set(visitor, None) if visitor.source else {self.line: gr.update()}
+        return self.set(visitor, None) if visitor.source else {self.line: gr.update()}
 
     @one_line_errors()
     def choose(self, request: gr.Request, name: str) -> dict:
@@ -108,8 +108,7 @@ class Region:
             mask = studio.open_mask(self.worker.model, photograph, self.usual[name], source.search)
         elif name == CHANGED:
             mask = studio.mask_of_change(source.original, visitor.shown_edit().edited)
-        with self.lock:
-            return self.set(visitor, mask)
+        return self.set(visitor, mask)
 
     @one_line_errors()
     def take(self, request: gr.Request, upload: Any) -> dict:
@@ -125,13 +124,14 @@ class Region:
     def set(self, visitor: Visitor, mask: np.ndarray | None) -> dict:
         """Keep a mask (S, S) in [0, 1] for the edits that follow. An empty one is none."""
         path = None
-        if mask is not None and mask.any():
-            levels = (255 * mask).round().astype(np.uint8)
-            path = visitor.folder / f"mask_{studio.hash_of(levels)[:12]}.png"
-            if not path.exists():
-                save_image(levels, path)
-        visitor.keep_mask(path)
-        return self.show(visitor)
+        with self.lock:
+            if mask is not None and mask.any():
+                levels = (255 * mask).round().astype(np.uint8)
+                path = visitor.folder / f"mask_{studio.hash_of(levels)[:12]}.png"
+                if not path.exists():
+                    save_image(levels, path)
+            visitor.keep_mask(path)
+            return self.show(visitor)
 
     def show(self, visitor: Visitor) -> dict:
         """What is seen of a visitor's region."""
