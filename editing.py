@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -189,8 +189,8 @@ class NoisySource:
         noise: for each step the noise eps (B, C, h, w).
         noisy: x_t (B, C, h, w) for each timestep.
         odds: ``guide.log_odds`` of x_t for each timestep; empty where no guide steers.
-        x0_hats: for each step x0_hat under the rows (B, A) from which edits lead away, by the values of
-            these rows. ``source_x0_hats`` adds to it.
+        x0_hats: x0_hat of the steps under the rows (B, A) from which edits lead away, by the values of
+            these rows and the first step of each part. ``source_x0_hats`` adds to it.
     """
 
     x0: Tensor
@@ -200,7 +200,7 @@ class NoisySource:
     noise: list[Tensor]
     noisy: dict[int, Tensor]
     odds: dict[int, Tensor]
-    x0_hats: dict[tuple[float, ...], Sequence[Tensor]] = field(default_factory=dict)
+    x0_hats: dict[tuple[float, ...], dict[int, Sequence[Tensor]]] = field(default_factory=dict)
 
     def repeated(self, number: int) -> NoisySource:
         """The same for ``number`` edits, where a single photograph has many."""
@@ -404,8 +404,8 @@ def flow_edit(
     target: Denoiser,
     schedule: NoiseSchedule,
     x0: Tensor,
-    x0_hats: Sequence[Tensor],
-    noise: Sequence[Tensor],
+    x0_hats: Iterable[Tensor],
+    noise: Iterable[Tensor],
     grid: list[int],
 ) -> Steps:
     """From a picture x0 (B, C, h, w) to its edit, without inversion (FlowEdit, Kulikov et al. 2024,
@@ -426,10 +426,11 @@ def flow_edit(
         grid: falling timesteps, -1 last.
     """
     change = torch.zeros_like(x0)
-    for step, (t, s) in enumerate(pairwise(grid)):
-        x0_hat, _ = target(schedule.q_sample(x0 + change, t, noise[step]), t)
+    steps = zip(pairwise(grid), x0_hats, noise, strict=True)
+    for step, ((t, s), source_x0_hat, eps) in enumerate(steps):
+        x0_hat, _ = target(schedule.q_sample(x0 + change, t, eps), t)
         ratio = math.exp(float(schedule.half_log_snr(t) - schedule.half_log_snr(s)))
-        change = ratio * change + (1 - ratio) * (x0_hat - x0_hats[step])
+        change = ratio * change + (1 - ratio) * (x0_hat - source_x0_hat)
         yield step, s, x0 + change, x0_hat
 
 
@@ -536,7 +537,6 @@ class Editor:
             source = self.prepare_source(source_image, editing, guide, generator)
         shared = source.repeated(number)
         rows = self.edit_rows(named, read.expand(number, -1), pins, editing.oppose)
-        x0_hats = self.source_x0_hats(shared, rows.base)
         guidance_at = self.guidance_of(rows, shared, editing, guide)
         region = None if mask is None else softened(mask.to(model.device))
         # ``localised`` adds it again, so what is not edited stays to the byte.
@@ -554,7 +554,7 @@ class Editor:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
             if strength == 0:  # no edit: the photograph itself
                 return source_image.to(model.device).expand(number, -1, -1, -1)
-            denoise = guidance_at(strength)
+            denoise, x0_hats = guidance_at(strength), self.source_x0_hats(shared, rows.base)
             steps = flow_edit(denoise, schedule, shared.x0, x0_hats, shared.noise, shared.grid)
             edited = shared.x0
             for step, _, edited, _ in with_bar(steps, "editing", shared.grid, progress):
@@ -574,16 +574,21 @@ class Editor:
         request[:, pinned] = 0  # also what the request implies of them
         return EditRows(named, base, torch.where(request == 0, read, request), pinned)
 
-    def source_x0_hats(self, source: NoisySource, base: Tensor) -> Sequence[Tensor]:
-        """For each step x0_hat of the photographs under rows (N, A). It is kept for later edits."""
-        key = tuple(base.flatten().tolist())
-        if key not in source.x0_hats:
+    def source_x0_hats(self, source: NoisySource, base: Tensor) -> Iterator[Tensor]:
+        """For each step x0_hat of the photographs under rows (N, A). A third of them is computed when
+        its first is asked for, so that an edit is soon watched, and kept for later edits."""
+        parts = source.x0_hats.setdefault(tuple(base.flatten().tolist()), {})
 
-            def x0_hat(x_t: Tensor, t: Tensor) -> Tensor:
-                return self.model.denoiser(base.repeat(len(x_t) // len(base), 1))(x_t, t)[0]
+        def x0_hat(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.model.denoiser(base.repeat(len(x_t) // len(base), 1))(x_t, t)[0]
 
-            source.x0_hats[key] = for_all_steps(source.noisy, x0_hat)
-        return source.x0_hats[key]
+        timesteps = [*source.noisy]
+        size = math.ceil(len(timesteps) / 3)
+        for first in range(0, len(timesteps), size):
+            if first not in parts:
+                part = {t: source.noisy[t] for t in timesteps[first : first + size]}
+                parts[first] = for_all_steps(part, x0_hat)
+            yield from parts[first]
 
     def guidance_of(
         self,

@@ -286,13 +286,34 @@ def test_a_pinned_attribute_is_held_more_firmly(make_model):
             studio.check_pins(changed, guide)
 
 
+def test_a_third_of_the_predictions_is_made_at_a_time_and_once(make_model, monkeypatch):
+    model = make_model(image_size=32)
+    timesteps = (900, 700, 500, 300, 100)
+    noisy = {t: torch.full((1, 3, 32, 32), t / 1000) for t in timesteps}
+    x0 = torch.zeros(1, 3, 32, 32)
+    source = NoisySource(x0, x0, x0, [*noisy, -1], [], noisy, {})
+    asked = []
+
+    def denoise(x_t, t):
+        asked.append(t.tolist())
+        return x_t, x_t
+
+    monkeypatch.setattr(model, "denoiser", lambda _: denoise)
+    rows = torch.ones(1, 3)
+    x0_hats = Editor(model).source_x0_hats(source, rows)
+    assert float(next(x0_hats)[0, 0, 0, 0]) == pytest.approx(0.9) and asked == [[900, 700]]
+    again = [float(x0_hat[0, 0, 0, 0]) for x0_hat in Editor(model).source_x0_hats(source, rows)]
+    assert again == pytest.approx([t / 1000 for t in timesteps])
+    assert asked == [[900, 700], [500, 300], [100]]
+
+
 def test_predictions_are_kept_for_the_very_rows(make_model):
     """Half an attribute is another row than a whole one."""
     model = make_model(image_size=32)
     x0 = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     source = NoisySource(x0, x0, x0, [500, -1], [], {500: x0}, {})
     half, whole = (
-        Editor(model).source_x0_hats(source, torch.tensor([[a, 0.0, 0.0]]))[0] for a in (0.5, 1.0)
+        next(Editor(model).source_x0_hats(source, torch.tensor([[a, 0.0, 0.0]]))) for a in (0.5, 1.0)
     )
     assert not torch.equal(half, whole) and len(source.x0_hats) == 2
 
