@@ -267,6 +267,12 @@ class ModelConfig(Config):
         None, "likewise; none given: all but the finest", low=0, high=11
     )
     num_heads: int = count(4, high=256)  # of attention
+    attr_emb_dim: int | None = count(
+        None, "width of an attribute's token; none given: the finest level's, 128 or more", high=8192
+    )
+    time_emb_dim: int | None = count(
+        None, "width of the time embedding; none given: 4 times attr_emb_dim", high=65_536
+    )
     patch_size: int = count(1, "pixel-unshuffle before the UNet", high=64)
     attribute_maps: bool = True  # learn where each attribute shows; pays where faces are aligned
     bottleneck_attention: bool = flag(True, "self- and cross-attention at the coarsest level")

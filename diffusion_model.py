@@ -132,6 +132,8 @@ class ConditionalDiffusion(nn.Module):
             self_attention_levels=config.self_attention_levels or (),
             cross_attention_levels=config.cross_attention_levels or (),
             num_heads=config.num_heads,
+            attr_emb_dim=config.attr_emb_dim,
+            time_emb_dim=config.time_emb_dim,
             patch_size=config.patch_size,
             attribute_maps=config.attribute_maps,
             bottleneck_attention=config.bottleneck_attention,

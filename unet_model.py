@@ -183,6 +183,8 @@ class ConditionalUNet(nn.Module):
         self_attention_levels, cross_attention_levels: levels (0 is the finest) whose blocks have this
             kind of attention.
         num_heads: attention heads.
+        attr_emb_dim: width of an attribute's token; None is the finest level's, at least 128.
+        time_emb_dim: width of the time embedding, a multiple of 4; None is 4 attr_emb_dim.
         patch_size: p. Each p x p patch of the input is folded into channels (pixel unshuffle), and the
             output is unfolded again. Every level then works on a p times smaller side.
         attribute_maps: add ``AttributeMaps`` to the first features.
@@ -197,7 +199,8 @@ class ConditionalUNet(nn.Module):
     et al. 2016, arXiv:1604.06174).
 
     Raises:
-        ValueError: for a level that does not exist, or channels that num_heads does not divide.
+        ValueError: for a level that does not exist, channels that num_heads does not divide, or a
+            time_emb_dim that 4 does not divide.
     """
 
     gradient_checkpointing = False
@@ -212,6 +215,8 @@ class ConditionalUNet(nn.Module):
         self_attention_levels: Sequence[int] = (2, 3),
         cross_attention_levels: Sequence[int] = (1, 2, 3),
         num_heads: int = 4,
+        attr_emb_dim: int | None = None,
+        time_emb_dim: int | None = None,
         patch_size: int = 1,
         attribute_maps: bool = True,
         bottleneck_attention: bool = True,
@@ -230,8 +235,10 @@ class ConditionalUNet(nn.Module):
         self.patch_size = patch_size
         self.stride = patch_size * 2 ** (levels - 1)
         self.perturbed_level = min(self_attention_levels, default=-1)  # -1: the bottleneck
-        context_dim = max(channels[0], 128)
-        embedding_dim = 4 * context_dim
+        context_dim = attr_emb_dim or max(channels[0], 128)
+        embedding_dim = time_emb_dim or 4 * context_dim
+        if embedding_dim % 4:
+            raise ValueError(f"time_emb_dim must be a multiple of 4, got {embedding_dim}")
         tokens = context_dim if bottleneck_attention or cross_attention_levels else 0
         self.condition = ConditionEmbedding(num_attributes, latent_dim, tokens, embedding_dim)
 

@@ -40,6 +40,17 @@ def test_output_has_the_input_s_shape(patch_size, size):
     assert make_unet(patch_size=patch_size)(x, t, attributes, latent).shape == x.shape
 
 
+def test_embeddings_are_as_wide_as_asked():
+    x, t, attributes, latent = inputs()
+    unet = make_unet(attr_emb_dim=24, time_emb_dim=40)
+    assert unet.condition.name.shape == (5, 24) and unet.condition.time[2].weight.shape == (40, 40)
+    assert unet(x, t, attributes, latent).shape == x.shape
+    usual = make_unet()
+    assert usual.condition.name.shape == (5, 128) and usual.condition.time[2].weight.shape == (512, 512)
+    with pytest.raises(ValueError, match="multiple of 4, got 42"):
+        make_unet(time_emb_dim=42)
+
+
 def test_in_a_perturbed_sample_each_position_sees_itself_alone():
     """So it is as in a picture of one position, and the other samples are as without."""
     attention = Attention(8, 2)
