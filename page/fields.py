@@ -38,12 +38,16 @@ PRESETS: dict[str, dict[str, float]] = {
     "Older": {"Young": 0.0},
     "Blond": {"Blond_Hair": 1.0},
 }
-# What `celeba64` does in under half of the edits, and `celeba128`, which is the same with an upscaler:
-# docs/results.md, "All attributes".
+# What `celeba128` does in under half of the edits, and so `celeba64`, which is the same without an
+# upscaler: docs/results.md, "All attributes".
 SELDOM = {
-    **dict.fromkeys(("5_o_Clock_Shadow", "Bald"), "comes"),
-    **dict.fromkeys(("Big_Lips", "Mustache", "Wearing_Earrings", "Wearing_Necklace"), "goes"),
-    **dict.fromkeys(("Double_Chin", "Wearing_Necktie"), "comes or goes"),
+    **dict.fromkeys(("Bald", "Blurry", "Gray_Hair", "Heavy_Makeup", "Rosy_Cheeks"), "comes"),
+    **dict.fromkeys(("Arched_Eyebrows", "Bags_Under_Eyes", "Big_Lips", "Mustache"), "goes"),
+    **dict.fromkeys(("Oval_Face", "Pointy_Nose", "Straight_Hair", "Wearing_Earrings"), "goes"),
+    **dict.fromkeys(("5_o_Clock_Shadow", "Big_Nose", "Chubby", "Double_Chin"), "comes or goes"),
+    **dict.fromkeys(
+        ("Wavy_Hair", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie"), "comes or goes"
+    ),
 }
 MEASURED = ("celeba64", "celeba128")
 # Of a slider. Readings stay this far from its ends, so that the ends always ask for a change.
