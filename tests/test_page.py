@@ -137,7 +137,7 @@ def test_a_slider_that_moves_again_costs_the_edit_alone(worker, photo):
         own = worker.compute(studio.edit, square, settings).images[0]
         assert (edited == own).all()
     hook.remove()
-    assert numbers == [4, 3]  # the photograph's three steps at once, and three of the edit
+    assert numbers == [6, 3]  # the photograph's three steps in thirds, and three of the edit
 
 
 def test_an_edit_is_seen_before_it_is_finished(worker, tab, photo):
@@ -150,13 +150,13 @@ def test_an_edit_is_seen_before_it_is_finished(worker, tab, photo):
     calls: list[int] = []
     hook = worker.model.unet.register_forward_hook(lambda *_: calls.append(1))
     shows = list(tab.make_live(visitor, edit, photograph, False))
-    assert len(calls) == 7 and len(shows) == 2
+    assert len(calls) == 9 and len(shows) == 2  # the photograph's steps in thirds, six of the edit
     assert all("Preview" in each[tab.status] for each in shows)
     early, late = (picture(each[tab.compared][1]).astype(int) for each in shows)
     assert list(tab.make_live(visitor, edit, photograph, False)) == []
     tab.make(visitor, edit, photograph, False)
     hook.remove()
-    assert len(calls) == 7
+    assert len(calls) == 9
     np.testing.assert_array_equal(
         edit.edited, worker.compute(studio.edit, visitor.picture().original, settings).images[0]
     )
