@@ -268,7 +268,7 @@ class ModelConfig(Config):
     )
     num_heads: int = count(4, high=256)  # of attention
     attr_emb_dim: int | None = count(
-        None, "width of an attribute's token; none given: the finest level's, 128 or more", high=8192
+        None, "width of an attribute's token; none given: as the finest level, at least 128", high=8192
     )
     time_emb_dim: int | None = count(
         None, "width of the time embedding; none given: 4 times attr_emb_dim", high=65_536

@@ -45,6 +45,7 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
 GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from its compression; by eye
 PINNED = 50.0  # hold of a pinned attribute; measured: docs/log.md, "Attributes that are pinned"
 INVERSION_STEPS = 25  # there, and as many back
+PARTS = 3  # of an edit, which is watched after each but the last; by eye
 AT_ONCE = 16  # noisy pictures for which the network is asked at once; by eye: memory
 IN_NOISE = 0.25  # share of cfg_scale where all is noise; measured: docs/log.md, "Guidance that grows"
 FADE = 2.0  # log odds before its aim at which the guidance of an edit begins to fade; by eye
@@ -189,8 +190,8 @@ class NoisySource:
         noise: for each step the noise eps (B, C, h, w).
         noisy: x_t (B, C, h, w) for each timestep.
         odds: ``guide.log_odds`` of x_t for each timestep; empty where no guide steers.
-        x0_hats: x0_hat of the steps under the rows (B, A) from which edits lead away, by the values of
-            these rows and the first step of each part. ``source_x0_hats`` adds to it.
+        x0_hats: x0_hat for each timestep that was asked for so far, under the rows (B, A) from which
+            edits lead away; by the values of these rows. ``source_x0_hats`` adds to it.
     """
 
     x0: Tensor
@@ -200,7 +201,7 @@ class NoisySource:
     noise: list[Tensor]
     noisy: dict[int, Tensor]
     odds: dict[int, Tensor]
-    x0_hats: dict[tuple[float, ...], dict[int, Sequence[Tensor]]] = field(default_factory=dict)
+    x0_hats: dict[tuple[float, ...], dict[int, Tensor]] = field(default_factory=dict)
 
     def repeated(self, number: int) -> NoisySource:
         """The same for ``number`` edits, where a single photograph has many."""
@@ -541,7 +542,7 @@ class Editor:
         region = None if mask is None else softened(mask.to(model.device))
         # ``localised`` adds it again, so what is not edited stays to the byte.
         lost = shared.original - shared.decoded
-        number_of_steps = len(shared.grid) - 1
+        watched = [part * len(shared.noise) // PARTS for part in range(1, PARTS)]
 
         def picture(edited: Tensor) -> Tensor:
             changed = self.first_stage.to_pixels(edited)
@@ -554,11 +555,12 @@ class Editor:
                 raise ValueError(f"strength must lie in [0, 1], got {strength}")
             if strength == 0:  # no edit: the photograph itself
                 return source_image.to(model.device).expand(number, -1, -1, -1)
-            denoise, x0_hats = guidance_at(strength), self.source_x0_hats(shared, rows.base)
+            denoise = guidance_at(strength)
+            x0_hats = self.source_x0_hats(shared, rows.base)
             steps = flow_edit(denoise, schedule, shared.x0, x0_hats, shared.noise, shared.grid)
             edited = shared.x0
             for step, _, edited, _ in with_bar(steps, "editing", shared.grid, progress):
-                if watch and step + 1 in (number_of_steps // 3, 2 * number_of_steps // 3):
+                if watch and step + 1 in watched:
                     watch(picture(edited))
             return picture(edited)
 
@@ -575,20 +577,21 @@ class Editor:
         return EditRows(named, base, torch.where(request == 0, read, request), pinned)
 
     def source_x0_hats(self, source: NoisySource, base: Tensor) -> Iterator[Tensor]:
-        """For each step x0_hat of the photographs under rows (N, A). A third of them is computed when
-        its first is asked for, so that an edit is soon watched, and kept for later edits."""
-        parts = source.x0_hats.setdefault(tuple(base.flatten().tolist()), {})
+        """For each step x0_hat of the photographs under rows (N, A). They are kept for later edits. The
+        first is computed with the others of its part, and so on, so that an edit is soon watched."""
+        x0_hats = source.x0_hats.setdefault(tuple(base.flatten().tolist()), {})
 
         def x0_hat(x_t: Tensor, t: Tensor) -> Tensor:
             return self.model.denoiser(base.repeat(len(x_t) // len(base), 1))(x_t, t)[0]
 
         timesteps = [*source.noisy]
-        size = math.ceil(len(timesteps) / 3)
-        for first in range(0, len(timesteps), size):
-            if first not in parts:
-                part = {t: source.noisy[t] for t in timesteps[first : first + size]}
-                parts[first] = for_all_steps(part, x0_hat)
-            yield from parts[first]
+        size = math.ceil(len(timesteps) / PARTS)
+        for start in range(0, len(timesteps), size):
+            part = timesteps[start : start + size]
+            if part[0] not in x0_hats:
+                noisy = {t: source.noisy[t] for t in part}
+                x0_hats.update(zip(part, for_all_steps(noisy, x0_hat), strict=True))
+            yield from (x0_hats[t] for t in part)
 
     def guidance_of(
         self,

@@ -183,8 +183,8 @@ class ConditionalUNet(nn.Module):
         self_attention_levels, cross_attention_levels: levels (0 is the finest) whose blocks have this
             kind of attention.
         num_heads: attention heads.
-        attr_emb_dim: width of an attribute's token; None is the finest level's, at least 128.
-        time_emb_dim: width of the time embedding, a multiple of 4; None is 4 attr_emb_dim.
+        attr_emb_dim: width of an attribute's token; None: as the finest level, at least 128.
+        time_emb_dim: width of the time embedding, a multiple of 4; None: 4 times that of a token.
         patch_size: p. Each p x p patch of the input is folded into channels (pixel unshuffle), and the
             output is unfolded again. Every level then works on a p times smaller side.
         attribute_maps: add ``AttributeMaps`` to the first features.
