@@ -429,11 +429,15 @@ def refuse_ignored_requests(
         raise ValueError("--unconditional guides towards nothing: leave --cfg_scale out")
 
 
+# By eye. At 0.4, fewer edits do what was asked for: 0.79 of them, and 0.88 at 0.2 (docs/log.md).
+LOCALISE = 0.2
+
+
 @dataclass(frozen=True)
 class EditConfig(Config):
     """How photographs are edited. ``editing.resolve`` fills what is None."""
 
-    num_inference_steps: int = count(12, "steps")
+    num_inference_steps: int | None = count(None, "steps; none given: 12, of an editor 4")
     t_start: float | None = flag(
         None,
         "share of the timesteps that edits go back; none given: as suits what is named",
@@ -454,8 +458,12 @@ class EditConfig(Config):
         None, "log odds that content the guide; none given: as suits what is named", name="edit_margin"
     )
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
-    # By eye. At 0.4, fewer edits do what was asked for: 0.79 of them, and 0.88 at 0.2 (docs/log.md).
-    localise: float = share(0.2, "share of the largest change below which the source stays; 0: off")
+    localise: float = share(LOCALISE, "share of the largest change below which the source stays; 0: off")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether something is set that only guided edits have, and those of an editor have not."""
+        return replace(self, num_inference_steps=None, localise=LOCALISE) != EditConfig()
 
 
 # -------------------------------------------------------------------- what the studio does
@@ -507,6 +515,16 @@ class ModelFiles(DeviceConfig):
 
     checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
     guide: str | None = flag(None, "of train.py --stage guide: it steers, and reads photographs")
+    editor: str | None = flag(
+        None, "of train.py --stage editor: it edits; none given: the model's own; no: the guide steers"
+    )
+
+    def editor_file(self) -> str | None:
+        """The editor's file: the one given, or that of a pretrained model."""
+        own = f"{self.checkpoint}_editor"
+        if self.editor is None and (PRETRAINED / f"{own}.safetensors").is_file():
+            return own
+        return None if self.editor == "no" else self.editor
 
     def guide_file(self, is_needed: bool = False) -> str | None:
         """The guide's file: the one given, or that of a pretrained model, or the usual one if a guide is

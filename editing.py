@@ -45,6 +45,8 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
 GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from its compression; by eye
 PINNED = 50.0  # hold of a pinned attribute; measured: docs/log.md, "Attributes that are pinned"
 INVERSION_STEPS = 25  # there, and as many back
+EDIT_STEPS = 12  # measured: docs/log.md, "Edits in eight steps"
+TAUGHT_STEPS, TAUGHT_SCALE = 4, 1.3  # of an editor's edits; measured: docs/log.md
 PARTS = 3  # of an edit, which is watched after each but the last; by eye
 AT_ONCE = 16  # noisy pictures for which the network is asked at once; by eye: memory
 IN_NOISE = 0.25  # share of cfg_scale where all is noise; measured: docs/log.md, "Guidance that grows"
@@ -60,6 +62,7 @@ def resolve(editing: EditConfig, named: Iterable[str], has_guide: bool) -> EditC
     cfg_scale = STEERED_SCALE if editing.guide_scale > 0 else EDIT_CFG_SCALE
     return replace(
         editing,
+        num_inference_steps=editing.num_inference_steps or EDIT_STEPS,
         t_start=t_start if editing.t_start is None else editing.t_start,
         margin=margin if editing.margin is None else editing.margin,
         cfg_scale=cfg_scale if editing.cfg_scale is None else editing.cfg_scale,
@@ -160,6 +163,19 @@ def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[f
     enough = [strength for strength, value in margins.items() if value >= 0]
     smallest = min(enough, default=1.0)
     return smallest, edits[smallest]
+
+
+def from_no_edit(edit_at: EditAt, photographs: Tensor) -> EditAt:
+    """The same edit, but at strength 0 the photographs themselves. ValueError for a strength outside
+    [0, 1]."""
+
+    @torch.no_grad()
+    def checked(strength: float, watch: Watch | None = None) -> Tensor:
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must lie in [0, 1], got {strength}")
+        return edit_at(strength, watch) if strength else photographs
+
+    return checked
 
 
 def for_all_steps(
@@ -395,10 +411,10 @@ def invert_ddim(
 
 def edit_grid(schedule: NoiseSchedule, editing: EditConfig) -> list[int]:
     """The timesteps that an edit visits: num_inference_steps of them from t_start T down, then -1."""
-    assert editing.t_start is not None  # resolved
-    steps = round(editing.num_inference_steps / editing.t_start)
-    whole = timestep_grid(schedule, min(steps, schedule.num_timesteps))
-    return whole[-1 - editing.num_inference_steps :]
+    number, t_start = editing.num_inference_steps, editing.t_start
+    assert number is not None and t_start is not None  # resolved
+    whole = timestep_grid(schedule, min(round(number / t_start), schedule.num_timesteps))
+    return whole[-1 - number :]
 
 
 def flow_edit(
@@ -498,6 +514,11 @@ class Editor:
         original = PIXELS.encode(source_image.to(x0.device))
         return NoisySource(x0, self.first_stage.to_pixels(x0), original, grid, noise, noisy, odds)
 
+    def is_taught(self, editing: EditConfig, pins: Sequence[str] = ()) -> bool:
+        """Whether the model's editor makes an edit. It does unless something is asked for that only a
+        guide can do."""
+        return self.model.editor is not None and not pins and not editing.is_guided
+
     @torch.no_grad()
     def prepare_edit(
         self,
@@ -525,11 +546,13 @@ class Editor:
         """
         model, schedule = self.model, self.schedule
         guide = model.guide if guide is None else guide
+        num_sources = len(source_image)
+        named = model.attribute_rows(target_attributes, num_sources if num_sources > 1 else None)
+        if self.is_taught(editing, pins):
+            return self.prepare_taught(source_image, named, editing, generator, progress, mask)
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
-        num_sources = len(source_image)
         read = model.attribute_rows(source_attributes, num_sources)
-        named = model.attribute_rows(target_attributes, num_sources if num_sources > 1 else None)
         number = len(named)
         named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
         names = [model.config.attribute_names[i] for i in named_columns]
@@ -539,22 +562,10 @@ class Editor:
         shared = source.repeated(number)
         rows = self.edit_rows(named, read.expand(number, -1), pins, editing.oppose)
         guidance_at = self.guidance_of(rows, shared, editing, guide)
-        region = None if mask is None else softened(mask.to(model.device))
-        # ``localised`` adds it again, so what is not edited stays to the byte.
-        lost = shared.original - shared.decoded
+        picture = self.finisher(shared.original, shared.decoded, editing.localise, mask)
         watched = [part * len(shared.noise) // PARTS for part in range(1, PARTS)]
 
-        def picture(edited: Tensor) -> Tensor:
-            changed = self.first_stage.to_pixels(edited)
-            whole = localised(shared.decoded, changed, editing.localise, region, lost)
-            return PIXELS.decode(as_grey_as(shared.original, whole))
-
-        @torch.no_grad()
         def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
-            if not 0 <= strength <= 1:
-                raise ValueError(f"strength must lie in [0, 1], got {strength}")
-            if strength == 0:  # no edit: the photograph itself
-                return source_image.to(model.device).expand(number, -1, -1, -1)
             denoise = guidance_at(strength)
             x0_hats = self.source_x0_hats(shared, rows.base)
             steps = flow_edit(denoise, schedule, shared.x0, x0_hats, shared.noise, shared.grid)
@@ -564,7 +575,62 @@ class Editor:
                     watch(picture(edited))
             return picture(edited)
 
-        return edit_at
+        return from_no_edit(edit_at, source_image.to(model.device).expand(number, -1, -1, -1))
+
+    def prepare_taught(
+        self,
+        source_image: Tensor,
+        named: Tensor,
+        editing: EditConfig,
+        generator: Generator = None,
+        progress: Progress = False,
+        mask: Tensor | None = None,
+    ) -> EditAt:
+        """``prepare_edit`` by the model's editor, where attributes (N, A) are named. One is edited after
+        the other, from the same noise."""
+        taught = self.model.editor
+        assert taught is not None
+        number = len(named)
+        x0 = self.model.encode_images(source_image)
+        noise = randn_like(x0, generator).expand(number, -1, -1, -1)
+        original, decoded = PIXELS.encode(source_image.to(x0.device)), self.first_stage.to_pixels(x0)
+        picture = self.finisher(original, decoded, editing.localise, mask)
+        columns = (named != 0).any(0).nonzero()[:, 0].tolist()
+        grid = taught.grid(editing.num_inference_steps or TAUGHT_STEPS)
+
+        def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
+            edited = x0.expand(number, -1, -1, -1)
+            for column in columns:
+                change = torch.zeros_like(named)
+                change[:, column] = named[:, column]
+                steps = taught.edit(edited, change, grid, noise, strength * TAUGHT_SCALE)
+                edited = last(with_bar(steps, "editing", grid, progress))
+                if watch and column != columns[-1]:
+                    watch(picture(edited))
+            return picture(edited)
+
+        return from_no_edit(edit_at, source_image.to(self.model.device).expand(number, -1, -1, -1))
+
+    def finisher(
+        self, original: Tensor, decoded: Tensor, localise: float, mask: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """x0 of edits -> uint8 (N, S, S, 3). What is not edited stays to the byte, also what the first
+        stage loses of it.
+
+        Args:
+            original, decoded: the photographs, and what the first stage keeps of them, as pixels.
+            localise, mask: as of ``prepare_edit``.
+        """
+        region = None if mask is None else softened(mask.to(self.model.device))
+        lost = original - decoded
+
+        @torch.no_grad()
+        def picture(edited: Tensor) -> Tensor:
+            changed = self.first_stage.to_pixels(edited)
+            whole = localised(decoded, changed, localise, region, lost)
+            return PIXELS.decode(as_grey_as(original, whole))
+
+        return picture
 
     def edit_rows(self, named: Tensor, read: Tensor, pins: Sequence[str], oppose: bool) -> EditRows:
         """The rows of edits of photographs that show ``read`` (N, A)."""

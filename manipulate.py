@@ -50,8 +50,8 @@ MANIFEST = "manifest.json"
 # Keys of the manifest whose values are files that were made
 FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole", "table")
 MOST_SHOWN = 400  # photographs on a contact sheet; by eye
-EDIT = (("photograph", "edit"), ("source_image", "mask"))
-BEHIND = {  # what made the pictures of a mode: parts of the settings, and pictures
+EDIT = (("photograph", "edit"), ("editor", "source_image", "mask"))
+BEHIND = {  # what made the pictures of a mode: parts of the settings, and files beside the model's
     "generate": (("generate",), ()),
     "interpolate": (("interpolate",), ()),
     "interpolate photographs": (("photograph", "interpolate"), ("source_image", "target_image")),
@@ -154,8 +154,10 @@ def settings_in(path: str) -> dict[str, Any]:
     for name in note.settings.keys() - flags.portable_names(ManipulateConfig):
         raise ValueError(f"{path} sets {name[:100]!r}, which is no flag of one picture: try the page")
     ours = {*MASKS, *(file.stem for file in PRETRAINED.glob("*.safetensors"))}
-    named = {flag: note.files.get(flag, ("", ""))[0] for flag in ("checkpoint", "guide", "mask")}
-    before = {"perturb": False}  # of pictures from before there was a choice
+    named = {
+        flag: note.files.get(flag, ("", ""))[0] for flag in ("checkpoint", "guide", "editor", "mask")
+    }
+    before = {"perturb": False, "editor": "no"}  # of pictures from before there was a choice
     return before | note.settings | {flag: name for flag, name in named.items() if name in ours}
 
 
@@ -305,10 +307,10 @@ def write_notes(
     if config.no_metadata:
         return
     for mode, facts in made.items():
-        parts, pictures = BEHIND[mode]
+        parts, others = BEHIND[mode]
         settings = flags.portable(config.files, *(getattr(config, part) for part in parts))
         settings |= {"mode": mode.split()[0]} | ({"paste_back": True} if "whole" in facts else {})
-        used = {flag: file for flag, file in files.items() if flag in ("checkpoint", "guide", *pictures)}
+        used = {flag: file for flag, file in files.items() if flag in ("checkpoint", "guide", *others)}
         for key in FILES:
             paths = facts.get(key) or []
             for i, path in enumerate(paths if isinstance(paths, list) else [paths]):
@@ -366,9 +368,12 @@ def load(config: ManipulateConfig) -> tuple[ConditionalDiffusion, GuidanceClassi
     print(f"model: {files.checkpoint}")
     studio.resolve_drawing(config.generate, model)  # refuses what it was not trained for
     guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
-    check_files(config, studio.files_behind(files, model, guide), ("checkpoint", "guide"))
+    models: tuple[str, ...] = ("checkpoint", "guide")
     if config.makes("edit") or config.makes("counterfactual"):
+        studio.load_editor_of(files, model)
         studio.check_pins(config.edit, guide)
+        models += ("editor",)
+    check_files(config, studio.files_behind(files, model, guide), models)
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     if guide is not None and studio.guide_alone(config.generate, model):
         studio.check_is_read([name for request in requests for name in request], guide)

@@ -23,6 +23,7 @@ import devices
 import editing
 import samplers
 from attributes import CELEBA_ATTRIBUTES, parse_request
+from checkpoint import load
 from classifiers.guide import GuidanceClassifier, load_guide
 from config import (
     DrawSettings,
@@ -35,7 +36,8 @@ from config import (
     SamplingConfig,
 )
 from diffusion_model import ConditionalDiffusion, load_model
-from editing import INVERSION_STEPS, EditAt, Editor, NoisySource, Watch, smallest_edit
+from editing import INVERSION_STEPS, TAUGHT_STEPS, EditAt, Editor, NoisySource, Watch, smallest_edit
+from editor_model import EditorModel
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
 from image_data.photograph import MASKS, Photograph, from_levels
@@ -102,6 +104,13 @@ def load_guide_of(
     return guide
 
 
+def load_editor_of(files: ModelFiles, model: ConditionalDiffusion) -> None:
+    """Give the model its editor, where there is one. Raises as ``load_guide_of``."""
+    path = files.editor_file()
+    if path is not None:
+        model.use_editor(load(EditorModel, "editor", path, model.device))
+
+
 def knows_faces(model: ConditionalDiffusion) -> bool:
     """Whether a model is one of faces: it has attributes of CelebA."""
     return not set(CELEBA_ATTRIBUTES).isdisjoint(model.config.attribute_names)
@@ -119,6 +128,7 @@ def model_facts(
     return {
         "checkpoint": model.file_hash,
         "guide": guide_hash(model, guide),
+        "editor": None if model.editor is None else model.editor.file_hash,
         "precision": devices.choose_precision(files.mixed_precision, model.device.type),
         "model": model.config.to_dict(),
     }
@@ -141,6 +151,8 @@ def files_behind(
     hashes = {"checkpoint": (files.checkpoint, model.file_hash)}
     if digest := guide_hash(model, guide):
         hashes["guide"] = str(files.guide_file(True)), digest
+    if model.editor is not None:
+        hashes["editor"] = str(files.editor_file()), model.editor.file_hash
     for flag, photograph in photographs.items():
         if photograph:
             hashes[flag] = os.fspath(photograph.path), hash_of(photograph.square)
@@ -176,9 +188,11 @@ def resolve_edit(
     guide: GuidanceClassifier | None,
     names: Sequence[str] = (),
 ) -> EditConfig:
-    """How a photograph is edited: the settings with every default that depends on the guide and on the
+    """How a photograph is edited: the settings with every default that depends on who edits, and on the
     ``names`` of the attributes to change. Raises as ``resolve_drawing``."""
     config = settings.editing
+    if Editor(model).is_taught(config, settings.pins) and settings.guidance == "free":
+        return replace(config, num_inference_steps=config.num_inference_steps or TAUGHT_STEPS)
     if guide_alone(settings, model):
         config = replace(config, cfg_scale=0.0)
     return editing.resolve(config, names, guide is not None)
@@ -197,6 +211,8 @@ def guide_alone(settings: DrawSettings | EditSettings, model: ConditionalDiffusi
 
 def guidance_in_words(scales: SamplingConfig | EditConfig, guide: GuidanceClassifier | None) -> str:
     """What guides, for a title."""
+    if scales.cfg_scale is None:
+        return "by an editor"
     text = f"guidance {scales.cfg_scale:g}"
     if scales.guide_scale and guide is not None:
         return f"{text}, guide at {scales.guide_scale:g}"
@@ -472,8 +488,8 @@ def prepare_edits(
     for row in rows:
         named = [names[i] for i in row.nonzero()[:, 0].tolist()]
         config = resolve_edit(settings, model, guide, named)
-        if config not in sources:
-            generator = torch.Generator().manual_seed(settings.seed)
+        generator = torch.Generator().manual_seed(settings.seed)
+        if config not in sources and not editor.is_taught(config, settings.pins):
             sources[config] = editor.prepare_source(image, config, guide, generator)
         edit_at = editor.prepare_edit(
             image,
@@ -481,10 +497,11 @@ def prepare_edits(
             config,
             source_attributes=attributes,
             guide=guide,
+            generator=generator,
             progress=progress,
             mask=region,
             pins=settings.pins,
-            source=sources[config],
+            source=sources.get(config),
         )
         edits.append(edit_at)
     return lambda strength, watch=None: torch.cat([edit_at(strength, watch) for edit_at in edits])

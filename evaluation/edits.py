@@ -22,7 +22,7 @@ from attributes import attr_dict, columns_of, going_along
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from classifiers.probe import load_reader
-from config import EditConfig, in_file_name
+from config import EditConfig, ModelFiles, in_file_name
 from editing import EditAt, Editor
 from editing import resolve as resolve_editing
 from evaluation.base import Evaluation, Reading, in_batches, main_bar, read
@@ -34,7 +34,7 @@ from evaluation.tables import edits_table, plot_strengths
 from figures.grids import heat_map, readable, save_grid
 from image_data.labelled import LabelledImages
 from samplers import sample_generators
-from studio import check_is_read, knows_faces, smallest_flip
+from studio import check_is_read, knows_faces, load_editor_of, smallest_flip
 
 if TYPE_CHECKING:
     from evaluate import EditsConfig
@@ -140,6 +140,7 @@ class EditEvaluation(Evaluation):
                     f"{config.guide} reads classes, which do not flip: leave --smallest out"
                 )
             check_is_read(names_to_edit, self.guide)
+        load_editor_of(ModelFiles(editor=config.editor or "no"), self.model)
         self.truth = counterfactuals(config.data_root, of_model.image_size, of_model.crop)
         directions = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
         tasks = [Task(name, names.index(name), sign) for name in names_to_edit for sign in directions]
@@ -197,6 +198,9 @@ class EditEvaluation(Evaluation):
 
     def variants(self) -> Iterator[tuple[str, EditConfig, bool]]:
         """Every way of editing that is compared: a name, how, and whether at the smallest strength."""
+        if Editor(self.model).is_taught(self.config.editing) and not self.config.edit_cfg_scale:
+            yield "editor", self.config.editing, False
+            return
         for scale in self.config.edit_cfg_scale or (None,):
             editing = replace(self.config.editing, cfg_scale=scale)
             full = resolve_editing(editing, (), self.guide is not None)
