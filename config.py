@@ -398,7 +398,9 @@ class SamplingConfig(Config):
     """How images are drawn. ``samplers.resolve`` fills what is None."""
 
     sampler: str = flag("dpm_solver", "solver of the reverse chain", choices=SAMPLERS)
-    num_inference_steps: int | None = count(None, "steps; none given: 20, all T with ddpm; edits 12")
+    num_inference_steps: int | None = count(
+        None, "steps; none given: 20, all T with ddpm; edits 12, by an editor 4"
+    )
     spacing: str | None = flag(None, "of the timesteps; none given: the sampler's", choices=SPACINGS)
     eta: float = share(0.0, "noise of each step: 0 deterministic, 1 as much as ddpm")
     cfg_scale: float | None = weight(
@@ -462,7 +464,7 @@ class EditConfig(Config):
 
     @property
     def is_guided(self) -> bool:
-        """Whether something is set that only guided edits have, and those of an editor have not."""
+        """Whether something is set that a guided edit has, and one by an editor has not."""
         return replace(self, num_inference_steps=None, localise=LOCALISE) != EditConfig()
 
 

@@ -460,7 +460,8 @@ def as_grey_as(source: Tensor, edited: Tensor) -> Tensor:
 
 
 class Editor:
-    """Edits photographs uint8 (B, S, S, 3) with a model."""
+    """Edits photographs uint8 (B, S, S, 3) with a model. The model's editor makes the edits, where it
+    has one (``is_taught``). Else they are guided, as ``edit`` says."""
 
     def __init__(self, model: ConditionalDiffusion):
         self.model, self.schedule, self.first_stage = model, model.schedule, model.first_stage

@@ -537,12 +537,13 @@ def manipulate(config: ManipulateConfig) -> None:
         else:
             made = make(resolved, model, guide, source, target, mask)
             write_notes(resolved, made, files)
-    scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
+    edits = studio.resolve_edit(config.edit, model, guide)
+    used = {"cfg_scale": edits.cfg_scale, "num_inference_steps": edits.num_inference_steps}
     folder = Path(config.output_dir)
     manifest = {
         "arguments": config.arguments(),
         "sampling": asdict(studio.resolve_drawing(config.generate, model)),
-        "editing": asdict(replace(config.edit.editing, cfg_scale=scale)),
+        "editing": asdict(config.edit.editing) | used,
         **studio.model_facts(config.files, model, guide),
         "files": files,
         "made": made,
