@@ -236,6 +236,15 @@ def test_it_learns_what_pairs_have_in_common_and_makes_it():
     assert 80 < brighter < 120
 
 
+def test_an_editor_is_as_large_as_its_pairs_and_learns_all_of_them(tmp_path):
+    pairs = write_pairs(tmp_path / "pairs", 20, 16, CELEBA_ATTRIBUTES)
+    words = ["--data_root", str(pairs), "--stage", "editor", *TINY_FLAGS, "--max_steps", "1"]
+    run_training(words, tmp_path)  # whose --image_size is 32
+    assert load(EditorModel, "editor", tmp_path / "editor_best.pth", "cpu").config.image_size == 16
+    for flag in (("--attribute", "Smiling"), ("--data_fraction", "0.5")):
+        refused(lambda flag=flag: run_training(words, tmp_path / "part", *flag), str(pairs), flag[0])
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_after_three):
     pairs = write_pairs(tmp_path / "pairs", 60, 32, CELEBA_ATTRIBUTES)
     words = ["--data_root", str(pairs), "--stage", "editor", *TINY_FLAGS, "--max_steps", "5"]

@@ -38,6 +38,8 @@ def load_datasets(config: TrainConfig, accelerator: Accelerator) -> Sequence[Ima
     """The training and the validation dataset. Draws the synthetic faces if no folder is given."""
     root, size, crop = config.data_folder, config.model.image_size, config.model.crop
     if config.stage == "editor":
+        if config.attribute or config.data_fraction < 1:
+            raise ValueError(f"{root} holds pairs: leave --attribute and --data_fraction out")
         return [PairDataset(root, split) for split in ("train", "val")]
     if is_encoded(root):
         if config.stage in ("first_stage", "upscaler") or config.data_fraction < 1:

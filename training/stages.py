@@ -302,8 +302,10 @@ class EditorStage(NoisyStage):
     prefix, best, kind, key = "editor_", "editor_best.pth", EditorModel, "editor"
     has_unused_parameters = True  # those of the semantic latent
 
-    def build(self, config: TrainConfig, train_set: ImageDataset) -> EditorModel:
-        return self.make(config, train_set)
+    def build(self, config: TrainConfig, train_set: Any) -> EditorModel:
+        """An editor of pictures as large as those of the pairs."""
+        of_pairs = replace(config.model, image_size=train_set.image_size, crop=train_set.crop)
+        return self.make(replace(config, model=of_pairs), train_set)
 
     def guide(self, model: EditorModel) -> None:
         return None
