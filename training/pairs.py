@@ -26,8 +26,8 @@ from image_data.pairs import FORMAT
 from samplers import sample_generators
 from training.encoding import FolderWriter
 
-# Of the second attempt, where a reader was not convinced. Measured: docs/log.md.
-MORE_GUIDE, MORE_MARGIN = 7.0, 3.0
+ATTEMPTS = 2  # where a reader is not convinced
+MORE_GUIDE, MORE_MARGIN = 7.0, 3.0  # of each further attempt; measured: docs/log.md
 LEAST_MOVE = 1.0  # log odds by which an attribute that turned has moved; by eye
 
 
@@ -112,7 +112,10 @@ class PairMaker:
         guide = self.guide.read_logits(images) - self.guide.prior
         return torch.stack([guide.float(), self.judge(images).float()]).cpu()
 
-    def edit(self, images: Tensor, row: Tensor, seed: int, attempt: int) -> Tensor:
+    def edit(
+        self, images: Tensor, row: Tensor, generators: list[torch.Generator], attempt: int
+    ) -> Tensor:
+        """Images (n, S, S, 3) after an edit, at an attempt that counts from 0."""
         (column,) = row.nonzero()[:, 0].tolist()
         editing = resolve(self.editing, [self.model.config.attribute_names[column]], True)
         assert editing.margin is not None  # resolved
@@ -121,7 +124,6 @@ class PairMaker:
             guide_scale=editing.guide_scale + MORE_GUIDE * attempt,
             margin=editing.margin + MORE_MARGIN * attempt,
         )
-        generators = sample_generators(seed, range(len(images)))
         rows = row.expand(len(images), -1)
         return self.editor.edit(images, rows, 1.0, editing, guide=self.guide, generator=generators).cpu()
 
@@ -130,22 +132,22 @@ class PairMaker:
         images = data.__getitems__(edits.indices.tolist())["image"]
         row = torch.from_numpy(edits.row).float()
         before = self.read(images)
-        edited, convinced = images.clone(), torch.zeros(len(images), dtype=torch.bool)
-        others = torch.zeros(len(images), dtype=torch.long)
-        for attempt in range(2):
-            left = (~convinced).nonzero()[:, 0]
-            if not len(left):
-                break
-            edited[left] = self.edit(images[left], row, seed + 1000 * number + 500 * attempt, attempt)
-            after = self.read(edited)
-            convinced = ((after * row).sum(2) > 0).all(0) & ((before[0] * row).sum(1) < 0)
-            others = self.others(before, after, row)
+        may_convince = (before[0] * row).sum(1) < 0  # the guide reads these as they are labelled
+        edited, after, convinced = images.clone(), before.clone(), torch.zeros_like(may_convince)
+        for attempt in range(ATTEMPTS):
+            left = (may_convince & ~convinced).nonzero()[:, 0]
+            if len(left):
+                samples = (edits.indices[left.numpy()] + attempt * len(data)).tolist()
+                generators = sample_generators(seed, samples)
+                edited[left] = self.edit(images[left], row, generators, attempt)
+                after[:, left] = self.read(edited[left])
+                convinced[left] = ((after[:, left] * row).sum(2) > 0).all(0)
         arrays = {
             "before": images.numpy(),
             "after": edited.numpy(),
             "row": edits.row,
             "convinced": convinced.numpy(),
-            "others": others.numpy(),
+            "others": self.others(before, after, row).numpy(),
             "names": np.array([data.filenames[i] for i in edits.indices]),
         }
         replace_file(self.file(number), lambda file: np.savez(file, **arrays))
