@@ -17,6 +17,7 @@ from autoencoder_model import PixelFirstStage
 from classifiers.guide import GuidanceClassifier
 from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
 from diffusion_model import Attributes, ConditionalDiffusion
+from editor_model import STEPS
 from guidance import LEAST_SIGNAL, classifier_free
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Progress, Steps, ddim, last, randn_like, timestep_grid, with_bar
@@ -46,7 +47,7 @@ GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from it
 PINNED = 50.0  # hold of a pinned attribute; measured: docs/log.md, "Attributes that are pinned"
 INVERSION_STEPS = 25  # there, and as many back
 EDIT_STEPS = 12  # measured: docs/log.md, "Edits in eight steps"
-TAUGHT_STEPS, TAUGHT_SCALE = 4, 1.3  # of an editor's edits; measured: docs/log.md
+TAUGHT_SCALE = 1.3  # of an editor's edits; measured: docs/log.md, "An editor that was taught"
 PARTS = 3  # of an edit, which is watched after each but the last; by eye
 AT_ONCE = 16  # noisy pictures for which the network is asked at once; by eye: memory
 IN_NOISE = 0.25  # share of cfg_scale where all is noise; measured: docs/log.md, "Guidance that grows"
@@ -520,6 +521,15 @@ class Editor:
         guide can do."""
         return self.model.editor is not None and not pins and not editing.is_guided
 
+    def resolve(
+        self, editing: EditConfig, named: Iterable[str], has_guide: bool, pins: Sequence[str] = ()
+    ) -> EditConfig:
+        """The same settings with nothing left open that the edit needs: the function ``resolve``, or the
+        steps of an editor."""
+        if self.is_taught(editing, pins):
+            return replace(editing, num_inference_steps=editing.num_inference_steps or STEPS)
+        return resolve(editing, named, has_guide)
+
     @torch.no_grad()
     def prepare_edit(
         self,
@@ -597,7 +607,7 @@ class Editor:
         original, decoded = PIXELS.encode(source_image.to(x0.device)), self.first_stage.to_pixels(x0)
         picture = self.finisher(original, decoded, editing.localise, mask)
         columns = (named != 0).any(0).nonzero()[:, 0].tolist()
-        grid = taught.grid(editing.num_inference_steps or TAUGHT_STEPS)
+        grid = taught.grid(editing.num_inference_steps or STEPS)
 
         def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
             edited = x0.expand(number, -1, -1, -1)

@@ -16,7 +16,7 @@ from unet_model import ConditionalUNet, build_unet
 # What an editor learns besides edits: shares of the pairs that ask for nothing, or for what is there.
 # Both leave the picture as it is. By eye.
 ASKS_NOTHING, IS_THERE = 0.05, 0.1
-SPACING = "log_snr"  # of the timesteps of an edit; by eye
+STEPS, SPACING = 4, "log_snr"  # of an edit; measured: docs/log.md; by eye
 SMALL_CHANGE = 0.002  # mean square of a change below which an error is weighed no more; by eye
 
 
@@ -62,7 +62,7 @@ class EditorModel(nn.Module):
         own, _ = self.schedule.to_x0_eps(self.config.prediction, output[:, :-1], x_t, t)
         return source + output[:, -1:].sigmoid() * (own - source)
 
-    def grid(self, num_inference_steps: int) -> list[int]:
+    def grid(self, num_inference_steps: int = STEPS) -> list[int]:
         """The falling timesteps of an edit, -1 last."""
         return timestep_grid(self.schedule, num_inference_steps, SPACING)
 

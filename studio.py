@@ -36,7 +36,7 @@ from config import (
     SamplingConfig,
 )
 from diffusion_model import ConditionalDiffusion, load_model
-from editing import INVERSION_STEPS, TAUGHT_STEPS, EditAt, Editor, NoisySource, Watch, smallest_edit
+from editing import INVERSION_STEPS, EditAt, Editor, NoisySource, Watch, smallest_edit
 from editor_model import EditorModel
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
@@ -191,8 +191,8 @@ def resolve_edit(
     """How a photograph is edited: the settings with every default that depends on who edits, and on the
     ``names`` of the attributes to change. Raises as ``resolve_drawing``."""
     config = settings.editing
-    if Editor(model).is_taught(config, settings.pins) and settings.guidance == "free":
-        return replace(config, num_inference_steps=config.num_inference_steps or TAUGHT_STEPS)
+    if settings.guidance == "free":
+        return Editor(model).resolve(config, names, guide is not None, settings.pins)
     if guide_alone(settings, model):
         config = replace(config, cfg_scale=0.0)
     return editing.resolve(config, names, guide is not None)
@@ -460,7 +460,7 @@ def prepare_edits(
     model: ConditionalDiffusion,
     guide: GuidanceClassifier | None,
     square: np.ndarray,
-    attributes: Tensor,
+    attributes: Tensor | None,
     rows: Tensor,
     settings: EditSettings,
     progress: Progress = False,
@@ -468,7 +468,7 @@ def prepare_edits(
     sources: dict[EditConfig, NoisySource] | None = None,
 ) -> EditAt:
     """A square that shows ``attributes`` (1, A), edited towards every row (N, A): strength -> images
-    (N, S, S, 3).
+    (N, S, S, 3). Where they are None, an edit that needs them reads them.
 
     Each row is edited by itself, from the same noise. So an edit does not depend on what else is asked
     for, not by a level of a pixel.
@@ -521,9 +521,8 @@ def edit(
     ``prepare_edits``. ``watch`` is shown the edit before it is finished."""
     request = parse_request(settings.attributes)
     rows = model.attribute_rows(request)
-    attributes = read_attributes(model, guide, square)
     shared = (settings, progress, mask, sources)
-    edit_at = prepare_edits(model, guide, square, attributes, rows, *shared)
+    edit_at = prepare_edits(model, guide, square, None, rows, *shared)
     images = edit_at(settings.manipulation_strength, watch).cpu().numpy()
     return Result(images, rows, {"attributes": [request]})
 
@@ -612,8 +611,7 @@ def counterfactual(
     for name, value in request.items():
         if value == 0.5:
             raise ValueError(f"a counterfactual of {name}=0.5 flips nothing: ask for 0 or 1")
-    attributes = read_attributes(model, guide, square)
-    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress, mask)
+    edit_at = prepare_edits(model, guide, square, None, rows, settings, progress, mask)
     strength, image = smallest_flip(edit_at, guide, request)
     margin = log_odds_of(guide, request, image)
     facts = {

@@ -23,8 +23,7 @@ from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from classifiers.probe import load_reader
 from config import EditConfig, ModelFiles, in_file_name
-from editing import EDIT_STEPS, TAUGHT_STEPS, EditAt, Editor
-from editing import resolve as resolve_editing
+from editing import EditAt, Editor
 from evaluation.base import Evaluation, Reading, in_batches, main_bar, read
 from evaluation.changes import ChangeMeter
 from evaluation.edit_figures import edit_figures, others_changed, summary
@@ -150,14 +149,12 @@ class EditEvaluation(Evaluation):
             raise ValueError(f"no test picture is labelled with {told}: name other --edit_attributes")
         self.mean = F.relu(self.reference["judge"]).mean(0)
         editing = config.editing
-        self.is_taught = Editor(self.model).is_taught(editing) and not config.edit_cfg_scale
-        usual = TAUGHT_STEPS if self.is_taught else EDIT_STEPS
         self.protocol |= {
             "sources": self.protocol["reference"],
             "edit_sources": config.edit_sources,
             "strengths": list(config.strengths),
             "editing": asdict(editing),
-            "num_inference_steps": editing.num_inference_steps or usual,
+            "num_inference_steps": self.resolved(editing).num_inference_steps,
             "editor": self.model.editor and self.model.editor.file_hash,
             "sources_read_by": "the guide" if self.guide else "the VAE",
             "true_counterfactuals": self.truth is not None,
@@ -202,21 +199,19 @@ class EditEvaluation(Evaluation):
 
     def variants(self) -> Iterator[tuple[str, EditConfig, bool]]:
         """Every way of editing that is compared: a name, how, and whether at the smallest strength."""
-        if self.is_taught:
-            yield "editor", self.config.editing, False
-            if self.config.smallest:
-                yield "editor, smallest", self.config.editing, True
-            return
         for scale in self.config.edit_cfg_scale or (None,):
             editing = replace(self.config.editing, cfg_scale=scale)
-            full = resolve_editing(editing, (), self.guide is not None)
-            editing = replace(editing, cfg_scale=full.cfg_scale)
-            name = f"cfg {editing.cfg_scale:g}"
-            if self.guide and editing.guide_scale:
+            editing = replace(editing, cfg_scale=self.resolved(editing).cfg_scale)
+            name = "editor" if editing.cfg_scale is None else f"cfg {editing.cfg_scale:g}"
+            if self.guide and editing.is_guided and editing.guide_scale:
                 name += f", guide {editing.guide_scale:g}"
             yield name, editing, False
             if self.config.smallest:
                 yield f"{name}, smallest", editing, True
+
+    def resolved(self, editing: EditConfig, *named: str) -> EditConfig:
+        """``Editor.resolve`` with this guide, where these attributes are named."""
+        return Editor(self.model).resolve(editing, named, self.guide is not None)
 
     # ---------------------------------------------------------------- faces and their edits
 
@@ -290,10 +285,8 @@ class EditEvaluation(Evaluation):
         """What one way of editing does for one attribute and direction, at the last of --strengths, with
         the figures at each; or at the smallest strength that flips. See ``facts``."""
         source, _ = self.sources(task)
-        more: dict[str, Any] = {}
-        if not self.is_taught:
-            full = resolve_editing(editing, [task.name], self.guide is not None)
-            more = {"t_start": full.t_start, "margin": full.margin}
+        full = self.resolved(editing, task.name)
+        more: dict[str, Any] = {"t_start": full.t_start, "margin": full.margin}
         if smallest:
             edited, strengths = self.smallest(source, task, editing)
             more |= summary({"strength": strengths})

@@ -14,9 +14,11 @@ import evaluate
 import export
 import make_pairs
 import manipulate
+import train
 from attributes import CELEBA_ATTRIBUTES
 from checkpoint import load, load_checkpoint, replace_file
 from config import EditConfig, LossConfig, ModelConfig
+from diffusion_model import ConditionalDiffusion
 from editing import Editor
 from editor_model import SMALL_CHANGE, EditorModel
 from image_data.pairs import FORMAT, PairDataset
@@ -295,6 +297,19 @@ def test_an_editor_is_exported(taught, tmp_path):
     assert exported.config == model.config
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(exported.state_dict()[name], weight, atol=1e-3, rtol=1e-3)
+
+
+def test_an_upscaler_goes_behind_an_editor_as_behind_its_model(taught, checkpoint, flags, tmp_path):
+    options = ["--image_size", 64, "--channels", 8, "--max_steps", 1, "--perceptual_weight", 0]
+    folders = ["--save_dir", tmp_path, "--log_dir", tmp_path]
+    run_script(train, "--stage", "upscaler", *flags[:4], *options, *folders)
+    behind = ("--first_stage", tmp_path / "first_stage.pth")
+    run_script(export, "--checkpoint", taught, "--out", tmp_path / "editor.pth", *behind)
+    run_script(export, "--checkpoint", checkpoint, "--out", tmp_path / "model.pth", *behind)
+    model = load(ConditionalDiffusion, "model", tmp_path / "model.pth", "cpu")
+    model.use_editor(load(EditorModel, "editor", tmp_path / "editor.pth", "cpu"))
+    photograph = torch.randint(0, 256, (1, 64, 64, 3)).byte()
+    assert Editor(model).edit(photograph, {"Smiling": 1}, generator=seeded()).shape == (1, 64, 64, 3)
 
 
 def test_a_model_with_an_editor_edits_by_it(make_model, tmp_path):

@@ -42,7 +42,6 @@ PATCH_IMAGES = 512  # whose patches a first stage starts from: 131,072 patches o
 
 # title -> pictures uint8 (N, H, W, 3), or the frames of a film (frames, N, H, W, 3)
 Pictures = dict[str, Tensor]
-SHOWN_STEPS = 4  # of edits
 SHOWN_SAMPLING = SamplingConfig("ddim", 25, spacing="trailing", cfg_scale=None)  # of a run's pictures
 
 
@@ -329,7 +328,7 @@ class EditorStage(NoisyStage):
         before, after = images.split(3, 3)
         x0 = model.first_stage.encode(before)
         noise = randn_like(x0, torch.Generator().manual_seed(0))
-        edited = last(model.edit(x0, attributes, model.grid(SHOWN_STEPS), noise))
+        edited = last(model.edit(x0, attributes, model.grid(), noise))
         return {"edits": torch.cat([before, model.first_stage.decode(edited), after])}
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
