@@ -461,7 +461,7 @@ class EditConfig(Config):
 
     @property
     def is_guided(self) -> bool:
-        """Whether something is set that a guided edit has, and one by an editor has not."""
+        """Whether a setting is given that only guided edits have."""
         usual = EditConfig()
         return replace(self, num_inference_steps=None, localise=usual.localise) != usual
 

@@ -57,8 +57,8 @@ class PairDataset(ImageDataset):
     An item's ``image`` is uint8 (S, S, 6), the pictures before and after; its ``attributes`` are what
     the second shows and the first does not. Raises as ``read_pairs``.
 
-    A pair is left out if one of the readers was not convinced, or if more of its other attributes turned
-    than of most of the same edit.
+    Left out are pairs that did not convince both readers. Of each edit, the fifth is left out, too, in
+    which most other attributes turned.
     """
 
     def __init__(self, folder: str | Path, split: str):
