@@ -545,10 +545,10 @@ class Editor:
         source: NoisySource | None = None,
     ) -> EditAt:
         """Compute once what edits at all strengths share. Return ``edit`` as a function of the strength
-        alone. A single source may have many targets. The function shows its ``watch`` the edit after a
-        third and after two thirds of the steps.
+        alone. A single source may have many targets. The function shows its ``watch`` a guided edit after
+        a third and after two thirds of the steps, and an editor's after each attribute but the last.
 
-        Edits start at the timestep t_start T. Less noise keeps more of the composition.
+        Guided edits start at the timestep t_start T. Less noise keeps more of the composition.
 
         Args:
             mask: (S, S) in [0, 1], 1 where edits may act; None is everywhere.
