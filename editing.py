@@ -545,8 +545,9 @@ class Editor:
         source: NoisySource | None = None,
     ) -> EditAt:
         """Compute once what edits at all strengths share. Return ``edit`` as a function of the strength
-        alone. A single source may have many targets. The function shows its ``watch`` a guided edit after
-        a third and after two thirds of the steps, and an editor's after each attribute but the last.
+        alone. A single source may have many targets. The function shows its ``watch`` a guided edit
+        after a third and after two thirds of the steps, and an editor's after each attribute but the
+        last.
 
         Guided edits start at the timestep t_start T. Less noise keeps more of the composition.
 

@@ -43,7 +43,7 @@ def edits_to_make(
     data: ImageDataset, columns: list[int], number: int, batch_size: int, seed: int
 ) -> list[Edits]:
     """Batches of ``number`` photographs for each of these attributes, added, and as many removed. Men
-    are among them as often as among the pictures that show the result. So beards are mostly added to men.
+    are among them as often as among the pictures that show the result. So beards go mostly to men.
     """
     labels, names = data.attributes.numpy(), list(data.attribute_names)
     male = labels[:, names.index("Male")] > 0 if "Male" in names else np.zeros(len(labels), bool)
