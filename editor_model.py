@@ -45,8 +45,8 @@ class EditorModel(nn.Module):
 
     @torch.no_grad()
     def start_from(self, unet: ConditionalUNet) -> None:
-        """Take the weights of a model's UNet. What it lacks starts at 0: the picture before is not seen,
-        and every gate is half open."""
+        """Take the weights of the UNet of a model or an editor. What it lacks starts at 0: the picture
+        before is not seen, and every gate is half open."""
         own = self.unet.state_dict()
         for name, weight in unet.state_dict().items():
             if weight.shape == own[name].shape:

@@ -247,6 +247,18 @@ def test_an_editor_is_as_large_as_its_pairs_and_learns_all_of_them(tmp_path):
         refused(lambda flag=flag: run_training(words, tmp_path / "part", *flag), str(pairs), flag[0])
 
 
+def test_one_may_start_from_another_but_not_from_another_network(taught, checkpoint, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs", 20, 32, CELEBA_ATTRIBUTES)
+    words = ["--data_root", str(pairs), "--stage", "editor", *TINY_FLAGS, "--max_steps", "1"]
+    run_training([*words, "--lr", "1e-9"], tmp_path, "--init_from", taught)
+    first, then = (load(EditorModel, "editor", each, "cpu") for each in (taught, tmp_path / taught.name))
+    for name, weight in first.state_dict().items():
+        torch.testing.assert_close(then.state_dict()[name], weight, atol=1e-6, rtol=0)
+    for other in (taught, checkpoint):
+        words = [*words, "--channels", "16", "16", "--init_from", str(other)]
+        refused(lambda words=words: run_training(words, tmp_path / "other"), "architecture", str(other))
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_after_three):
     pairs = write_pairs(tmp_path / "pairs", 60, 32, CELEBA_ATTRIBUTES)
     words = ["--data_root", str(pairs), "--stage", "editor", *TINY_FLAGS, "--max_steps", "5"]

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from attributes import CELEBA_ATTRIBUTES, AttributePrior
 from autoencoder_model import PixelFirstStage
-from checkpoint import load, load_weights, refusing, save_atomically, save_model
+from checkpoint import (
+    build,
+    check_shapes,
+    load,
+    load_checkpoint,
+    load_weights,
+    save_atomically,
+    save_model,
+)
 from classifiers.guide import GuidanceClassifier, guide_widths
 from classifiers.likeness import perceptual_stages
 from config import FEWEST_SAMPLES, Config, FirstStageConfig, LossConfig, SamplingConfig
@@ -313,14 +321,17 @@ class EditorStage(NoisyStage):
         return model.unet.between()
 
     def start_from(self, path: str, model: EditorModel) -> str:
-        other = load(ConditionalDiffusion, "model", path, "cpu")
+        state = load_checkpoint(path)
+        goes_on = "editor" in state
+        kind: Any = EditorModel if goes_on else ConditionalDiffusion
+        other = build(kind, "editor" if goes_on else "model", state, path)
         if other.config.attribute_names != model.config.attribute_names:
-            raise ValueError(
-                f"--init_from {path} is a model of other attributes than those of the pairs"
-            )
-        with refusing(path, "model of this network"):
-            model.start_from(other.unet)
-        return f"{path}: what denoises; new: what sees the picture before"
+            raise ValueError(f"--init_from {path} knows other attributes than the pairs")
+        with torch.device("meta"):
+            expected = kind(model.config).unet.state_dict()
+        check_shapes(expected, other.unet.state_dict(), path)
+        model.start_from(other.unet)
+        return f"{path}: all of it" if goes_on else f"{path}: all but what sees the picture before"
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """Pictures, what the editor makes of them, and what it was to make, one below the other."""
