@@ -27,6 +27,7 @@ from image_data.files import refusing_damaged
 FORMAT, MANIFEST = "edit-pairs/1", "manifest.json"
 MOST_OTHERS = 0.8  # share of an edit's pairs, those that change least else, that are learned; by eye
 HELD_OUT = 0.05  # share of the photographs that validate
+MOST_TIMES = 4  # that a pair of a rare edit is there for one of the most frequent; by eye
 
 
 def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -58,7 +59,8 @@ class PairDataset(ImageDataset):
     the second shows and the first does not. Raises as ``read_pairs``.
 
     Left out are pairs that did not convince both readers. Of each edit, the fifth is left out, too, in
-    which most other attributes turned.
+    which most other attributes turned. In training, an edit of a quarter as many pairs as the most
+    frequent one has each of them twice, and so on with the root.
     """
 
     def __init__(self, folder: str | Path, split: str):
@@ -74,7 +76,12 @@ class PairDataset(ImageDataset):
         if not keep.any():
             raise ValueError(f"{folder} has no pair for {split}: make more with make_pairs.py")
         self.before, self.after = found["before"][keep], found["after"][keep]
-        rows, names = found["row"][keep].astype(np.float32), manifest["attribute_names"]
+        self.pair = np.arange(len(self.before))  # of each item, half of them
+        if split == "train":
+            _, edit, counts = np.unique(task[keep], return_inverse=True, return_counts=True)
+            times = np.rint(np.sqrt(counts.max() / counts)).clip(max=MOST_TIMES)
+            self.pair = self.pair.repeat(times[edit].astype(int))
+        rows, names = found["row"][keep][self.pair].astype(np.float32), manifest["attribute_names"]
         super().__init__(self.before, np.concatenate([rows, -rows]), names, (), manifest["flips"])
         self.one_hot = False
 
@@ -86,9 +93,9 @@ class PairDataset(ImageDataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         rows = np.asarray(indices, dtype=np.int64)
-        pair = rows % len(self.before)
+        pair = self.pair[rows % len(self.pair)]
         before, after = self.before[pair], self.after[pair]
-        backwards = (rows >= len(self.before))[:, None, None, None]
+        backwards = (rows >= len(self.pair))[:, None, None, None]
         pictures = np.where(backwards, after, before), np.where(backwards, before, after)
         return {
             "image": torch.from_numpy(np.concatenate(pictures, 3)),  # (B, S, S, 6)

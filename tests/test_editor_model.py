@@ -142,9 +142,27 @@ def test_doubtful_pairs_and_those_that_change_most_else_are_left_out(tmp_path):
     doubtful = np.arange(10) < 3
     write_pairs(tmp_path / "doubtful", 40, convinced=~doubtful)
     write_pairs(tmp_path / "other", 40, others=np.arange(10))
-    assert sum(len(PairDataset(tmp_path / "doubtful", split)) for split in ("train", "val")) == 2 * 28
+    sets = [PairDataset(tmp_path / "doubtful", split) for split in ("train", "val")]
+    assert sum(len(data.before) for data in sets) == 28
     kept = PairDataset(tmp_path / "other", "train")
-    assert 0.7 * 80 < len(kept) < 0.85 * 80
+    assert 0.7 * 80 < 2 * len(kept.before) < 0.85 * 80
+
+
+def test_pairs_of_rare_edits_are_repeated_in_training(tmp_path):
+    """Of 33 files, 30 are of one edit: 300 pairs, 20 and 10."""
+    write_pairs(tmp_path, 330)
+    for path in sorted(tmp_path.glob("*.npz"))[3:]:
+        with np.load(path) as file:
+            pairs = dict(file)
+        pairs["row"] = np.array([0, 1, 0] if path.stem == "00003" else [1, 0, 0], np.int8)
+        np.savez(path, **pairs)
+    for split, times in (("train", (1, 4, 4)), ("val", (1, 1, 1))):
+        data = PairDataset(tmp_path, split)
+        half = len(data) // 2
+        for column, expected in enumerate(times):
+            mine = (data.attributes[:half, column] == 1).nonzero()[:, 0].tolist()
+            different = {bytes(image.numpy()) for image in data.__getitems__(mine)["image"]}
+            assert len(mine) == expected * len(different), (split, column)
 
 
 def test_a_folder_without_pairs_is_refused_in_one_line(tmp_path):
