@@ -112,9 +112,10 @@ def where_changed(picture: Tensor, edited: Tensor, threshold: float) -> Tensor:
 
 
 def structure_kept(picture: Tensor, edited: Tensor) -> Tensor:
-    """How far an edit has kept the shapes of a picture, both (B, 3, H, W): 1 wholly, 0 not at all, for
-    each pixel (B, 1, H, W). It is SSIM without its luminance (Wang et al. 2004, equations 9 and 10 as
-    one), of the mean over channels, in windows of 9 pixels at side 128. Where both are flat it is 1."""
+    """How far edits (B, 3, H, W) have kept the shapes of as many pictures, or of one: 1 wholly, 0 not at
+    all, for each pixel (B, 1, H, W). It is SSIM without its luminance (Wang et al. 2004, equations 9 and
+    10 as one), of the mean over channels, in windows of 9 pixels at side 128. Where both are flat it is
+    1."""
     reach = 2 * reach_of(picture.shape[3])
     grey, grey_edited = picture.mean(1, keepdim=True), edited.mean(1, keepdim=True)
     a = grey - mean_around(grey, reach)
@@ -777,5 +778,10 @@ class Editor:
         frames = back(denoise, slerp(x_T[0], x_T[1], weight)) + between(lost)
         frames[0], frames[-1] = x0  # the same up to rounding
         pixels, originals = self.first_stage.to_pixels(frames), PIXELS.encode(images.to(x0.device))
-        frames = pixels + between(originals - pixels[[0, -1]])  # what the first stage loses, too
+        ends = pixels[[0, -1]]
+        details = [  # what the first stage loses of each end, where a frame still has its shapes
+            lost * structure_kept(end, pixels)
+            for lost, end in zip((originals - ends).split(1), ends.split(1), strict=True)
+        ]
+        frames = pixels + torch.lerp(*details, weight.view(-1, 1, 1, 1))
         return PIXELS.decode(as_grey_as(between(originals), frames))
