@@ -76,7 +76,7 @@ class PairDataset(ImageDataset):
         if not keep.any():
             raise ValueError(f"{folder} has no pair for {split}: make more with make_pairs.py")
         self.before, self.after = found["before"][keep], found["after"][keep]
-        self.pair = np.arange(len(self.before))  # of each item, half of them
+        self.pair = np.arange(len(self.before))  # of each item of the first half, all one way
         if split == "train":
             _, edit, counts = np.unique(task[keep], return_inverse=True, return_counts=True)
             times = np.rint(np.sqrt(counts.max() / counts)).clip(max=MOST_TIMES)
