@@ -561,15 +561,15 @@ class Editor:
         guide = model.guide if guide is None else guide
         num_sources = len(source_image)
         named = model.attribute_rows(target_attributes, num_sources if num_sources > 1 else None)
+        named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
+        names = [model.config.attribute_names[i] for i in named_columns]
+        editing = self.resolve(editing, names, guide is not None, pins)
         if self.is_taught(editing, pins):
             return self.prepare_taught(source_image, named, editing, generator, progress, mask)
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
         read = model.attribute_rows(source_attributes, num_sources)
         number = len(named)
-        named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
-        names = [model.config.attribute_names[i] for i in named_columns]
-        editing = resolve(editing, names, guide is not None)
         if source is None:
             source = self.prepare_source(source_image, editing, guide, generator)
         shared = source.repeated(number)
@@ -599,8 +599,8 @@ class Editor:
         progress: Progress = False,
         mask: Tensor | None = None,
     ) -> EditAt:
-        """``prepare_edit`` by the model's editor, where attributes (N, A) are named. One is edited after
-        the other, from the same noise."""
+        """``prepare_edit`` by the model's editor, where attributes (N, A) are named and ``editing`` is
+        resolved. One is edited after the other, from the same noise."""
         taught = self.model.editor
         assert taught is not None
         number = len(named)
@@ -609,7 +609,8 @@ class Editor:
         original, decoded = PIXELS.encode(source_image.to(x0.device)), self.first_stage.to_pixels(x0)
         picture = self.finisher(original, decoded, editing.localise, mask)
         columns = (named != 0).any(0).nonzero()[:, 0].tolist()
-        grid = taught.grid(editing.num_inference_steps or STEPS)
+        assert editing.num_inference_steps is not None  # resolved
+        grid = taught.grid(editing.num_inference_steps)
 
         def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
             edited = x0.expand(number, -1, -1, -1)

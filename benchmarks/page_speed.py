@@ -126,7 +126,7 @@ def main() -> None:
     if not CHROMIUM:
         raise ValueError("no Chromium here to open the page with: install chromium")
     files = {"--checkpoint": config.checkpoint, "--guide": config.guide, "--editor": config.editor}
-    words = [word for flag, file in files.items() if file for word in (flag, file)]
+    words = [word for name, file in files.items() if file for word in (name, file)]
     server = Server(*words, "--port", "0")
     try:
         seconds = time_edits(server.address, config.edits)
