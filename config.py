@@ -506,6 +506,7 @@ class DataConfig(DeviceConfig):
 
 
 REQUEST_HELP = "what to ask for, such as Smiling=1 Male=0: 1 present, 0 absent, 0.5 open"
+EDITOR_HELP = "of train.py --stage editor: it edits; none given: the model's own; no: the guide steers"
 GUIDANCE_HELP = "what steers new faces: classifier-free guidance, --guide, or both"
 
 
@@ -515,9 +516,7 @@ class ModelFiles(DeviceConfig):
 
     checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
     guide: str | None = flag(None, "of train.py --stage guide: it steers, and reads photographs")
-    editor: str | None = flag(
-        None, "of train.py --stage editor: it edits; none given: the model's own; no: the guide steers"
-    )
+    editor: str | None = flag(None, EDITOR_HELP)
 
     def editor_file(self) -> str | None:
         """The editor's file: the one given, or that of a pretrained model."""

@@ -600,7 +600,8 @@ class Editor:
         mask: Tensor | None = None,
     ) -> EditAt:
         """``prepare_edit`` by the model's editor, where attributes (N, A) are named and ``editing`` is
-        resolved. One is edited after the other, from the same noise."""
+        resolved. One is edited after the other, from the same noise. Half an attribute is half the
+        scale, as the editor makes whole edits of it."""
         taught = self.model.editor
         assert taught is not None
         number = len(named)
@@ -613,12 +614,14 @@ class Editor:
         grid = taught.grid(editing.num_inference_steps)
 
         def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
-            edited = x0.expand(number, -1, -1, -1)
+            edited = x0.repeat(number // len(x0), 1, 1, 1)
             for column in columns:
-                change = torch.zeros_like(named)
-                change[:, column] = named[:, column]
-                steps = taught.edit(edited, change, grid, noise, strength * TAUGHT_SCALE)
-                edited = last(with_bar(steps, "editing", grid, progress))
+                which = named[:, column].nonzero()[:, 0]
+                change = torch.zeros_like(named[which])
+                change[:, column] = named[which, column].sign()
+                scales = strength * TAUGHT_SCALE * named[which, column].abs().view(-1, 1, 1, 1)
+                steps = taught.edit(edited[which], change, grid, noise[which], scales)
+                edited[which] = last(with_bar(steps, "editing", grid, progress)).to(edited)
                 if watch and column != columns[-1]:
                     watch(picture(edited))
             return picture(edited)

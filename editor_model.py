@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoencoder_model import build_first_stage
+from checkpoint import load
 from config import LossConfig, ModelConfig
 from noise_schedule import NoiseSchedule
 from samplers import Steps, timestep_grid, unipc
@@ -67,11 +69,11 @@ class EditorModel(nn.Module):
         return timestep_grid(self.schedule, num_inference_steps, SPACING)
 
     def edit(
-        self, source: Tensor, change: Tensor, grid: list[int], noise: Tensor, scale: float = 1.0
+        self, source: Tensor, change: Tensor, grid: list[int], noise: Tensor, scale: float | Tensor = 1.0
     ) -> Steps:
         """The steps of an edit of pictures (B, C, h, w) by changes (B, A), by UniPC from noise of the
-        pictures' shape. ``scale`` multiplies what is predicted to change. 0 leaves the picture as it is;
-        more than 1 is guidance away from that."""
+        pictures' shape. ``scale``, one or (B, 1, 1, 1), multiplies what is predicted to change. 0 leaves
+        the picture as it is; more than 1 is guidance away from that."""
 
         def denoise(x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
             labels = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
@@ -115,3 +117,9 @@ class EditorModel(nn.Module):
         change = (before - after).square().mean((1, 2, 3))
         per_sample = error / (change + SMALL_CHANGE)
         return {"total": per_sample.mean()}, per_sample.detach(), t
+
+
+def load_editor(path: str | Path, device: str | torch.device = "cpu") -> EditorModel:
+    """The editor in a checkpoint of ``train.py --stage editor``, in evaluation mode. ``path`` may be a
+    name in pretrained/. ``model.use_editor`` takes it. Raises as ``load_model``."""
+    return load(EditorModel, "editor", path, device)

@@ -24,6 +24,7 @@ from config import (
     CROP_HELP,
     CROPS,
     DEFAULT_MODEL,
+    EDITOR_HELP,
     FEWEST_SAMPLES,
     NAME,
     REQUESTS,
@@ -118,7 +119,7 @@ class EditsConfig(MeasureConfig):
         None,
         "another classifier, or a probe: an attribute changed only if both see more than their noise",
     )
-    editor: str | None = flag(None, "of train.py --stage editor: it edits, and the guide only reads")
+    editor: str | None = flag(None, EDITOR_HELP)
     identity: bool = flag(False, "also ask a recogniser of faces whether it is the same person")
     repeat: bool = flag(
         False,

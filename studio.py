@@ -23,7 +23,6 @@ import devices
 import editing
 import samplers
 from attributes import CELEBA_ATTRIBUTES, parse_request
-from checkpoint import load
 from classifiers.guide import GuidanceClassifier, load_guide
 from config import (
     DrawSettings,
@@ -37,7 +36,7 @@ from config import (
 )
 from diffusion_model import ConditionalDiffusion, load_model
 from editing import INVERSION_STEPS, EditAt, Editor, NoisySource, Watch, smallest_edit
-from editor_model import EditorModel
+from editor_model import load_editor
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
 from image_data.photograph import MASKS, Photograph, from_levels
@@ -108,7 +107,7 @@ def load_editor_of(files: ModelFiles, model: ConditionalDiffusion) -> None:
     """Give the model its editor, where there is one. Raises as ``load_guide_of``."""
     path = files.editor_file()
     if path is not None:
-        model.use_editor(load(EditorModel, "editor", path, model.device))
+        model.use_editor(load_editor(path, model.device))
 
 
 def knows_faces(model: ConditionalDiffusion) -> bool:

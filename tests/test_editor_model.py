@@ -376,6 +376,20 @@ def test_several_attributes_are_edited_one_after_the_other(make_model):
     assert (edited.int() - model.first_stage.decode(x0).int()).abs().max() <= 1
 
 
+def test_half_an_attribute_is_half_an_edit_and_each_picture_has_its_own_request(make_model):
+    """From one photograph: what is not named in a row is not edited in it."""
+    model, photograph = make_model(NAMES), torch.randint(0, 256, (1, 16, 16, 3)).byte()
+    model.use_editor(editor())
+    whole, half = {"Smiling": 1}, {"Smiling": 0.75}
+    edit_at = Editor(model).prepare_edit(photograph, [whole, half, {"Male": 0}], generator=seeded())
+    alone = [
+        Editor(model).edit(photograph, each, strength, generator=seeded())
+        for each, strength in ((whole, 1.0), (whole, 0.5), ({"Male": 0}, 1.0))
+    ]
+    assert (edit_at(1.0).int() - torch.cat(alone).int()).abs().max() <= 1
+    assert not torch.equal(alone[0], alone[1])
+
+
 def test_nothing_changes_outside_a_mask(make_model):
     model, photograph = make_model(NAMES), torch.randint(0, 256, (1, 16, 16, 3)).byte()
     model.use_editor(editor())
