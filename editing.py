@@ -561,11 +561,11 @@ class Editor:
         guide = model.guide if guide is None else guide
         num_sources = len(source_image)
         named = model.attribute_rows(target_attributes, num_sources if num_sources > 1 else None)
-        named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
-        names = [model.config.attribute_names[i] for i in named_columns]
+        columns = (named != 0).any(0).nonzero()[:, 0].tolist()
+        names = [model.config.attribute_names[i] for i in columns]
         editing = self.resolve(editing, names, guide is not None, pins)
         if self.is_taught(editing, pins):
-            return self.prepare_taught(source_image, named, editing, generator, progress, mask)
+            return self.prepare_taught(source_image, named, columns, editing, generator, progress, mask)
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
         read = model.attribute_rows(source_attributes, num_sources)
@@ -594,14 +594,15 @@ class Editor:
         self,
         source_image: Tensor,
         named: Tensor,
+        columns: Sequence[int],
         editing: EditConfig,
-        generator: Generator = None,
-        progress: Progress = False,
-        mask: Tensor | None = None,
+        generator: Generator,
+        progress: Progress,
+        mask: Tensor | None,
     ) -> EditAt:
-        """``prepare_edit`` by the model's editor, where attributes (N, A) are named and ``editing`` is
-        resolved. One is edited after the other, from the same noise. Half an attribute is half the
-        scale, as the editor makes whole edits of it."""
+        """``prepare_edit`` by the model's editor, where attributes (N, A) are named in these columns and
+        ``editing`` is resolved. One is edited after the other, from the same noise. Half an attribute
+        gets half the scale: the editor alone would make nearly the whole edit."""
         taught = self.model.editor
         assert taught is not None
         number = len(named)
@@ -609,12 +610,11 @@ class Editor:
         noise = randn_like(x0, generator).expand(number, -1, -1, -1)
         original, decoded = PIXELS.encode(source_image.to(x0.device)), self.first_stage.to_pixels(x0)
         picture = self.finisher(original, decoded, editing.localise, mask)
-        columns = (named != 0).any(0).nonzero()[:, 0].tolist()
         assert editing.num_inference_steps is not None  # resolved
         grid = taught.grid(editing.num_inference_steps)
 
         def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
-            edited = x0.repeat(number // len(x0), 1, 1, 1)
+            edited = x0.expand(number, -1, -1, -1).clone()
             for column in columns:
                 which = named[:, column].nonzero()[:, 0]
                 change = torch.zeros_like(named[which])

@@ -72,8 +72,8 @@ class EditorModel(nn.Module):
         self, source: Tensor, change: Tensor, grid: list[int], noise: Tensor, scale: float | Tensor = 1.0
     ) -> Steps:
         """The steps of an edit of pictures (B, C, h, w) by changes (B, A), by UniPC from noise of the
-        pictures' shape. ``scale``, one or (B, 1, 1, 1), multiplies what is predicted to change. 0 leaves
-        the picture as it is; more than 1 is guidance away from that."""
+        pictures' shape. ``scale``, a number or (B, 1, 1, 1), multiplies what is predicted to change. 0
+        leaves the picture as it is; more than 1 is guidance away from that."""
 
         def denoise(x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
             labels = torch.as_tensor(t, device=x_t.device).expand(len(x_t))

@@ -139,8 +139,7 @@ class EditEvaluation(Evaluation):
                     f"{config.guide} reads classes, which do not flip: leave --smallest out"
                 )
             check_is_read(names_to_edit, self.guide)
-        files = ModelFiles(checkpoint=config.checkpoint, editor=config.editor)
-        load_editor_of(files, self.model)
+        load_editor_of(ModelFiles(checkpoint=config.checkpoint, editor=config.editor), self.model)
         self.truth = counterfactuals(config.data_root, of_model.image_size, of_model.crop)
         directions = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
         tasks = [Task(name, names.index(name), sign) for name in names_to_edit for sign in directions]

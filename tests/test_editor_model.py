@@ -20,7 +20,7 @@ from checkpoint import load, load_checkpoint, replace_file
 from config import EditConfig, LossConfig, ModelConfig
 from diffusion_model import ConditionalDiffusion
 from editing import Editor
-from editor_model import SMALL_CHANGE, EditorModel
+from editor_model import SMALL_CHANGE, EditorModel, load_editor
 from image_data.pairs import FORMAT, PairDataset
 from samplers import last
 
@@ -260,7 +260,7 @@ def test_an_editor_is_as_large_as_its_pairs_and_learns_all_of_them(tmp_path):
     pairs = write_pairs(tmp_path / "pairs", 20, 16, CELEBA_ATTRIBUTES)
     words = ["--data_root", str(pairs), "--stage", "editor", *TINY_FLAGS, "--max_steps", "1"]
     run_training(words, tmp_path)  # whose --image_size is 32
-    assert load(EditorModel, "editor", tmp_path / "editor_best.pth", "cpu").config.image_size == 16
+    assert load_editor(tmp_path / "editor_best.pth").config.image_size == 16
     for flag in (("--attribute", "Smiling"), ("--data_fraction", "0.5")):
         refused(lambda flag=flag: run_training(words, tmp_path / "part", *flag), str(pairs), flag[0])
 
@@ -269,7 +269,7 @@ def test_one_may_start_from_another_but_not_from_another_network(taught, checkpo
     pairs = write_pairs(tmp_path / "pairs", 20, 32, CELEBA_ATTRIBUTES)
     words = ["--data_root", str(pairs), "--stage", "editor", *TINY_FLAGS, "--max_steps", "1"]
     run_training([*words, "--lr", "1e-9"], tmp_path, "--init_from", taught)
-    first, then = (load(EditorModel, "editor", each, "cpu") for each in (taught, tmp_path / taught.name))
+    first, then = (load_editor(each) for each in (taught, tmp_path / taught.name))
     for name, weight in first.state_dict().items():
         torch.testing.assert_close(then.state_dict()[name], weight, atol=1e-6, rtol=0)
     for other in (taught, checkpoint):
@@ -320,10 +320,10 @@ def test_edits_by_an_editor_are_measured(taught, checkpoint, judge, flags, tmp_p
 
 
 def test_an_editor_is_exported(taught, tmp_path):
-    model = load(EditorModel, "editor", taught, "cpu")
+    model = load_editor(taught)
     out = tmp_path / "small_editor.safetensors"
     run_script(export, "--checkpoint", taught, "--out", out, "--half")
-    exported = load(EditorModel, "editor", out, "cpu")
+    exported = load_editor(out)
     assert exported.config == model.config
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(exported.state_dict()[name], weight, atol=1e-3, rtol=1e-3)
@@ -337,7 +337,7 @@ def test_an_upscaler_goes_behind_an_editor_as_behind_its_model(taught, checkpoin
     run_script(export, "--checkpoint", taught, "--out", tmp_path / "editor.pth", *behind)
     run_script(export, "--checkpoint", checkpoint, "--out", tmp_path / "model.pth", *behind)
     model = load(ConditionalDiffusion, "model", tmp_path / "model.pth", "cpu")
-    model.use_editor(load(EditorModel, "editor", tmp_path / "editor.pth", "cpu"))
+    model.use_editor(load_editor(tmp_path / "editor.pth"))
     photograph = torch.randint(0, 256, (1, 64, 64, 3)).byte()
     assert Editor(model).edit(photograph, {"Smiling": 1}, generator=seeded()).shape == (1, 64, 64, 3)
 
