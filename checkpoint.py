@@ -142,7 +142,7 @@ def _to_safetensors(state: dict[str, Any]) -> bytes:
     several modules share is written once."""
     from safetensors.torch import save
 
-    (part,) = {"model", "editor", "guide", "judge"} & state.keys()
+    (part,) = {"model", "guide", "judge"} & state.keys()
     facts = {key: value for key, value in state.items() if key != part}
     weights: dict[str, Tensor] = {}
     first: dict[tuple, str] = {}  # where a weight lies in memory -> its first name

@@ -398,9 +398,7 @@ class SamplingConfig(Config):
     """How images are drawn. ``samplers.resolve`` fills what is None."""
 
     sampler: str = flag("dpm_solver", "solver of the reverse chain", choices=SAMPLERS)
-    num_inference_steps: int | None = count(
-        None, "steps; none given: 20, all T with ddpm; edits 12, by an editor 4"
-    )
+    num_inference_steps: int | None = count(None, "steps; none given: 20, all T with ddpm; edits 12")
     spacing: str | None = flag(None, "of the timesteps; none given: the sampler's", choices=SPACINGS)
     eta: float = share(0.0, "noise of each step: 0 deterministic, 1 as much as ddpm")
     cfg_scale: float | None = weight(
@@ -435,7 +433,7 @@ def refuse_ignored_requests(
 class EditConfig(Config):
     """How photographs are edited. ``editing.resolve`` fills what is None."""
 
-    num_inference_steps: int | None = count(None, "steps; none given: 12, of an editor 4")
+    num_inference_steps: int = count(12, "steps")
     t_start: float | None = flag(
         None,
         "share of the timesteps that edits go back; none given: as suits what is named",
@@ -458,12 +456,6 @@ class EditConfig(Config):
     oppose: bool = True  # take what is named to be otherwise in the source, whatever was read
     # By eye. At 0.4, fewer edits do what was asked for: 0.79 of them, and 0.88 at 0.2 (docs/log.md).
     localise: float = share(0.2, "share of the largest change below which the source stays; 0: off")
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether a setting is given that only guided edits have."""
-        usual = EditConfig()
-        return replace(self, num_inference_steps=None, localise=usual.localise) != usual
 
 
 # -------------------------------------------------------------------- what the studio does
@@ -506,7 +498,6 @@ class DataConfig(DeviceConfig):
 
 
 REQUEST_HELP = "what to ask for, such as Smiling=1 Male=0: 1 present, 0 absent, 0.5 open"
-EDITOR_HELP = "of train.py --stage editor: it edits; none given: the model's own; no: the guide steers"
 GUIDANCE_HELP = "what steers new faces: classifier-free guidance, --guide, or both"
 
 
@@ -516,14 +507,6 @@ class ModelFiles(DeviceConfig):
 
     checkpoint: str = flag(DEFAULT_MODEL, "a model of train.py, or one of pretrained/ by its name")
     guide: str | None = flag(None, "of train.py --stage guide: it steers, and reads photographs")
-    editor: str | None = flag(None, EDITOR_HELP)
-
-    def editor_file(self) -> str | None:
-        """The editor's file: the one given, or that of a pretrained model."""
-        own = f"{self.checkpoint}_editor"
-        if self.editor is None and (PRETRAINED / f"{own}.safetensors").is_file():
-            return own
-        return None if self.editor == "no" else self.editor
 
     def guide_file(self, is_needed: bool = False) -> str | None:
         """The guide's file: the one given, or that of a pretrained model, or the usual one if a guide is

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,7 @@ from samplers import (
     timestep_grid,
     with_bar,
 )
-from unet_model import build_unet
-
-if TYPE_CHECKING:
-    from editor_model import EditorModel
+from unet_model import ConditionalUNet
 
 DEFAULT_SAMPLING = SamplingConfig()
 Size: TypeAlias = tuple[int, int] | int | None
@@ -100,13 +97,9 @@ class ConditionalDiffusion(nn.Module):
             trained on the same noisy images, and shares no weights with the rest.
         facts: what its file says of its training.
         file_hash: of the file that it was loaded from, "" for none.
-        editor: was taught to edit, and makes its edits; None: the guide steers them. It is a file of its
-            own, and no part of the weights here.
         extra_losses: further terms of the joint loss: name -> (weight, term). Whoever trains the model
             sets them. They are in no checkpoint, and their own weights are not trained.
     """
-
-    editor: EditorModel | None = None
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -130,7 +123,25 @@ class ConditionalDiffusion(nn.Module):
         self.autoencoder = AttributeVAE(
             side, vae_levels(side), config.latent_dim, num_attributes, image_channels=channels
         )
-        self.unet = build_unet(config, channels)
+        self.unet = ConditionalUNet(
+            image_channels=channels,
+            channels=config.channels,
+            num_attributes=num_attributes,
+            latent_dim=config.latent_dim,
+            blocks_per_level=config.blocks_per_level,
+            self_attention_levels=config.self_attention_levels or (),
+            cross_attention_levels=config.cross_attention_levels or (),
+            num_heads=config.num_heads,
+            attr_emb_dim=config.attr_emb_dim,
+            time_emb_dim=config.time_emb_dim,
+            patch_size=config.patch_size,
+            attribute_maps=config.attribute_maps,
+            bottleneck_attention=config.bottleneck_attention,
+            shared_film=config.shared_film,
+            dropout=config.dropout,
+            norm=config.norm,
+            activation=config.activation,
+        )
         self.guide: GuidanceClassifier | None = None
         if config.guide_channels:  # the last part, so that the others start as without it
             self.guide = GuidanceClassifier(config.own_guide(), self.first_stage)
@@ -159,16 +170,6 @@ class ConditionalDiffusion(nn.Module):
         import hub
 
         return hub.push(self, name, **options)
-
-    def use_editor(self, editor: EditorModel | None) -> None:
-        """Let this editor make the edits. ValueError for one of other pictures or attributes."""
-        if editor is not None:
-            for name in ("image_size", "first_stage", "attribute_names"):
-                own, other = getattr(self.config, name), getattr(editor.config, name)
-                if own != other:
-                    values = f"{reprlib.repr(other)}, and the model's {reprlib.repr(own)}"
-                    raise ValueError(f"the editor's {name} is {values}: give the model's own editor")
-        object.__setattr__(self, "editor", editor)  # not as a part of the model
 
     # ---------------------------------------------------------------- training
 

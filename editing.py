@@ -17,7 +17,6 @@ from autoencoder_model import PixelFirstStage
 from classifiers.guide import GuidanceClassifier
 from config import EDIT_CFG_SCALE, STEERED_SCALE, EditConfig
 from diffusion_model import Attributes, ConditionalDiffusion
-from editor_model import STEPS
 from guidance import LEAST_SIGNAL, classifier_free
 from noise_schedule import Denoiser, NoiseSchedule
 from samplers import Generator, Progress, Steps, ddim, last, randn_like, timestep_grid, with_bar
@@ -46,8 +45,6 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (Rec. 601)
 GREY_LEVELS = 4  # by which the colours of a grey photograph may differ, from its compression; by eye
 PINNED = 50.0  # hold of a pinned attribute; measured: docs/log.md, "Attributes that are pinned"
 INVERSION_STEPS = 25  # there, and as many back
-EDIT_STEPS = 12  # measured: docs/log.md, "Edits in eight steps"
-TAUGHT_SCALE = 1.3  # of an editor's edits; measured: docs/log.md, "An editor that was taught"
 PARTS = 3  # of an edit, which is watched after each but the last; by eye
 AT_ONCE = 16  # noisy pictures for which the network is asked at once; by eye: memory
 IN_NOISE = 0.25  # share of cfg_scale where all is noise; measured: docs/log.md, "Guidance that grows"
@@ -63,7 +60,6 @@ def resolve(editing: EditConfig, named: Iterable[str], has_guide: bool) -> EditC
     cfg_scale = STEERED_SCALE if editing.guide_scale > 0 else EDIT_CFG_SCALE
     return replace(
         editing,
-        num_inference_steps=editing.num_inference_steps or EDIT_STEPS,
         t_start=t_start if editing.t_start is None else editing.t_start,
         margin=margin if editing.margin is None else editing.margin,
         cfg_scale=cfg_scale if editing.cfg_scale is None else editing.cfg_scale,
@@ -165,19 +161,6 @@ def smallest_edit(edit_at: EditAt, margin: Callable[[Tensor], float]) -> tuple[f
     enough = [strength for strength, value in margins.items() if value >= 0]
     smallest = min(enough, default=1.0)
     return smallest, edits[smallest]
-
-
-def from_no_edit(edit_at: EditAt, photographs: Tensor) -> EditAt:
-    """The same edit, but at strength 0 the photographs themselves. ValueError for a strength outside
-    [0, 1]."""
-
-    @torch.no_grad()
-    def checked(strength: float, watch: Watch | None = None) -> Tensor:
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], got {strength}")
-        return edit_at(strength, watch) if strength else photographs
-
-    return checked
 
 
 def for_all_steps(
@@ -413,10 +396,10 @@ def invert_ddim(
 
 def edit_grid(schedule: NoiseSchedule, editing: EditConfig) -> list[int]:
     """The timesteps that an edit visits: num_inference_steps of them from t_start T down, then -1."""
-    number, t_start = editing.num_inference_steps, editing.t_start
-    assert number is not None and t_start is not None  # resolved
-    whole = timestep_grid(schedule, min(round(number / t_start), schedule.num_timesteps))
-    return whole[-1 - number :]
+    assert editing.t_start is not None  # resolved
+    steps = round(editing.num_inference_steps / editing.t_start)
+    whole = timestep_grid(schedule, min(steps, schedule.num_timesteps))
+    return whole[-1 - editing.num_inference_steps :]
 
 
 def flow_edit(
@@ -462,8 +445,7 @@ def as_grey_as(source: Tensor, edited: Tensor) -> Tensor:
 
 
 class Editor:
-    """Edits photographs uint8 (B, S, S, 3) with a model. The model's editor makes the edits, where it
-    has one (``is_taught``). Else they are guided, as ``edit`` says."""
+    """Edits photographs uint8 (B, S, S, 3) with a model."""
 
     def __init__(self, model: ConditionalDiffusion):
         self.model, self.schedule, self.first_stage = model, model.schedule, model.first_stage
@@ -517,20 +499,6 @@ class Editor:
         original = PIXELS.encode(source_image.to(x0.device))
         return NoisySource(x0, self.first_stage.to_pixels(x0), original, grid, noise, noisy, odds)
 
-    def is_taught(self, editing: EditConfig, pins: Sequence[str] = ()) -> bool:
-        """Whether the model's editor makes an edit. It does unless something is asked for that only a
-        guide can do."""
-        return self.model.editor is not None and not pins and not editing.is_guided
-
-    def resolve(
-        self, editing: EditConfig, named: Iterable[str], has_guide: bool, pins: Sequence[str] = ()
-    ) -> EditConfig:
-        """The same settings with nothing left open that the edit needs: the function ``resolve``, or the
-        steps of an editor."""
-        if self.is_taught(editing, pins):
-            return replace(editing, num_inference_steps=editing.num_inference_steps or STEPS)
-        return resolve(editing, named, has_guide)
-
     @torch.no_grad()
     def prepare_edit(
         self,
@@ -546,11 +514,10 @@ class Editor:
         source: NoisySource | None = None,
     ) -> EditAt:
         """Compute once what edits at all strengths share. Return ``edit`` as a function of the strength
-        alone. A single source may have many targets. The function shows its ``watch`` a guided edit
-        after a third and after two thirds of the steps, and an editor's after each attribute but the
-        last.
+        alone. A single source may have many targets. The function shows its ``watch`` the edit after a
+        third and after two thirds of the steps.
 
-        Guided edits start at the timestep t_start T. Less noise keeps more of the composition.
+        Edits start at the timestep t_start T. Less noise keeps more of the composition.
 
         Args:
             mask: (S, S) in [0, 1], 1 where edits may act; None is everywhere.
@@ -559,26 +526,36 @@ class Editor:
         """
         model, schedule = self.model, self.schedule
         guide = model.guide if guide is None else guide
-        num_sources = len(source_image)
-        named = model.attribute_rows(target_attributes, num_sources if num_sources > 1 else None)
-        columns = (named != 0).any(0).nonzero()[:, 0].tolist()
-        names = [model.config.attribute_names[i] for i in columns]
-        editing = self.resolve(editing, names, guide is not None, pins)
-        if self.is_taught(editing, pins):
-            return self.prepare_taught(source_image, named, columns, editing, generator, progress, mask)
         if source_attributes is None:
             source_attributes = model.predict_attributes(source_image, guide)
+        num_sources = len(source_image)
         read = model.attribute_rows(source_attributes, num_sources)
+        named = model.attribute_rows(target_attributes, num_sources if num_sources > 1 else None)
         number = len(named)
+        named_columns = (named != 0).any(0).nonzero()[:, 0].tolist()
+        names = [model.config.attribute_names[i] for i in named_columns]
+        editing = resolve(editing, names, guide is not None)
         if source is None:
             source = self.prepare_source(source_image, editing, guide, generator)
         shared = source.repeated(number)
         rows = self.edit_rows(named, read.expand(number, -1), pins, editing.oppose)
         guidance_at = self.guidance_of(rows, shared, editing, guide)
-        picture = self.finisher(shared.original, shared.decoded, editing.localise, mask)
+        region = None if mask is None else softened(mask.to(model.device))
+        # ``localised`` adds it again, so what is not edited stays to the byte.
+        lost = shared.original - shared.decoded
         watched = [part * len(shared.noise) // PARTS for part in range(1, PARTS)]
 
+        def picture(edited: Tensor) -> Tensor:
+            changed = self.first_stage.to_pixels(edited)
+            whole = localised(shared.decoded, changed, editing.localise, region, lost)
+            return PIXELS.decode(as_grey_as(shared.original, whole))
+
+        @torch.no_grad()
         def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
+            if not 0 <= strength <= 1:
+                raise ValueError(f"strength must lie in [0, 1], got {strength}")
+            if strength == 0:  # no edit: the photograph itself
+                return source_image.to(model.device).expand(number, -1, -1, -1)
             denoise = guidance_at(strength)
             x0_hats = self.source_x0_hats(shared, rows.base)
             steps = flow_edit(denoise, schedule, shared.x0, x0_hats, shared.noise, shared.grid)
@@ -588,66 +565,7 @@ class Editor:
                     watch(picture(edited))
             return picture(edited)
 
-        return from_no_edit(edit_at, source_image.to(model.device).expand(number, -1, -1, -1))
-
-    def prepare_taught(
-        self,
-        source_image: Tensor,
-        named: Tensor,
-        columns: Sequence[int],
-        editing: EditConfig,
-        generator: Generator,
-        progress: Progress,
-        mask: Tensor | None,
-    ) -> EditAt:
-        """``prepare_edit`` by the model's editor, where attributes (N, A) are named in these columns and
-        ``editing`` is resolved. One is edited after the other, from the same noise. Half an attribute
-        gets half the scale: the editor alone would make nearly the whole edit."""
-        taught = self.model.editor
-        assert taught is not None
-        number = len(named)
-        x0 = self.model.encode_images(source_image)
-        noise = randn_like(x0, generator).expand(number, -1, -1, -1)
-        original, decoded = PIXELS.encode(source_image.to(x0.device)), self.first_stage.to_pixels(x0)
-        picture = self.finisher(original, decoded, editing.localise, mask)
-        assert editing.num_inference_steps is not None  # resolved
-        grid = taught.grid(editing.num_inference_steps)
-
-        def edit_at(strength: float, watch: Watch | None = None) -> Tensor:
-            edited = x0.expand(number, -1, -1, -1).clone()
-            for column in columns:
-                which = named[:, column].nonzero()[:, 0]
-                change = torch.zeros_like(named[which])
-                change[:, column] = named[which, column].sign()
-                scales = strength * TAUGHT_SCALE * named[which, column].abs().view(-1, 1, 1, 1)
-                steps = taught.edit(edited[which], change, grid, noise[which], scales)
-                edited[which] = last(with_bar(steps, "editing", grid, progress)).to(edited)
-                if watch and column != columns[-1]:
-                    watch(picture(edited))
-            return picture(edited)
-
-        return from_no_edit(edit_at, source_image.to(self.model.device).expand(number, -1, -1, -1))
-
-    def finisher(
-        self, original: Tensor, decoded: Tensor, localise: float, mask: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
-        """x0 of edits -> uint8 (N, S, S, 3). What is not edited stays to the byte, also what the first
-        stage loses of it.
-
-        Args:
-            original, decoded: the photographs, and what the first stage keeps of them, as pixels.
-            localise, mask: as of ``prepare_edit``.
-        """
-        region = None if mask is None else softened(mask.to(self.model.device))
-        lost = original - decoded
-
-        @torch.no_grad()
-        def picture(edited: Tensor) -> Tensor:
-            changed = self.first_stage.to_pixels(edited)
-            whole = localised(decoded, changed, localise, region, lost)
-            return PIXELS.decode(as_grey_as(original, whole))
-
-        return picture
+        return edit_at
 
     def edit_rows(self, named: Tensor, read: Tensor, pins: Sequence[str], oppose: bool) -> EditRows:
         """The rows of edits of photographs that show ``read`` (N, A)."""

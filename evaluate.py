@@ -24,7 +24,6 @@ from config import (
     CROP_HELP,
     CROPS,
     DEFAULT_MODEL,
-    EDITOR_HELP,
     FEWEST_SAMPLES,
     NAME,
     REQUESTS,
@@ -119,7 +118,6 @@ class EditsConfig(MeasureConfig):
         None,
         "another classifier, or a probe: an attribute changed only if both see more than their noise",
     )
-    editor: str | None = flag(None, EDITOR_HELP)
     identity: bool = flag(False, "also ask a recogniser of faces whether it is the same person")
     repeat: bool = flag(
         False,

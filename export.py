@@ -74,7 +74,6 @@ def export(config: ExportConfig) -> None:
     from checkpoint import build, load_checkpoint, save_model
     from classifiers.guide import GuidanceClassifier
     from diffusion_model import ConditionalDiffusion
-    from editor_model import EditorModel
 
     out = Path(config.out)
     if out.suffix not in ("", *FILES):
@@ -83,18 +82,12 @@ def export(config: ExportConfig) -> None:
         raise ValueError(f"{out} exists: choose another --out, or remove it")
     flags.check_writable(out.parent, "--out")
     state = load_checkpoint(config.checkpoint)
-    key = "model"
-    for part in ("guide", "editor"):
-        if part in state or state.get("stage") == part:
-            key = part
-    kinds: dict[str, Any] = {
-        "model": ConditionalDiffusion,
-        "guide": GuidanceClassifier,
-        "editor": EditorModel,
-    }
-    model = build(kinds[key], key, state, config.checkpoint)
-    if key != "model" and not out.suffix:
-        raise ValueError(f"{config.checkpoint} is of kind {key}: end --out in {' or '.join(FILES)}")
+    if "guide" in state or state.get("stage") == "guide":
+        model, key = build(GuidanceClassifier, "guide", state, config.checkpoint), "guide"
+    else:
+        model, key = build(ConditionalDiffusion, "model", state, config.checkpoint), "model"
+    if key == "guide" and not out.suffix:
+        raise ValueError(f"{config.checkpoint} is a guide: end --out in {' or '.join(FILES)}")
     if config.first_stage:
         model = enlarged(model, config.first_stage)
     model = model.half() if config.half else model

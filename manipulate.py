@@ -50,8 +50,8 @@ MANIFEST = "manifest.json"
 # Keys of the manifest whose values are files that were made
 FILES = ("grid", "strip", "gif", "row", "over_strength", "images", "whole", "table")
 MOST_SHOWN = 400  # photographs on a contact sheet; by eye
-EDIT = (("photograph", "edit"), ("editor", "source_image", "mask"))
-BEHIND = {  # what made the pictures of a mode: parts of the settings, and files beside the model's
+EDIT = (("photograph", "edit"), ("source_image", "mask"))
+BEHIND = {  # what made the pictures of a mode: parts of the settings, and pictures
     "generate": (("generate",), ()),
     "interpolate": (("interpolate",), ()),
     "interpolate photographs": (("photograph", "interpolate"), ("source_image", "target_image")),
@@ -154,10 +154,8 @@ def settings_in(path: str) -> dict[str, Any]:
     for name in note.settings.keys() - flags.portable_names(ManipulateConfig):
         raise ValueError(f"{path} sets {name[:100]!r}, which is no flag of one picture: try the page")
     ours = {*MASKS, *(file.stem for file in PRETRAINED.glob("*.safetensors"))}
-    named = {
-        flag: note.files.get(flag, ("", ""))[0] for flag in ("checkpoint", "guide", "editor", "mask")
-    }
-    before = {"perturb": False, "editor": "no"}  # of pictures from before there was a choice
+    named = {flag: note.files.get(flag, ("", ""))[0] for flag in ("checkpoint", "guide", "mask")}
+    before = {"perturb": False}  # of pictures from before there was a choice
     return before | note.settings | {flag: name for flag, name in named.items() if name in ours}
 
 
@@ -307,10 +305,10 @@ def write_notes(
     if config.no_metadata:
         return
     for mode, facts in made.items():
-        parts, others = BEHIND[mode]
+        parts, pictures = BEHIND[mode]
         settings = flags.portable(config.files, *(getattr(config, part) for part in parts))
         settings |= {"mode": mode.split()[0]} | ({"paste_back": True} if "whole" in facts else {})
-        used = {flag: file for flag, file in files.items() if flag in ("checkpoint", "guide", *others)}
+        used = {flag: file for flag, file in files.items() if flag in ("checkpoint", "guide", *pictures)}
         for key in FILES:
             paths = facts.get(key) or []
             for i, path in enumerate(paths if isinstance(paths, list) else [paths]):
@@ -368,12 +366,9 @@ def load(config: ManipulateConfig) -> tuple[ConditionalDiffusion, GuidanceClassi
     print(f"model: {files.checkpoint}")
     studio.resolve_drawing(config.generate, model)  # refuses what it was not trained for
     guide = studio.load_guide_of(files, model, guidance, config.mode == "counterfactual")
-    models: tuple[str, ...] = ("checkpoint", "guide")
+    check_files(config, studio.files_behind(files, model, guide), ("checkpoint", "guide"))
     if config.makes("edit") or config.makes("counterfactual"):
-        studio.load_editor_of(files, model)
         studio.check_pins(config.edit, guide)
-        models += ("editor",)
-    check_files(config, studio.files_behind(files, model, guide), models)
     model.attribute_rows(requests)  # refuses unknown names before anything is drawn
     if guide is not None and studio.guide_alone(config.generate, model):
         studio.check_is_read([name for request in requests for name in request], guide)
@@ -537,13 +532,12 @@ def manipulate(config: ManipulateConfig) -> None:
         else:
             made = make(resolved, model, guide, source, target, mask)
             write_notes(resolved, made, files)
-    edits = studio.resolve_edit(config.edit, model, guide)
-    used = {"cfg_scale": edits.cfg_scale, "num_inference_steps": edits.num_inference_steps}
+    scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
     folder = Path(config.output_dir)
     manifest = {
         "arguments": config.arguments(),
         "sampling": asdict(studio.resolve_drawing(config.generate, model)),
-        "editing": asdict(config.edit.editing) | used,
+        "editing": asdict(replace(config.edit.editing, cfg_scale=scale)),
         **studio.model_facts(config.files, model, guide),
         "files": files,
         "made": made,

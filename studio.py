@@ -36,7 +36,6 @@ from config import (
 )
 from diffusion_model import ConditionalDiffusion, load_model
 from editing import INVERSION_STEPS, EditAt, Editor, NoisySource, Watch, smallest_edit
-from editor_model import load_editor
 from guidance import GUIDANCE
 from image_data.face_finder import FaceSearch, align_to_face
 from image_data.photograph import MASKS, Photograph, from_levels
@@ -103,13 +102,6 @@ def load_guide_of(
     return guide
 
 
-def load_editor_of(files: ModelFiles, model: ConditionalDiffusion) -> None:
-    """Give the model its editor, where there is one. Raises as ``load_guide_of``."""
-    path = files.editor_file()
-    if path is not None:
-        model.use_editor(load_editor(path, model.device))
-
-
 def knows_faces(model: ConditionalDiffusion) -> bool:
     """Whether a model is one of faces: it has attributes of CelebA."""
     return not set(CELEBA_ATTRIBUTES).isdisjoint(model.config.attribute_names)
@@ -127,7 +119,6 @@ def model_facts(
     return {
         "checkpoint": model.file_hash,
         "guide": guide_hash(model, guide),
-        "editor": None if model.editor is None else model.editor.file_hash,
         "precision": devices.choose_precision(files.mixed_precision, model.device.type),
         "model": model.config.to_dict(),
     }
@@ -150,8 +141,6 @@ def files_behind(
     hashes = {"checkpoint": (files.checkpoint, model.file_hash)}
     if digest := guide_hash(model, guide):
         hashes["guide"] = str(files.guide_file(True)), digest
-    if model.editor is not None:
-        hashes["editor"] = str(files.editor_file()), model.editor.file_hash
     for flag, photograph in photographs.items():
         if photograph:
             hashes[flag] = os.fspath(photograph.path), hash_of(photograph.square)
@@ -187,11 +176,9 @@ def resolve_edit(
     guide: GuidanceClassifier | None,
     names: Sequence[str] = (),
 ) -> EditConfig:
-    """How a photograph is edited: the settings with every default that depends on who edits, and on the
+    """How a photograph is edited: the settings with every default that depends on the guide and on the
     ``names`` of the attributes to change. Raises as ``resolve_drawing``."""
     config = settings.editing
-    if settings.guidance == "free":
-        return Editor(model).resolve(config, names, guide is not None, settings.pins)
     if guide_alone(settings, model):
         config = replace(config, cfg_scale=0.0)
     return editing.resolve(config, names, guide is not None)
@@ -210,8 +197,6 @@ def guide_alone(settings: DrawSettings | EditSettings, model: ConditionalDiffusi
 
 def guidance_in_words(scales: SamplingConfig | EditConfig, guide: GuidanceClassifier | None) -> str:
     """What guides, for a title."""
-    if scales.cfg_scale is None:
-        return "by an editor"
     text = f"guidance {scales.cfg_scale:g}"
     if scales.guide_scale and guide is not None:
         return f"{text}, guide at {scales.guide_scale:g}"
@@ -459,7 +444,7 @@ def prepare_edits(
     model: ConditionalDiffusion,
     guide: GuidanceClassifier | None,
     square: np.ndarray,
-    attributes: Tensor | None,
+    attributes: Tensor,
     rows: Tensor,
     settings: EditSettings,
     progress: Progress = False,
@@ -467,7 +452,7 @@ def prepare_edits(
     sources: dict[EditConfig, NoisySource] | None = None,
 ) -> EditAt:
     """A square that shows ``attributes`` (1, A), edited towards every row (N, A): strength -> images
-    (N, S, S, 3). Where they are None, an edit that needs them reads them.
+    (N, S, S, 3).
 
     Each row is edited by itself, from the same noise. So an edit does not depend on what else is asked
     for, not by a level of a pixel.
@@ -487,8 +472,8 @@ def prepare_edits(
     for row in rows:
         named = [names[i] for i in row.nonzero()[:, 0].tolist()]
         config = resolve_edit(settings, model, guide, named)
-        generator = torch.Generator().manual_seed(settings.seed)
-        if config not in sources and not editor.is_taught(config, settings.pins):
+        if config not in sources:
+            generator = torch.Generator().manual_seed(settings.seed)
             sources[config] = editor.prepare_source(image, config, guide, generator)
         edit_at = editor.prepare_edit(
             image,
@@ -496,11 +481,10 @@ def prepare_edits(
             config,
             source_attributes=attributes,
             guide=guide,
-            generator=generator,
             progress=progress,
             mask=region,
             pins=settings.pins,
-            source=sources.get(config),
+            source=sources[config],
         )
         edits.append(edit_at)
     return lambda strength, watch=None: torch.cat([edit_at(strength, watch) for edit_at in edits])
@@ -520,8 +504,9 @@ def edit(
     ``prepare_edits``. ``watch`` is shown the edit before it is finished."""
     request = parse_request(settings.attributes)
     rows = model.attribute_rows(request)
+    attributes = read_attributes(model, guide, square)
     shared = (settings, progress, mask, sources)
-    edit_at = prepare_edits(model, guide, square, None, rows, *shared)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, *shared)
     images = edit_at(settings.manipulation_strength, watch).cpu().numpy()
     return Result(images, rows, {"attributes": [request]})
 
@@ -610,7 +595,8 @@ def counterfactual(
     for name, value in request.items():
         if value == 0.5:
             raise ValueError(f"a counterfactual of {name}=0.5 flips nothing: ask for 0 or 1")
-    edit_at = prepare_edits(model, guide, square, None, rows, settings, progress, mask)
+    attributes = read_attributes(model, guide, square)
+    edit_at = prepare_edits(model, guide, square, attributes, rows, settings, progress, mask)
     strength, image = smallest_flip(edit_at, guide, request)
     margin = log_odds_of(guide, request, image)
     facts = {

@@ -35,7 +35,7 @@ from config import (
 if TYPE_CHECKING:
     from training.run import CheckpointFiles, TrainingRun
 
-STAGES = ("diffusion", "editor", "first_stage", "guide", "upscaler")  # those of training/stages.py
+STAGES = ("diffusion", "first_stage", "guide", "upscaler")  # those of training/stages.py
 LR_SCHEDULES = ("cosine", "constant")
 OPTIMIZERS = ("muon", "adamw")  # those of training/optimizers.py
 REPORT_TO = ("tensorboard", "wandb", "none")  # metrics.jsonl is written in any case
@@ -52,10 +52,7 @@ class TrainConfig(DataConfig):
 
     # What is trained
     stage: str = flag(
-        "diffusion",
-        "the model, an editor, a first stage, a guide or an upscaler",
-        choices=STAGES,
-        resume=FREE,
+        "diffusion", "the model, a first stage, a guide or an upscaler", choices=STAGES, resume=FREE
     )
     train_guide: bool = flag(True, "train a guide beside the model, for edits", resume=FREE)
     init_from: str | None = flag(None, "start from what fits of this model's weights", resume=FREE)

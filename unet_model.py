@@ -8,8 +8,7 @@ block from the first training step. Each has a learned map, which is added to th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from config import ModelConfig
 from layers import Norm, ResidualBlock, TimeEmbedding, zero_init
 
 WRITTEN_OUT = 2**18  # on a CPU, attention is written out up to this many query-key pairs per head
@@ -177,7 +175,7 @@ class ConditionalUNet(nn.Module):
     level to level, and long training at a high learning rate diverges.
 
     Args:
-        image_channels: channels of the input: of x_t, 3 for pixels, and of what else is seen.
+        image_channels: channels of x_t, 3 for pixels.
         channels: width of each level, finest first.
         num_attributes: A, the length of an attribute row.
         latent_dim: size of the semantic latent, 0 for none.
@@ -195,7 +193,6 @@ class ConditionalUNet(nn.Module):
         shared_film: all blocks of the same width share one projection of the embedding.
         dropout: rate inside the residual blocks.
         norm, activation: of the residual blocks, as of ``ResidualBlock``.
-        output_channels: of the prediction; None: as the input's.
 
     Set ``gradient_checkpointing`` to store only the inputs of blocks and recompute the rest in the
     backward pass. This takes less memory and about a third more time, and gives the same gradients (Chen
@@ -227,7 +224,6 @@ class ConditionalUNet(nn.Module):
         dropout: float = 0.0,
         norm: str = "group",
         activation: str = "silu",
-        output_channels: int | None = None,
     ):
         super().__init__()
         levels = len(channels)
@@ -255,8 +251,8 @@ class ConditionalUNet(nn.Module):
             attends = with_attention or level in self_attention_levels
             return Block(residual, num_heads, attends, context_dim if crosses else None)
 
-        patch = patch_size**2
-        self.stem = nn.Conv2d(image_channels * patch, channels[0], 3, padding=1)
+        patch_channels = image_channels * patch_size**2
+        self.stem = nn.Conv2d(patch_channels, channels[0], 3, padding=1)
         self.maps = AttributeMaps(num_attributes, channels[0]) if attribute_maps else None
         self.down, self.downsample = way_down(channels, blocks_per_level, block)
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
@@ -271,14 +267,7 @@ class ConditionalUNet(nn.Module):
                 between, conv = Norm(c, activation=None), nn.Conv2d(c, c, 3, padding=1)
                 self.upsample.append(nn.Sequential(between, nn.Upsample(scale_factor=2.0), conv))
         self.norm_out = Norm(width)
-        self.conv_out = zero_init(
-            nn.Conv2d(width, (output_channels or image_channels) * patch, 3, padding=1)
-        )
-
-    def between(self) -> Iterator[nn.Module]:
-        """The modules between the first and the last layer."""
-        parts = (self.down, self.downsample, self.middle, self.up, self.upsample)
-        return chain.from_iterable(part.modules() for part in parts)
+        self.conv_out = zero_init(nn.Conv2d(width, patch_channels, 3, padding=1))
 
     def _run(self, block: Block, *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -294,7 +283,7 @@ class ConditionalUNet(nn.Module):
         latent_keep: Tensor | None = None,
         perturbed: Tensor | None = None,
     ) -> Tensor:
-        """Prediction at x_t, (B, output_channels, H, W).
+        """Prediction at x_t, in the shape of x.
 
         Args:
             x: (B, C, H, W), H and W divisible by patch_size * 2 ** (levels - 1).
@@ -340,29 +329,3 @@ class ConditionalUNet(nn.Module):
                 x = self.upsample[i](x)  # (B, C_l, 2 H, 2 W)
         x = self.conv_out(self.norm_out(x))
         return F.pixel_shuffle(x, self.patch_size)  # (B, C, H, W)
-
-
-def build_unet(
-    config: ModelConfig, image_channels: int, output_channels: int | None = None
-) -> ConditionalUNet:
-    """The UNet that a model's configuration describes."""
-    return ConditionalUNet(
-        image_channels=image_channels,
-        channels=config.channels,
-        num_attributes=len(config.attribute_names),
-        latent_dim=config.latent_dim,
-        blocks_per_level=config.blocks_per_level,
-        self_attention_levels=config.self_attention_levels or (),
-        cross_attention_levels=config.cross_attention_levels or (),
-        num_heads=config.num_heads,
-        attr_emb_dim=config.attr_emb_dim,
-        time_emb_dim=config.time_emb_dim,
-        patch_size=config.patch_size,
-        attribute_maps=config.attribute_maps,
-        bottleneck_attention=config.bottleneck_attention,
-        shared_film=config.shared_film,
-        dropout=config.dropout,
-        norm=config.norm,
-        activation=config.activation,
-        output_channels=output_channels,
-    )

@@ -22,8 +22,9 @@ from attributes import attr_dict, columns_of, going_along
 from classifiers.judge import Judge
 from classifiers.likeness import perceptual_distance
 from classifiers.probe import load_reader
-from config import EditConfig, ModelFiles, in_file_name
+from config import EditConfig, in_file_name
 from editing import EditAt, Editor
+from editing import resolve as resolve_editing
 from evaluation.base import Evaluation, Reading, in_batches, main_bar, read
 from evaluation.changes import ChangeMeter
 from evaluation.edit_figures import edit_figures, others_changed, summary
@@ -33,7 +34,7 @@ from evaluation.tables import edits_table, plot_strengths
 from figures.grids import heat_map, readable, save_grid
 from image_data.labelled import LabelledImages
 from samplers import sample_generators
-from studio import check_is_read, knows_faces, load_editor_of, smallest_flip
+from studio import check_is_read, knows_faces, smallest_flip
 
 if TYPE_CHECKING:
     from evaluate import EditsConfig
@@ -139,7 +140,6 @@ class EditEvaluation(Evaluation):
                     f"{config.guide} reads classes, which do not flip: leave --smallest out"
                 )
             check_is_read(names_to_edit, self.guide)
-        load_editor_of(ModelFiles(checkpoint=config.checkpoint, editor=config.editor), self.model)
         self.truth = counterfactuals(config.data_root, of_model.image_size, of_model.crop)
         directions = (1,) if of_model.one_hot else (1, -1)  # one of the classes is always there
         tasks = [Task(name, names.index(name), sign) for name in names_to_edit for sign in directions]
@@ -148,14 +148,12 @@ class EditEvaluation(Evaluation):
             told = " or ".join(names_to_edit)
             raise ValueError(f"no test picture is labelled with {told}: name other --edit_attributes")
         self.mean = F.relu(self.reference["judge"]).mean(0)
-        editing = config.editing
         self.protocol |= {
             "sources": self.protocol["reference"],
             "edit_sources": config.edit_sources,
             "strengths": list(config.strengths),
-            "editing": asdict(editing),
-            "num_inference_steps": self.resolved(editing).num_inference_steps,
-            "editor": self.model.editor and self.model.editor.file_hash,
+            "editing": asdict(config.editing),
+            "num_inference_steps": config.editing.num_inference_steps,
             "sources_read_by": "the guide" if self.guide else "the VAE",
             "true_counterfactuals": self.truth is not None,
         }
@@ -201,17 +199,14 @@ class EditEvaluation(Evaluation):
         """Every way of editing that is compared: a name, how, and whether at the smallest strength."""
         for scale in self.config.edit_cfg_scale or (None,):
             editing = replace(self.config.editing, cfg_scale=scale)
-            editing = replace(editing, cfg_scale=self.resolved(editing).cfg_scale)
-            name = "editor" if editing.cfg_scale is None else f"cfg {editing.cfg_scale:g}"
-            if self.guide and editing.is_guided and editing.guide_scale:
+            full = resolve_editing(editing, (), self.guide is not None)
+            editing = replace(editing, cfg_scale=full.cfg_scale)
+            name = f"cfg {editing.cfg_scale:g}"
+            if self.guide and editing.guide_scale:
                 name += f", guide {editing.guide_scale:g}"
             yield name, editing, False
             if self.config.smallest:
                 yield f"{name}, smallest", editing, True
-
-    def resolved(self, editing: EditConfig, *named: str) -> EditConfig:
-        """``Editor.resolve`` with this guide, where these attributes are named."""
-        return Editor(self.model).resolve(editing, named, self.guide is not None)
 
     # ---------------------------------------------------------------- faces and their edits
 
@@ -285,7 +280,7 @@ class EditEvaluation(Evaluation):
         """What one way of editing does for one attribute and direction, at the last of --strengths, with
         the figures at each; or at the smallest strength that flips. See ``facts``."""
         source, _ = self.sources(task)
-        full = self.resolved(editing, task.name)
+        full = resolve_editing(editing, [task.name], self.guide is not None)
         more: dict[str, Any] = {"t_start": full.t_start, "margin": full.margin}
         if smallest:
             edited, strengths = self.smallest(source, task, editing)

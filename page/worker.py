@@ -74,7 +74,6 @@ class Worker:
         device = devices.choose_device(self.files.device)
         self.model = load_model(self.files.checkpoint, device)
         self.guide = studio.load_guide_of(self.files, self.model)
-        studio.load_editor_of(self.files, self.model)
         config, probe = self.model.config, f"{self.files.checkpoint}_probe"
         self.correlation = self.model.attribute_prior.correlation().cpu()
         if not judge and (PRETRAINED / f"{probe}.safetensors").is_file():
@@ -92,9 +91,7 @@ class Worker:
         Raises:
             ValueError: for a model of other attributes.
         """
-        worker = Worker(
-            replace(self.files, checkpoint=checkpoint, guide=None, editor=None), thread=self.thread
-        )
+        worker = Worker(replace(self.files, checkpoint=checkpoint, guide=None), thread=self.thread)
         if worker.name == self.name:
             worker.name += " of --beside"
         own, others = (set(each.model.config.attribute_names) for each in (self, worker))
@@ -235,7 +232,7 @@ class Worker:
         """The steps that a picture's note tells of, with masks from a folder. Anyone may have written
         it."""
         behind = studio.files_behind(self.files, self.model, self.guide)
-        note.check_files(behind, ("checkpoint", "guide", "editor"))
+        note.check_files(behind, ("checkpoint", "guide"))
         last = note.settings | {"mask": note.files["mask"][0] if "mask" in note.files else None}
         before = last.get("steps", [])
         if not isinstance(before, list) or not all(isinstance(each, dict) for each in before):
@@ -243,7 +240,7 @@ class Worker:
         steps, kept = [], flags.portable_names(EditSettings)
         for values in (*before, last):
             step = flags.from_values(EditSettings, {key: values[key] for key in values if key in kept})
-            if (step.editing.num_inference_steps or 0) > MOST_EDIT_STEPS or not step.attributes:
+            if step.editing.num_inference_steps > MOST_EDIT_STEPS or not step.attributes:
                 raise ValueError("it tells of no edit that is made here: edit its photograph anew")
             self.model.attribute_rows(parse_request(step.attributes))
             if mask := values.get("mask"):  # files of masks have their hash as name

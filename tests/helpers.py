@@ -17,7 +17,6 @@ import encode_latents
 import evaluate
 import export
 import flags
-import make_pairs
 import manipulate
 import train
 import visualize
@@ -30,7 +29,6 @@ MAIN = {
     encode_latents: encode_latents.encode,
     evaluate: evaluate.evaluate,
     export: export.export,
-    make_pairs: make_pairs.make_pairs,
 }
 SCRIPTS = {script.__name__: script for script in MAIN}
 

@@ -21,7 +21,6 @@ import visualize
 from app import AppConfig
 from attributes import parse_request
 from config import ADJUSTABLE, FREE, SAME, SEED, EditSettings, ModelConfig
-from editing import resolve
 from encode_latents import EncodeConfig
 from evaluate import EditsConfig, JudgeConfig, SamplesConfig
 from export import ExportConfig
@@ -64,7 +63,7 @@ def test_without_flags_a_script_has_its_configuration_s_defaults(kind):
 def test_a_flag_fills_every_field_of_its_name():
     """Sampling and editing each have a number of steps with a default of its own, and one flag."""
     assert parsed(ManipulateConfig).generate.sampling.num_inference_steps is None
-    assert resolve(parsed(ManipulateConfig).edit.editing, (), True).num_inference_steps == 12
+    assert parsed(ManipulateConfig).edit.editing.num_inference_steps == 12
     given = parsed(ManipulateConfig, "--num_inference_steps", "3", "--t_start", "0.5")
     sampling, editing = given.generate.sampling, given.edit.editing
     assert sampling.num_inference_steps == editing.num_inference_steps == 3

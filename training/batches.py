@@ -20,7 +20,6 @@ from torch import Tensor
 from image_data.cached import ImageDataset, random_flip
 from image_data.datasets import find_dataset
 from image_data.encoded import MANIFEST, LatentDataset
-from image_data.pairs import PairDataset
 from synthetic_faces.dataset import write_dataset
 
 if TYPE_CHECKING:
@@ -37,10 +36,6 @@ def is_encoded(folder: str) -> bool:
 def load_datasets(config: TrainConfig, accelerator: Accelerator) -> Sequence[ImageDataset]:
     """The training and the validation dataset. Draws the synthetic faces if no folder is given."""
     root, size, crop = config.data_folder, config.model.image_size, config.model.crop
-    if config.stage == "editor":
-        if config.attribute or config.data_fraction < 1:
-            raise ValueError(f"{root} holds pairs: leave --attribute and --data_fraction out")
-        return [PairDataset(root, split) for split in ("train", "val")]
     if is_encoded(root):
         if config.stage in ("first_stage", "upscaler") or config.data_fraction < 1:
             raise ValueError(f"{root} is encoded: for a model or a guide only, without --data_fraction")

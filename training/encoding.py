@@ -50,21 +50,20 @@ def encode_images(
         yield torch.stack(both.chunk(2), dim=1).half().cpu().numpy()
 
 
-class FolderWriter:
-    """A folder that is written file by file, and whose manifest says of what. A program that was stopped
-    can go on where it was.
+class LatentWriter:
+    """Writes an encoded dataset, and knows which shards are still missing.
 
     Args:
-        folder: made if it does not exist. If it holds part of the same, the rest is written.
-        manifest: what is written, in plain values.
-        what: what one does to get it, for the errors.
+        folder: made if it does not exist. If it holds part of this dataset, the rest is written.
+        manifest: what is encoded, by what first stage, in plain values. ``splits`` has what ``describe``
+            says of each split.
 
     Raises:
         ValueError: where the folder holds something else. Names what differs.
     """
 
-    def __init__(self, folder: str | Path, manifest: dict, what: str):
-        self.folder, self.manifest = Path(folder), manifest
+    def __init__(self, folder: str | Path, manifest: dict):
+        self.folder, self.manifest = Path(folder), {"format": FORMAT, "shard": SHARD, **manifest}
         self.file = self.folder / MANIFEST
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.file.is_file():
@@ -72,7 +71,7 @@ class FolderWriter:
             for key, value in self.manifest.items():
                 if present.get(key) != value:
                     raise ValueError(
-                        f"{folder} was {what} with {key} {present.get(key)}, not {value}: choose "
+                        f"{folder} was encoded with {key} {present.get(key)}, not {value}: choose "
                         "another --output_dir, or remove that folder"
                     )
         elif any(path.name[0] != "." for path in self.folder.iterdir()):  # a kill may leave .*.tmp
@@ -84,18 +83,6 @@ class FolderWriter:
 
     def _write_manifest(self, manifest: dict) -> None:
         replace_file(self.file, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
-
-
-class LatentWriter(FolderWriter):
-    """Writes an encoded dataset, and knows which shards are still missing. Raises as ``FolderWriter``.
-
-    Args:
-        manifest: what is encoded, by what first stage. ``splits`` has what ``describe`` says of each
-            split.
-    """
-
-    def __init__(self, folder: str | Path, manifest: dict):
-        super().__init__(folder, {"format": FORMAT, "shard": SHARD, **manifest}, "encoded")
 
     def missing(self, split: str) -> Iterator[tuple[str, range]]:
         """File name and image numbers of each shard of a split that is not written yet."""

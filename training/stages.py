@@ -1,5 +1,5 @@
-"""What train.py can train: the model, a guide, an editor, a first stage for latents, an upscaler. Each
-stage is one object that defines what differs. The loop is the same for all.
+"""What train.py can train: the model, a guide, a first stage for latents, an upscaler. Each stage is one
+object that defines what differs. The loop is the same for all.
 """
 
 from __future__ import annotations
@@ -17,25 +17,15 @@ from torch import Tensor, nn
 
 from attributes import CELEBA_ATTRIBUTES, AttributePrior
 from autoencoder_model import PixelFirstStage
-from checkpoint import (
-    build,
-    check_shapes,
-    load,
-    load_checkpoint,
-    load_weights,
-    save_atomically,
-    save_model,
-)
+from checkpoint import load, load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier, guide_widths
 from classifiers.likeness import perceptual_stages
 from config import FEWEST_SAMPLES, Config, FirstStageConfig, LossConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion
-from editor_model import EditorModel
 from evaluation.metrics import balanced_accuracy
 from image_data.cached import ImageDataset
 from image_data.encoded import LatentDataset
 from latent_vae import SpatialVAE, Upscaler
-from samplers import last, randn_like
 from training.batches import is_encoded, ready_batch, seed_everything
 from training.encoding import first_stage_weights
 from training.first_stage_loss import FirstStageTraining
@@ -258,7 +248,9 @@ class DiffusionStage(NoisyStage):
             model.unet.compile()
 
     def hidden(self, model: ConditionalDiffusion) -> Iterable[nn.Module]:
-        return chain(model.unet.between(), super().hidden(model))
+        unet = model.unet
+        parts = (unet.down, unet.downsample, unet.middle, unet.up, unet.upsample)
+        return chain(*(part.modules() for part in parts), super().hidden(model))
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
         """EMA samples from fixed noise under the images' attributes, or with and without the only
@@ -301,50 +293,6 @@ class GuideStage(NoisyStage):
         model = path.with_name(DiffusionStage.best)
         steered = quote(str(model)) if model.is_file() else "MODEL"  # of the same data
         return f"python manipulate.py --checkpoint {steered} --guidance both --guide {quote(str(path))}"
-
-
-class EditorStage(NoisyStage):
-    """An editor: ``EditorModel``."""
-
-    prefix, best, kind, key = "editor_", "editor_best.pth", EditorModel, "editor"
-    has_unused_parameters = True  # those of the semantic latent
-
-    def build(self, config: TrainConfig, train_set: Any) -> EditorModel:
-        """An editor of pictures as large as those of the pairs."""
-        of_pairs = replace(config.model, image_size=train_set.image_size, crop=train_set.crop)
-        return self.make(replace(config, model=of_pairs), train_set)
-
-    def guide(self, model: EditorModel) -> None:
-        return None
-
-    def hidden(self, model: EditorModel) -> Iterable[nn.Module]:
-        return model.unet.between()
-
-    def start_from(self, path: str, model: EditorModel) -> str:
-        state = load_checkpoint(path)
-        goes_on = "editor" in state
-        kind: Any = EditorModel if goes_on else ConditionalDiffusion
-        other = build(kind, "editor" if goes_on else "model", state, path)
-        if other.config.attribute_names != model.config.attribute_names:
-            raise ValueError(f"--init_from {path} knows other attributes than the pairs")
-        with torch.device("meta"):
-            expected = kind(model.config).unet.state_dict()
-        check_shapes(expected, other.unet.state_dict(), path)
-        model.start_from(other.unet)
-        return f"{path}: all of it" if goes_on else f"{path}: all but what sees the picture before"
-
-    def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
-        """Pictures, what the editor makes of them, and what it was to make, one below the other."""
-        model: Any = run.ema.model
-        before, after = images.split(3, 3)
-        x0 = model.first_stage.encode(before)
-        noise = randn_like(x0, torch.Generator().manual_seed(0))
-        edited = last(model.edit(x0, attributes, model.grid(), noise))
-        return {"edits": torch.cat([before, model.first_stage.decode(edited), after])}
-
-    def next_command(self, config: TrainConfig, path: Path) -> str:
-        files = f"--checkpoint MODEL --editor {quote(str(path))}"
-        return f"python manipulate.py {files} --source_image PHOTOGRAPH"
 
 
 class AutoencoderStage(Stage):
@@ -420,7 +368,6 @@ class UpscalerStage(AutoencoderStage):
 
 STAGES: dict[str, Stage] = {
     "diffusion": DiffusionStage(),
-    "editor": EditorStage(),
     "first_stage": AutoencoderStage(),
     "guide": GuideStage(),
     "upscaler": UpscalerStage(),
