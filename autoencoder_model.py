@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_vae import SpatialVAE, StableDiffusionVAE, Upscaler
 from layers import Norm
 
 
@@ -221,19 +221,12 @@ class AttributeVAE(nn.Module):
 # -------------------------------------------------------------------- the kinds of first stages
 
 
-def _latent_vae() -> ModuleType:
-    """The module of autoencoders, loaded for a model that has one."""
-    import latent_vae
-
-    return latent_vae
-
-
 # configuration -> first stage; its weights are loaded with the rest of a checkpoint
 FIRST_STAGES: dict[str, Callable[[dict], nn.Module]] = {
     "pixels": lambda config: PixelFirstStage(),
-    "vae": lambda config: LatentFirstStage(_latent_vae().SpatialVAE(**config)),
-    "upscaler": lambda config: LatentFirstStage(_latent_vae().Upscaler(**config)),
-    "sd-vae": lambda config: LatentFirstStage(_latent_vae().StableDiffusionVAE(config)),
+    "vae": lambda config: LatentFirstStage(SpatialVAE(**config)),
+    "upscaler": lambda config: LatentFirstStage(Upscaler(**config)),
+    "sd-vae": lambda config: LatentFirstStage(StableDiffusionVAE(config)),
 }
 
 

@@ -1,5 +1,5 @@
-"""Settings of models, losses, sampling, editing and the studio, as frozen dataclasses; what each field
-knows of its flag.
+"""Settings of models, losses, sampling, editing and the studio, as frozen dataclasses. Each field also
+describes its flag.
 
 A script's own settings stand at its top. ``flags.parse`` makes flags from a dataclass: a field has a
 default, a help text and limits. ``ModelConfig`` travels in checkpoints. Nothing heavy is imported, so
@@ -398,7 +398,9 @@ class SamplingConfig(Config):
     """How images are drawn. ``samplers.resolve`` fills what is None."""
 
     sampler: str = flag("dpm_solver", "solver of the reverse chain", choices=SAMPLERS)
-    num_inference_steps: int | None = count(None, "steps; none given: 20, all T with ddpm; edits 12")
+    num_inference_steps: int | None = count(
+        None, "steps; none given: 20, all T with ddpm; edits 12, between photographs 25"
+    )
     spacing: str | None = flag(None, "of the timesteps; none given: the sampler's", choices=SPACINGS)
     eta: float = share(0.0, "noise of each step: 0 deterministic, 1 as much as ddpm")
     cfg_scale: float | None = weight(
@@ -433,7 +435,7 @@ def refuse_ignored_requests(
 class EditConfig(Config):
     """How photographs are edited. ``editing.resolve`` fills what is None."""
 
-    num_inference_steps: int = count(12, "steps")
+    num_inference_steps: int = count(12, "steps")  # measured: docs/log.md, "Edits in eight steps"
     t_start: float | None = flag(
         None,
         "share of the timesteps that edits go back; none given: as suits what is named",
@@ -602,3 +604,5 @@ class EditSettings(Config):
                 raise ValueError(f"{name} is both asked for, in --attributes, and held, by --hold")
         if self.editing.cfg_scale == 0:
             raise ValueError("--edit_cfg_scale 0 ignores every request; no guidance is 1")
+        if self.guidance == "guide" and self.editing.guide_scale == 0:
+            raise ValueError("--guidance guide --edit_guide_scale 0 asks for nothing: raise the scale")

@@ -86,7 +86,7 @@ def vae_levels(side: int) -> tuple[int, ...]:
 
 
 class ConditionalDiffusion(nn.Module):
-    """The whole model. ``forward`` is the joint training loss; the other public methods sample.
+    """The whole model. ``forward`` is the joint training loss. Most other methods sample.
 
     Sampling methods take ``generator`` (a torch.Generator, on any device) for repeatable noise,
     ``latent`` (B, latent_dim) or None for no semantic latent, ``complete`` (see ``complete_rows``) and

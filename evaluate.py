@@ -23,7 +23,6 @@ import flags
 from config import (
     CROP_HELP,
     CROPS,
-    DEFAULT_MODEL,
     FEWEST_SAMPLES,
     NAME,
     REQUESTS,
@@ -73,6 +72,11 @@ class MeasureConfig(EvaluateConfig):
     output_dir: str = flag("./outputs/evaluation", "folder to write to")
     seed: int = count(0, "another seed, other samples", **SEED)
 
+    @property
+    def needs_guide(self) -> str:
+        """The flag that needs a guide; "" for none."""
+        return ""
+
 
 @dataclass(frozen=True)
 class SamplesConfig(MeasureConfig):
@@ -99,11 +103,13 @@ class SamplesConfig(MeasureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(self.guide_scale) and not self.guide:
-            raise ValueError("--guide_scale needs --guide, the classifier that steers")
         if self.attribute_split == self.reference_split:
             split = self.reference_split
             raise ValueError(f"--attribute_split and --reference_split are both {split}: they differ")
+
+    @property
+    def needs_guide(self) -> str:
+        return "--guide_scale" if any(self.guide_scale) else ""
 
 
 @dataclass(frozen=True)
@@ -129,13 +135,9 @@ class EditsConfig(MeasureConfig):
         only=("num_inference_steps", "t_start", "guide_scale", "hold", "margin", "localise"),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.smallest and not self.guide:
-            raise ValueError(
-                "--smallest needs --guide, the classifier that says what flips, such as "
-                f"{DEFAULT_MODEL}_guide"
-            )
+    @property
+    def needs_guide(self) -> str:
+        return "--smallest" if self.smallest else ""
 
 
 COMMANDS = {"judge": JudgeConfig, "samples": SamplesConfig, "edits": EditsConfig}

@@ -1,6 +1,6 @@
 """Guidance: from the network's denoiser to a guided one. Every sampler takes either.
 
-``GUIDANCE`` is the only list of the kinds of guidance. A new one needs one entry here, and its name in
+``GUIDANCE`` lists the kinds of guidance. A new one needs one entry here, and its name in
 ``config.GUIDANCE``.
 """
 

@@ -123,13 +123,6 @@ class ManipulateConfig(Config):
             return mode == self.mode
         return mode == "generate" or (mode != "counterfactual" and not self.generate.unconditional)
 
-    def arguments(self) -> dict[str, Any]:
-        """All settings, in one level, for the manifest."""
-        own, arguments = asdict(self), dict[str, Any]()
-        for value in own.values():
-            arguments |= value if isinstance(value, dict) else {}
-        return arguments | {name: value for name, value in own.items() if not isinstance(value, dict)}
-
     @property
     def edits_many(self) -> bool:
         """Whether there are several photographs."""
@@ -535,7 +528,7 @@ def manipulate(config: ManipulateConfig) -> None:
     scale = studio.resolve_edit(config.edit, model, guide).cfg_scale
     folder = Path(config.output_dir)
     manifest = {
-        "arguments": config.arguments(),
+        "arguments": flags.flags_of(config),
         "sampling": asdict(studio.resolve_drawing(config.generate, model)),
         "editing": asdict(replace(config.edit.editing, cfg_scale=scale)),
         **studio.model_facts(config.files, model, guide),

@@ -5,8 +5,7 @@ A noisy image is ``x_t = signal_t x0 + noise_t eps`` for t = 0 ... T - 1, with e
 variance-preserving schedules signal_t^2 is alpha_bar_t of Ho et al. 2020 (arXiv:2006.11239), and
 noise_t^2 is 1 - alpha_bar_t. Rectified flow follows a straight line from the image to the noise.
 
-``SCHEDULES``, ``PREDICTIONS`` and ``LOSS_WEIGHTINGS`` are the only lists of their names. A new one needs
-one entry.
+A new entry of ``SCHEDULES``, ``PREDICTIONS`` or ``LOSS_WEIGHTINGS`` needs its name in ``config``, too.
 """
 
 from __future__ import annotations

@@ -555,6 +555,8 @@ def requests_to_edit(
     reachable = names_to_request(model, guide, settings.guidance)
     reachable = [name for name in reachable if name not in settings.pins]
     some = [name for name in USUAL_EDITS if name in reachable] or reachable[:6]
+    if not some:
+        raise ValueError("--hold leaves nothing to edit: hold fewer attributes")
     return [{name: float(attributes[names.index(name)] < 0)} for name in some]
 
 

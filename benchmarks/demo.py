@@ -4,8 +4,8 @@ pictures -> how well they follow their attributes.
     make demo
 
 Runs the project's own commands and prints each before it starts. The recipe of the model that is trained
-here is configs/demo.yaml. The probe of probe.py, which never saw a generated picture, judges
-fresh samples. All is shown on outputs/demo/index.html. The last line is one JSON object.
+here is configs/demo.yaml. `drawn64_probe`, which never saw a generated picture, judges fresh samples.
+All is shown on outputs/demo/index.html. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ class DemoConfig(Config):
     minutes: float | None = flag(None, "training time; none given: that of the recipe", above=0)
     num_images: int = count(6000, "synthetic faces to draw")
     num_samples: int = count(128, "faces of each model to draw for the probe")
-    num_probe_images: int = count(8000, "faces to train the probe on")
 
 
 def command(*arguments: object) -> str:
@@ -165,16 +164,17 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     """How well the probe sees attributes in samples of several models, drawn under held-out attribute
     rows, and in the held-out faces themselves: balanced accuracies."""
     import torch
-    from probe import draw_labelled, predict, train_probe
+    from probe import predict
 
     from celeba_dataset import CelebADataset
+    from classifiers.probe import PROBE, load_reader
     from config import SamplingConfig
     from diffusion_model import load_model
     from evaluation.metrics import balanced_accuracy
     from studio import draw
 
-    probe = train_probe(*draw_labelled(config.num_probe_images, 64, seed=0))
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")
+    probe = load_reader(PROBE, held_out.attribute_names, 178)
     attributes = held_out.attributes[: config.num_samples]
     sampling = SamplingConfig(num_inference_steps=10, tries=1)
     accuracies = {}
@@ -204,7 +204,7 @@ def main() -> None:
     )
     drawn = pretrained_drawn()
     here, minutes = trained_here(faces, config.minutes)
-    print("\njudging samples with a probe trained on rendered faces", flush=True)
+    print("\njudging samples with the probe of drawn faces", flush=True)
     accuracies = judge({"pretrained": "drawn64", "trained here": CHECKPOINT}, config)
     mean = {name: sum(values.values()) / len(values) for name, values in accuracies.items()}
     seconds = round(time.time() - started, 1)

@@ -3,8 +3,8 @@
     python benchmarks/probe.py [--data_root /path/to/celeba]
 
 Prints the balanced accuracy of each attribute on identities that the probe never saw. The last line is
-one JSON object. `train_probe` also gives a judge for generated pictures. --out writes the probe:
-pretrained/ has one, which reads the edits of `python -m synthetic_faces.benchmark`.
+one JSON object. --out writes the probe: pretrained/ has one, which judges the demo's pictures and the
+edits of `python -m synthetic_faces.benchmark`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from image_data.cached import random_flip
 
 MAKE_JUDGE = "make one with evaluate.py judge"
 SIDE = 64  # of the pictures that a judge reads, where its file says nothing else
+MOST_SIDE = 1024
 
 
 def network_input(images: Tensor, side: int) -> Tensor:
@@ -163,6 +164,16 @@ def load_judge(
     return judge_in(load_checkpoint(path, "judge", advice), path, attribute_names, crop, device)
 
 
+def side_in(state: dict[str, Any], path: str | Path) -> int:
+    """The side at which the judge or the probe in a file with these contents reads pictures."""
+    side = state.get("side", SIDE)
+    if not isinstance(side, int) or not 1 <= side <= MOST_SIDE:
+        raise ValueError(
+            f"{path} reads pictures of side {str(side)[:20]}, which is not 1 to {MOST_SIDE}"
+        )
+    return side
+
+
 def judge_in(
     state: dict[str, Any],
     path: str | Path,
@@ -183,7 +194,7 @@ def judge_in(
                 f"{path} was trained on photographs cropped to {state['crop']}, the checkpoint's are "
                 f"cropped to {crop}: train another with evaluate.py judge --crop {crop}"
             )
-        model = Judge(len(names), side=state.get("side", SIDE))
+        model = Judge(len(names), side=side_in(state, path))
         model.to(device, memory_format=torch.channels_last)
         load_weights(model, state["judge"], path)
         rows = [names.index(name) for name in attribute_names]

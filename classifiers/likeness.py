@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from checkpoint import load_checkpoint
 from classifiers.judge import MAKE_JUDGE, load_judge
 
+NO_JUDGE = f"{MAKE_JUDGE}, or train without: --perceptual_weight 0"
 VGG_FILE = "vgg16-397923af.pth"  # as torchvision names it
 VGG_ENDS = (4, 9, 16, 23, 30)  # of its five stages, each ending in an activation
 
@@ -37,6 +39,17 @@ class ImageNetScale(nn.Module):
         return ((x + 1) / 2 - mean) / std
 
 
+def vgg_file() -> Path:
+    """Where torchvision keeps the weights of VGG16."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+
+
+def check_likeness(judge: str | Path) -> None:
+    """Raise as ``perceptual_stages`` where no network can judge likeness."""
+    if not vgg_file().is_file():
+        load_checkpoint(judge, "judge", NO_JUDGE)
+
+
 def perceptual_stages(
     judge: str | Path, attribute_names: Sequence[str], crop: int
 ) -> tuple[nn.ModuleList, str]:
@@ -46,16 +59,14 @@ def perceptual_stages(
     Raises:
         FileNotFoundError: where neither is there.
     """
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
-    if weights.is_file():
+    if vgg_file().is_file():
         network = vgg16()
-        network.load_state_dict(torch.load(weights, weights_only=True))
+        network.load_state_dict(torch.load(vgg_file(), weights_only=True))
         layers, starts = network.features, (0, *VGG_ENDS[:-1])
         stages = [layers[start:end] for start, end in zip(starts, VGG_ENDS, strict=True)]
         stages[0] = nn.Sequential(ImageNetScale(), stages[0])
         name = "VGG16"
     else:
-        advice = f"{MAKE_JUDGE}, or train without: --perceptual_weight 0"
-        network, facts = load_judge(judge, attribute_names, crop, advice=advice)
+        network, facts = load_judge(judge, attribute_names, crop, advice=NO_JUDGE)
         stages, name = network.stages(), f"judge {facts['hash']}"
     return nn.ModuleList(stages).eval().requires_grad_(False), name

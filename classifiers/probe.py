@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attributes import CELEBA_ATTRIBUTES, attr_dict, columns_of
+from attributes import CELEBA_ATTRIBUTES, columns_of
 from checkpoint import load_checkpoint, load_weights, save_atomically
-from classifiers.judge import MAKE_JUDGE, SIDE, Judge, judge_in, network_input
+from classifiers.judge import MAKE_JUDGE, SIDE, Judge, judge_in, network_input, side_in
 
 PROBE = "drawn64_probe"  # of drawn faces, in pretrained/
 
@@ -58,22 +58,12 @@ def save_probe(probe: Probe, path: str | Path, balanced_accuracy: list[float]) -
     save_atomically(content, path)
 
 
-def load_probe(path: str | Path = PROBE, attribute_names: Sequence[str] = CELEBA_ATTRIBUTES) -> Probe:
-    """The probe in a file, reduced to these attributes, in evaluation mode.
-
-    Raises:
-        FileNotFoundError, ValueError: where there is none, or for an attribute that CelebA lacks.
-    """
-    state = load_checkpoint(path, "judge", "make a probe with benchmarks/probe.py --out")
-    return probe_in(state, path, attribute_names)
-
-
 def probe_in(state: dict[str, Any], path: str | Path, attribute_names: Sequence[str]) -> Probe:
-    """``load_probe`` of a file whose contents are read already."""
-    probe = Probe(side=state.get("side", SIDE))
+    """The probe in a file with these contents, reduced to these attributes, in evaluation mode.
+    ValueError for another file, or an attribute that CelebA lacks."""
+    probe = Probe(side=side_in(state, path))
     load_weights(probe, state["judge"], path)
-    columns_of(CELEBA_ATTRIBUTES, attribute_names)  # refuses unknown names
-    rows, last = [attr_dict[name] for name in attribute_names], probe.head[-1]
+    rows, last = columns_of(CELEBA_ATTRIBUTES, attribute_names), probe.head[-1]
     last.weight.data, last.bias.data = last.weight[rows], last.bias[rows]
     probe.file_hash = state["file_hash"]
     return probe.eval()
@@ -82,8 +72,11 @@ def probe_in(state: dict[str, Any], path: str | Path, attribute_names: Sequence[
 def load_reader(
     path: str | Path, attribute_names: Sequence[str], crop: int, device: str = "cpu"
 ) -> Judge | Probe:
-    """What reads these attributes from pictures: a judge or a probe, as the file holds. Raises as their
-    loaders."""
+    """What reads these attributes from pictures: a judge or a probe, as the file holds.
+
+    Raises:
+        FileNotFoundError, ValueError: where there is none, or one of other attributes.
+    """
     state = load_checkpoint(path, "judge", MAKE_JUDGE)
     if "attribute_names" in state:
         return judge_in(state, path, attribute_names, crop, device)[0]

@@ -131,6 +131,8 @@ class Evaluation:
         self.model = load_model(config.checkpoint, device)
         files = ModelFiles(checkpoint=config.checkpoint, guide=config.guide)
         self.guide = load_guide_of(files, self.model)
+        if config.needs_guide and self.guide is None:
+            raise ValueError(f"{config.needs_guide} needs a guide, and the model has none: give --guide")
         of_model = self.model.config
         self.names = of_model.attribute_names
         self.judge, self.judge_facts = load_judge(config.judge, self.names, of_model.crop, device)

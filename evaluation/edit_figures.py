@@ -50,7 +50,7 @@ def edit_figures(
 
     - flip_rate_truth: whether the judge sees what was requested in the truth;
     - psnr_truth, psnr_no_edit: PSNR of edit and source to the truth, in dB; gain: their difference;
-    - perceptual_truth, perceptual_no_edit: perceptual distance of edit and source to the truth;
+    - perceptual_truth: perceptual distance of the edit to the truth;
     - attributes_exact: share of the attributes that the judge reads as in the truth;
     - inside: share of the squared change that lies where source and truth differ; NaN for no change.
 
@@ -86,7 +86,6 @@ def edit_figures(
             "psnr_no_edit": start,
             "gain": reached - start,
             "perceptual_truth": distance(edited, truth),
-            "perceptual_no_edit": distance(source, truth),
             "attributes_exact": ((after > 0) == (right > 0)).float().mean(1),
             "inside": inside.sum((1, 2)) / change.sum((1, 2)),
         }

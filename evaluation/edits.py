@@ -134,7 +134,7 @@ class EditEvaluation(Evaluation):
         of_model, names = self.model.config, self.names
         columns_of(names, config.edit_attributes)  # refuses unknown names
         names_to_edit = config.edit_attributes or names
-        if config.smallest and self.guide is not None:
+        if config.smallest and self.guide:
             if self.guide.config.one_hot:
                 raise ValueError(
                     f"{config.guide} reads classes, which do not flip: leave --smallest out"
@@ -146,14 +146,13 @@ class EditEvaluation(Evaluation):
         self.tasks = [task for task in tasks if len(self.sources(task)[0])]
         if not self.tasks:
             told = " or ".join(names_to_edit)
-            raise ValueError(f"no test picture is labelled with {told}: name other --edit_attributes")
+            split = config.reference_split
+            raise ValueError(f"no {split} picture is labelled with {told}: name other --edit_attributes")
         self.mean = F.relu(self.reference["judge"]).mean(0)
         self.protocol |= {
-            "sources": self.protocol["reference"],
             "edit_sources": config.edit_sources,
             "strengths": list(config.strengths),
             "editing": asdict(config.editing),
-            "num_inference_steps": config.editing.num_inference_steps,
             "sources_read_by": "the guide" if self.guide else "the VAE",
             "true_counterfactuals": self.truth is not None,
         }

@@ -136,10 +136,10 @@ class SampleEvaluation(Evaluation):
         with main_bar((self.number + ALIKE**2) * len(pairs), "sampling") as bar:
             for sampling, request in pairs:
                 report["settings"].append(self.measure(sampling, request, bar))
-                self.write("report", report, samples_table)
+                text = self.write("report", report, samples_table)
         if self.writes:
             plot_sweeps(report, self.output_dir)
-        return self.write("report", report, samples_table)
+        return text
 
     # ---------------------------------------------------------------- drawing
 

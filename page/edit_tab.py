@@ -438,8 +438,6 @@ class EditTab:
             write_note(folder / "edit.png", note)
             flags.write_yaml(folder / "moves.yaml", flags.portable(edit.chain[-1]))
             manifest = json.dumps(asdict(note), indent=2) + "\n"
-            if len(edit.chain) == 1:
-                manifest = self.worker.manifest("edit", source.settings, *edit.chain)
             (folder / "manifest.json").write_text(manifest, encoding="utf-8")
         save_image(heat_map(source.original, edit.edited), folder / "heat.png")
         self.save_view(photograph, edit.edited, folder)

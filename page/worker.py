@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -252,15 +251,3 @@ class Worker:
                 step = replace(step, mask=str(path))
             steps.append(step)
         return steps
-
-    def manifest(self, mode: str, *settings: Config) -> str:
-        """What is needed to make the same pictures, as JSON."""
-        arguments: dict[str, Any] = {"mode": mode}
-        for part in (self.files, *settings):
-            arguments |= flags.flags_of(part)
-        facts = {
-            "command": self.command(mode, *settings),
-            "arguments": arguments,
-            **studio.model_facts(self.files, self.model, self.guide),
-        }
-        return json.dumps(facts, indent=2, default=str) + "\n"

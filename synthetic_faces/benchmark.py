@@ -218,16 +218,15 @@ def score_folder(
         judge: file of a judge; None: the probe in pretrained/.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_pictures`` and ``load_judge``.
+        FileNotFoundError, ValueError: as ``read_pictures`` and ``load_reader``.
     """
     from checkpoint import replace_file
-    from classifiers.judge import load_judge
-    from classifiers.probe import PROBE, load_probe
+    from classifiers.probe import PROBE, load_reader
     from evaluation.edit_figures import score_edits
 
     folder, requests = Path(folder), benchmark.requests
     edits = read_pictures(folder, requests, benchmark.facts["image_size"])
-    reader = load_judge(judge, tuple(COLUMNS), WHOLE)[0] if judge else load_probe()
+    reader = load_reader(judge or PROBE, tuple(COLUMNS), WHOLE)
     scores = score_edits(requests, benchmark.sources, benchmark.truths, edits, reader)
     by = f"{judge or PROBE}, hash {reader.file_hash}"
     report = {"benchmark": benchmark.facts, "judge": by, **scores}

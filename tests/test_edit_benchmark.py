@@ -17,7 +17,7 @@ import flags
 from attributes import CELEBA_ATTRIBUTES
 from benchmarks import edit_baselines
 from checkpoint import save_model
-from classifiers.probe import load_probe
+from classifiers.probe import PROBE, load_reader
 from evaluation.edit_figures import edit_figures
 from synthetic_faces import benchmark
 from synthetic_faces.attributes import sample_identity
@@ -53,7 +53,7 @@ def test_each_attribute_is_turned_both_ways_in_a_face_that_can(made):
     assert where[20:44].any() and not where[50:].any(), "around the eyes and nowhere else"
     present = np.array([[*request["attributes"].values()] for request in edits.requests]) > 0
     with torch.no_grad():
-        seen = load_probe()(torch.from_numpy(edits.sources)) > 0
+        seen = load_reader(PROBE, CELEBA_ATTRIBUTES, 178)(torch.from_numpy(edits.sources)) > 0
     assert (seen.numpy() == present).mean() > 0.95, "the probe reads drawn faces"
 
 

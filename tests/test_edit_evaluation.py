@@ -244,7 +244,7 @@ def test_evaluate_judges_edits_and_says_how_they_were_made(options, tmp_path, la
     edits += ["--edit_cfg_scale", 1, 4]
     run("edits", *edits, "--output_dir", out)
     report = json.loads((out / "edits.json").read_text())
-    assert report["protocol"]["sources"].startswith("val")
+    assert report["protocol"]["reference"].startswith("val")
     assert report["interpolation"]["worst_end_psnr"] == 100
     assert report["interpolation"]["largest_step_over_mean"] >= 1
     names = [entry["name"] for entry in report["edits"]]

@@ -18,10 +18,11 @@ from torchmetrics.image.kid import poly_mmd
 
 import evaluate
 import flags
+from attributes import CELEBA_ATTRIBUTES
 from celeba_dataset import CelebADataset
 from checkpoint import save_atomically, save_model
 from classifiers.judge import Judge, fit_classifier, load_judge
-from classifiers.probe import Probe, load_probe, save_probe
+from classifiers.probe import Probe, load_reader, save_probe
 from config import ModelConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation import metrics
@@ -197,9 +198,17 @@ def test_a_judge_reads_at_the_side_that_its_file_says(tmp_path):
     torch.testing.assert_close(loaded(images), judge(images))
     probe = Probe(side=128).eval()
     save_probe(probe, tmp_path / "probe.safetensors", [0.5] * 40)
-    torch.testing.assert_close(
-        load_probe(tmp_path / "probe.safetensors")(images), probe(images), atol=0.05, rtol=0.05
-    )
+    loaded = load_reader(tmp_path / "probe.safetensors", CELEBA_ATTRIBUTES, 178)
+    torch.testing.assert_close(loaded(images), probe(images), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("names", [{"attribute_names": ["a"]}, {}], ids=["judge", "probe"])
+@pytest.mark.parametrize("side", ["64", 10**6, 0])
+def test_a_side_that_cannot_be_is_refused(names, side, tmp_path):
+    state = {"judge": {}, "crop": 178, "balanced_accuracy": [0.5], "side": side} | names
+    save_atomically(state, tmp_path / "judge.pth")
+    with pytest.raises(ValueError, match=f"judge.pth reads pictures of side {side}"):
+        load_reader(tmp_path / "judge.pth", ("a",), 178)
 
 
 def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_path, capsys, monkeypatch):
@@ -258,7 +267,6 @@ def test_a_report_has_every_figure_its_protocol_and_pictures(checkpoint, tmp_pat
     [
         ("edits --guide_scale 2", "did you mean --edit_guide_scale"),
         ("edits --cfg_scale 2", "did you mean --edit_cfg_scale"),
-        ("edits --smallest", "--smallest needs --guide"),
         ("edit", "no subcommand 'edit': use one of judge, samples, edits"),
     ],
 )
@@ -334,3 +342,11 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
     assert json.loads(text) == expected
     tasks = [{"task": "a", "cosine": None}, {"task": "b", "cosine": 0.5}]
     assert mean_of_tasks(tasks) == {"cosine": 0.5}
+
+
+@pytest.mark.parametrize("argv", ["samples --guide_scale 2", "edits --smallest"])
+def test_what_needs_a_guide_says_so(argv, make_model, faces, tmp_path, capsys):
+    save_model(make_model(), tmp_path / "model.pth")
+    files = ["--checkpoint", tmp_path / "model.pth", "--data_root", faces]
+    line = one_line(capsys, lambda: run_evaluate(*argv.split(), *files))
+    assert f"{argv.split()[1]} needs a guide" in line

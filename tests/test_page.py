@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -250,9 +249,6 @@ def test_a_command_says_what_differs_and_is_read_back(worker):
     again = flags.parse(ManipulateConfig, None, shlex.split(line)[2:])
     assert (again.mode, again.files, again.edit) == ("edit", worker.files, settings)
     assert again.photograph == replace(source, source_image="it's me.jpg")
-    manifest = json.loads(worker.manifest("edit", source, settings))
-    assert manifest["command"] == line and manifest["arguments"]["attributes"] == ["Male=0"]
-    assert manifest["checkpoint"] and manifest["guide"]
 
 
 def test_classes_are_asked_for_by_name(class_checkpoint, tmp_path):

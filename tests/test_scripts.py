@@ -311,6 +311,7 @@ manipulate | --mode edit --cfg_scale 2 | --edit_cfg_scale
 evaluate | edits --data_root {faces} --cfg_scale 2 | --edit_cfg_scale
 visualize | denoising --cfg_scale 0 | --unconditional
 manipulate | --guidance guide --guide_scale 0 --mode generate | --unconditional
+manipulate | --guidance guide --edit_guide_scale 0 --mode edit | --edit_guide_scale 0
 visualize | samples --unconditional | for denoising
 visualize | animation --unconditional --attributes Male=1 | leave --attributes out
 visualize | denoising --attributes Male=3 --checkpoint {checkpoint} --output_dir {tmp} | Male is 3.0

@@ -19,7 +19,7 @@ from attributes import CELEBA_ATTRIBUTES, AttributePrior
 from autoencoder_model import PixelFirstStage
 from checkpoint import load, load_weights, save_atomically, save_model
 from classifiers.guide import GuidanceClassifier, guide_widths
-from classifiers.likeness import perceptual_stages
+from classifiers.likeness import check_likeness, perceptual_stages
 from config import FEWEST_SAMPLES, Config, FirstStageConfig, LossConfig, SamplingConfig
 from diffusion_model import ConditionalDiffusion
 from evaluation.metrics import balanced_accuracy
@@ -302,6 +302,13 @@ class AutoencoderStage(Stage):
     keeps_best = False  # the loss changes when the discriminator starts
     has_unused_parameters = True  # the discriminator's, before it starts
 
+    def check(self, config: TrainConfig) -> None:
+        side, factor = config.model.image_size, 2 ** len(config.first_stage.vae_channels)
+        if side % factor:
+            raise ValueError(f"--image_size {side} is not divisible by the first stage's {factor}")
+        if config.first_stage_loss.perceptual_weight:
+            check_likeness(config.judge)
+
     def build(self, config: TrainConfig, train_set: ImageDataset) -> FirstStageTraining:
         names = tuple(train_set.attribute_names)
         stages, judge = None, ""
@@ -352,6 +359,7 @@ class UpscalerStage(AutoencoderStage):
         if len(config.first_stage.vae_channels) != 1:
             widths = " ".join(map(str, config.first_stage.vae_channels))
             raise ValueError(f"an upscaler has one width, got --channels {widths}: try --channels 64")
+        super().check(config)
 
     def network(self, config: FirstStageConfig) -> dict[str, Any]:
         return {"width": config.vae_channels[0]}
