@@ -44,7 +44,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The quick form of each, on synthetic faces; each file's docstring has the full command.
+# The quick form of most benchmarks, on synthetic faces; each file's docstring has the full command.
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/train_memory.py
 	$(BIN)/python benchmarks/train_step.py --batch_size 4 --rounds 2

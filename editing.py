@@ -29,7 +29,7 @@ EditAt = Callable[..., Tensor]  # (strength in [0, 1], watch: Watch | None = Non
 # What an edit of an attribute needs, if the settings leave it open: t_start, the share of the timesteps
 # from which it starts, and the log odds at which the guide is content. Only much noise hides hair and
 # hats, and the colour of long hair needs nearly all of it. An expression needs little, and then more of
-# the photograph stays. Measured: docs/log.md, "Edits of photographs".
+# the photograph stays. Measured: docs/log.md, "Where an edit starts and ends, for each attribute".
 USUAL = (0.85, 6.0)
 LOCAL, HAIR, COLOUR = (0.65, 5.0), (0.9, 6.0), (0.97, 6.0)
 NEEDS = {
