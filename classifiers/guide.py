@@ -17,8 +17,7 @@ from layers import Norm, ResidualBlock, TimeEmbedding
 from noise_schedule import NoiseSchedule
 from unet_model import Block, attend, way_down
 
-# Share of unseen photographs inside the limit; a drawn face outside is drawn again (docs/log.md).
-FAR = 0.7
+TYPICAL = 0.7  # share of unseen photographs whose ``distance`` is below 1
 SHRINKAGE = 0.03  # of the covariance of features towards a multiple of the identity (docs/log.md)
 
 
@@ -175,21 +174,21 @@ class GuidanceClassifier(nn.Module):
 
     def set_typical(self, features: Tensor) -> None:
         """Learn what is typical from ``features`` (N, D) of training images, N >= 8. Three of four give
-        mean and covariance; the others give the distance that counts as far (``distance``)."""
+        mean and covariance; the others give the unit of ``distance``."""
         is_rest = torch.arange(len(features), device=features.device) % 4 == 0
         fitted, rest = features.double()[~is_rest], features.double()[is_rest]
         mean = fitted.mean(0)
         variances, directions = torch.linalg.eigh(torch.cov(fitted.T, correction=0))
         whitener = directions / (variances + SHRINKAGE * variances.mean()).clamp(min=1e-12).sqrt()
-        far = torch.quantile(((rest - mean) @ whitener).norm(dim=1), FAR)
+        unit = torch.quantile(((rest - mean) @ whitener).norm(dim=1), TYPICAL)
         self.register_buffer("typical", mean.float())
-        self.register_buffer("whitener", (whitener / far.clamp(min=1e-6)).float())
+        self.register_buffer("whitener", (whitener / unit.clamp(min=1e-6)).float())
         self.config = replace(self.config, knows_typical=True)
 
     def distance(self, images: Tensor) -> Tensor:
         """How far images uint8 (B, S, S, 3) lie from the training images: the Mahalanobis distance of
-        their features (Lee et al. 2018, arXiv:1807.03888), (B,). 1 is what a share FAR of unseen
-        photographs stay below."""
+        their features (Lee et al. 2018, arXiv:1807.03888), (B,). 1 is what a share TYPICAL of
+        unseen photographs stay below."""
         features = self.features(images)
         with torch.autocast(features.device.type, enabled=False):  # the whitener spans a wide range
             return ((features - self.typical) @ self.whitener).norm(dim=1)

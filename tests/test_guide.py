@@ -14,7 +14,7 @@ import manipulate
 import studio
 from classifiers.guide import GuidanceClassifier, load_guide
 from config import LossConfig, ModelConfig, SamplingConfig
-from diffusion_model import ConditionalDiffusion, load_model
+from diffusion_model import FAR, ConditionalDiffusion, load_model
 from editing import STRENGTH_TOLERANCE, Editor
 from samplers import sample_generators
 
@@ -157,11 +157,11 @@ def test_what_lies_far_from_the_training_images_is_drawn_again(make_model, class
         return model.sample(len(numbers), None, {"Smiling": 1}, sampling, generators, guide=guide)
 
     fourth, fifth = guide.distance(draw(1, range(8))).sort().values[3:5]
-    guide.whitener *= 2 / (fourth + fifth)  # half of them are far
+    guide.whitener *= 2 * FAR / (fourth + fifth)  # half of them are far
     first, chosen = draw(1, range(8)), draw(4, range(8))
     distance = guide.distance(first)
     same = (first == chosen).flatten(1).all(1)
-    assert same[distance <= 1].all() and not same.all()
+    assert same[distance <= FAR].all() and not same.all()
     assert (guide.distance(chosen) <= distance).all()
     alone = draw(4, range(3, 5)).int()
     assert (chosen[3:5].int() - alone).abs().max() <= 1  # but for rounding, in any batch
