@@ -191,7 +191,7 @@ class NoisyStage(Stage):
                 t = torch.randint(q * steps // 4, (q + 1) * steps // 4, (len(x0),), device=x0.device)
                 with run.accelerator.autocast():
                     x_t = guide.schedule.q_sample(x0, t, torch.randn_like(x0))
-                    logits.append(guide.network(x_t, t) - guide.prior)
+                    logits.append(guide.log_odds(x_t, t))
                 rows.append(attributes)
             accuracy = balanced_accuracy(torch.cat(logits), torch.cat(rows))
             results[f"balanced_accuracy_quartile_{q + 1}"] = float(accuracy.nanmean())
