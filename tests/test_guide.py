@@ -13,7 +13,7 @@ from PIL import Image
 import manipulate
 import studio
 from classifiers.guide import GuidanceClassifier, load_guide
-from config import LossConfig, ModelConfig, SamplingConfig
+from config import EditSettings, LossConfig, ModelConfig, SamplingConfig
 from diffusion_model import FAR, ConditionalDiffusion, load_model
 from editing import STRENGTH_TOLERANCE, Editor
 from samplers import sample_generators
@@ -264,3 +264,10 @@ def test_the_nearest_of_three_drawings_is_kept(make_model, monkeypatch):
     kept = model.sample(1, None, {"Smiling": 1}, sampling, generators, guide=guide)
     assert len(drawings) == 3 and torch.equal(kept, drawings[1])
     assert not torch.equal(drawings[1], drawings[2])
+
+
+def test_held_attributes_leave_something_to_edit(make_model):
+    model = make_model()
+    settings = EditSettings(pins=model.config.attribute_names)
+    with pytest.raises(ValueError, match="--hold leaves nothing to edit"):
+        studio.requests_to_edit(model, None, settings, torch.zeros(3))
