@@ -172,9 +172,10 @@ def judge(checkpoints: dict[str, Path | str], config: DemoConfig) -> dict[str, d
     from diffusion_model import load_model
     from evaluation.metrics import balanced_accuracy
     from studio import draw
+    from synthetic_faces.benchmark import WHOLE
 
     held_out = CelebADataset(FACES, "test", 64, cache_dir="data/cache")
-    probe = load_reader(PROBE, held_out.attribute_names, 178)
+    probe = load_reader(PROBE, held_out.attribute_names, WHOLE)
     attributes = held_out.attributes[: config.num_samples]
     sampling = SamplingConfig(num_inference_steps=10, tries=1)
     accuracies = {}
