@@ -146,8 +146,9 @@ class SpatialVAE(nn.Module):
 
 
 class DetailNetwork(nn.Module):
-    """The velocity of an upscaler's fine detail, r_t -> (B, 12, h, w) at half the side: four channels of
-    pixels for each colour. Without norms, so what it draws depends on what is near alone.
+    """The velocity of an upscaler's fine detail r_t (B, 12, h, w), in the same shape. h and w are half
+    the image's: ``pixel_unshuffle`` makes four channels of each colour. There are no norms, so what it
+    draws depends only on what is near.
 
     Args:
         width: channels of its blocks, and of the features that it sees besides r_t.
@@ -186,7 +187,7 @@ class Upscaler(nn.Module):
     Args:
         width: channels of the decoder.
         num_blocks: residual blocks of the regression, at half the side.
-        detail_blocks: residual blocks of the flow; 0: no detail is drawn.
+        detail_blocks: residual blocks of the flow; 0, as in files of before: no detail is drawn.
     """
 
     clip_x0 = True
@@ -215,8 +216,8 @@ class Upscaler(nn.Module):
         self.detail = DetailNetwork(width, detail_blocks) if detail_blocks else None
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, 3, S / 2, S / 2). There
-        is no noise: exp(-20). Raises ValueError for an odd S."""
+        """x (B, 3, S, S) in [-1, 1] -> mean, log-variance, each float32 (B, 3, S / 2, S / 2). The
+        latter is -20: the latent has no noise. Raises ValueError for an odd S."""
         if x.shape[2] % 2 or x.shape[3] % 2:
             raise ValueError(
                 f"image size {x.shape[2]}x{x.shape[3]} is not divisible by the upscaler's 2"
@@ -248,7 +249,7 @@ class Upscaler(nn.Module):
         return F.pixel_shuffle(x_hat, 2)
 
     def losses(self, x: Tensor) -> dict[str, Tensor]:
-        """Scalar terms for x (B, 3, S, S):
+        """Scalar terms for x (B, 3, S, S), of an upscaler that draws detail:
 
         - l1: mean absolute error per pixel value of the regression, which learns the median of x.
         - detail: mean squared error of the velocity, noise less detail, at t from the logit-normal
@@ -256,13 +257,12 @@ class Upscaler(nn.Module):
         """
         x_hat, features = self.regress(self.encode(x)[0])
         x = F.pixel_unshuffle(x, 2)
-        terms = {"l1": (x_hat - x).abs().mean()}
-        if self.detail is not None:
-            r = (x - x_hat.detach()) / self.DETAIL
-            t, noise = torch.sigmoid(torch.randn(len(x), device=x.device)), torch.randn_like(r)
-            r_t = torch.lerp(r, noise, t[:, None, None, None])
-            terms["detail"] = F.mse_loss(self.detail(r_t, t, features), noise - r)
-        return terms
+        r = (x - x_hat.detach()) / self.DETAIL
+        t, noise = torch.sigmoid(torch.randn(len(x), device=x.device)), torch.randn_like(r)
+        r_t = torch.lerp(r, noise, t[:, None, None, None])
+        assert self.detail is not None
+        velocity = self.detail(r_t, t, features)
+        return {"l1": (x_hat - x).abs().mean(), "detail": F.mse_loss(velocity, noise - r)}
 
 
 class StableDiffusionVAE(nn.Module):

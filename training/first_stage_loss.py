@@ -1,7 +1,7 @@
-"""The losses of a first stage: reconstruction, perceptual and adversarial losses in one total; and of an
-upscaler.
+"""The losses of a first stage and of an upscaler.
 
-One optimiser and one backward pass train the autoencoder and the discriminator. The autoencoder's
+A first stage has reconstruction, perceptual and adversarial losses in one total. One optimiser and one
+backward pass train the autoencoder and the discriminator. The autoencoder's
 loss takes the discriminator's weights as constants. The discriminator's loss takes the reconstructions
 as constants.
 """
@@ -66,7 +66,7 @@ class UpscalerTraining(AutoencoderTraining):
     def forward(self, images: Tensor, *unused: object) -> tuple[dict[str, Tensor], None, None]:
         """Joint loss = l1 / DETAIL + detail: see ``Upscaler.losses``."""
         terms = self.autoencoder.losses(self.pixels.encode(images))
-        total = terms["l1"] / self.autoencoder.DETAIL + terms.get("detail", 0.0)
+        total = terms["l1"] / self.autoencoder.DETAIL + terms["detail"]
         return {**terms, "total": total}, None, None
 
 

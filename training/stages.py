@@ -303,10 +303,14 @@ class AutoencoderStage(Stage):
     keeps_best = False  # the loss changes when the discriminator starts
     has_unused_parameters = True  # the discriminator's, before it starts
 
-    def check(self, config: TrainConfig) -> None:
+    def check_side(self, config: TrainConfig) -> None:
+        """Raise ValueError for an image size that the first stage cannot halve."""
         side, factor = config.model.image_size, 2 ** len(config.first_stage.vae_channels)
         if side % factor:
             raise ValueError(f"--image_size {side} is not divisible by the first stage's {factor}")
+
+    def check(self, config: TrainConfig) -> None:
+        self.check_side(config)
         if config.first_stage_loss.perceptual_weight:
             check_likeness(config.judge)
 
@@ -356,10 +360,7 @@ class UpscalerStage(AutoencoderStage):
         if len(config.first_stage.vae_channels) != 1:
             widths = " ".join(map(str, config.first_stage.vae_channels))
             raise ValueError(f"an upscaler has one width, got --channels {widths}: try --channels 48")
-        if config.model.image_size % 2:
-            raise ValueError(
-                f"--image_size {config.model.image_size} is not divisible by the upscaler's 2"
-            )
+        self.check_side(config)
 
     def build(self, config: TrainConfig, train_set: ImageDataset) -> UpscalerTraining:
         first_stage = replace(config.first_stage, attribute_names=tuple(train_set.attribute_names))
