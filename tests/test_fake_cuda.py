@@ -66,7 +66,7 @@ SD_VAE = {
 FIRST_STAGES = {
     "pixels": {},
     "vae": {"channels": (8,), "num_attributes": 3},
-    "upscaler": {"width": 8},
+    "upscaler": {"width": 8, "detail_width": 8},
     "sd-vae": SD_VAE,
 }
 ROWS = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 1.0]])

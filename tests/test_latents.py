@@ -27,7 +27,7 @@ from image_data.encoded import LatentDataset
 from latent_vae import SpatialVAE, Upscaler
 from training import encoding as writer
 from training.encoding import first_stage_weights
-from training.first_stage_loss import FirstStageTraining
+from training.first_stage_loss import FirstStageTraining, UpscalerTraining
 
 VAE_FLAGS = ["--stage", "first_stage", "--channels", "8", "16"]
 
@@ -87,6 +87,45 @@ def test_an_upscaler_starts_as_bicubic_interpolation_and_keeps_the_small_image()
     torch.testing.assert_close(upscaler.decode(small), bicubic)
     with pytest.raises(ValueError, match="15x15 is not divisible"):
         upscaler.encode(x[:, :, 1:, 1:])
+
+
+def test_an_upscaler_draws_the_detail_that_its_flow_leads_to():
+    upscaler, small = Upscaler(8, detail_width=8), torch.rand(2, 3, 8, 8) * 2 - 1
+    detail = torch.randn(2, 12, 8, 8)
+
+    class ToDetail(torch.nn.Module):  # the exact velocity where the detail is certain
+        def forward(self, r_t, t, features):
+            return (r_t - detail) / t[:, None, None, None]
+
+    upscaler.detail = ToDetail()
+    bicubic = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
+    drawn = upscaler.decode(small) - bicubic
+    expected = Upscaler.DETAIL * torch.nn.functional.pixel_shuffle(detail, 2)
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_upscaler_draws_the_same_where_latents_are_alike():
+    torch.manual_seed(0)
+    upscaler, small = Upscaler(8, detail_width=8), torch.rand(1, 3, 64, 64)
+    torch.nn.init.normal_(upscaler.detail.last.weight, std=0.1)
+    other = small.clone()
+    other[:, :, :, 60:] = 1
+    a, b = upscaler.decode(small), upscaler.decode(torch.cat([other, small]))
+    torch.testing.assert_close(a[0], b[1])
+    torch.testing.assert_close(a[0, :, :, :20], b[0, :, :, :20])
+    assert (a[0, :, :, 120:] - b[0, :, :, 120:]).abs().max() > 0.1
+
+
+def test_the_losses_of_an_upscaler_are_those_of_its_two_parts():
+    torch.manual_seed(0)
+    images = torch.randint(256, (256, 16, 16, 3), dtype=torch.uint8)
+    training = UpscalerTraining(FirstStageConfig(), Upscaler(8, detail_width=8))
+    terms = training(images)[0]  # it starts as bicubic interpolation, and the flow as zero everywhere
+    left_out = (training.reconstruct(images).float() - images.float()) / 127.5
+    torch.testing.assert_close(terms["l1"], left_out.abs().mean(), rtol=0.02, atol=0.0)
+    detail = (left_out / Upscaler.DETAIL).square().mean()
+    torch.testing.assert_close(terms["detail"], detail + 1, rtol=0.02, atol=0.0)
+    torch.testing.assert_close(terms["total"], terms["l1"] / Upscaler.DETAIL + terms["detail"])
 
 
 def test_moments_serve_as_images_and_decoding_undoes_the_standardisation():

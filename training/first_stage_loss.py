@@ -1,6 +1,7 @@
-"""The loss of a first stage: reconstruction, perceptual and adversarial losses in one total.
+"""The losses of a first stage and of an upscaler.
 
-One optimiser and one backward pass train the autoencoder and the discriminator. The autoencoder's
+A first stage has reconstruction, perceptual and adversarial losses in one total. One optimiser and one
+backward pass train the autoencoder and the discriminator. The autoencoder's
 loss takes the discriminator's weights as constants. The discriminator's loss takes the reconstructions
 as constants.
 """
@@ -33,31 +34,71 @@ class PatchDiscriminator(nn.Module):
         return self.layers(x).float()
 
 
-class FirstStageTraining(nn.Module):
-    """The first stage with its discriminator. ``forward`` is their joint loss and returns it in the form
-    of ``ConditionalDiffusion.forward``.
-
-    Before each step, set ``progress``, the completed share of the run. The KL's weight grows until
-    progress ``kl_warmup``, and the adversarial loss starts at ``adversarial_start``.
+class AutoencoderTraining(nn.Module):
+    """An autoencoder in training. ``forward`` is its loss and returns it in the form of
+    ``ConditionalDiffusion.forward``.
 
     Args:
         config: what the autoencoder is trained on.
         autoencoder: a ``SpatialVAE`` or an ``Upscaler``.
-        stages: of the perceptual network; None for no perceptual loss.
     """
 
-    progress = 0.0
+    progress = 0.0  # the completed share of the run, set before each step
 
-    def __init__(
-        self,
-        config: FirstStageConfig,
-        autoencoder: SpatialVAE | Upscaler,
-        stages: nn.ModuleList | None = None,
-    ):
+    def __init__(self, config: FirstStageConfig, autoencoder: SpatialVAE | Upscaler):
         super().__init__()
         self.config = config
         self.pixels = PixelFirstStage()
         self.autoencoder = autoencoder
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images decoded from the latent's mean: uint8 (B, H, W, 3) -> the same form."""
+        mean, _ = self.autoencoder.encode(self.pixels.encode(images))
+        return self.pixels.decode(self.autoencoder.decode(mean))
+
+
+class UpscalerTraining(AutoencoderTraining):
+    """The upscaler's two losses, at weights that give them one scale."""
+
+    autoencoder: Upscaler
+
+    def forward(self, images: Tensor, *unused: object) -> tuple[dict[str, Tensor], None, None]:
+        """Joint loss = l1 / DETAIL + detail, x (B, 3, S, S) from a latent with noise:
+
+        - l1: mean absolute error per pixel value of the regression, which learns the median of x.
+        - detail: mean squared error of the velocity, noise less detail, at t from the logit-normal
+          distribution (Esser et al. 2024, arXiv:2403.03206, section 3.1).
+        """
+        upscaler, x = self.autoencoder, self.pixels.encode(images)
+        x_hat, features = upscaler.regress(draw_posterior(*upscaler.encode(x)))
+        x = F.pixel_unshuffle(x, 2)
+        r = (x - x_hat.detach()) / upscaler.DETAIL
+        t, noise = torch.sigmoid(torch.randn(len(x), device=x.device)), torch.randn_like(r)
+        assert upscaler.detail is not None
+        velocity = upscaler.detail(torch.lerp(r, noise, t[:, None, None, None]), t, features)
+        terms = {"l1": (x_hat - x).abs().mean(), "detail": F.mse_loss(velocity, noise - r)}
+        return {**terms, "total": terms["l1"] / upscaler.DETAIL + terms["detail"]}, None, None
+
+
+class FirstStageTraining(AutoencoderTraining):
+    """The first stage with its discriminator.
+
+    The KL's weight grows until progress ``kl_warmup``, and the adversarial loss starts at
+    ``adversarial_start``.
+
+    Args:
+        config: what the autoencoder is trained on.
+        autoencoder: the first stage.
+        stages: of the perceptual network; None for no perceptual loss.
+    """
+
+    autoencoder: SpatialVAE
+
+    def __init__(
+        self, config: FirstStageConfig, autoencoder: SpatialVAE, stages: nn.ModuleList | None = None
+    ):
+        super().__init__(config, autoencoder)
         self.discriminator = PatchDiscriminator()
         self.stages = stages
 
@@ -85,8 +126,8 @@ class FirstStageTraining(nn.Module):
         attributes + adversarial_weight balance adversarial, plus the discriminator's loss.
 
         - l1: mean absolute error per pixel value, x_hat from a reparameterised z.
-        - kl: KL(q(z | x) || N(0, I)) per value of z. An upscaler has none.
-        - attributes: ``attribute_loss`` of the head. An upscaler has none.
+        - kl: KL(q(z | x) || N(0, I)) per value of z.
+        - attributes: ``attribute_loss`` of the head.
         - adversarial, discriminator: hinge losses (Lim & Ye 2017, arXiv:1705.02894).
 
         Returns the terms, with the joint loss under ``total``, and None twice: there are no timesteps.
@@ -100,13 +141,12 @@ class FirstStageTraining(nn.Module):
         if self.stages is not None:
             terms["perceptual"] = perceptual_distance(self.stages, x_hat, x).mean()
             likeness = likeness + loss_config.perceptual_weight * terms["perceptual"]
-        terms["likeness"] = total = likeness
-        if isinstance(self.autoencoder, SpatialVAE):
-            terms["kl"] = kl_to_prior(mean, logvar).mean()
-            terms["attributes"] = attribute_loss(self.autoencoder.attribute_logits(z), attributes)
-            warmth = min(1.0, self.progress / loss_config.kl_warmup) if loss_config.kl_warmup else 1.0
-            total = likeness + warmth * loss_config.latent_kl_weight * terms["kl"]
-            total = total + loss_config.latent_attr_weight * terms["attributes"]
+        terms["likeness"] = likeness
+        terms["kl"] = kl_to_prior(mean, logvar).mean()
+        terms["attributes"] = attribute_loss(self.autoencoder.attribute_logits(z), attributes)
+        warmth = min(1.0, self.progress / loss_config.kl_warmup) if loss_config.kl_warmup else 1.0
+        total = likeness + warmth * loss_config.latent_kl_weight * terms["kl"]
+        total = total + loss_config.latent_attr_weight * terms["attributes"]
         if self.progress >= loss_config.adversarial_start and loss_config.adversarial_weight:
             terms["adversarial"] = self._adversarial(x_hat)
             terms["balance"] = self._balance(likeness, terms["adversarial"])
@@ -116,9 +156,3 @@ class FirstStageTraining(nn.Module):
             total = total + weight * terms["adversarial"] + terms["discriminator"]
         terms["total"] = total
         return terms, None, None
-
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Images decoded from the latent's mean: uint8 (B, H, W, 3) -> the same form."""
-        mean, _ = self.autoencoder.encode(self.pixels.encode(images))
-        return self.pixels.decode(self.autoencoder.decode(mean))

@@ -28,7 +28,7 @@ from image_data.encoded import LatentDataset
 from latent_vae import SpatialVAE, Upscaler
 from training.batches import is_encoded, ready_batch, seed_everything
 from training.encoding import first_stage_weights
-from training.first_stage_loss import FirstStageTraining
+from training.first_stage_loss import AutoencoderTraining, FirstStageTraining, UpscalerTraining
 from training.init_from import take_over
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from training.run import TrainingRun
 
 TYPICAL_IMAGES = 2000  # from which a guide learns what is typical (docs/log.md)
+DETAIL_WIDTH = 32  # channels of an upscaler's flow
 PATCH_IMAGES = 512  # whose patches a first stage starts from: 131,072 patches of 128-pixel faces
 
 # title -> pictures uint8 (N, H, W, 3), or the frames of a film (frames, N, H, W, 3)
@@ -302,36 +303,36 @@ class AutoencoderStage(Stage):
     keeps_best = False  # the loss changes when the discriminator starts
     has_unused_parameters = True  # the discriminator's, before it starts
 
-    def check(self, config: TrainConfig) -> None:
+    def check_side(self, config: TrainConfig) -> None:
+        """Raise ValueError for an image size that the first stage cannot halve."""
         side, factor = config.model.image_size, 2 ** len(config.first_stage.vae_channels)
         if side % factor:
             raise ValueError(f"--image_size {side} is not divisible by the first stage's {factor}")
+
+    def check(self, config: TrainConfig) -> None:
+        self.check_side(config)
         if config.first_stage_loss.perceptual_weight:
             check_likeness(config.judge)
 
-    def build(self, config: TrainConfig, train_set: ImageDataset) -> FirstStageTraining:
+    def build(self, config: TrainConfig, train_set: ImageDataset) -> AutoencoderTraining:
         names = tuple(train_set.attribute_names)
         stages, judge = None, ""
         if config.first_stage_loss.perceptual_weight:
             stages, judge = perceptual_stages(config.judge, names, config.first_stage.crop)
         first_stage = replace(config.first_stage, attribute_names=names, judge=judge)
-        return FirstStageTraining(first_stage, self.autoencoder(first_stage, train_set), stages)
+        vae = SpatialVAE(**self.network(first_stage))
+        images = train_set.__getitems__([*range(min(PATCH_IMAGES, len(train_set)))])["image"]
+        vae.start_from_patches(PixelFirstStage().encode(images))
+        return FirstStageTraining(first_stage, vae, stages)
 
     def network(self, config: FirstStageConfig) -> dict[str, Any]:
         """The arguments of the network."""
         return config.network()
 
-    def autoencoder(self, config: FirstStageConfig, train_set: ImageDataset) -> SpatialVAE | Upscaler:
-        """The network before its training."""
-        vae = SpatialVAE(**self.network(config))
-        images = train_set.__getitems__([*range(min(PATCH_IMAGES, len(train_set)))])["image"]
-        vae.start_from_patches(PixelFirstStage().encode(images))
-        return vae
-
     def loss_config(self, config: TrainConfig) -> Config:
         return config.first_stage_loss
 
-    def hidden(self, model: FirstStageTraining) -> Iterable[nn.Module]:
+    def hidden(self, model: Any) -> Iterable[nn.Module]:
         return model.autoencoder.modules()
 
     def pictures(self, run: TrainingRun, images: Tensor, attributes: Tensor) -> Pictures:
@@ -351,24 +352,27 @@ class AutoencoderStage(Stage):
 
 
 class UpscalerStage(AutoencoderStage):
-    """A first stage that doubles images: ``FirstStageTraining`` of an ``Upscaler``."""
+    """A first stage that doubles images: ``UpscalerTraining``."""
 
-    kind = "upscaler"
+    kind, has_unused_parameters = "upscaler", False
 
     def check(self, config: TrainConfig) -> None:
         if len(config.first_stage.vae_channels) != 1:
             widths = " ".join(map(str, config.first_stage.vae_channels))
-            raise ValueError(f"an upscaler has one width, got --channels {widths}: try --channels 64")
-        super().check(config)
+            raise ValueError(f"an upscaler has one width, got --channels {widths}: try --channels 48")
+        self.check_side(config)
+
+    def build(self, config: TrainConfig, train_set: ImageDataset) -> UpscalerTraining:
+        first_stage = replace(config.first_stage, attribute_names=tuple(train_set.attribute_names))
+        return UpscalerTraining(first_stage, Upscaler(**self.network(first_stage)))
 
     def network(self, config: FirstStageConfig) -> dict[str, Any]:
-        return {"width": config.vae_channels[0]}
+        return {"width": config.vae_channels[0], "detail_width": DETAIL_WIDTH}
 
-    def autoencoder(self, config: FirstStageConfig, train_set: ImageDataset) -> Upscaler:
-        return Upscaler(**self.network(config))
-
-    def hidden(self, model: FirstStageTraining) -> Iterable[nn.Module]:
-        return model.autoencoder.blocks.modules()
+    def hidden(self, model: Any) -> Iterable[nn.Module]:
+        upscaler = model.autoencoder
+        parts = (upscaler.blocks, upscaler.detail.conv1, upscaler.detail.conv2)
+        return chain.from_iterable(part.modules() for part in parts)
 
     def next_command(self, config: TrainConfig, path: Path) -> str:
         return f"python export.py --checkpoint MODEL --first_stage {quote(str(path))} --out LARGER.pth"
