@@ -186,7 +186,7 @@ class Upscaler(nn.Module):
     training, noise disturbs the small image as a model's errors do: else the flow makes streaks of them.
 
     Args:
-        width: channels of the decoder.
+        width: channels of the regression.
         num_blocks: residual blocks of the regression, at half the side.
         detail_width: channels of the flow; 0, as in files of before: no detail is drawn.
     """

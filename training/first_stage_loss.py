@@ -1,9 +1,8 @@
 """The losses of a first stage and of an upscaler.
 
 A first stage has reconstruction, perceptual and adversarial losses in one total. One optimiser and one
-backward pass train the autoencoder and the discriminator. The autoencoder's
-loss takes the discriminator's weights as constants. The discriminator's loss takes the reconstructions
-as constants.
+backward pass train the autoencoder and the discriminator. The autoencoder's loss takes the
+discriminator's weights as constants. The discriminator's loss takes the reconstructions as constants.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class UpscalerTraining(AutoencoderTraining):
     autoencoder: Upscaler
 
     def forward(self, images: Tensor, *unused: object) -> tuple[dict[str, Tensor], None, None]:
-        """Joint loss = l1 / DETAIL + detail, x (B, 3, S, S) from a latent with noise:
+        """Joint loss = l1 / DETAIL + detail. Both parts see the small image with noise:
 
         - l1: mean absolute error per pixel value of the regression, which learns the median of x.
         - detail: mean squared error of the velocity, noise less detail, at t from the logit-normal
